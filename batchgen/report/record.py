@@ -1,0 +1,116 @@
+"""What a backend hands to the reports: one finished run as columns. It computes no metric.
+
+Both backends fill the same record, so that every table, plot and file means the same for a simulated
+and a real run. Times are int64 picoseconds since the run's zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ROW_COLUMNS = (
+    "row",
+    "prompt_tokens",
+    "output_tokens",
+    "engine",
+    "rank",
+    "arrival_ps",
+    "first_token_ps",
+    "end_ps",
+    "preemptions",
+    "recomputed_tokens",
+    "migrations",
+    "suspensions",
+    "status",
+)
+STEP_COLUMNS = (
+    "engine",
+    "q0",
+    "passes",
+    "start_ps",
+    "duration_ps",
+    "kind",
+    "running",
+    "prompt_tokens",
+    "output_tokens",
+    "finished",
+    "kv_pages",
+    "flops",
+    "hbm_bytes",
+)
+FLOAT_COLUMNS = frozenset({"flops", "hbm_bytes"})
+
+KIND_DECODE, KIND_MIXED, KIND_PREFILL = 0, 1, 2
+KIND_NAMES = ("decode", "mixed", "prefill")
+STATUS_DONE, STATUS_FAILED = 0, 1
+
+
+@dataclass(slots=True, kw_only=True)
+class RunRecord:
+    """One run, finished or interrupted.
+
+    backend: "sim" or "exec". config: resolved configuration, versions, seed, fingerprint (JSON-able).
+
+    rows: one entry per row; every column of `ROW_COLUMNS` is int64. `output_tokens` were produced
+    and kept; `first_token_ps` and `end_ps` are -1 if it never came to that; `engine` and `rank` are
+    -1 if the row was never placed; `status` is 0 done, 1 failed. `row_reasons` holds the finish
+    reason or error code of each row, in the same order.
+
+    steps: one entry per step that ran, in any order; int64 but for `flops` and `hbm_bytes`
+    (float64, whole step over all GPUs of the engine, 0 if unknown). `kind` is 0 decode, 1 mixed,
+    2 prefill; `running` is the rows in the first pass; `prompt_tokens`, `output_tokens` and
+    `finished` are totals of the step; `kv_pages` are the pages leased when it ends, all ranks.
+
+    marks: {"t_ps", "engine" (-1: the cluster), "kind", "text"}; kind is "phase", "switch", "fault",
+    "copy", "steal" or a word of the backend's own. The text of a fault begins with "lost", "slow"
+    or "back"; the plots draw these.
+
+    engines: {"engine", "node", "num_gpus", "hbm_pages_total", "peak_flops", "peak_bw"}; the last
+    three are of the whole engine (pages, FLOP/s, byte/s; 0 if unknown).
+
+    wall_s: what the run itself took on this machine. gpu_price_per_hour: US dollars, 0 if unknown.
+    decisions: lines of the decision log without line ends, read once when the run is written.
+    """
+
+    policy: str
+    backend: str
+    model: str
+    gpu: str
+    layout: str
+    num_gpus: int
+    config: dict[str, Any]
+    rows: dict[str, NDArray[Any]]
+    row_reasons: list[str]
+    steps: dict[str, NDArray[Any]]
+    marks: list[dict[str, Any]]
+    engines: list[dict[str, Any]]
+    wall_s: float
+    gpu_price_per_hour: float
+    decisions: Iterable[str] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_columns("rows", self.rows, ROW_COLUMNS)
+        check_columns("steps", self.steps, STEP_COLUMNS)
+        if len(self.row_reasons) != len(self.rows["row"]):
+            raise ValueError(
+                f"row_reasons has {len(self.row_reasons)} entries, rows has {len(self.rows['row'])}"
+            )
+        known = {engine["engine"] for engine in self.engines}
+        unknown = set(self.steps["engine"].tolist()) - known
+        if unknown:
+            raise ValueError(f"steps name engines that are not in engines: {sorted(unknown)[:5]}")
+
+
+def check_columns(name: str, table: dict[str, NDArray[Any]], expected: tuple[str, ...]) -> None:
+    """Raise ValueError unless `table` has the expected columns, all of one length."""
+    missing = [column for column in expected if column not in table]
+    if missing:
+        raise ValueError(f"{name} lacks the columns {missing}")
+    lengths = {column: len(table[column]) for column in expected}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{name} has columns of different lengths: {lengths}")

@@ -1,0 +1,68 @@
+"""What a simulation is asked to do: pure data, shared by the command line, jobs and the simulator.
+
+It checks ranges only; names of models, GPUs, policies and files are resolved by the simulator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from batchgen.errors import UserError
+
+ARRIVALS = ("batch", "trace")
+LOGS = ("off", "steps", "full")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimJob:
+    """One simulated run of one policy.
+
+    trace: path of a trace in the batchgen schema. model: catalog name or folder with a config.json.
+    gpus_per_node None: the catalog's node. layout None: the default rule, reported in the record.
+    overrides: ("part.option", "value") pairs in the order given. arrivals "batch" puts every row at
+    time 0. max_output_tokens None: the largest output of the trace is every row's budget. oracle:
+    the policy sees true output lengths. profile: JSON of `batchgen profile`; None: the roofline.
+    limit: only the first rows of the trace.
+    """
+
+    trace: str
+    model: str = "deepseek-r1"
+    gpu: str = "h20"
+    gpus: int = 128
+    gpus_per_node: int | None = None
+    layout: str | None = None
+    policy: str = "batchgen"
+    overrides: tuple[tuple[str, str], ...] = ()
+    arrivals: str = "batch"
+    faults: str | None = None
+    max_output_tokens: int | None = None
+    oracle: bool = False
+    profile: str | None = None
+    seed: int = 0
+    log: str = "off"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "gpus_per_node", "max_output_tokens", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} is {value}", remedy="give a number of at least 1")
+        if self.arrivals not in ARRIVALS:
+            raise UserError(
+                f"--arrivals is '{self.arrivals}'", remedy=f"choose one of {', '.join(ARRIVALS)}"
+            )
+        if self.log not in LOGS:
+            raise UserError(f"--log is '{self.log}'", remedy=f"choose one of {', '.join(LOGS)}")
+        if self.gpus_per_node is not None and self.gpus % min(self.gpus_per_node, self.gpus):
+            raise UserError(
+                f"--gpus {self.gpus} does not fill nodes of --gpus-per-node {self.gpus_per_node}",
+                remedy="make the first a multiple of the second",
+            )
+
+
+class Progress(Protocol):
+    """Called by a simulator now and then: simulated picoseconds, rows done, rows in the load."""
+
+    def __call__(self, now_ps: int, rows_done: int, rows_total: int) -> None: ...
