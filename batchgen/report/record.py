@@ -1,7 +1,7 @@
 """What a backend hands to the reports: one finished run as columns. It computes no metric.
 
-Both backends fill the same record, so that every table, plot and file means the same for a simulated
-and a real run. Times are int64 picoseconds since the run's zero.
+Both backends fill the same record, so that every table, plot and file means the same for a
+simulated and a real run. Times are int64 picoseconds since the run's zero.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ STATUS_DONE, STATUS_FAILED = 0, 1
 class RunRecord:
     """One run, finished or interrupted.
 
-    backend: "sim" or "exec". config: resolved configuration, versions, seed, fingerprint (JSON-able).
+    backend: "sim" or "exec". config: resolved configuration, versions, seed and fingerprint.
 
     rows: one entry per row; every column of `ROW_COLUMNS` is int64. `output_tokens` were produced
     and kept; `first_token_ps` and `end_ps` are -1 if it never came to that; `engine` and `rank` are

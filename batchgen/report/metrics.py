@@ -1,0 +1,243 @@
+"""Every metric of a run, each defined once, from a `RunRecord`. No formatting and no files here.
+
+The window of a run is from the first arrival to the last end of a row (BCT); steps are clipped to
+it. Sums of times are made in integers, so that shares of the window never exceed 1. Ratios without
+a base (an empty run, an unknown peak) are None.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchgen.report.record import (
+    KIND_DECODE,
+    KIND_MIXED,
+    KIND_NAMES,
+    KIND_PREFILL,
+    STATUS_DONE,
+    STATUS_FAILED,
+    RunRecord,
+)
+from batchgen.units import to_s
+
+TAIL_SHARE_DONE = 0.9
+
+
+def window_ps(record: RunRecord) -> tuple[int, int]:
+    """First arrival and last end of a row, failed rows included; (0, 0) if no row ended.
+
+    A failed row that never ran and carries no end does not widen the window.
+    """
+    ended = record.rows["end_ps"] >= 0
+    if not ended.any():
+        return 0, 0
+    start = int(record.rows["arrival_ps"].min())
+    return start, max(start, int(record.rows["end_ps"][ended].max()))
+
+
+def bct_s(record: RunRecord) -> float:
+    """Batch completion time in seconds: first arrival to last end, without loading."""
+    start, end = window_ps(record)
+    return to_s(end - start)
+
+
+def clipped_durations_ps(record: RunRecord) -> NDArray[np.int64]:
+    """Duration of each step inside the window, int64 picoseconds, shape (steps,)."""
+    start, end = window_ps(record)
+    begin = np.clip(record.steps["start_ps"], start, end)
+    finish = np.clip(record.steps["start_ps"] + record.steps["duration_ps"], start, end)
+    return np.asarray(finish - begin, dtype=np.int64)
+
+
+def step_gpus(record: RunRecord) -> NDArray[np.int64]:
+    """GPUs of the engine of each step, shape (steps,)."""
+    gpus = {int(e["engine"]): int(e["num_gpus"]) for e in record.engines}
+    engines, index = np.unique(record.steps["engine"], return_inverse=True)
+    return np.array([gpus[int(e)] for e in engines], dtype=np.int64)[index]
+
+
+def gpu_ps_by_kind(record: RunRecord) -> dict[str, int]:
+    """GPU-picoseconds inside the window spent in passes of each kind; keys of `KIND_NAMES`."""
+    durations, gpus, kinds = clipped_durations_ps(record), step_gpus(record), record.steps["kind"]
+    # Python integers: 10,000 GPUs for a day is 8.6e20 ps, more than int64 holds.
+    totals = dict.fromkeys(KIND_NAMES, 0)
+    for kind, name in enumerate(KIND_NAMES):
+        for count in np.unique(gpus[kinds == kind]).tolist():
+            totals[name] += count * int(durations[(kinds == kind) & (gpus == count)].sum())
+    return totals
+
+
+def time_split_s(record: RunRecord) -> dict[str, float]:
+    """Seconds of BCT in decode, mixed and prefill passes and idle, mean over GPUs; sums to BCT.
+
+    GPUs that belong to no engine count as idle.
+    """
+    gpus = max(record.num_gpus, 1)
+    start, end = window_ps(record)
+    by_kind = gpu_ps_by_kind(record)
+    split = {name: to_s(total) / gpus for name, total in by_kind.items()}
+    split["idle"] = to_s((end - start) * gpus - sum(by_kind.values())) / gpus
+    return split
+
+
+def busy_fraction(record: RunRecord) -> float | None:
+    """Time in passes / BCT, mean over all GPUs of the run."""
+    start, end = window_ps(record)
+    total = (end - start) * record.num_gpus
+    return sum(gpu_ps_by_kind(record).values()) / total if total else None
+
+
+def _hardware_fraction(record: RunRecord, column: str, peak: str) -> float | None:
+    amount = float(record.steps[column].sum())
+    available = sum(float(e[peak]) for e in record.engines) * bct_s(record)
+    return amount / available if amount > 0 and available > 0 else None
+
+
+def mfu(record: RunRecord) -> float | None:
+    """Model FLOPs / (peak FLOP/s x BCT), all engines; None if FLOPs or peaks are unknown."""
+    return _hardware_fraction(record, "flops", "peak_flops")
+
+
+def mbu(record: RunRecord) -> float | None:
+    """HBM bytes moved / (peak bandwidth x BCT), all engines; None if either is unknown."""
+    return _hardware_fraction(record, "hbm_bytes", "peak_bw")
+
+
+def tail10_s(record: RunRecord) -> float:
+    """Seconds from the end of 90 % of the rows to the end of all; rows without an end left out."""
+    ends = np.sort(record.rows["end_ps"][record.rows["end_ps"] >= 0])
+    if not len(ends):
+        return 0.0
+    # Integer arithmetic: ceil(0.9 * n) in floats is off by one where 0.9 * n is a whole number.
+    num_done = (len(ends) * 9 + 9) // 10
+    return to_s(int(ends[-1] - ends[num_done - 1]))
+
+
+def output_tokens(record: RunRecord) -> int:
+    """Output tokens of the rows that finished."""
+    return int(record.rows["output_tokens"][record.rows["status"] == STATUS_DONE].sum())
+
+
+def prompt_tokens(record: RunRecord) -> int:
+    """Prompt tokens of the rows that finished, each counted once however often computed."""
+    return int(record.rows["prompt_tokens"][record.rows["status"] == STATUS_DONE].sum())
+
+
+def kv_peak_fraction(record: RunRecord) -> float | None:
+    """KV pages leased / pages of the pool: the largest over engines and step ends."""
+    return _kv(record)[0]
+
+
+def kv_mean_fraction(record: RunRecord) -> float | None:
+    """KV pages leased / size, mean over BCT and engines by size; idle engines count as empty.
+
+    A step counts with the pages leased at its end.
+    """
+    return _kv(record)[1]
+
+
+def _kv(record: RunRecord) -> tuple[float | None, float | None]:
+    sizes = {int(e["engine"]): int(e["hbm_pages_total"]) for e in record.engines}
+    start, end = window_ps(record)
+    total = sum(sizes.values())
+    if not total or end == start:
+        return None, None
+    durations = clipped_durations_ps(record).astype(np.float64)
+    engines, index = np.unique(record.steps["engine"], return_inverse=True)
+    size = np.array([sizes[int(e)] for e in engines], dtype=np.float64)[index]
+    pages = record.steps["kv_pages"]
+    known = size > 0
+    peak = float((pages[known] / size[known]).max()) if known.any() else None
+    return peak, float((pages * durations).sum()) / (total * (end - start))
+
+
+def mean_running(record: RunRecord) -> float:
+    """Rows running in the whole cluster, mean over BCT; a step counts with its first pass."""
+    start, end = window_ps(record)
+    if end == start:
+        return 0.0
+    running = record.steps["running"].astype(np.float64)
+    return float((running * clipped_durations_ps(record)).sum()) / (end - start)
+
+
+def mean_decode_batch(record: RunRecord) -> float | None:
+    """Output tokens per decode pass of an engine: the rows that a pass served, padding left out."""
+    decode = record.steps["kind"] == KIND_DECODE
+    passes = int(record.steps["passes"][decode].sum())
+    return int(record.steps["output_tokens"][decode].sum()) / passes if passes else None
+
+
+def balance_bound_s(record: RunRecord) -> float:
+    """What this run's own passes would take if perfectly balanced, in seconds.
+
+    The larger of: time in passes, spread evenly over all GPUs; and the longest finished row alone,
+    one token per pass of the shortest mean duration seen (as in the bound of longest processing
+    time first). A yardstick for placement and tail, not a bound over all policies: passes of other
+    batch sizes take other times. Never above BCT.
+    """
+    busy = to_s(sum(gpu_ps_by_kind(record).values())) / max(record.num_gpus, 1)
+    produced = (record.steps["output_tokens"] > 0) & (record.steps["passes"] > 0)
+    done = record.rows["status"] == STATUS_DONE
+    chain = 0.0
+    if produced.any() and done.any():
+        steps = record.steps
+        shortest = (steps["duration_ps"][produced] / steps["passes"][produced]).min()
+        longest = int(record.rows["output_tokens"][done].max())
+        chain = max(longest - 1, 0) * float(shortest) / 1e12
+    return min(max(busy, chain), bct_s(record))
+
+
+def summary(record: RunRecord) -> dict[str, Any]:
+    """All metrics as a JSON-able dict; what `--json` prints and `summary.json` holds.
+
+    Names carry their units. Times are seconds; fractions are 0 to 1; None where there is no base.
+    """
+    rows, steps = record.rows, record.steps
+    bct = bct_s(record)
+    split = time_split_s(record)
+    out, prompt = output_tokens(record), prompt_tokens(record)
+    gpu_hours = record.num_gpus * bct / 3600
+    kv_peak, kv_mean = _kv(record)
+    return {
+        "policy": record.policy,
+        "backend": record.backend,
+        "model": record.model,
+        "gpu": record.gpu,
+        "layout": record.layout,
+        "num_gpus": record.num_gpus,
+        "num_engines": len(record.engines),
+        "rows": len(rows["row"]),
+        "finished_rows": int((rows["status"] == STATUS_DONE).sum()),
+        "failed_rows": int((rows["status"] == STATUS_FAILED).sum()),
+        "bct_s": bct,
+        "output_tokens_per_s": out / bct if bct else None,
+        "total_tokens_per_s": (prompt + out) / bct if bct else None,
+        "busy_fraction": busy_fraction(record),
+        "mfu": mfu(record),
+        "mbu": mbu(record),
+        "tail10_s": tail10_s(record),
+        "preemptions": int(rows["preemptions"].sum()),
+        "recomputed_tokens": int(rows["recomputed_tokens"].sum()),
+        "migrations": int(rows["migrations"].sum()),
+        "suspensions": int(rows["suspensions"].sum()),
+        "kv_peak_fraction": kv_peak,
+        "kv_mean_fraction": kv_mean,
+        "mean_running": mean_running(record),
+        "mean_decode_batch": mean_decode_batch(record),
+        "gpu_hours": gpu_hours,
+        "cost_usd": gpu_hours * record.gpu_price_per_hour if record.gpu_price_per_hour else None,
+        "passes": int(steps["passes"].sum()),
+        "steps": len(steps["q0"]),
+        "decode_s": split[KIND_NAMES[KIND_DECODE]],
+        "mixed_s": split[KIND_NAMES[KIND_MIXED]],
+        "prefill_s": split[KIND_NAMES[KIND_PREFILL]],
+        "idle_s": split["idle"],
+        "balance_bound_s": balance_bound_s(record),
+        "prompt_tokens": prompt,
+        "output_tokens": out,
+        "faults": sum(mark["kind"] == "fault" for mark in record.marks),
+        "wall_s": record.wall_s,
+    }

@@ -1,0 +1,188 @@
+"""Run directories: write one atomically, read one back. The same layout from both backends.
+
+    DIR/run.json  summary.json  rows.parquet  steps.parquet  [decisions.jsonl.gz]  plots/*.png
+
+A directory appears whole (a temporary sibling, then a rename) or not at all. A non-empty directory
+is never written over unless `force` is given and it is itself a run directory.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchgen.errors import DataError, UserError
+from batchgen.report.metrics import summary
+from batchgen.report.record import FLOAT_COLUMNS, ROW_COLUMNS, STEP_COLUMNS, RunRecord
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SCHEMA = 1
+RUN_FIELDS = (
+    "policy",
+    "backend",
+    "model",
+    "gpu",
+    "layout",
+    "num_gpus",
+    "config",
+    "marks",
+    "engines",
+    "wall_s",
+    "gpu_price_per_hour",
+)
+
+
+def check_target(path: Path, *, force: bool = False) -> None:
+    """Raise UserError unless a run directory may be written at `path`; call before a long run."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file", remedy="give a folder for the run directory")
+    if not any(path.iterdir()):
+        return
+    if not force:
+        raise UserError(
+            f"{path} exists and is not empty", remedy="give another --out, or --force to replace it"
+        )
+    if not (path / "run.json").is_file():
+        raise UserError(
+            f"{path} is not a run directory (no run.json), so --force does not replace it",
+            remedy="give another --out",
+        )
+
+
+def write_run(
+    record: RunRecord, path: Path, *, force: bool = False, plots: bool = True
+) -> dict[str, Any]:
+    """Write the run directory of `record` and return its summary. Consumes `record.decisions`.
+
+    Raises UserError if `path` is taken (see `check_target`) or cannot be written.
+    """
+    path = Path(path)
+    check_target(path, force=force)
+    result = summary(record)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        temporary.chmod(0o755)
+        _fill(record, result, temporary, plots)
+        _swap(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return result
+
+
+def _fill(record: RunRecord, result: dict[str, Any], folder: Path, plots: bool) -> None:
+    run = {"schema": SCHEMA} | {name: getattr(record, name) for name in RUN_FIELDS}
+    write_json(folder / "run.json", run)
+    write_json(folder / "summary.json", {"schema": SCHEMA} | result)
+    _write_table(folder / "rows.parquet", record.rows, record.row_reasons)
+    _write_table(folder / "steps.parquet", record.steps, None)
+    if record.decisions is not None:
+        # mtime 0: the same run gives the same bytes.
+        with (
+            (folder / "decisions.jsonl.gz").open("wb") as raw,
+            gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=5, mtime=0, filename="") as out,
+        ):
+            for line in record.decisions:
+                out.write(line.encode() + b"\n")
+    (folder / "plots").mkdir()
+    if plots:
+        from batchgen.report.plots import plot_run
+
+        plot_run(record, folder / "plots")
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    """Put `temporary` at `path`; a replaced directory is set aside first, so that none is lost."""
+    if not path.exists() or not any(path.iterdir()):
+        temporary.rename(path)  # POSIX: renaming onto an empty directory replaces it
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(aside)
+    temporary.rename(path)
+    shutil.rmtree(aside)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write strict JSON (no NaN), two-space indent, through a temporary sibling and a rename."""
+    text = json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n"
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _plain(value: object) -> object:
+    """NumPy scalars as Python numbers; anything else is a bug of the caller."""
+    item = getattr(value, "item", None)
+    if callable(item):
+        return item()
+    raise TypeError(f"{type(value).__name__} in a run record is not JSON: {value!r}")
+
+
+def _write_table(path: Path, table: dict[str, NDArray[Any]], reasons: list[str] | None) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {name: pa.array(values) for name, values in table.items()}
+    if reasons is not None:
+        columns["reason"] = pa.array(reasons, pa.string()).dictionary_encode()
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def load_run(path: Path) -> RunRecord:
+    """Read a run directory back; `decisions` is None. Raises UserError or DataError."""
+    path = Path(path)
+    if not (path / "run.json").is_file():
+        raise UserError(
+            f"{path} is not a run directory (no run.json)",
+            remedy="give a folder written by 'batchgen sim --out' or 'batchgen exec --out'",
+        )
+    try:
+        run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", path=str(path / "run.json")) from error
+    if run.get("schema") != SCHEMA:
+        raise DataError(
+            f"schema {run.get('schema')}, this version reads {SCHEMA}",
+            path=str(path / "run.json"),
+            field="schema",
+        )
+    missing = [name for name in RUN_FIELDS if name not in run]
+    if missing:
+        raise DataError("missing", path=str(path / "run.json"), field=missing[0])
+    rows, reasons = _read_table(path / "rows.parquet", ROW_COLUMNS)
+    steps, _ = _read_table(path / "steps.parquet", STEP_COLUMNS)
+    fields = {name: run[name] for name in RUN_FIELDS}
+    return RunRecord(rows=rows, row_reasons=reasons, steps=steps, **fields)
+
+
+def _read_table(path: Path, expected: tuple[str, ...]) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"cannot be read: {str(error).splitlines()[0]}", path=str(path)) from error
+    columns: dict[str, NDArray[Any]] = {}
+    for name in table.column_names:
+        if name != "reason":
+            kind = np.float64 if name in FLOAT_COLUMNS else np.int64
+            columns[name] = table.column(name).to_numpy().astype(kind)
+    for name in expected:
+        if name not in columns:
+            raise DataError("missing column", path=str(path), field=name)
+    reasons = table.column("reason").to_pylist() if "reason" in table.column_names else []
+    return columns, reasons
