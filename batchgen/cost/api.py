@@ -98,7 +98,7 @@ class CostModel(Protocol):
         ...
 
     def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        """Busy time per module in ps per pass, for reports; with overlap the sum exceeds pass_ps."""
+        """Busy time per module in ps per pass; with overlap the sum exceeds pass_ps."""
         ...
 
     def flops(self, load: PassLoad) -> FloatArray:
