@@ -1,0 +1,107 @@
+"""Pictures of traces: length distributions and arrivals. Computes no statistics of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchgen.errors import UserError
+from batchgen.trace.table import Trace
+from batchgen.trace.write import refuse_existing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ARRIVAL_BINS = 120
+PS_PER_S = 1e12
+# Colour-blind safe (Okabe and Ito), in the order in which traces are given.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKED_QUANTILES = (0.5, 0.99)
+
+
+def plot(traces: list[Trace], path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Write one picture of up to seven traces; the ending of `path` (.png, .pdf, .svg) decides.
+
+    Left and middle: share of the rows with at most so many prompt and output tokens (log axis,
+    dots at the median and the 99th percentile). Right: arrivals per second over time, or the
+    share of output tokens held by the longest rows if no trace has arrival times.
+    """
+    if not 1 <= len(traces) <= len(COLOURS):
+        raise UserError(f"{len(traces)} traces for one picture", remedy=f"give 1 to {len(COLOURS)}")
+    target = Path(path)
+    if target.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"{target}: unknown kind of picture", remedy="use .png, .pdf or .svg")
+    refuse_existing(target, force=force)
+    # The object interface with no pyplot: nothing global is changed and no display is needed.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    timed = [trace for trace in traces if len(trace) and trace.arrival_ps.max() > 0]
+    for trace, colour in zip(traces, COLOURS, strict=False):
+        _cumulative(left, trace.prompt_tokens, trace.name, colour)
+        _cumulative(middle, trace.output_tokens, trace.name, colour)
+        if not timed:
+            _concentration(right, trace.output_tokens, trace.name, colour)
+        elif trace.arrival_ps.max() > 0:
+            _arrivals(right, trace.arrival_ps, trace.name, colour)
+    for axes, title in ((left, "prompt"), (middle, "output")):
+        axes.set(xscale="log", xlabel=f"{title} tokens", ylabel="share of rows", ylim=(0, 1.01))
+        axes.set_title(f"{title.capitalize()} lengths")
+    if timed:
+        right.set(xlabel="time (s)", ylabel="arrivals per second", ylim=(0, None), title="Arrivals")
+    else:
+        right.set(
+            xlabel="longest rows (share of all)",
+            ylabel="share of output tokens",
+            xlim=(0, 1),
+            ylim=(0, 1.01),
+            title="Who holds the output tokens",
+        )
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(loc="upper left", frameon=False, fontsize=8)
+    _save(figure, target)
+
+
+def _save(figure: Any, target: Path) -> None:
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    # No creation date in the file: the same traces give the same picture.
+    metadata = {".png": {"Software": ""}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+    try:
+        figure.savefig(part, format=target.suffix[1:], metadata=metadata[target.suffix])
+        part.replace(target)
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror})", remedy="give a writable place"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _cumulative(axes: Axes, tokens: NDArray[np.int32], label: str, colour: str) -> None:
+    values, counts = np.unique(tokens, return_counts=True)
+    share = np.cumsum(counts) / tokens.size
+    # A step at the left end so that a constant length is visible too.
+    axes.step(np.r_[values[0], values], np.r_[0.0, share], where="post", color=colour, label=label)
+    marks = np.quantile(tokens, MARKED_QUANTILES)
+    axes.plot(marks, MARKED_QUANTILES, "o", color=colour, markersize=4)
+
+
+def _arrivals(axes: Axes, arrival_ps: NDArray[np.int64], label: str, colour: str) -> None:
+    seconds = arrival_ps / PS_PER_S
+    counts, edges = np.histogram(seconds, bins=ARRIVAL_BINS)
+    axes.stairs(counts / np.diff(edges), edges, color=colour, label=label)
+
+
+def _concentration(axes: Axes, tokens: NDArray[np.int32], label: str, colour: str) -> None:
+    ordered = np.sort(tokens)[::-1].astype(np.float64)
+    share = np.r_[0.0, np.cumsum(ordered) / ordered.sum()]
+    axes.plot(np.linspace(0, 1, share.size), share, color=colour, label=label)
