@@ -6,9 +6,12 @@ It checks ranges only; names of models, GPUs, policies and files are resolved by
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from batchgen.errors import UserError
+
+if TYPE_CHECKING:
+    from batchgen.report.record import RunRecord
 
 ARRIVALS = ("batch", "trace")
 LOGS = ("off", "steps", "full")
@@ -66,3 +69,9 @@ class Progress(Protocol):
     """Called by a simulator now and then: simulated picoseconds, rows done, rows in the load."""
 
     def __call__(self, now_ps: int, rows_done: int, rows_total: int) -> None: ...
+
+
+class Simulate(Protocol):
+    """What a simulator offers: `batchgen.sim.run.simulate`. Raises UserError on bad input."""
+
+    def __call__(self, job: SimJob, *, progress: Progress | None = None) -> RunRecord: ...

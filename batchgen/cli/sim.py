@@ -1,0 +1,183 @@
+"""`batchgen sim`: flags to a `SimJob`, the simulator called, tables and files out; no model here.
+
+The simulator is imported when it is needed, so that `--help` and bad flags cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from batchgen.cli.common import (
+    parse_names,
+    parse_overrides,
+    print_runs_json,
+    print_table,
+    progress_bar,
+    say,
+)
+from batchgen.errors import UserError
+from batchgen.simjob import ARRIVALS, LOGS, SimJob, Simulate
+
+if TYPE_CHECKING:
+    from batchgen.report.record import RunRecord
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+DEFAULTS: dict[str, Any] = {
+    name: field.default for name, field in SimJob.__dataclass_fields__.items()
+}
+
+
+def simulator() -> Simulate:
+    """The simulator's entry point; loads the backend."""
+    return cast(Simulate, import_module("batchgen.sim.run").simulate)
+
+
+@app.command()
+def sim(
+    trace: Annotated[str, typer.Option(help="Trace to run: JSONL, plain or gzip.")],
+    model: Annotated[
+        str, typer.Option(help="Catalog name, or a folder with a config.json.")
+    ] = DEFAULTS["model"],
+    gpus: Annotated[int, typer.Option(help="GPUs in the cluster.")] = DEFAULTS["gpus"],
+    gpu: Annotated[str, typer.Option(help="Catalog name of the GPU.")] = DEFAULTS["gpu"],
+    gpus_per_node: Annotated[
+        int | None, typer.Option(help="GPUs that share a host; default: the catalog's node.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Parallel layout; default: a rule, printed.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help=f"Preset to run; default: {DEFAULTS['policy']}.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Several presets instead, with commas between.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PART.OPTION=VALUE", help="Change one option; may be repeated."
+        ),
+    ] = None,
+    arrivals: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(ARRIVALS), help="All rows at once, or at the times of the trace."
+        ),
+    ] = DEFAULTS["arrivals"],
+    faults: Annotated[str | None, typer.Option(help="File of slow and lost devices.")] = None,
+    max_output_tokens: Annotated[
+        int | None,
+        typer.Option(help="Output budget of rows without one; default: the trace's maximum."),
+    ] = None,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Let the policy see true output lengths.")
+    ] = False,
+    profile: Annotated[
+        str | None, typer.Option(help="Profile of 'batchgen profile' instead of the roofline.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = DEFAULTS["seed"],
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of the trace.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write run directories DIR/<policy> and plots here.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace run directories that exist.")
+    ] = False,
+    log: Annotated[
+        str, typer.Option(metavar="|".join(LOGS), help="Decision log in the run directory.")
+    ] = DEFAULTS["log"],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of the table.")
+    ] = False,
+    progress: Annotated[str, typer.Option(metavar="auto|off", help="Progress on stderr.")] = "auto",
+) -> int:
+    """Simulate a trace on a cluster, under one policy or several."""
+    if policy is not None and compare is not None:
+        raise UserError("--policy and --compare are both given", remedy="give one of them")
+    policies = (
+        parse_names("--compare", compare)
+        if compare is not None
+        else (policy if policy is not None else DEFAULTS["policy"],)
+    )
+    if not Path(trace).is_file():
+        what = "is a folder" if Path(trace).is_dir() else "does not exist"
+        raise UserError(f"trace {trace} {what}", remedy="give a JSONL file, plain or gzip")
+    if log != "off" and out is None:
+        raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
+    job = SimJob(
+        trace=trace,
+        model=model,
+        gpu=gpu,
+        gpus=gpus,
+        gpus_per_node=gpus_per_node,
+        layout=layout,
+        policy=policies[0],
+        overrides=parse_overrides(overrides or ()),
+        arrivals=arrivals,
+        faults=faults,
+        max_output_tokens=max_output_tokens,
+        oracle=oracle,
+        profile=profile,
+        seed=seed,
+        log=log,
+        limit=limit,
+    )
+    _check_out(out, policies, force)
+    records, summaries = [], []
+    simulate = simulator()
+    for name in policies:
+        with progress_bar(name, progress) as callback:
+            record = simulate(replace(job, policy=name), progress=callback)
+        summaries.append(_keep(record, name, out, force))
+        records.append(record)
+    if out is not None and len(records) > 1:
+        _write_comparison(records, summaries, out)
+    if as_json:
+        print_runs_json(summaries)
+    else:
+        print_table(summaries)
+    return 1 if any(s["failed_rows"] for s in summaries) else 0
+
+
+def _check_out(out: Path | None, policies: tuple[str, ...], force: bool) -> None:
+    """Refuse an unusable --out before the first simulation, not after the last."""
+    if out is None:
+        return
+    from batchgen.report.rundir import check_target
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file", remedy="give a folder")
+    for name in policies:
+        if "/" in name or name in ("", ".", "..", "plots"):
+            raise UserError(f"policy '{name}' cannot name a folder", remedy="leave out --out")
+        check_target(out / name, force=force)
+
+
+def _keep(record: RunRecord, name: str, out: Path | None, force: bool) -> dict[str, Any]:
+    """Summarise a run and, with --out, write its directory at once: a later failure keeps it."""
+    if out is None:
+        from batchgen.report.metrics import summary
+
+        return summary(record)
+    from batchgen.report.rundir import write_run
+
+    result = write_run(record, out / name, force=force)
+    say(f"wrote {out / name}")
+    return result
+
+
+def _write_comparison(records: list[RunRecord], summaries: list[dict[str, Any]], out: Path) -> None:
+    from batchgen.cli.common import JSON_SCHEMA
+    from batchgen.report.plots import plot_comparison
+    from batchgen.report.rundir import write_json
+
+    (out / "plots").mkdir(exist_ok=True)
+    plot_comparison(records, out / "plots")
+    write_json(out / "compare.json", {"schema": JSON_SCHEMA, "runs": summaries})
+    say(f"wrote {out / 'plots'}")

@@ -1,0 +1,168 @@
+"""The table of one or several runs and the lines that say why they differ. Reads summaries only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from batchgen.report import text
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+Summary = Mapping[str, Any]
+Format = Callable[[Any], str]
+
+# (label, key, format, which end is better: "low", "high" or ""); None starts a new section.
+ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
+    ("batch completion time", "bct_s", text.duration, "low"),
+    ("against the fastest", "slowdown", text.ratio, ""),
+    ("output tokens/s", "output_tokens_per_s", text.count, "high"),
+    ("prompt + output tokens/s", "total_tokens_per_s", text.count, "high"),
+    ("GPU-hours", "gpu_hours", text.count, "low"),
+    ("cost", "cost_usd", text.dollars, "low"),
+    None,
+    ("time in decode passes", "decode_s", text.duration, ""),
+    ("time in mixed passes", "mixed_s", text.duration, ""),
+    ("time in prefill passes", "prefill_s", text.duration, ""),
+    ("idle", "idle_s", text.duration, "low"),
+    ("GPU busy", "busy_fraction", text.percent, "high"),
+    ("last 10 % of the rows take", "tail10_s", text.duration, "low"),
+    ("same passes, perfectly balanced", "balance_bound_s", text.duration, ""),
+    ("rows per decode pass", "mean_decode_batch", text.count, "high"),
+    ("running sequences, mean", "mean_running", text.count, ""),
+    ("MFU", "mfu", text.percent, "high"),
+    ("MBU", "mbu", text.percent, "high"),
+    None,
+    ("KV pages leased, peak", "kv_peak_fraction", text.percent, ""),
+    ("KV pages leased, mean", "kv_mean_fraction", text.percent, ""),
+    ("preemptions", "preemptions", text.count, "low"),
+    ("recomputed tokens", "recomputed_tokens", text.count, "low"),
+    ("suspensions", "suspensions", text.count, ""),
+    ("migrations", "migrations", text.count, ""),
+    None,
+    ("rows finished", "finished_rows", text.count, ""),
+    ("rows failed", "failed_rows", text.count, "low"),
+    ("faults", "faults", text.count, ""),
+    ("passes", "passes", text.count, ""),
+    ("steps", "steps", text.count, ""),
+    ("this run took", "wall_s", text.duration, ""),
+)
+HIDDEN_WHEN_ZERO = frozenset({"failed_rows", "faults", "mixed_s", "prefill_s", "migrations"})
+SPLIT = ("decode", "mixed", "prefill", "idle")
+
+
+def labels(summaries: Sequence[Summary]) -> list[str]:
+    """Policy names; where two runs share one, their number is added."""
+    names = [str(s["policy"]) for s in summaries]
+    return [
+        f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+
+
+def comparison_table(summaries: Sequence[Summary]) -> Table:
+    """One column per run, one line per metric; the better value of several is marked.
+
+    A metric that no run knows is left out.
+    """
+    from rich.table import Table
+
+    best = min(float(s["bct_s"]) for s in summaries)
+    table = Table(
+        title=title(summaries), title_justify="left", title_style="bold", header_style="bold"
+    )
+    table.add_column("")
+    for label in labels(summaries):
+        table.add_column(label, justify="right", no_wrap=True)
+    for row in ROWS:
+        if row is None:
+            table.add_section()
+            continue
+        label, key, form, better = row
+        if key == "slowdown":
+            values = [float(s["bct_s"]) / best if best else None for s in summaries]
+        else:
+            values = [s.get(key) for s in summaries]
+        known = [v for v in values if v is not None]
+        if not known or (key in HIDDEN_WHEN_ZERO and not any(known)):
+            continue
+        if key == "slowdown" and len(summaries) == 1:
+            continue
+        table.add_row(label, *_cells(values, form, better, alarm=key == "failed_rows"))
+    return table
+
+
+def _cells(values: Sequence[Any], form: Format, better: str, *, alarm: bool) -> list[str]:
+    known = [v for v in values if v is not None]
+    mark = None
+    if better and len(values) > 1 and len(set(known)) > 1:
+        mark = min(known) if better == "low" else max(known)
+    cells = []
+    for value in values:
+        cell = form(value)
+        if alarm and value:
+            cell = f"[bold red]{cell}[/]"
+        elif mark is not None and value == mark:
+            cell = f"[bold green]{cell}[/]"
+        cells.append(cell)
+    return cells
+
+
+def title(summaries: Sequence[Summary]) -> str:
+    """Model, machine and layout; 'several' where the runs differ."""
+
+    def one(key: str) -> str:
+        found = list(dict.fromkeys(str(s[key]) for s in summaries))
+        return found[0] if len(found) == 1 else "several"
+
+    return (
+        f"{one('model')} on {one('num_gpus')} x {one('gpu')}, layout {one('layout')}, "
+        f"{int(summaries[0]['rows']):,} rows ({one('backend')})"
+    )
+
+
+def why_lines(summaries: Sequence[Summary]) -> list[str]:
+    """One line per run: where its time went; for all but the fastest also the gap, taken apart.
+
+    The times are means over GPUs and add up to BCT, so the differences add up to the gap exactly.
+    """
+    names = labels(summaries)
+    fastest = min(range(len(summaries)), key=lambda i: float(summaries[i]["bct_s"]))
+    lines = []
+    for i, run in enumerate(summaries):
+        bct = float(run["bct_s"])
+        if not bct:
+            lines.append(f"{names[i]}: nothing ran")
+            continue
+        shares = [
+            f"{100 * run[f'{k}_s'] / bct:.0f} % {k}" for k in SPLIT if run[f"{k}_s"] >= 5e-3 * bct
+        ]
+        line = f"{names[i]}: {', '.join(shares)}"
+        if run["mean_decode_batch"] is not None:
+            line += f"; {text.count(float(run['mean_decode_batch']))} rows per decode pass"
+        line += f"; last 10 % of the rows take {100 * run['tail10_s'] / bct:.0f} % of the time"
+        if i != fastest:
+            line += "; " + _gap(run, summaries[fastest], names[fastest])
+        lines.append(line)
+    return lines
+
+
+def _gap(run: Summary, best: Summary, best_name: str) -> str:
+    parts = [(float(run[f"{k}_s"]) - float(best[f"{k}_s"]), k) for k in SPLIT]
+    total = float(run["bct_s"]) - float(best["bct_s"])
+    # Parts under 2 % of the gap explain nothing.
+    shown = sorted((p for p in parts if abs(p[0]) >= 0.02 * total > 0), key=lambda p: -abs(p[0]))
+    terms = ", ".join(f"{'+' if d > 0 else ''}{text.duration(d)} {k}" for d, k in shown)
+    gap = f"{text.duration(total)} behind {best_name}"
+    return f"{gap} = {terms}" if terms else gap
+
+
+def report(summaries: Sequence[Summary]) -> Group:
+    """The table with its 'why' lines, for a rich console."""
+    from rich.console import Group
+    from rich.text import Text
+
+    why = [Text(f"- {line}") for line in why_lines(summaries)]
+    return Group(comparison_table(summaries), Text("Why", style="bold"), *why)

@@ -1,0 +1,44 @@
+"""Numbers as text for tables and progress lines. Nothing here is read back by a program."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float | None) -> str:
+    """Two units at most: '2 d 3 h', '1 h 05 min', '3 min 20 s', '12.3 s', '4.5 ms'."""
+    if seconds is None:
+        return "-"
+    if seconds < 0:
+        return "-" + duration(-seconds)
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms" if seconds else "0 s"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def count(value: float | None) -> str:
+    """Thousands separated; one decimal below 100 unless whole."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:,.1f}"
+
+
+def percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def dollars(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.2f} $"
+
+
+def ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
