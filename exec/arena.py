@@ -1,0 +1,186 @@
+"""The paged KV arena of one tier: storage, page allocator with reference counts, block tables.
+
+Decides nothing: the runtime counts pages and says when to fill or free them; this file chooses the
+physical page numbers, and they never leave `batchgen.exec`.
+
+A page holds keys and values of all layers contiguously, shape [layers, 2, kv_heads, page_tokens,
+head_dim], so that moving a page between tiers is one contiguous span. Attention of one layer
+gathers through the flat view [pages * layers * 2, ...], which costs the same as a layer-major
+layout (measured; an index_select on a strided layer view is 15 times slower).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from batchgen.errors import IllegalTransition
+
+IntArray = npt.NDArray[np.int64]
+
+
+class PagePool:
+    """Physical pages of one tier with reference counts. A page is free when its count is zero."""
+
+    def __init__(self, name: str, num_pages: int) -> None:
+        self.name = name
+        self.num_pages = num_pages
+        self.references: IntArray = np.zeros(num_pages, dtype=np.int64)
+        self._free = list(range(num_pages - 1, -1, -1))  # a stack; the lowest page comes first
+
+    @property
+    def used(self) -> int:
+        """Distinct pages with at least one reference."""
+        return self.num_pages - len(self._free)
+
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` free pages. Running out is the runtime's mistake, never the user's."""
+        if count > len(self._free):
+            raise IllegalTransition(
+                f"{self.name} pool: {count} pages asked, {len(self._free)} of {self.num_pages} free"
+            )
+        pages = [self._free.pop() for _ in range(count)]
+        self.references[pages] = 1
+        return pages
+
+    def retain(self, pages: Sequence[int]) -> None:
+        """One more reference on each page."""
+        for page in pages:
+            if self.references[page] < 1:
+                raise IllegalTransition(f"{self.name} pool: a free page was shared")
+            self.references[page] += 1
+
+    def drop(self, pages: Sequence[int]) -> None:
+        """One reference less on each page; free those that reach zero."""
+        for page in pages:
+            if self.references[page] < 1:
+                raise IllegalTransition(f"{self.name} pool: a free page was dropped")
+            self.references[page] -= 1
+            if self.references[page] == 0:
+                self._free.append(page)
+
+
+class BlockTables:
+    """Physical pages of each row, in order: a growing array [slots, columns] with lengths.
+
+    An array and not lists, so that a pass finds the pages of all its rows with a few NumPy calls.
+    """
+
+    def __init__(self) -> None:
+        self.pages: IntArray = np.zeros((16, 8), dtype=np.int64)
+        self.counts: IntArray = np.zeros(16, dtype=np.int64)
+
+    def append(self, slot: int, pages: Sequence[int]) -> None:
+        """Add pages behind those that the slot has."""
+        count = int(self.counts[slot]) if slot < len(self.counts) else 0
+        self._grow(slot + 1, count + len(pages))
+        self.pages[slot, count : count + len(pages)] = pages
+        self.counts[slot] = count + len(pages)
+
+    def of(self, slot: int) -> list[int]:
+        """The pages of one slot."""
+        if slot >= len(self.counts):
+            return []
+        pages: list[int] = self.pages[slot, : self.counts[slot]].tolist()
+        return pages
+
+    def clear(self, slot: int) -> list[int]:
+        """Forget and return the pages of one slot."""
+        pages = self.of(slot)
+        if pages:
+            self.counts[slot] = 0
+        return pages
+
+    def _grow(self, slots: int, columns: int) -> None:
+        have = self.pages.shape
+        if slots <= have[0] and columns <= have[1]:
+            return
+        shape = tuple(
+            max(size, 2 * old if size > old else old)
+            for size, old in zip((slots, columns), have, strict=True)
+        )
+        pages = np.zeros(shape, dtype=np.int64)
+        pages[: have[0], : have[1]] = self.pages
+        counts = np.zeros(shape[0], dtype=np.int64)
+        counts[: have[0]] = self.counts
+        self.pages, self.counts = pages, counts
+
+
+class KvArena:
+    """One tier: `num_pages` KV pages of a model, their pool and their block tables.
+
+    `storage` has shape [pages, layers, 2, kv_heads, page_tokens, head_dim].
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_pages: int,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        page_tokens: int,
+        head_dim: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.page_tokens = page_tokens
+        self.num_layers = num_layers
+        shape = (num_pages, num_layers, 2, num_kv_heads, page_tokens, head_dim)
+        # Zeros, not empty: masked positions are multiplied by 0, which does not hide a stray NaN.
+        self.storage = torch.zeros(shape, dtype=dtype)
+        self.flat = self.storage.view(-1, num_kv_heads, page_tokens, head_dim)
+        self.pool = PagePool(name, num_pages)
+        self.tables = BlockTables()
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
+        return self.storage[0].numel() * self.storage.element_size() if len(self.storage) else 0
+
+    def reserve(self, slot: int, tokens: int) -> None:
+        """Make sure that the slot has pages for its first `tokens` tokens."""
+        have = int(self.tables.counts[slot]) if slot < len(self.tables.counts) else 0
+        missing = -(-tokens // self.page_tokens) - have
+        if missing > 0:
+            self.tables.append(slot, self.pool.allocate(missing))
+
+    def release(self, slot: int) -> None:
+        """Drop every page of the slot; shared pages live on with their other owners."""
+        self.pool.drop(self.tables.clear(slot))
+
+    def write(
+        self,
+        layer: int,
+        pages: torch.Tensor,
+        offsets: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:
+        """Store new keys and values: token t goes to `pages[t]` at `offsets[t]`.
+
+        `keys` and `values` have shape [tokens, kv_heads, head_dim].
+        """
+        base = pages * (2 * self.num_layers) + 2 * layer
+        self.flat[base, :, offsets] = keys
+        self.flat[base + 1, :, offsets] = values
+
+    def gather(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of pages [M] in a layer: two of [M, kv_heads, page_tokens, head_dim]."""
+        base = pages * (2 * self.num_layers) + 2 * layer
+        return self.flat.index_select(0, base), self.flat.index_select(0, base + 1)
+
+
+def copy_pages(source: KvArena, target: KvArena, slot: int, first: int, last: int) -> int:
+    """Copy pages [first, last) of a slot from one tier to the other; returns bytes moved.
+
+    The target must hold those pages already.
+    """
+    if last <= first:
+        return 0
+    src = torch.from_numpy(source.tables.pages[slot, first:last])
+    dst = torch.from_numpy(target.tables.pages[slot, first:last])
+    target.storage.index_copy_(0, dst, source.storage.index_select(0, src))
+    return (last - first) * source.page_bytes

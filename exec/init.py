@@ -1,0 +1,188 @@
+"""Write a random checkpoint in Hugging Face layout, with a byte-level tokenizer. Trains nothing.
+
+For tests and demonstrations: the text means nothing, but prompts of any language encode, answers
+depend on the whole prompt, and many of them end by themselves at very different lengths.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from batchgen.errors import UserError
+from batchgen.exec.config import load_config
+from batchgen.exec.weights import expected_shapes
+
+SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|end|>", "<|start|>", "<|stop|>")
+FIRST_SPECIAL = 256  # ids 0 to 255 are the bytes themselves
+VOCAB_SIZE = 264  # a multiple of 8; three ids are spare
+EOS_TOKEN_ID = FIRST_SPECIAL + SPECIAL_TOKENS.index("<|end|>")
+STOP_TOKEN_ID = FIRST_SPECIAL + SPECIAL_TOKENS.index("<|stop|>")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|stop|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+ARCHITECTURES = {
+    "llama": ("LlamaForCausalLM", "llama"),
+    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+    "qwen3-moe": ("Qwen3MoeForCausalLM", "qwen3_moe"),
+}
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "small": {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "moe_intermediate_size": 192,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+    },
+}
+MAX_CONTEXT = 4096
+
+# Chosen by `tests/execution/test_init_model.py`: sharp attention makes the next token depend on the
+# whole past (blunt attention runs into short loops), and a louder stop row of the head wins at a
+# few percent of the positions.
+ATTENTION_GAIN = 3.0
+STOP_GAIN = 1.15
+
+
+def init_model(
+    directory: Path,
+    arch: str = "llama",
+    size: str = "tiny",
+    seed: int = 0,
+    *,
+    tie_word_embeddings: bool = False,
+) -> Path:
+    """Write config, weights, generation defaults and tokenizer; returns `directory`.
+
+    The same arguments write the same bytes. Raises UserError for an unknown `arch` or `size`, and
+    rather than write over a folder that holds files already.
+    """
+    if arch not in ARCHITECTURES:
+        raise UserError(
+            f"unknown arch {arch!r}", remedy=f"choose one of {', '.join(ARCHITECTURES)}"
+        )
+    if size not in SIZES:
+        raise UserError(f"unknown size {size!r}", remedy=f"choose one of {', '.join(SIZES)}")
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} exists and is not an empty folder", remedy="choose another")
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_json(directory / "config.json", _config(arch, size, tie_word_embeddings))
+    generation = {"eos_token_id": [EOS_TOKEN_ID, STOP_TOKEN_ID], "do_sample": False}
+    _write_json(directory / "generation_config.json", generation)
+    save_file(_weights(directory, seed), directory / "model.safetensors", {"format": "pt"})
+    write_byte_tokenizer(directory)
+    return directory
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _config(arch: str, size: str, tie_word_embeddings: bool) -> dict[str, Any]:
+    class_name, model_type = ARCHITECTURES[arch]
+    sizes = dict(SIZES[size])
+    experts = {
+        k: sizes.pop(k) for k in ("moe_intermediate_size", "num_experts", "num_experts_per_tok")
+    }
+    config: dict[str, Any] = {
+        "architectures": [class_name],
+        "model_type": model_type,
+        "vocab_size": VOCAB_SIZE,
+        **sizes,
+        "hidden_act": "silu",
+        "max_position_embeddings": MAX_CONTEXT,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "attention_bias": False,
+        "tie_word_embeddings": tie_word_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": EOS_TOKEN_ID,
+        "pad_token_id": FIRST_SPECIAL,
+        "torch_dtype": "float32",
+    }
+    if arch == "qwen3-moe":
+        config |= experts | {
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+    return config
+
+
+def _weights(directory: Path, seed: int) -> dict[str, torch.Tensor]:
+    """Normal weights of variance 1 / fan-in, norms of one, louder head rows for stop tokens."""
+    config = load_config(directory)
+    generator = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in expected_shapes(config).items():
+        if "norm" in name:
+            weights[name] = torch.full(shape, ATTENTION_GAIN if "q_norm" in name else 1.0)
+            continue
+        values = generator.standard_normal(shape, dtype=np.float32)
+        if "embed_tokens" not in name:
+            values *= np.float32(shape[-1] ** -0.5)
+        if "q_proj" in name and not config.qk_norm:
+            values *= np.float32(ATTENTION_GAIN)
+        if name == (
+            "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        ):
+            values[list(config.eos_token_ids)] *= np.float32(STOP_GAIN)
+        weights[name] = torch.from_numpy(values)
+    return weights
+
+
+def write_byte_tokenizer(directory: Path) -> None:
+    """tokenizer.json and tokenizer_config.json in which token b < 256 is the byte b.
+
+    The library writes bytes as printable characters; `byte_characters` is that table.
+    """
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL_TOKENS])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": MAX_CONTEXT,
+        "pad_token": "<|pad|>",
+        "eos_token": "<|end|>",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    _write_json(directory / "tokenizer_config.json", settings)
+
+
+def byte_characters() -> list[str]:
+    """The printable stand-in of each byte in byte-level tokenizers.
+
+    Printable Latin-1 bytes stand for themselves; the others take U+0100 and on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]

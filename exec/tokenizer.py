@@ -1,0 +1,120 @@
+"""Text to tokens and back: tokenizer.json, chat template in a sandbox, stop tokens. No model.
+
+The template is a program from the checkpoint: it runs in Jinja's immutable sandbox with a limit on
+its size, and never sees files, modules or our objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import tokenizers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from batchgen.errors import DataError, UserError
+from batchgen.exec.config import load_config, read_json_object
+
+MAX_TEMPLATE_BYTES = 1 << 20
+
+
+class TemplateError(ValueError):
+    """The chat template rejected these messages; the text is the template's own."""
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint folder.
+
+    `eos_token_ids` are the ids that end an answer. `has_chat_template` says whether messages work.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory = Path(directory)
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(
+                f"{directory} has no tokenizer.json", remedy="only fast tokenizers are read"
+            )
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for any bad file
+            raise DataError(f"is not a tokenizer ({error!s:.80})", path=str(path)) from None
+        config = load_config(directory)
+        self.vocab_size = config.vocab_size
+        self.eos_token_ids = frozenset(config.eos_token_ids)
+        settings_path = directory / "tokenizer_config.json"
+        settings = read_json_object(settings_path, "settings") if settings_path.is_file() else {}
+        self._template = _template(directory, settings)
+        self._specials = {
+            name: _token_text(settings.get(name))
+            for name in ("bos_token", "eos_token", "pad_token")
+        }
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `encode_messages` can be used."""
+        return self._template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of plain text, with the special tokens that the tokenizer itself adds."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def encode_messages(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Tokens of a conversation, ready for the assistant's answer.
+
+        Raises TemplateError if there is no template or it does not accept the messages.
+        """
+        if self._template is None:
+            raise TemplateError("the model has no chat template; send a prompt instead")
+        try:
+            text = self._template.render(
+                messages=list(messages), add_generation_prompt=True, **self._specials
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
+            raise TemplateError(f"chat template: {error}") from None
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of produced tokens; special tokens and ids without a text are left out."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+
+def _token_text(value: object) -> str:
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
+
+
+def _template(directory: Path, settings: dict[str, Any]) -> jinja2.Template | None:
+    path = directory / "chat_template.jinja"
+    source = settings.get("chat_template")
+    if path.is_file():
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise DataError(f"is larger than {MAX_TEMPLATE_BYTES} bytes", path=str(path))
+        source = path.read_text(encoding="utf-8")
+    if isinstance(source, list):  # several named templates; the one called default is for chat
+        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+        source = named.get("default")
+    if not isinstance(source, str):
+        return None
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise_exception
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise DataError(
+            f"is not a valid template ({error!s:.80})",
+            path=str(directory),
+            field="chat_template",
+        ) from None
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)

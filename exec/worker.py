@@ -1,0 +1,334 @@
+"""One device of the executor: rows, their KV pages in two tiers, and passes over them.
+
+Obeys and decides nothing: which rows run, when pages are copied or freed and how many there may be
+is the runtime's business. An order that cannot be carried out is an IllegalTransition, because the
+runtime promised that it cannot happen.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from batchgen.errors import IllegalTransition, UserError
+from batchgen.exec.arena import KvArena, copy_pages
+from batchgen.exec.batch import Segment, build_batch
+from batchgen.exec.config import ModelConfig, load_config
+from batchgen.exec.sampler import choose
+from batchgen.exec.transformer import Transformer
+from batchgen.exec.weights import Checkpoint
+from batchgen.job.sampling import Sampling
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassResult:
+    """What one pass did. `finished` holds (row, "stop" | "length"), `failed` (row, code)."""
+
+    finished: tuple[tuple[int, str], ...]
+    failed: tuple[tuple[int, str], ...]
+    duration_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    """A row on this device. `known` is prompt and produced tokens; `computed` and `on_host` count
+    the leading tokens whose KV is valid in each tier."""
+
+    slot: int
+    known: list[int]
+    num_prompt: int
+    max_output: int
+    stop_ids: frozenset[int]
+    sampling: Sampling | None
+    computed: int = 0
+    on_host: int = 0
+    ended: str = ""
+
+    @property
+    def num_produced(self) -> int:
+        return len(self.known) - self.num_prompt
+
+
+class Worker:
+    """A model with its KV arenas. Rows are named by the runtime's row numbers.
+
+    `hbm_pages` and `host_pages` are sizes of the two tiers in pages of `page_tokens` tokens;
+    `threads` sets the torch threads of the process.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        page_tokens: int,
+        hbm_pages: int,
+        host_pages: int,
+        dtype: str = "float32",
+        threads: int | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"unknown dtype {dtype!r}", remedy=f"choose one of {', '.join(DTYPES)}")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.config: ModelConfig = load_config(Path(model_dir))
+        self.page_tokens = page_tokens
+        self.model = Transformer(
+            self.config, Checkpoint(Path(model_dir), self.config), DTYPES[dtype]
+        )
+        self._hbm = self._arena("hbm", hbm_pages, DTYPES[dtype])
+        self._host = self._arena("host", host_pages, DTYPES[dtype])
+        self._rows: dict[int, _Row] = {}
+        self._free_slots: list[int] = []
+        self._prefix: dict[int, int] = {}  # page key of the runtime -> physical page
+
+    def _arena(self, name: str, pages: int, dtype: torch.dtype) -> KvArena:
+        config = self.config
+        try:
+            return KvArena(
+                name,
+                pages,
+                num_layers=config.num_layers,
+                num_kv_heads=config.num_kv_heads,
+                page_tokens=self.page_tokens,
+                head_dim=config.head_dim,
+                dtype=dtype,
+            )
+        except RuntimeError as error:
+            size = config.kv_page_elements(self.page_tokens) * dtype.itemsize * pages
+            raise UserError(
+                f"cannot allocate {size} bytes for {pages} {name} KV pages ({error!s:.80})",
+                remedy=f"lower {name}_pages",
+            ) from None
+
+    # Rows
+
+    def add_row(
+        self,
+        row: int,
+        prompt_ids: Sequence[int],
+        produced_ids: Sequence[int] = (),
+        *,
+        max_output: int,
+        stop_ids: frozenset[int],
+        sampling: Sampling | None = None,
+    ) -> None:
+        """Make a row known; it has no KV yet. `produced_ids` are tokens of an earlier run."""
+        if row in self._rows:
+            raise IllegalTransition(f"row {row} was added twice")
+        known = [*prompt_ids, *produced_ids]
+        if not prompt_ids or len(produced_ids) >= max_output:
+            raise IllegalTransition(f"row {row} has no prompt or nothing left to produce")
+        if min(known) < 0 or max(known) >= self.config.vocab_size:
+            raise IllegalTransition(f"row {row} has tokens outside the vocabulary")
+        slot = heapq.heappop(self._free_slots) if self._free_slots else len(self._rows)
+        self._rows[row] = _Row(
+            slot=slot,
+            known=known,
+            num_prompt=len(prompt_ids),
+            max_output=max_output,
+            stop_ids=stop_ids,
+            sampling=sampling,
+        )
+
+    def tokens(self, row: int) -> list[int]:
+        """Tokens produced so far, the stop token included."""
+        state = self._row(row)
+        return state.known[state.num_prompt :]
+
+    def computed_tokens(self, row: int) -> int:
+        """Leading tokens of the row whose KV is valid in hbm."""
+        return self._row(row).computed
+
+    def forget_row(self, row: int) -> None:
+        """Free what the row still holds in both tiers and forget it."""
+        state = self._row(row)
+        self._hbm.release(state.slot)
+        self._host.release(state.slot)
+        heapq.heappush(self._free_slots, state.slot)
+        del self._rows[row]
+
+    def _row(self, row: int) -> _Row:
+        try:
+            return self._rows[row]
+        except KeyError:
+            raise IllegalTransition(f"row {row} is unknown to this worker") from None
+
+    # Memory
+
+    def pages_used(self, pool: str) -> int:
+        """Distinct physical pages in use in "hbm" or "host"."""
+        return self._pool(pool).pool.used
+
+    def _pool(self, pool: str) -> KvArena:
+        if pool not in ("hbm", "host"):
+            raise IllegalTransition(f"this worker has no pool {pool!r}")
+        return self._hbm if pool == "hbm" else self._host
+
+    def checkpoint(self, rows: Sequence[int], upto_tokens: Sequence[int]) -> int:
+        """Copy KV of the first `upto_tokens[i]` tokens of each row down to host; returns bytes.
+
+        Pages that host has already are not copied again, except a page that has grown.
+        """
+        moved = 0
+        for row, upto in zip(rows, upto_tokens, strict=True):
+            state = self._row(row)
+            if upto > state.computed:
+                raise IllegalTransition(
+                    f"row {row}: checkpoint of {upto}, computed {state.computed}"
+                )
+            self._host.reserve(state.slot, upto)
+            first, last = state.on_host // self.page_tokens, -(-upto // self.page_tokens)
+            moved += copy_pages(self._hbm, self._host, state.slot, first, last)
+            state.on_host = max(state.on_host, upto)
+        return moved
+
+    def restore(self, rows: Sequence[int], tokens: Sequence[int]) -> int:
+        """Copy KV of the first `tokens[i]` tokens of each row up to hbm; returns bytes.
+
+        What hbm has already (adopted pages, for instance) is kept.
+        """
+        moved = 0
+        for row, upto in zip(rows, tokens, strict=True):
+            state = self._row(row)
+            if upto > state.on_host:
+                raise IllegalTransition(f"row {row}: restore of {upto}, host has {state.on_host}")
+            self._hbm.reserve(state.slot, upto)
+            first, last = state.computed // self.page_tokens, -(-upto // self.page_tokens)
+            moved += copy_pages(self._host, self._hbm, state.slot, first, last)
+            state.computed = max(state.computed, upto)
+        return moved
+
+    def release(self, row: int, pool: str) -> None:
+        """Free the row's pages in one pool; pages that others share stay."""
+        state = self._row(row)
+        self._pool(pool).release(state.slot)
+        if pool == "hbm":
+            state.computed = 0
+        else:
+            state.on_host = 0
+
+    # Shared prefixes: the runtime owns the index; here are only its physical pages.
+
+    def adopt(self, row: int, keys: Sequence[int]) -> None:
+        """Let an empty row begin with the published pages `keys`, in order."""
+        state = self._row(row)
+        if self._hbm.tables.of(state.slot):
+            raise IllegalTransition(f"row {row} adopts a prefix but has pages already")
+        if len(keys) * self.page_tokens >= len(state.known):
+            raise IllegalTransition(f"row {row} adopts its last token, which must be computed")
+        missing = [key for key in keys if key not in self._prefix]
+        if missing:
+            raise IllegalTransition(f"row {row} adopts unpublished page {missing[0]}")
+        pages = [self._prefix[key] for key in keys]
+        self._hbm.pool.retain(pages)
+        self._hbm.tables.append(state.slot, pages)
+        state.computed = len(keys) * self.page_tokens
+
+    def publish(self, row: int, keys: Sequence[int]) -> None:
+        """Offer the row's first len(keys) pages, all full, under these keys; known keys stay."""
+        state = self._row(row)
+        if len(keys) * self.page_tokens > state.computed:
+            raise IllegalTransition(f"row {row} publishes pages that are not full")
+        for key, page in zip(keys, self._hbm.tables.of(state.slot), strict=False):
+            if key not in self._prefix:
+                self._hbm.pool.retain([page])
+                self._prefix[key] = page
+
+    def forget(self, keys: Sequence[int]) -> None:
+        """Withdraw published pages; rows that adopted them keep them."""
+        for key in keys:
+            if key not in self._prefix:
+                raise IllegalTransition(f"page {key} was forgotten but never published")
+            self._hbm.pool.drop([self._prefix.pop(key)])
+
+    # Passes
+
+    def run_pass(
+        self, decodes: Sequence[int], chunks: Sequence[tuple[int, int, int, bool]]
+    ) -> PassResult:
+        """One forward pass.
+
+        `decodes`: rows that compute the KV of their last token and sample the next. `chunks`: (row,
+        start, length, last): KV of known tokens [start, start + length); `last` also samples. A row
+        that has ended may still be decoded once (a ghost): its token is dropped.
+        """
+        begin = time.perf_counter()
+        decoding = [self._decode_segment(row) for row in decodes]
+        chunking = [self._chunk_segment(row, start, n, last) for row, start, n, last in chunks]
+        rows = [*decodes, *(row for row, _, _, _ in chunks)]
+        if len(set(rows)) != len(rows) or not rows:
+            raise IllegalTransition("a pass needs rows, each of them once")
+        segments = [*decoding, *chunking]
+        known = [
+            self._rows[row].known[s.start : s.start + s.length]
+            for row, s in zip(rows, segments, strict=True)
+        ]
+        token_ids = np.array([token for part in known for token in part], dtype=np.int64)
+        batch = build_batch(self._hbm, token_ids, decoding, chunking)
+        ends = np.cumsum([s.length for s in segments]) - 1
+        samples = [True] * len(decodes) + [last for _, _, _, last in chunks]
+        wanted = torch.from_numpy(ends[np.array(samples, dtype=bool)])
+        logits = self.model.forward(self._hbm, batch, wanted)
+        for row, segment in zip(rows, segments, strict=True):
+            self._rows[row].computed = segment.start + segment.length
+        sampled = [row for row, samples_now in zip(rows, samples, strict=True) if samples_now]
+        finished, failed = self._append(sampled, logits)
+        return PassResult(
+            finished=tuple(finished), failed=tuple(failed), duration_s=time.perf_counter() - begin
+        )
+
+    def _decode_segment(self, row: int) -> Segment:
+        state = self._row(row)
+        # A ghost was decoded after its end, so its computed count may equal its known tokens.
+        if state.computed != len(state.known) - 1 or not state.num_produced:
+            raise IllegalTransition(
+                f"row {row} decodes with {state.computed} of {len(state.known)} tokens computed"
+            )
+        return self._segment(state, state.computed, 1)
+
+    def _chunk_segment(self, row: int, start: int, length: int, last: bool) -> Segment:
+        state = self._row(row)
+        end = start + length
+        if start != state.computed or length < 1 or end > len(state.known):
+            raise IllegalTransition(
+                f"row {row}: chunk [{start}, {end}) with {state.computed} of "
+                f"{len(state.known)} tokens computed"
+            )
+        if last != (end == len(state.known)) or state.ended:
+            raise IllegalTransition(f"row {row}: chunk [{start}, {end}) has last={last}")
+        return self._segment(state, start, length)
+
+    def _segment(self, state: _Row, start: int, length: int) -> Segment:
+        self._hbm.reserve(state.slot, start + length)
+        return Segment(slot=state.slot, start=start, length=length)
+
+    def _append(
+        self, rows: Sequence[int], logits: torch.Tensor
+    ) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+        """Give each row its next token and say which rows ended by it."""
+        states = [self._rows[row] for row in rows]
+        tokens = choose(logits, [s.sampling for s in states], [s.num_produced for s in states])
+        finished, failed = [], []
+        for row, state, token in zip(rows, states, tokens, strict=True):
+            if state.ended:
+                continue  # a ghost
+            if token >= self.config.vocab_size:
+                state.ended = "failed"
+                failed.append((row, "non_finite_logits"))
+                continue
+            state.known.append(token)
+            if token in state.stop_ids:
+                state.ended = "stop"
+            elif state.num_produced >= state.max_output:
+                state.ended = "length"
+            if state.ended:
+                finished.append((row, state.ended))
+        return finished, failed
