@@ -42,6 +42,10 @@ def import_command(
     name: Annotated[
         str | None, typer.Option(help="Name of the trace [default: file name].")
     ] = None,
+    origin: Annotated[
+        str | None, typer.Option("--source", help="Where the data come from; kept in the file.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Their licence; kept in the file.")] = None,
     skip_bad: SkipBad = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Keep only the first N rows.")] = None,
     requests: Annotated[
@@ -83,6 +87,8 @@ def import_command(
     )
     if name is not None:
         trace = replace(trace, name=name)
+    given = {"source": origin, "licence": licence}
+    trace.meta.update({key: value for key, value in given.items() if value})
     save(trace, output, force=force)
     _report_written(trace, output, as_json)
 
@@ -198,7 +204,8 @@ def _parts(prompt: str | None, output: str | None, parts: list[str]) -> tuple[Pa
         if prompt is None or output is None:
             raise UserError(
                 "prompt and output lengths are needed",
-                remedy="give --prompt-tokens and --output-tokens, e.g. lognormal:mean=700,sigma=0.8",
+                remedy="give --prompt-tokens and --output-tokens, "
+                "for instance lognormal:mean=700,sigma=0.8",
             )
         return (Part(prompt=parse_lengths(prompt), output=parse_lengths(output)),)
     made = []

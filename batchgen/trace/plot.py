@@ -40,7 +40,7 @@ def plot(traces: list[Trace], path: str | os.PathLike[str], *, force: bool = Fal
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(13, 4.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     timed = [trace for trace in traces if len(trace) and trace.arrival_ps.max() > 0]
@@ -67,7 +67,8 @@ def plot(traces: list[Trace], path: str | os.PathLike[str], *, force: bool = Fal
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(loc="upper left", frameon=False, fontsize=8)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     _save(figure, target)
 
 

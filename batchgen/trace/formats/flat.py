@@ -35,7 +35,7 @@ class FlatFormat:
     """Which field of a public format is which column.
 
     `requires` are the fields that must be there and that tell the format from others. `unit` is
-    s, ms, ns or date. `licence` and `origin` are recorded in the trace.
+    s, ms, ns or date.
     """
 
     name: str
@@ -49,8 +49,6 @@ class FlatFormat:
     blocks: str | None = None
     block_tokens: int = 0
     row_id: str | None = None
-    origin: str = ""
-    licence: str = ""
 
     def matches(self, kind: str, fields: set[str]) -> bool:
         """Whether a file of this kind with these fields is of this format."""
@@ -67,8 +65,6 @@ FLAT_FORMATS: tuple[FlatFormat, ...] = (
         requires=("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
         arrival="TIMESTAMP",
         unit="date",
-        origin="Azure/AzurePublicDataset",
-        licence="CC-BY-4.0",
     ),
     FlatFormat(
         name="apex",
@@ -79,8 +75,6 @@ FLAT_FORMATS: tuple[FlatFormat, ...] = (
         requires=("start_time_offset_ns", "context_tokens", "generated_tokens"),
         arrival="start_time_offset_ns",
         unit="ns",
-        origin="microsoft/apex_plus",
-        licence="MIT",
     ),
     FlatFormat(
         name="vidur",
@@ -90,8 +84,6 @@ FLAT_FORMATS: tuple[FlatFormat, ...] = (
         output="num_decode_tokens",
         requires=("num_prefill_tokens", "num_decode_tokens"),
         arrival="arrived_at",
-        origin="microsoft/vidur",
-        licence="MIT",
     ),
     FlatFormat(
         name="burstgpt",
@@ -101,8 +93,6 @@ FLAT_FORMATS: tuple[FlatFormat, ...] = (
         output="Response tokens",
         requires=("Timestamp", "Request tokens", "Response tokens"),
         arrival="Timestamp",
-        origin="HPMLL/BurstGPT",
-        licence="CC-BY-4.0",
     ),
     FlatFormat(
         name="bailian",
@@ -114,7 +104,6 @@ FLAT_FORMATS: tuple[FlatFormat, ...] = (
         arrival="timestamp",
         blocks="hash_ids",
         block_tokens=16,
-        origin="alibaba-edu/qwen-bailian-usagetraces-anon",
     ),
     FlatFormat(
         name="mooncake",
@@ -127,8 +116,6 @@ FLAT_FORMATS: tuple[FlatFormat, ...] = (
         unit="ms",
         blocks="hash_ids",
         block_tokens=512,
-        origin="kvcache-ai/Mooncake",
-        licence="Apache-2.0",
     ),
     FlatFormat(
         name="llmservingsim",
@@ -141,8 +128,6 @@ FLAT_FORMATS: tuple[FlatFormat, ...] = (
         unit="ns",
         blocks="hash_ids",
         block_tokens=16,
-        origin="casys-kaist/LLMServingSim",
-        licence="MIT",
     ),
     FlatFormat(
         name="vllm",
@@ -184,10 +169,6 @@ def read_flat(spec: FlatFormat, path: Path, *, skip_bad: bool, max_rows: int | N
             remedy="check the file",
         )
     meta: dict[str, Any] = {"format": spec.name, "source_file": path.name}
-    if spec.origin:
-        meta["source"] = spec.origin
-    if spec.licence:
-        meta["licence"] = spec.licence
     if builder.start_at_zero() > MAX_ARRIVAL_PS:
         raise DataError(
             f"the arrivals span more than {MAX_DAYS} days",

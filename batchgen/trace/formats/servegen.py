@@ -91,9 +91,7 @@ def generate_servegen(path: str | os.PathLike[str], options: ServeGenOptions) ->
         )
     meta: dict[str, Any] = {
         "format": "servegen",
-        "source": "alibaba/ServeGen",
         "source_file": Path(path).name,
-        "licence": "Apache-2.0",
         "seed": options.seed,
         "rate_scale": scale,
         "num_clients": len(usable),
