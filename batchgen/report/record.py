@@ -94,8 +94,8 @@ class RunRecord:
     decisions: Iterable[str] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_columns("rows", self.rows, ROW_COLUMNS)
-        check_columns("steps", self.steps, STEP_COLUMNS)
+        self.rows = checked("rows", self.rows, ROW_COLUMNS)
+        self.steps = checked("steps", self.steps, STEP_COLUMNS)
         if len(self.row_reasons) != len(self.rows["row"]):
             raise ValueError(
                 f"row_reasons has {len(self.row_reasons)} entries, rows has {len(self.rows['row'])}"
@@ -106,11 +106,26 @@ class RunRecord:
             raise ValueError(f"steps name engines that are not in engines: {sorted(unknown)[:5]}")
 
 
-def check_columns(name: str, table: dict[str, NDArray[Any]], expected: tuple[str, ...]) -> None:
-    """Raise ValueError unless `table` has the expected columns, all of one length."""
+def checked(
+    name: str, table: dict[str, NDArray[Any]], expected: tuple[str, ...]
+) -> dict[str, NDArray[Any]]:
+    """`table` with int64 and float64 columns; raises ValueError on a missing or ragged column.
+
+    Narrower integers are widened; a float where an integer belongs is an error, not a rounding.
+    """
+    import numpy as np
+
     missing = [column for column in expected if column not in table]
     if missing:
         raise ValueError(f"{name} lacks the columns {missing}")
-    lengths = {column: len(table[column]) for column in expected}
+    columns: dict[str, NDArray[Any]] = {}
+    for column, values in table.items():
+        array = np.asarray(values)
+        wanted = np.dtype(np.float64 if column in FLOAT_COLUMNS else np.int64)
+        if len(array) and not np.can_cast(array.dtype, wanted, "same_kind"):
+            raise ValueError(f"{name}['{column}'] is {array.dtype}, not {wanted}")
+        columns[column] = array.astype(wanted, copy=False)
+    lengths = {column: len(array) for column, array in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{name} has columns of different lengths: {lengths}")
+    return columns

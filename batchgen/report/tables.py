@@ -152,8 +152,10 @@ def why_lines(summaries: Sequence[Summary]) -> list[str]:
 def _gap(run: Summary, best: Summary, best_name: str) -> str:
     parts = [(float(run[f"{k}_s"]) - float(best[f"{k}_s"]), k) for k in SPLIT]
     total = float(run["bct_s"]) - float(best["bct_s"])
+    if total <= 0:
+        return f"as fast as {best_name}"
     # Parts under 2 % of the gap explain nothing.
-    shown = sorted((p for p in parts if abs(p[0]) >= 0.02 * total > 0), key=lambda p: -abs(p[0]))
+    shown = sorted((p for p in parts if abs(p[0]) >= 0.02 * total), key=lambda p: -abs(p[0]))
     terms = ", ".join(f"{'+' if d > 0 else ''}{text.duration(d)} {k}" for d, k in shown)
     gap = f"{text.duration(total)} behind {best_name}"
     return f"{gap} = {terms}" if terms else gap

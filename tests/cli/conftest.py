@@ -1,0 +1,49 @@
+"""A stand-in for the simulator, so that the command line is tested without one."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from batchgen.report.record import RunRecord
+from batchgen.simjob import Progress, SimJob
+
+
+@pytest.fixture
+def toy_simulator(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Patches the simulator by the toy cluster; `.jobs` lists what it was asked to do."""
+    path = Path(__file__).parents[1] / "report" / "synthetic.py"
+    spec = importlib.util.spec_from_file_location("cli_synthetic", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    state = SimpleNamespace(jobs=[], fail=None, failed_rows=0)
+
+    def simulate(job: SimJob, *, progress: Progress | None = None) -> RunRecord:
+        state.jobs.append(job)
+        if state.fail is not None and job.policy == "vllm":
+            raise state.fail
+        if progress is not None:
+            progress(0, 0, 40)
+            progress(10**12, 40, 40)
+        record: Any = module.toy_record(
+            policy=job.policy, num_rows=200, num_engines=4, refill=job.policy != "static"
+        )
+        record.rows["status"][: state.failed_rows] = 1
+        assert isinstance(record, RunRecord)
+        return record
+
+    monkeypatch.setattr("batchgen.cli.sim.simulator", lambda: simulate)
+    return state
+
+
+@pytest.fixture
+def trace_file(tmp_path: Path) -> str:
+    path = tmp_path / "trace.jsonl"
+    path.write_text("{}\n")
+    return str(path)

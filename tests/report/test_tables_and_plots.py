@@ -1,0 +1,124 @@
+"""Tables say what the summaries say; figures and timelines are written for every shape of run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from io import StringIO
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from rich.console import Console
+
+from batchgen.report import tables, text
+from batchgen.report.metrics import summary
+from batchgen.report.plots import plot_comparison, plot_run
+from batchgen.report.timeline import write_timeline
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (None, "-"),
+        (0, "0 s"),
+        (0.0045, "4.5 ms"),
+        (12.34, "12.3 s"),
+        (99.96, "1 min 40 s"),
+        (3599.7, "1 h 00 min"),
+        (3905, "1 h 05 min"),
+        (200_000, "2 d 8 h"),
+        (-70, "-70.0 s"),
+    ],
+)
+def test_durations(seconds: float | None, expected: str) -> None:
+    assert text.duration(seconds) == expected
+
+
+def render(summaries: list[dict[str, object]]) -> str:
+    out = StringIO()
+    Console(file=out, width=200).print(tables.report(summaries))
+    return out.getvalue()
+
+
+def test_the_gap_is_taken_apart_into_its_causes(synthetic: ModuleType) -> None:
+    fast = summary(synthetic.toy_record(policy="fast", num_rows=300, num_engines=4))
+    slow = dict(fast, policy="slow", bct_s=fast["bct_s"] + 100)
+    slow["idle_s"] += 120
+    slow["decode_s"] -= 20
+    lines = tables.why_lines([slow, fast])
+    assert lines[0].startswith("slow: ")
+    assert lines[0].endswith("1 min 40 s behind fast = +2 min 00 s idle, -20.0 s decode")
+    assert "behind" not in lines[1]
+
+
+def test_the_table_names_runs_and_hides_what_nobody_knows(synthetic: ModuleType) -> None:
+    runs = [
+        summary(synthetic.toy_record(policy="vllm", num_rows=50, refill=refill))
+        for refill in (True, False)
+    ]
+    shown = render(runs)
+    assert "vllm (1)" in shown
+    assert "vllm (2)" in shown
+    assert "toy-8b on 16 x h100, layout tp1, 50 rows (sim)" in shown
+    assert "rows failed" not in shown
+    for run in runs:
+        run.update(mfu=None, failed_rows=2)
+    shown = render(runs)
+    assert "MFU" not in shown
+    assert "rows failed" in shown
+    assert "against the fastest" not in render(runs[:1])
+
+
+def test_an_empty_run_has_a_table_and_no_figures(synthetic: ModuleType, tmp_path: Path) -> None:
+    record = synthetic.toy_record(num_rows=0)
+    assert "nothing ran" in render([summary(record)])
+    assert plot_run(record, tmp_path) == []
+    assert plot_comparison([record], tmp_path) == []
+
+
+@pytest.mark.parametrize(("engines", "gpus"), [(1, 1), (1, 128), (600, 2)])
+def test_figures_of_any_cluster(
+    synthetic: ModuleType, tmp_path: Path, engines: int, gpus: int
+) -> None:
+    record = synthetic.toy_record(num_rows=200, num_engines=engines, gpus_per_engine=gpus)
+    files = plot_run(record, tmp_path)
+    assert [p.name for p in files] == [
+        "utilisation.png",
+        "active.png",
+        "completion.png",
+        "time_split.png",
+    ]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in files)
+
+
+def test_comparison_figures_with_faults(synthetic: ModuleType, tmp_path: Path) -> None:
+    runs = [
+        synthetic.toy_record(policy="static", refill=False),
+        synthetic.toy_record(policy="batchgen", faults=True),
+    ]
+    files = plot_comparison(runs, tmp_path)
+    assert [p.name for p in files] == [
+        "completion.png",
+        "time_split.png",
+        "over_time.png",
+        "utilisation.png",
+    ]
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.json.gz"])
+def test_timeline_is_valid_trace_event_json(
+    synthetic: ModuleType, tmp_path: Path, name: str
+) -> None:
+    record = synthetic.toy_record(num_rows=100, num_engines=16, faults=True)
+    number = write_timeline(record, tmp_path / name)
+    raw = (tmp_path / name).read_bytes()
+    events = json.loads(gzip.decompress(raw) if name.endswith("gz") else raw)["traceEvents"]
+    assert len(events) == number
+    slices = [e for e in events if e["ph"] == "X"]
+    assert len(slices) == len(record.steps["q0"])
+    assert sum(e["dur"] for e in slices) == pytest.approx(record.steps["duration_ps"].sum() / 1e6)
+    assert {e["pid"] for e in slices} == {0, 1}
+    assert [e["name"] for e in events if e["ph"] == "i"] == [
+        f"fault: {mark['text']}" for mark in record.marks
+    ]
