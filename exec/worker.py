@@ -287,7 +287,6 @@ class Worker:
 
     def _decode_segment(self, row: int) -> Segment:
         state = self._row(row)
-        # A ghost was decoded after its end, so its computed count may equal its known tokens.
         if state.computed != len(state.known) - 1 or not state.num_produced:
             raise IllegalTransition(
                 f"row {row} decodes with {state.computed} of {len(state.known)} tokens computed"

@@ -1,0 +1,138 @@
+"""The output file of a job: OpenAI batch objects in input order, put in place by one rename.
+
+Until `commit` the final name does not exist (or keeps its old file). Nothing here depends on the
+time of day, so that the same answers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from batchgen.errors import UserError
+from batchgen.job.rows import BadRow, JobRow
+
+
+def answer_object(
+    row: JobRow,
+    text: str,
+    *,
+    produced_tokens: int,
+    finish_reason: str,
+    model: str,
+    created: int = 0,
+) -> dict[str, Any]:
+    """The output object of a finished row; `created` is Unix seconds, one value for a whole job.
+
+    `produced_tokens` counts the stop token; `finish_reason` is "stop" or "length".
+    """
+    chat = row.kind == "chat"
+    content: dict[str, Any] = (
+        {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    )
+    prompt_tokens = len(row.prompt_ids)
+    body = {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{row.index}",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": created,
+        "model": row.model or model,
+        "choices": [{"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": produced_tokens,
+            "total_tokens": prompt_tokens + produced_tokens,
+        },
+    }
+    return {
+        "id": f"batch_req_{row.index}",
+        "custom_id": row.custom_id,
+        "response": {"status_code": 200, "request_id": f"req_{row.index}", "body": body},
+        "error": None,
+    }
+
+
+def error_object(index: int, custom_id: str | None, code: str, message: str) -> dict[str, Any]:
+    """The output object of a row without an answer."""
+    return {
+        "id": f"batch_req_{index}",
+        "custom_id": custom_id,
+        "response": None,
+        "error": {"code": code, "message": message},
+    }
+
+
+def bad_row_object(row: BadRow) -> dict[str, Any]:
+    """The output object of a row that could not be read; the message names its line."""
+    return error_object(row.index, row.custom_id, row.code, f"line {row.line}: {row.message}")
+
+
+class OutputWriter:
+    """Collects one object per row, in any order, and writes them in input order.
+
+    Objects that come early wait in memory until their turn. Leaving the context without `commit`
+    removes the temporary file. Raises UserError when `path` exists and `force` is not set, is the
+    input itself, or cannot be written.
+    """
+
+    def __init__(self, path: Path, *, inputs: Path | None = None, force: bool = False) -> None:
+        self.path = Path(path)
+        if inputs is not None and self.path.resolve() == Path(inputs).resolve():
+            raise UserError(f"{path} is the input", remedy="give another output")
+        if self.path.is_dir():
+            raise UserError(f"{path} is a folder", remedy="name an output file")
+        if self.path.exists() and not force:
+            raise UserError(f"{path} exists", remedy="give --force to replace it")
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            self._file = self._temporary.open("xb")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}", remedy="check it") from None
+        self._waiting: dict[int, bytes] = {}
+        self._force = force
+        self.num_written = 0
+
+    def write(self, index: int, value: dict[str, Any]) -> None:
+        """Take the object of row `index`; each row once."""
+        if index < self.num_written or index in self._waiting:
+            raise ValueError(f"row {index} has an output already")
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        self._waiting[index] = line.encode("utf-8") + b"\n"
+        while self.num_written in self._waiting:
+            self._file.write(self._waiting.pop(self.num_written))
+            self.num_written += 1
+
+    def commit(self, num_rows: int) -> None:
+        """Put the file in place, durably. Raises ValueError if a row of `num_rows` is missing."""
+        if self._waiting or self.num_written != num_rows:
+            raise ValueError(f"row {self.num_written} of {num_rows} has no output")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._force:
+            os.replace(self._temporary, self.path)
+        else:
+            try:
+                os.link(self._temporary, self.path)  # unlike a rename it never replaces a file
+            except FileExistsError:
+                raise UserError(f"{self.path} appeared meanwhile", remedy="give --force") from None
+            self._temporary.unlink()
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
