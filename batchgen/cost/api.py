@@ -72,6 +72,22 @@ class CostModel(Protocol):
         """Duration of each pass in ps, shape [num_passes]; a pass without work costs 0."""
         ...
 
+    def pass_one_ps(
+        self,
+        decodes: int,
+        context: int,
+        chunk_tokens: int = 0,
+        chunk_pairs: int = 0,
+        chunk_reads: int = 0,
+        samples: int = 0,
+        checkpoint: int = 0,
+    ) -> int:
+        """`pass_ps` of one pass by scalars, to the last picosecond, without NumPy once warm.
+
+        With several ranks: as if every rank had this load.
+        """
+        ...
+
     def decode_affine(self, decodes: int, checkpoint: bool) -> tuple[int, int]:
         """(c0_ps, slope_ps) of a pure decode pass of a one-rank engine.
 

@@ -1,0 +1,51 @@
+"""Makes the cost model of a run: from a profile if one is given, else the roofline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from batchgen.cost.api import CostModel
+from batchgen.cost.efficiency import Efficiency
+from batchgen.cost.roofline import RooflineCost
+from batchgen.errors import UserError
+from batchgen.hardware import GpuSpec
+from batchgen.layout import Layout, check_layout
+from batchgen.model import ModelSpec
+
+
+def build_cost(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    layout: Layout,
+    *,
+    plan_b_attn: int = 0,
+    plan_b_moe: int = 0,
+    expert_skew: float = 0.0,
+    profile: str | Path | None = None,
+    gpus_per_node: int | None = None,
+    efficiency: Efficiency | None = None,
+) -> CostModel:
+    """The cost of one engine of `layout`; identical engines should share the object.
+
+    `gpus_per_node` None takes that of the GPU. A `profile` (path to the JSON of `batchgen profile`)
+    replaces the roofline and needs a layout of one-GPU engines. Raises UserError otherwise, for a
+    layout the model cannot take, and for negative options.
+    """
+    check_layout(model, layout)
+    for name, value in (("b_attn", plan_b_attn), ("b_moe", plan_b_moe), ("skew", expert_skew)):
+        if value < 0:
+            raise UserError(f"plan option {name} must not be negative, got {value}")
+    if profile is not None:
+        from batchgen.cost.profile import ProfiledCost, load_profile
+
+        return ProfiledCost(model, load_profile(profile), layout)
+    return RooflineCost(
+        model,
+        gpu,
+        layout,
+        efficiency=efficiency,
+        b_attn=plan_b_attn,
+        b_moe=plan_b_moe,
+        expert_skew=expert_skew,
+        gpus_per_node=gpus_per_node or gpu.gpus_per_node,
+    )

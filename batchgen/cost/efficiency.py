@@ -1,0 +1,94 @@
+"""What kernels and engines reach of the peaks: the calibration constants of the roofline, as data.
+
+Sources are named beside each number: "aiconfigurator" is NVIDIA's table of measured vLLM kernels
+(Apache-2.0), "InferSim" Alibaba's table of H20 and H800 kernels (Apache-2.0), "logs" a fit to
+public vLLM 0.19 logs, "BatchGen" a fit to the published completion times of the BatchGen paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """Achieved fractions and fixed times. Tables are (x, fraction) points, linear in between.
+
+    Tables over the ridge take peak FLOP/s over HBM bytes/s of the machine and dtype: the higher
+    the ridge, the smaller the part of the peak that a kernel reaches.
+    """
+
+    # Large GEMM (m >= 4096) by ridge. H20 fp8 0.91 (InferSim); A100 bf16 0.86, H200 bf16 0.77,
+    # H100 bf16 0.79, H200 fp8 0.54, H100 fp8 0.48 (medians over n, k >= 2048, aiconfigurator).
+    gemm: Points = ((74.0, 0.91), (153.0, 0.86), (250.0, 0.78), (412.0, 0.54), (590.0, 0.48))
+    # Grouped GEMM of experts over the plain one. H20 0.75 to 0.9 absolute in prefill (InferSim);
+    # H100 and H200 bf16 0.46 to 0.53 absolute, that is 0.6 to 0.7 relative (aiconfigurator).
+    grouped: float = 0.85
+    # Prefill attention by ridge. H20 0.86 to 0.94 (InferSim), H100 and H200 0.57 (aiconfigurator).
+    prefill_attention: Points = ((37.0, 0.90), (206.0, 0.57), (295.0, 0.57))
+    # Part of the time of a compute-bound pass that kernels of these fractions fill; the rest is
+    # element-wise work, gaps and stragglers. About 0.7 (BatchGen).
+    engine: float = 0.7
+    # Weights read at small batch: 0.83 H100, 0.78 H200, 0.69 A100 (n x k >= 32M, aiconfigurator).
+    weight_bandwidth: float = 0.80
+    # Decode attention over HBM bandwidth by rows, at about 4K of context: H100 0.3 to 0.5 at one
+    # row, 0.70 at 16, 0.86 at 64, 0.88 at 256 (aiconfigurator); RTX PRO 6000 0.1 to 0.35, 0.5 to
+    # 0.73, 0.67 to 0.84 at 128 (logs); H20 0.69 (InferSim).
+    decode_bandwidth: Points = ((1.0, 0.35), (4.0, 0.55), (16.0, 0.70), (64.0, 0.80), (256.0, 0.85))
+    # MLA decode over bf16 peak by rows, H20 (InferSim): 0.40 at one row of 8K, 0.61 at 16 to 32,
+    # 0.73 at 64 to 128, 0.83 at 256. Scaled by `prefill_attention` over its first point elsewhere:
+    # that gives 0.39, 0.46, 0.53 on the H800 where 0.44, 0.51, 0.54 were measured.
+    mla_decode: Points = (
+        (1.0, 0.40),
+        (16.0, 0.61),
+        (32.0, 0.61),
+        (64.0, 0.73),
+        (128.0, 0.73),
+        (256.0, 0.83),
+    )
+    # All-reduce over NVLink: 0.6 to 0.7 of the one-way rate at 16 MB on H100 (aiconfigurator).
+    nvlink: float = 0.70
+    # The same over PCIe: about 15.5 of 64 GB/s on the RTX PRO 6000 (logs).
+    pcie_peer: float = 0.25
+    # Point-to-point exchange over RDMA: 43 to 58 GB/s on 50 GB/s links, counting the copies that
+    # NVLink forwards (DeepEP README); 0.85 of the link without them.
+    network: float = 0.85
+    # KV between HBM and host with all GPUs of a node at once: about 32 of 64 GB/s (BatchGen).
+    host_link: float = 0.50
+    # Kernel launches and element-wise kernels per layer inside a CUDA graph. One H100 reads the
+    # weights of an 8B model in 6.0 ms and decodes one row in about 6.8 ms.
+    layer_s: float = 25e-6
+    # Per further attention sub-batch and layer: launch and the checkpoint of its hidden states,
+    # below 5 us each (BatchGen paper, table 2).
+    sub_batch_s: float = 10e-6
+    # Host work per step (logs: c0), and more when a step holds a prefill (logs: c1).
+    step_s: float = 300e-6
+    prefill_step_s: float = 4e-3
+    # Fixed time per MoE layer of an engine that spans nodes, beside the bytes: launches, barrier,
+    # stragglers. 65 to 100 ms per decode step of 58 MoE layers (BatchGen), exchange included.
+    internode_moe_layer_s: float = 1.0e-3
+    # The same inside a node: 77 + 114 us less 75 + 116 us of bytes at EP8 (DeepEP README) leaves
+    # nothing; two barriers of about 10 us.
+    intranode_moe_layer_s: float = 20e-6
+    # Part of the shorter of compute and collectives that is not hidden behind the longer:
+    # 1 is serial, 0 perfect overlap (NanoFlow measures 1.17x between the two).
+    theta: float = 1.0
+    # Preparing another layout or role: 5 to 10 s (BatchGen paper, table 2).
+    switch_s: float = 7.5
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def interpolate(points: Points, x: float) -> float:
+    """Linear between the points, constant beyond them."""
+    if x <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return points[-1][1]

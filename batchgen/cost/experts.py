@@ -1,0 +1,49 @@
+"""Expert load: how many experts a batch touches and how heavy the fullest rank is. No times."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from batchgen.cost.api import FloatArray
+
+
+def touched_experts(tokens: FloatArray, num_experts: int, top_k: int) -> FloatArray:
+    """Expected number of distinct experts under uniform independent routing.
+
+    E (1 - (1 - k/E)^tokens); an upper bound, since real routing is correlated.
+    """
+    return num_experts * (1.0 - np.power(1.0 - top_k / num_experts, tokens))
+
+
+def popularity(num_experts: int, top_k: int, skew: float) -> FloatArray:
+    """Chance of each expert to be chosen for a token (sums to top_k), most popular first.
+
+    Proportional to rank^-skew, none above 1: a token uses an expert once, so what a popular
+    expert cannot take goes to the others.
+    """
+    weight = np.arange(1, num_experts + 1, dtype=np.float64) ** -skew
+    chance = np.zeros(num_experts)
+    full = 0
+    while True:
+        rest = weight[full:]
+        chance[full:] = (top_k - full) * rest / rest.sum()
+        over = full + int((chance[full:] > 1.0).sum())
+        if over == full:
+            return chance
+        chance[:over] = 1.0
+        full = over
+
+
+def heaviest_rank(num_experts: int, top_k: int, ep: int, skew: float) -> float:
+    """Load of the fullest of `ep` ranks over the mean (1 without skew).
+
+    Experts lie on the ranks in a fixed random order (seed 0), as in a checkpoint whose expert
+    numbers say nothing about popularity.
+    """
+    if ep <= 1 or skew <= 0.0:
+        # Only the uneven split of the experts remains.
+        return -(-num_experts // ep) * ep / num_experts
+    order = np.random.default_rng(0).permutation(num_experts)
+    chance = popularity(num_experts, top_k, skew)[order]
+    loads = [float(part.sum()) for part in np.array_split(chance, ep)]
+    return max(loads) * ep / top_k

@@ -1,0 +1,241 @@
+"""The roofline of one engine as functions of counts: tokens, rows, samples. It knows no passes.
+
+Formulas: linear layers max(FLOPs / rate, bytes / rate) on the weights one GPU holds; touched
+experts E (1 - (1 - k/E)^B); all-reduce 2 V (n-1)/n / W; expert exchange T k D b point to point,
+where a token crosses to a node once and NVLink forwards it there. All results are picoseconds of
+one GPU, the slowest of its engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from batchgen.cost.api import PS_PER_S, FloatArray
+from batchgen.cost.efficiency import Efficiency, interpolate
+from batchgen.cost.experts import heaviest_rank, touched_experts
+from batchgen.hardware import GpuSpec
+from batchgen.layout import Layout, attention_parameters_per_gpu, kv_split
+from batchgen.model import DTYPE_BYTES, ModelSpec
+
+_STATE_BYTES = 2  # hidden states travel in bf16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """Machine, model and layout of one engine and the times that follow.
+
+    `b_attn` (rows) and `b_moe` (tokens) are the sub-batches of the plan, 0 for the whole batch.
+    """
+
+    model: ModelSpec
+    gpu: GpuSpec
+    layout: Layout
+    efficiency: Efficiency = field(default_factory=Efficiency)
+    b_attn: int = 0
+    b_moe: int = 0
+    expert_skew: float = 0.0
+    gpus_per_node: int = 8
+
+    # Rates ------------------------------------------------------------------------------------
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that one engine spans."""
+        return -(-self.layout.gpus_per_engine // self.gpus_per_node)
+
+    def _gemm_ps_per_flop(self, dtype: str) -> float:
+        peak = self.gpu.peak_for(dtype)
+        reached = interpolate(self.efficiency.gemm, peak / self.gpu.hbm_bytes_per_s)
+        return PS_PER_S / (peak * reached * self.efficiency.engine)
+
+    @property
+    def _weight_ps_per_byte(self) -> float:
+        return PS_PER_S / (self.gpu.hbm_bytes_per_s * self.efficiency.weight_bandwidth)
+
+    @property
+    def _attention_ridge(self) -> float:
+        return self.gpu.peak_for("bf16") / self.gpu.hbm_bytes_per_s
+
+    def _peer_ps_per_byte(self, *, internode: bool) -> float:
+        """Collectives of a tensor-parallel group."""
+        if internode:
+            return PS_PER_S / (self.gpu.inter_bytes_per_s * self.efficiency.network)
+        over_pcie = self.gpu.intra_bytes_per_s <= self.gpu.host_bytes_per_s
+        reached = self.efficiency.pcie_peer if over_pcie else self.efficiency.nvlink
+        return PS_PER_S / (self.gpu.intra_bytes_per_s * reached)
+
+    def _linear(self, tokens: FloatArray, parameters: float, dtype: str) -> FloatArray:
+        """One linear module with `parameters` weights on this GPU."""
+        compute = tokens * (2.0 * parameters * self._gemm_ps_per_flop(dtype))
+        read = parameters * DTYPE_BYTES[dtype] * self._weight_ps_per_byte
+        return np.maximum(compute, read)
+
+    # Work of a rank on its own tokens -----------------------------------------------------------
+
+    def projections(self, tokens: FloatArray) -> FloatArray:
+        parameters = attention_parameters_per_gpu(self.model, self.layout.tp)
+        return self.model.num_layers * self._linear(tokens, parameters, self.model.weight_dtype)
+
+    def dense(self, tokens: FloatArray) -> FloatArray:
+        """Dense FFN, shared experts and router."""
+        model, tp = self.model, self.layout.tp
+        total = np.zeros_like(tokens)
+        if model.dense_layers:
+            ffn = self._linear(tokens, model.ffn_parameters / tp, model.weight_dtype)
+            total = total + model.dense_layers * ffn
+        if model.is_moe:
+            router = self._linear(tokens, model.router_parameters, model.embedding_dtype)
+            total = total + model.moe_layers * router
+            if model.shared_parameters:
+                shared = self._linear(tokens, model.shared_parameters / tp, model.weight_dtype)
+                total = total + model.moe_layers * shared
+        return total
+
+    def all_reduce(self, tokens: FloatArray) -> FloatArray:
+        """Tensor-parallel sums of a rank: after attention and after each FFN that is split."""
+        tp = self.layout.tp
+        if tp == 1:
+            return np.zeros_like(tokens)
+        count = self.model.num_layers
+        if self.layout.attention_dp == 1:
+            count += self.model.num_layers
+        else:  # the experts of a lockstep engine exchange tokens instead
+            count += self.model.dense_layers
+        internode = tp > self.gpus_per_node
+        latency = self.gpu.inter_latency_s if internode else self.gpu.intra_latency_s
+        volume = tokens * (2.0 * self.model.hidden * _STATE_BYTES * (tp - 1) / tp)
+        return count * (volume * self._peer_ps_per_byte(internode=internode) + latency * PS_PER_S)
+
+    def head(self, samples: FloatArray) -> FloatArray:
+        parameters = self.model.embedding_parameters / self.layout.tp
+        return self._linear(samples, parameters, self.model.embedding_dtype)
+
+    # Attention scores ---------------------------------------------------------------------------
+
+    def decode_slope(self, rows: int) -> float:
+        """ps per KV token read by `rows` decoding rows, full-attention layers."""
+        return self.model.full_layers * self._decode_layer_slope(rows)
+
+    def _decode_layer_slope(self, rows: int) -> float:
+        model, eff = self.model, self.efficiency
+        batch = float(min(rows, self.b_attn) if self.b_attn else rows)
+        kv_bytes = model.kv_bytes_per_token_layer / kv_split(model, self.layout.tp)
+        read = kv_bytes / (self.gpu.hbm_bytes_per_s * interpolate(eff.decode_bandwidth, batch))
+        flops = model.decode_flops_per_context_token / self.layout.tp
+        # Grouped queries share a key-value load but the units stay far from their peak, so the
+        # fraction measured for MLA bounds all kinds.
+        scale = self._prefill_fraction / eff.prefill_attention[0][1]
+        reached = interpolate(eff.mla_decode, batch) * scale
+        compute = flops / (self.gpu.peak_for("bf16") * reached)
+        return PS_PER_S * max(read, compute)
+
+    def decode_fixed(self, rows: int) -> float:
+        """ps of decode attention that do not depend on the context: windows, sub-batches."""
+        model = self.model
+        windowed = model.num_layers - model.full_layers
+        total = windowed * rows * model.window * self._decode_layer_slope(rows)
+        if self.b_attn:
+            launches = -(-rows // self.b_attn) - 1
+            total += launches * model.num_layers * self.efficiency.sub_batch_s * PS_PER_S
+        return total
+
+    @property
+    def _prefill_fraction(self) -> float:
+        return interpolate(self.efficiency.prefill_attention, self._attention_ridge)
+
+    @property
+    def _prefill_ps_per_flop(self) -> float:
+        reached = self._prefill_fraction * self.efficiency.engine
+        return PS_PER_S / (self.gpu.peak_for("bf16") * reached)
+
+    @property
+    def pair_ps(self) -> float:
+        """ps per unit of chunk_pairs, one layer."""
+        return self.model.prefill_flops_per_pair / self.layout.tp * self._prefill_ps_per_flop
+
+    @property
+    def read_bytes_ps(self) -> float:
+        """ps to read the KV of one earlier token of a chunk, one layer."""
+        kv_bytes = self.model.kv_bytes_per_token_layer / kv_split(self.model, self.layout.tp)
+        return kv_bytes * self._weight_ps_per_byte
+
+    @property
+    def read_flops_ps(self) -> float:
+        """ps to expand one earlier latent token of a chunk, one layer (MLA)."""
+        return self.model.prefill_flops_per_read / self.layout.tp * self._prefill_ps_per_flop
+
+    # Experts on the union of the tokens of the engine -------------------------------------------
+
+    def experts(self, tokens: FloatArray) -> FloatArray:
+        """Routed experts of all layers on the heaviest GPU, in groups of `b_moe` tokens."""
+        if not self.model.is_moe:
+            return np.zeros_like(tokens)
+        if not self.b_moe:
+            return self.model.moe_layers * self._expert_group(tokens)
+        whole = np.floor_divide(tokens, self.b_moe)
+        rest = tokens - whole * self.b_moe
+        full = self._expert_group(np.full_like(tokens, self.b_moe))
+        tail = np.where(rest > 0, self._expert_group(rest), 0.0)
+        return self.model.moe_layers * (whole * full + tail)
+
+    def _expert_group(self, tokens: FloatArray) -> FloatArray:
+        model, layout = self.model, self.layout
+        dtype = model.expert_dtype
+        load = heaviest_rank(model.num_experts, model.top_k, layout.ep, self.expert_skew)
+        share = load / layout.ep / layout.expert_tp
+        flops = tokens * (2.0 * model.top_k * model.expert_matmul_parameters * share)
+        rate = self._gemm_ps_per_flop(dtype) / self.efficiency.grouped
+        fullest = -(-model.num_experts // layout.ep) / model.num_experts / layout.expert_tp
+        touched = touched_experts(tokens, model.num_experts, model.top_k) * fullest
+        bytes_ = touched * (model.expert_parameters * DTYPE_BYTES[dtype])
+        return np.maximum(flops * rate, bytes_ * self._weight_ps_per_byte)
+
+    def exchange(self, tokens: FloatArray) -> FloatArray:
+        """Dispatch and combine of a lockstep engine; nothing for a single rank."""
+        model, layout = self.model, self.layout
+        if not model.is_moe or layout.attention_dp == 1:
+            return np.zeros_like(tokens)
+        gpus = layout.gpus_per_engine
+        spans = self.num_nodes > 1
+        fixed = (
+            self.efficiency.internode_moe_layer_s
+            if spans
+            else self.efficiency.intranode_moe_layer_s
+        ) * PS_PER_S
+        network = PS_PER_S / (self.gpu.inter_bytes_per_s * self.efficiency.network)
+        peer = self._peer_ps_per_byte(internode=False)
+        if layout.ep == 1:  # expert slices everywhere: all-gather, then reduce-scatter
+            volume = tokens * (2.0 * model.hidden * _STATE_BYTES * (gpus - 1) / gpus)
+            return model.moe_layers * (fixed + volume * (network if spans else peer))
+        load = heaviest_rank(model.num_experts, model.top_k, layout.ep, self.expert_skew)
+        sent = DTYPE_BYTES["fp8"] if model.expert_dtype == "fp8" else _STATE_BYTES
+        copy_bytes = model.hidden * (sent + _STATE_BYTES)
+        own = tokens / gpus * load
+        inside = min(self.gpus_per_node, gpus)
+        copies = model.top_k * (inside - 1) / inside
+        time = own * (copies * copy_bytes * peer)
+        if spans:
+            nodes = self.num_nodes
+            remote = (nodes - 1) * (1.0 - (1.0 - 1.0 / nodes) ** model.top_k)
+            if model.routed_groups > 1:
+                remote = min(remote, float(model.routed_groups))
+            time = np.maximum(time, own * (remote * copy_bytes * network))
+        return model.moe_layers * (fixed + time)
+
+    # Copies ---------------------------------------------------------------------------------------
+
+    @property
+    def host_ps_per_token(self) -> float:
+        """KV of one token between a rank and its host; its GPUs share the work."""
+        rate = self.gpu.host_bytes_per_s * self.efficiency.host_link * self.layout.tp
+        return PS_PER_S * self.model.kv_bytes_per_token / rate
+
+    def link_ps_per_token(self, *, internode: bool) -> float:
+        """KV of one token from rank to rank, inside a node or between nodes."""
+        if internode:
+            rate = self.gpu.inter_bytes_per_s * self.efficiency.network
+        else:
+            rate = PS_PER_S / self._peer_ps_per_byte(internode=False)
+        return PS_PER_S * self.model.kv_bytes_per_token / (rate * self.layout.tp)
