@@ -85,30 +85,21 @@ def progress_bar(label: str, mode: str) -> Iterator[Progress | None]:
 @contextmanager
 def _bar(label: str) -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    from batchgen.report.text import duration
-
+    console = Console(stderr=True)
+    # What is left of the line beside the text, which the numbers below keep under 70 columns.
+    width = min(max(console.width - len(label) - 72, 6), 40)
     bar = Bar(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("rows · simulated {task.fields[now]} · {task.fields[rate]} ·"),
-        TimeElapsedColumn(),
-        TextColumn("· ETA"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
+        BarColumn(bar_width=width),
+        TextColumn("{task.fields[status]}"),
+        console=console,
         transient=True,
         refresh_per_second=8,
     )
-    task = bar.add_task(label, total=None, now="0 s", rate="")
+    task = bar.add_task(label, total=None, status="loading")
     started = time.monotonic()
     last = started - 1.0
 
@@ -119,12 +110,22 @@ def _bar(label: str) -> Iterator[Progress]:
         if clock - last < 0.1 and rows_done < rows_total:
             return
         last = clock
-        rate = f"{rows_done / max(clock - started, 1e-3):,.0f} rows/s"
-        now = duration(now_ps / 1e12)
-        bar.update(task, completed=rows_done, total=rows_total, now=now, rate=rate)
+        status = _status(now_ps, rows_done, rows_total, clock - started)
+        bar.update(task, completed=rows_done, total=rows_total, status=status)
 
     with bar:
         yield callback
+
+
+def _status(now_ps: int, rows_done: int, rows_total: int, elapsed_s: float) -> str:
+    from batchgen.report.text import duration
+
+    rate = rows_done / max(elapsed_s, 1e-3)
+    eta = duration((rows_total - rows_done) / rate) if rate else "unknown"
+    return (
+        f"{rows_done:,}/{rows_total:,} rows, simulated {duration(now_ps / 1e12)}, "
+        f"{rate:,.0f} rows/s, ETA {eta}"
+    )
 
 
 class PlainProgress:
@@ -140,12 +141,4 @@ class PlainProgress:
         if clock - self.last < self.every_s:
             return
         self.last = clock
-        from batchgen.report.text import duration
-
-        rate = rows_done / (clock - self.started)
-        eta = duration((rows_total - rows_done) / rate) if rate else "unknown"
-        share = 100 * rows_done // max(rows_total, 1)
-        say(
-            f"{self.label}: {rows_done:,} of {rows_total:,} rows ({share} %), "
-            f"simulated {duration(now_ps / 1e12)}, {rate:,.0f} rows/s, ETA {eta}"
-        )
+        say(f"{self.label}: {_status(now_ps, rows_done, rows_total, clock - self.started)}")

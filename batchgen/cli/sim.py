@@ -108,6 +108,9 @@ def sim(
     if not Path(trace).is_file():
         what = "is a folder" if Path(trace).is_dir() else "does not exist"
         raise UserError(f"trace {trace} {what}", remedy="give a JSONL file, plain or gzip")
+    for flag, path in (("--faults", faults), ("--profile", profile)):
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"{flag} {path} is not a file", remedy="give an existing file")
     if log != "off" and out is None:
         raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
     job = SimJob(

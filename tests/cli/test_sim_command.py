@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 
 from batchgen.cli import main
-from batchgen.cli.common import PlainProgress, parse_names, parse_overrides
+from batchgen.cli.common import PlainProgress, parse_names, parse_overrides, progress_bar
 from batchgen.errors import UserError
 from batchgen.simjob import SimJob
 
@@ -62,10 +62,11 @@ def test_every_flag_reaches_the_job(
 ) -> None:
     line = (
         "--model qwen3-8b --gpus 16 --gpu h100 --gpus-per-node 8 --layout tp2 --policy orca "
-        "--set batching.max_tokens=4096 --set order.key=a=b --arrivals trace --faults f.json "
-        "--max-output-tokens 77 --oracle --profile p.json --seed 5 --limit 9 --log full"
+        "--set batching.max_tokens=4096 --set order.key=a=b --arrivals trace "
+        "--max-output-tokens 77 --oracle --seed 5 --limit 9 --log full"
     )
-    assert main(["sim", "--trace", trace_file, "--out", str(tmp_path / "o"), *line.split()]) == 0
+    files = ["--faults", trace_file, "--profile", trace_file, "--out", str(tmp_path / "o")]
+    assert main(["sim", "--trace", trace_file, *files, *line.split()]) == 0
     assert toy_simulator.jobs == [
         SimJob(
             trace=trace_file,
@@ -77,10 +78,10 @@ def test_every_flag_reaches_the_job(
             policy="orca",
             overrides=(("batching.max_tokens", "4096"), ("order.key", "a=b")),
             arrivals="trace",
-            faults="f.json",
+            faults=trace_file,
             max_output_tokens=77,
             oracle=True,
-            profile="p.json",
+            profile=trace_file,
             seed=5,
             limit=9,
             log="full",
@@ -160,6 +161,7 @@ def test_failed_rows_exit_1(toy_simulator: SimpleNamespace, trace_file: str) -> 
         (["--gpus", "12", "--gpus-per-node", "8"], "--gpus 12 does not fill nodes"),
         (["--gpus", "many"], "Invalid value for '--gpus'"),
         (["--arrivals", "later"], "--arrivals is 'later'; choose one of batch, trace"),
+        (["--faults", "none.json"], "--faults none.json is not a file"),
         (["--log", "all"], "--log is 'all'"),
         (["--log", "full"], "--log full has nowhere to go; add --out DIR"),
         (["--progress", "loud"], "--progress is 'loud'"),
@@ -190,6 +192,17 @@ def test_parsing_helpers() -> None:
     assert parse_names("--compare", " a, b,") == ("a", "b")
 
 
+def test_the_bar_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with progress_bar("batchgen", "auto") as callback:
+        assert callback is not None
+        callback(90 * 10**12, 50_000, 100_000)
+    assert "50,000/100,000 rows, simulated 90.0 s" in capsys.readouterr().err
+
+
 def test_plain_progress_speaks_seldom(capsys: pytest.CaptureFixture[str]) -> None:
     quiet = PlainProgress("vllm", every_s=1000)
     quiet(0, 1, 10)
@@ -197,5 +210,5 @@ def test_plain_progress_speaks_seldom(capsys: pytest.CaptureFixture[str]) -> Non
     chatty = PlainProgress("vllm", every_s=0)
     chatty(90 * 10**12, 5, 10)
     line = capsys.readouterr().err
-    assert line.startswith("vllm: 5 of 10 rows (50 %), simulated 90.0 s, ")
+    assert line.startswith("vllm: 5/10 rows, simulated 90.0 s, ")
     assert line.count("\n") == 1
