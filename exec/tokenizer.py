@@ -73,7 +73,7 @@ class Tokenizer:
             text = self._template.render(
                 messages=list(messages), add_generation_prompt=True, **self._specials
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
+        except Exception as error:  # the template is a foreign program and may raise anything
             raise TemplateError(f"chat template: {error}") from None
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids

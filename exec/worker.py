@@ -184,10 +184,12 @@ class Worker:
                 raise IllegalTransition(
                     f"row {row}: checkpoint of {upto}, computed {state.computed}"
                 )
+            if upto <= state.on_host:
+                continue  # copying a page that has grown less would spoil what host has
             self._host.reserve(state.slot, upto)
             first, last = state.on_host // self.page_tokens, -(-upto // self.page_tokens)
             moved += copy_pages(self._hbm, self._host, state.slot, first, last)
-            state.on_host = max(state.on_host, upto)
+            state.on_host = upto
         return moved
 
     def restore(self, rows: Sequence[int], tokens: Sequence[int]) -> int:
@@ -200,10 +202,12 @@ class Worker:
             state = self._row(row)
             if upto > state.on_host:
                 raise IllegalTransition(f"row {row}: restore of {upto}, host has {state.on_host}")
+            if upto <= state.computed:
+                continue
             self._hbm.reserve(state.slot, upto)
             first, last = state.computed // self.page_tokens, -(-upto // self.page_tokens)
             moved += copy_pages(self._host, self._hbm, state.slot, first, last)
-            state.computed = max(state.computed, upto)
+            state.computed = upto
         return moved
 
     def release(self, row: int, pool: str) -> None:
