@@ -177,7 +177,7 @@ class Quantiles:
         low, high = -60.0, math.log(lowest_v)
         _require(
             mean_of(low) <= self.mean <= mean_of(high),
-            f"quantiles: no distribution with these quantiles has the mean {self.mean:g} "
+            f"quantiles: no curve of this kind through these points has the mean {self.mean:g} "
             f"(possible here: {mean_of(low):.0f} to {mean_of(high):.0f})",
             "leave the mean out or correct it",
         )
@@ -287,7 +287,7 @@ def _parse_one(text: str) -> Lengths:
         value = _number(rest if kind == "constant" else kind, "constant")
         _require(value == int(value), f"constant:{value:g}: not a whole number", "give tokens")
         return Constant(tokens=int(value))
-    if kind == "quantiles" or re.match(r"\s*p\s*\d", text, re.IGNORECASE):
+    if kind == "quantiles" or re.match(r"\s*(p\s*\d|median\b|mean\b)", text, re.IGNORECASE):
         return parse_quantiles(rest if kind == "quantiles" else text)
     if kind not in OPTIONS:
         raise UserError(
