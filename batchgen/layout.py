@@ -184,7 +184,8 @@ def default_layout(
     parallelism on the smallest power of two of GPUs where the weights leave room, up to 64 GPUs.
     Raises UserError when the weights do not fit on `num_gpus` GPUs in any of these ways.
     """
-    node = min(gpus_per_node or gpu.gpus_per_node, num_gpus)
+    full_node = gpus_per_node or gpu.gpus_per_node
+    node = min(full_node, num_gpus)
 
     def share(layout: Layout) -> float:
         return sum(weight_bytes_per_gpu(model, layout).values()) / gpu.hbm_bytes
@@ -199,7 +200,8 @@ def default_layout(
         if num_gpus % tp == 0 and model.num_heads % tp == 0
     ]
     for layout in tensor:
-        if share(layout) <= ROOMY_FRACTION and (layout.tp < node or not model.is_moe or node == 1):
+        whole_node_moe = model.is_moe and 1 < layout.tp >= full_node
+        if share(layout) <= ROOMY_FRACTION and not whole_node_moe:
             if layout.tp == 1:
                 return reason(layout, f"{model.name} fits one GPU with room for KV")
             return reason(layout, f"the smallest tp that leaves {model.name} room for KV")
