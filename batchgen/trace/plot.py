@@ -27,8 +27,9 @@ def plot(traces: list[Trace], path: str | os.PathLike[str], *, force: bool = Fal
     """Write one picture of up to seven traces; the ending of `path` (.png, .pdf, .svg) decides.
 
     Left and middle: share of the rows with at most so many prompt and output tokens (log axis,
-    dots at the median and the 99th percentile). Right: arrivals per second over time, or the
-    share of output tokens held by the longest rows if no trace has arrival times.
+    dots at the median and the 99th percentile). Right: arrivals per second over time (of several
+    traces: relative to each one's mean rate and span), or the share of output tokens held by the
+    longest rows if no trace has arrival times.
     """
     if not 1 <= len(traces) <= len(COLOURS):
         raise UserError(f"{len(traces)} traces for one picture", remedy=f"give 1 to {len(COLOURS)}")
@@ -48,14 +49,18 @@ def plot(traces: list[Trace], path: str | os.PathLike[str], *, force: bool = Fal
         _cumulative(left, trace.prompt_tokens, trace.name, colour)
         _cumulative(middle, trace.output_tokens, trace.name, colour)
         if not timed:
-            _concentration(right, trace.output_tokens, trace.name, colour)
+            _concentration(right, trace.output_tokens, colour)
         elif trace.arrival_ps.max() > 0:
-            _arrivals(right, trace.arrival_ps, trace.name, colour)
+            _arrivals(right, trace.arrival_ps, colour, relative=len(timed) > 1)
     for axes, title in ((left, "prompt"), (middle, "output")):
         axes.set(xscale="log", xlabel=f"{title} tokens", ylabel="share of rows", ylim=(0, 1.01))
         axes.set_title(f"{title.capitalize()} lengths")
     if timed:
-        right.set(xlabel="time (s)", ylabel="arrivals per second", ylim=(0, None), title="Arrivals")
+        right.set(ylim=(0, None), title="Arrivals")
+        if len(timed) > 1:
+            right.set(xlabel="time (share of the span)", ylabel="arrivals (mean rate = 1)")
+        else:
+            right.set(xlabel="time (s)", ylabel="arrivals per second")
     else:
         right.set(
             xlabel="longest rows (share of all)",
@@ -96,13 +101,16 @@ def _cumulative(axes: Axes, tokens: NDArray[np.int32], label: str, colour: str) 
     axes.plot(marks, MARKED_QUANTILES, "o", color=colour, markersize=4)
 
 
-def _arrivals(axes: Axes, arrival_ps: NDArray[np.int64], label: str, colour: str) -> None:
-    seconds = arrival_ps / PS_PER_S
-    counts, edges = np.histogram(seconds, bins=ARRIVAL_BINS)
-    axes.stairs(counts / np.diff(edges), edges, color=colour, label=label)
+def _arrivals(axes: Axes, arrival_ps: NDArray[np.int64], colour: str, *, relative: bool) -> None:
+    # Spans and rates of public traces differ by orders of magnitude: on one absolute scale only
+    # the longest and the densest could be seen.
+    when = arrival_ps / (arrival_ps.max() if relative else PS_PER_S)
+    counts, edges = np.histogram(when, bins=ARRIVAL_BINS)
+    rate = counts / np.diff(edges)
+    axes.stairs(rate / when.size if relative else rate, edges, color=colour)
 
 
-def _concentration(axes: Axes, tokens: NDArray[np.int32], label: str, colour: str) -> None:
+def _concentration(axes: Axes, tokens: NDArray[np.int32], colour: str) -> None:
     ordered = np.sort(tokens)[::-1].astype(np.float64)
     share = np.r_[0.0, np.cumsum(ordered) / ordered.sum()]
-    axes.plot(np.linspace(0, 1, share.size), share, color=colour, label=label)
+    axes.plot(np.linspace(0, 1, share.size), share, color=colour)

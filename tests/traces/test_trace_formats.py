@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from batchgen.errors import DataError, UserError
 from batchgen.trace import Trace
@@ -191,6 +193,25 @@ def test_other_unusable_input(tmp_path: Path) -> None:
         import_trace(tmp_path / "absent")
     with pytest.raises(UserError, match=r"no chunk-N-trace\.csv"):
         import_trace(tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), name=st.sampled_from(sorted(SAMPLES)), skip_bad=st.booleans())
+def test_damaged_files_never_end_in_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str, skip_bad: bool
+) -> None:
+    content = bytearray(SAMPLES[name][0].encode())
+    junk = st.binary(max_size=4) | st.sampled_from([b"\n", b'"', b"-", b"9999999999", b"{", b"NaN"])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content)))
+        content[at : at + data.draw(st.integers(0, 3))] = data.draw(junk)
+    path = tmp_path_factory.mktemp("fuzz") / "x"
+    path.write_bytes(content)
+    try:
+        trace = import_trace(path, skip_bad=skip_bad)
+    except UserError:
+        return
+    assert len(trace) >= 1
 
 
 def test_times_are_exact() -> None:

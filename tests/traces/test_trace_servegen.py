@@ -83,6 +83,8 @@ def test_exact_number_seed_part_and_archive(tmp_path: Path) -> None:
     drawn = generate_servegen(folder, part)
     assert drawn.arrival_ps.max() <= 10e12
     assert set(drawn.prompt_tokens.tolist()) <= {300}
+    with pytest.raises(UserError, match="the limit is"):
+        generate_servegen(folder, ServeGenOptions(num_requests=None, rate_scale=1e5))
     with pytest.raises(DataError, match="no client has both"):
         generate_servegen(folder, ServeGenOptions(start_s=1e6))
 

@@ -23,6 +23,7 @@ from batchgen.trace.schema import trace_name
 from batchgen.trace.table import Trace, make_trace
 
 DEFAULT_REQUESTS = 10_000
+MAX_ROWS = 50_000_000  # a larger draw is a mistyped scale, and would fill the memory first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,11 @@ def generate_servegen(path: str | os.PathLike[str], options: ServeGenOptions) ->
     if wanted is not None:
         # Ten percent and five standard deviations more than wanted: rarely a second round.
         scale = (1.1 * wanted + 5.0 * math.sqrt(wanted) + 5.0) / expected
+    if expected * scale > MAX_ROWS:
+        raise UserError(
+            f"about {expected * scale:.2g} requests to draw, the limit is {MAX_ROWS:.0e}",
+            remedy="give --requests, a lower --rate-scale or a shorter --duration-s",
+        )
     rejects = Rejects(skip_bad=False)
     round_number = 0
     while True:
