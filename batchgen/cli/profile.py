@@ -1,0 +1,79 @@
+"""`batchgen profile`: measure this machine into a JSON file. Parses and writes; exec measures."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from batchgen.errors import UserError
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("profile")
+def profile_command(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="PATH", help="Profile to write (JSON).")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Measure with the shapes of this checkpoint."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter points.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    page_tokens: Annotated[int, typer.Option(min=1, help="Tokens per KV page.")] = 64,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Torch threads [default: torch's own].")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the profile too.")] = False,
+) -> None:
+    """Measure products, attention, copies and overheads of this machine.
+
+    The profile answers 'batchgen sim --profile' for runs on this machine; a profile of a --model
+    fits that model exactly. Keep the machine idle meanwhile.
+    """
+    from batchgen.cli.common import say
+
+    _check_output(output, force)
+    from batchgen.exec.profile import measure
+    from batchgen.exec.profile_operators import QUICK, Grid
+
+    document = measure(
+        model,
+        grid=QUICK if quick else Grid(),
+        dtype=dtype,
+        page_tokens=page_tokens,
+        threads=threads,
+        say=say,
+    )
+    _write(output, document)
+    say(f"wrote {output}")
+    if as_json:
+        print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _check_output(output: Path, force: bool) -> None:
+    """Refuse before measuring, not after."""
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"cannot write {output}", remedy="name a file in an existing folder")
+    if output.exists() and not force:
+        raise UserError(f"{output} exists", remedy="give --force to replace it")
+
+
+def _write(output: Path, document: dict[str, Any]) -> None:
+    """Write beside the target and rename, so that no reader sees half a profile."""
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    try:
+        handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}", remedy="check it") from None

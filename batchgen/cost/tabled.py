@@ -1,0 +1,189 @@
+"""Passes from tables: the part that every cost model shares. It knows no machine.
+
+A pass of an engine takes, over its ranks, the longest of
+
+    max(own layers + expert layers on the union + fixed, checkpoint on the host link)
+        + slope(rows) * context
+
+The checkpoint hides behind the part that does not depend on the context: that keeps the pass affine
+in the context with an integer slope, which the runtime needs for exact coalescing, and costs
+nothing, since a decode step closes far fewer bytes than it reads weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchgen.cost.api import FloatArray, IntArray, Link, PassLoad
+from batchgen.cost.table import IntTable
+from batchgen.cost.work import moved_bytes, useful_flops
+from batchgen.layout import Layout
+from batchgen.model import ModelSpec
+
+Tokens = Callable[[FloatArray], FloatArray]
+Rows = Callable[[int], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRates:
+    """ps of prefill attention, all layers: a + b terms are max(pairs, read bytes) + the rest."""
+
+    pair: float
+    read_bytes: float = 0.0
+    read: float = 0.0
+    token: float = 0.0
+    window_pair: float = 0.0
+    window_width: int = 0
+    step_ps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyRates:
+    """ps per KV token and fixed ps of each link of a rank."""
+
+    per_token: dict[Link, float]
+    fixed: dict[Link, float]
+    switch_ps: int
+
+
+class TabledCost:
+    """Everything of `CostModel` but the report of modules; a subclass fills the tables.
+
+    own(tokens of a rank), union(tokens of the engine), head(samples), slope(rows) in ps per KV
+    token and fixed(rows) are functions in picoseconds; `step_ps` is paid once per pass.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        layout: Layout,
+        *,
+        own: Tokens,
+        union: Tokens,
+        head: Tokens,
+        slope: Rows,
+        fixed: Rows,
+        step_ps: int,
+        chunks: ChunkRates,
+        copies: CopyRates,
+    ) -> None:
+        self.model, self.layout = model, layout
+        self.num_ranks = layout.ranks_per_engine
+        self._own, self._union, self._head = IntTable(own), IntTable(union), IntTable(head)
+        self._slope, self._fixed = IntTable(_per_row(slope)), IntTable(_per_row(fixed))
+        self._step_ps = step_ps
+        self._chunks, self._copies = chunks, copies
+        self._host_ps = copies.per_token["host"]
+        self._affine: dict[int, tuple[int, int]] = {}
+
+    def pass_ps(self, load: PassLoad) -> IntArray:
+        tokens = load.decodes + load.chunk_tokens
+        union = tokens.sum(axis=0)
+        shared = self._union.take(union) + self._step_ps
+        base = self._own.take(tokens)
+        base += self._head.take(load.samples)
+        base += self._fixed.take(load.decodes)
+        if load.chunk_tokens.any():
+            base += self._chunk_ps(load)
+            shared += np.where(load.chunk_tokens.any(axis=0), self._chunks.step_ps, 0)
+        base += shared
+        if load.checkpoint.any():
+            np.maximum(base, np.rint(load.checkpoint * self._host_ps).astype(np.int64), out=base)
+        base += self._slope.take(load.decodes) * load.context
+        longest: IntArray = base.max(axis=0)
+        longest[union == 0] = 0
+        return longest
+
+    def _chunk_ps(self, load: PassLoad) -> IntArray:
+        rates = self._chunks
+        time = np.maximum(load.chunk_pairs * rates.pair, load.chunk_reads * rates.read_bytes)
+        time += load.chunk_reads * rates.read
+        time += load.chunk_tokens * rates.token
+        if rates.window_pair:
+            seen = np.minimum(load.chunk_pairs, rates.window_width * load.chunk_tokens)
+            time += seen * rates.window_pair
+        rounded: IntArray = np.rint(time).astype(np.int64)
+        return rounded
+
+    def pass_one_ps(
+        self,
+        decodes: int,
+        context: int,
+        chunk_tokens: int = 0,
+        chunk_pairs: int = 0,
+        chunk_reads: int = 0,
+        samples: int = 0,
+        checkpoint: int = 0,
+    ) -> int:
+        tokens = decodes + chunk_tokens
+        if tokens == 0:
+            return 0
+        base = self._step_ps + self._own.at(tokens) + self._union.at(tokens * self.num_ranks)
+        base += self._head.at(samples) + self._fixed.at(decodes)
+        if chunk_tokens:
+            # The same operations in the same order as `_chunk_ps`, or the last bit differs.
+            rates = self._chunks
+            time = max(chunk_pairs * rates.pair, chunk_reads * rates.read_bytes)
+            time += chunk_reads * rates.read
+            time += chunk_tokens * rates.token
+            if rates.window_pair:
+                seen = min(chunk_pairs, rates.window_width * chunk_tokens)
+                time += seen * rates.window_pair
+            base += round(time) + rates.step_ps
+        if checkpoint:
+            base = max(base, round(checkpoint * self._host_ps))
+        return base + self._slope.at(decodes) * context
+
+    def decode_affine(self, decodes: int, checkpoint: bool) -> tuple[int, int]:
+        key = 2 * decodes + checkpoint
+        known = self._affine.get(key)
+        if known is None:
+            if self.num_ranks != 1:
+                raise ValueError(f"decode_affine needs one rank, the engine has {self.num_ranks}")
+            start = self.pass_one_ps(
+                decodes, 0, samples=decodes, checkpoint=decodes if checkpoint else 0
+            )
+            known = self._affine[key] = (start, self._slope.at(decodes))
+        return known
+
+    def copy_ps(self, tokens: int, link: Link) -> int:
+        if tokens <= 0:
+            return 0
+        return round(tokens * self._copies.per_token[link] + self._copies.fixed[link])
+
+    def recompute_ps(self, tokens: int) -> int:
+        """As if every rank of the engine prefilled as much at the same time."""
+        return self.pass_one_ps(0, 0, chunk_tokens=tokens, chunk_pairs=tokens * tokens, samples=1)
+
+    def switch_ps(self) -> int:
+        return self._copies.switch_ps
+
+    def attention_parts(self, load: PassLoad) -> dict[str, IntArray]:
+        """The modules of `breakdown` that come from the tables alone."""
+        scores = self._slope.take(load.decodes) * load.context + self._fixed.take(load.decodes)
+        streamed = np.rint(load.checkpoint * self._host_ps).astype(np.int64)
+        return {
+            "attention_decode": scores.max(axis=0),
+            "attention_prefill": self._chunk_ps(load).max(axis=0),
+            "lm_head": self._head.take(load.samples).max(axis=0),
+            "checkpoint": streamed.max(axis=0),
+        }
+
+    def flops(self, load: PassLoad) -> FloatArray:
+        return useful_flops(self.model, load)
+
+    def hbm_bytes(self, load: PassLoad) -> FloatArray:
+        return moved_bytes(self.model, self.layout, load)
+
+
+def _per_row(function: Rows) -> Tokens:
+    """A scalar function of a row count, elementwise."""
+
+    def over(rows: FloatArray) -> FloatArray:
+        values = [function(int(row)) if row > 0 else 0.0 for row in rows.ravel()]
+        return np.array(values, dtype=np.float64).reshape(rows.shape)
+
+    return over

@@ -1,0 +1,129 @@
+"""Makes the plan of a run from a model, a machine, a layout and a preset. It times nothing.
+
+Sizes that a preset leaves open take the defaults that engines use on such a machine; every one can
+be set with --set plan.NAME=value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from batchgen.cost.capacity import Capacity, capacity
+from batchgen.errors import UserError
+from batchgen.hardware import GpuSpec
+from batchgen.layout import Layout
+from batchgen.model import ModelSpec
+from batchgen.plan import EngineSpec, Plan
+from batchgen.policy.presets import Preset
+
+# vLLM V1 for offline use: GPUs of at least 70 GiB other than A100 take large passes, since a larger
+# budget made the A100 slower (vLLM PR 17885).
+LARGE_GPU_BYTES = 70 * 2**30
+LARGE = {"token_budget": 16384, "max_num_seqs": 1024}
+SMALL = {"token_budget": 8192, "max_num_seqs": 256}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What --set plan.NAME=value may change; None takes the preset's or the machine's default."""
+
+    token_budget: int | None = None
+    max_num_seqs: int | None = None
+    page_tokens: int | None = None
+    boundary: int | None = None
+    memory_fraction: float = 0.9
+    host: bool = True
+    b_attn: int = 0
+    b_moe: int = 0
+    prefix_cache: bool | None = None
+
+
+def plan_options(overrides: Mapping[str, str]) -> PlanOptions:
+    """Read the "plan.*" entries of --set; raises UserError for an unknown name or a bad value."""
+    values: dict[str, object] = {}
+    for key, text in overrides.items():
+        slot, _, name = key.partition(".")
+        if slot != "plan":
+            continue
+        try:
+            if name in ("host", "prefix_cache"):
+                values[name] = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+            elif name == "memory_fraction":
+                values[name] = float(text)
+            elif name in PlanOptions.__dataclass_fields__:
+                values[name] = int(text)
+            else:
+                raise UserError(
+                    f"--set {key}: the plan has no such option",
+                    remedy=f"its options: {', '.join(PlanOptions.__dataclass_fields__)}",
+                )
+        except (KeyError, ValueError):
+            raise UserError(
+                f"--set {key}={text}: not a valid value", remedy="give a number, or true or false"
+            ) from None
+    for name in ("token_budget", "max_num_seqs", "page_tokens", "boundary"):
+        value = values.get(name)
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"--set plan.{name}={value}", remedy="give at least 1")
+    return PlanOptions(**values)  # type: ignore[arg-type]
+
+
+def build_plan(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    layout: Layout,
+    preset: Preset,
+    *,
+    gpus_per_node: int,
+    max_context: int,
+    options: PlanOptions | None = None,
+) -> tuple[Plan, Capacity]:
+    """The plan and the capacities it was computed from.
+
+    An engine that spans nodes owns their host memory together. Raises UserError when the model does
+    not fit.
+    """
+    options = options or PlanOptions()
+    large = gpu.hbm_bytes >= LARGE_GPU_BYTES and not gpu.name.lower().startswith(("a100", "a800"))
+    machine = LARGE if large else SMALL
+    page_tokens = options.page_tokens or preset.page_tokens
+    token_budget = options.token_budget or preset.token_budget or machine["token_budget"]
+    max_num_seqs = options.max_num_seqs or preset.max_num_seqs or machine["max_num_seqs"]
+    sizes = capacity(
+        model,
+        gpu,
+        layout,
+        memory_fraction=options.memory_fraction,
+        page_tokens=page_tokens,
+        token_budget=token_budget,
+        max_num_seqs=max_num_seqs,
+        gpus_per_node=gpus_per_node,
+    )
+    per_engine = layout.gpus_per_engine
+    nodes_per_engine = max(1, per_engine // gpus_per_node)
+    engines_per_node = max(1, gpus_per_node // per_engine)
+    engines = tuple(
+        EngineSpec(
+            engine=index,
+            node=index // engines_per_node,
+            num_ranks=layout.ranks_per_engine,
+            gpus_per_rank=layout.gpus_per_rank,
+            hbm_pages=sizes.hbm_pages,
+        )
+        for index in range(layout.num_engines)
+    )
+    num_hosts = engines[-1].node + 1
+    host_pages = sizes.host_pages * nodes_per_engine if options.host else 0
+    plan = Plan(
+        page_tokens=page_tokens,
+        boundary=options.boundary or preset.boundary,
+        engines=engines,
+        host_pages=(host_pages,) * num_hosts,
+        token_budget=token_budget,
+        max_num_seqs=max_num_seqs,
+        max_context=max_context,
+        b_attn=options.b_attn,
+        b_moe=options.b_moe,
+    )
+    return plan, sizes

@@ -1,0 +1,75 @@
+"""Phase parts: when an engine changes between prefill and decode. They admit nobody themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from batchgen.memory.pool import FOREVER, pages_for
+from batchgen.policy.base import EnginePart, Part
+from batchgen.runtime.draft import Draft
+from batchgen.runtime.engine import Engine
+
+
+class Mixed(EnginePart):
+    """No phases: every pass may hold prompts and decodes."""
+
+    def decide_engine(self, view: Engine, draft: Draft, state: Any) -> None:
+        view.phase = "mixed"
+
+    def horizon(self, view: Engine, draft: Draft, state: Any) -> int:
+        return FOREVER
+
+
+class RefillNode(EnginePart):
+    """BatchGen's refill-node: decode until the ranks are under-used, then all of them prefill together.
+
+    Prefill starts when rows wait, nothing suspended is left to refill with, and at least `refill_free`
+    of the HBM pages are free (or nothing runs). It ends when no rank can take another prompt. Rows
+    that decode are parked meanwhile. Decisions fall on boundaries of `Plan.boundary` decode passes and
+    on every prefill pass. Source: BatchGen paper, sections 2.6 and 5.3.
+    """
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        refill_free: float = 0.2
+
+    def decide_engine(self, view: Engine, draft: Draft, state: Any) -> None:
+        view.dirty.update(range(len(view.ranks)))
+        prefill = view.num_prefilling > 0
+        if not prefill and view.num_waiting and any(map(self._can_admit, view.ranks)):
+            idle = not (view.num_running or view.num_parked or view.ready or view.inbound)
+            starved = not view.ready and not view.inbound
+            under_used = view.free_fraction >= self.config.refill_free
+            prefill = view.phase == "prefill" or idle or (starved and under_used)
+        view.phase = "prefill" if prefill else "decode"
+        for rank in view.ranks:
+            draft.rank = rank
+            if prefill:
+                for row in list(rank.running):
+                    draft.park(row)
+            else:
+                for row in list(rank.parked):
+                    draft.resume(row)
+        view.decide_q = view.q if prefill else view.q + view.boundary
+
+    @staticmethod
+    def _can_admit(rank: Any) -> bool:
+        row = rank.lane.peek() if rank.waiting else None
+        if row is None:
+            return False
+        table = rank.table
+        if rank.host.size:
+            host = pages_for(table.known_tokens(row), rank.page_tokens) - table.v_host_pages[row]
+            if host > rank.host.free:
+                return False
+        pages = rank.pages_to_admit(row)
+        spill = sum(
+            table.v_hbm_pages[other]
+            for other in rank.parked
+            if table.v_host_valid[other] >= table.v_computed[other]
+        )
+        return bool(pages + 2 * (rank.num_resident + 1) <= rank.pool.free + spill)
+
+    def horizon(self, view: Engine, draft: Draft, state: Any) -> int:
+        return FOREVER  # asked at boundaries only

@@ -1,0 +1,95 @@
+"""Placement parts: on which engine and rank a row runs, and when waiting rows move. Cluster level.
+
+Work per event is proportional to the rows it touches: slots live in a heap, donors in a lazy heap
+whose entries only over-estimate, since queues of a closed batch only shrink.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batchgen.policy.base import Part
+
+if TYPE_CHECKING:
+    from batchgen.runtime.cluster import Cluster
+    from batchgen.runtime.engine import Engine
+    from batchgen.sequence import Table
+
+Slot = tuple[int, int]
+"""(engine, rank)."""
+
+
+class PlacementPart(Part):
+    """Base: choose slots for arrived or homeless rows; name a donor for a hungry engine."""
+
+    def place(self, view: Cluster, rows: Sequence[int]) -> list[tuple[int, Slot]]:
+        """(row, slot) for every row, over the alive engines of the view."""
+        raise NotImplementedError
+
+    def steal(self, view: Cluster, hungry: Engine) -> tuple[Engine, int] | None:
+        """A donor engine and how many of its waiting rows move to `hungry`; None: nobody."""
+        return None
+
+
+class RoundRobin(PlacementPart):
+    """Rows go around the engines in arrival order, then around the ranks of each engine."""
+
+    def place(self, view: Cluster, rows: Sequence[int]) -> list[tuple[int, Slot]]:
+        engines = view.alive()
+        count = len(engines)
+        placed = []
+        for row in rows:
+            turn = view.placed_rows
+            view.placed_rows += 1
+            engine = engines[turn % count]
+            placed.append((row, (engine.id, (turn // count) % len(engine.ranks))))
+        return placed
+
+
+class LeastWork(PlacementPart):
+    """Longest first to the slot with the least expected work; idle engines steal waiting rows.
+
+    Work of a row: prompt + `output_weight` x its predicted (else mean seen, else 0) output tokens.
+    A hungry engine takes half of the difference from the engine with most waiting rows, when that
+    is at least `steal_min` rows. Source: LPT; work stealing of half the difference.
+    """
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        output_weight: float = 1.0
+        steal: bool = True
+        steal_min: int = 2
+
+    def work(self, table: Table, row: int) -> int:
+        known = table.v_prompt[row] + table.v_produced[row]
+        return int(known + self.config.output_weight * table.v_predicted[row])
+
+    def place(self, view: Cluster, rows: Sequence[int]) -> list[tuple[int, Slot]]:
+        table = view.table
+        slots = [
+            (view.assigned_work.get((engine.id, rank.index), 0), engine.id, rank.index)
+            for engine in view.alive()
+            for rank in engine.ranks
+        ]
+        heapq.heapify(slots)
+        placed = []
+        for row in sorted(rows, key=lambda row: (-self.work(table, row), row)):
+            load, engine_id, rank = slots[0]
+            load += self.work(table, row)
+            heapq.heapreplace(slots, (load, engine_id, rank))
+            view.assigned_work[engine_id, rank] = load
+            placed.append((row, (engine_id, rank)))
+        placed.sort()  # queues keep arrival order; only the choice of slots looks at work
+        return placed
+
+    def steal(self, view: Cluster, hungry: Engine) -> tuple[Engine, int] | None:
+        if not self.config.steal:
+            return None
+        donor = view.longest_queue(hungry)
+        if donor is None:
+            return None
+        count = (donor.num_waiting - hungry.num_waiting) // 2
+        return (donor, count) if count >= self.config.steal_min // 2 and count > 0 else None

@@ -1,0 +1,257 @@
+"""Presets: named compositions of parts, data only. Parts and presets of one's own come by entry points.
+
+A package adds a part with the entry-point group `batchgen.parts` (name "slot.part") and a preset with
+`batchgen.presets` (an object with the fields of `Preset`). `--set slot.option=value` changes one option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchgen.errors import UserError
+from batchgen.policy.base import SLOTS, Part
+
+PARTS: dict[str, dict[str, str]] = {
+    "recovery": {"rehome": "recovery:Rehome"},
+    "phase": {"mixed": "phase:Mixed", "refill-node": "phase:RefillNode"},
+    "memory": {
+        "nothing": "memory:NothingYields",
+        "recompute-newest": "memory:RecomputeNewest",
+        "suspend-most-decoded": "memory:SuspendMostDecoded",
+    },
+    "order": {
+        "arrival": "order:Arrival",
+        "longest": "order:LongestFirst",
+        "shortest": "order:ShortestFirst",
+    },
+    "admission": {
+        "whole-batch": "admission:WholeBatch",
+        "worst-case": "admission:WorstCase",
+        "fits-now": "admission:FitsNow",
+        "lazy-pages": "admission:LazyPages",
+    },
+    "batching": {
+        "static": "batching:StaticPrompts",
+        "whole": "batching:WholePrompts",
+        "chunks": "batching:Chunks",
+        "by-phase": "batching:ByPhase",
+    },
+    "placement": {"round-robin": "placement:RoundRobin", "least-work": "placement:LeastWork"},
+    "tail": {"run-out": "tail:RunOut", "partition": "tail:Partition"},
+    "predictor": {
+        "none": "predictor:NoPrediction",
+        "mean-seen": "predictor:MeanSeen",
+        "oracle": "predictor:Oracle",
+    },
+}
+"""slot -> part name -> "module:class" under batchgen.policy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A composition: a part name per slot, options per slot, and static sizes.
+
+    `page_tokens`: grain of KV accounting. `max_num_seqs` and `token_budget` are per rank;
+    0 = the machine's default. `optional` names slots that fall back to their neutral part when the
+    backend lacks what they need. `source` says where the composition comes from.
+    """
+
+    name: str
+    parts: Mapping[str, str]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    page_tokens: int = 64
+    boundary: int = 64
+    token_budget: int = 0
+    max_num_seqs: int = 0
+    prefix_cache: bool = False
+    optional: frozenset[str] = frozenset()
+    source: str = ""
+
+
+NEUTRAL = {
+    "recovery": "rehome",
+    "phase": "mixed",
+    "memory": "recompute-newest",
+    "order": "arrival",
+    "admission": "fits-now",
+    "batching": "chunks",
+    "placement": "round-robin",
+    "tail": "run-out",
+    "predictor": "none",
+}
+
+
+def _parts(**chosen: str) -> dict[str, str]:
+    return {**NEUTRAL, **chosen}
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="static",
+            parts=_parts(memory="nothing", admission="whole-batch", batching="static"),
+            source="batching before Orca: a batch runs to its last row",
+        ),
+        Preset(
+            name="orca",
+            parts=_parts(memory="nothing", admission="worst-case", batching="whole"),
+            page_tokens=16,
+            source="Orca, OSDI 2022, algorithm 1",
+        ),
+        Preset(
+            name="vllm",
+            parts=_parts(),
+            page_tokens=16,
+            prefix_cache=True,
+            source="vLLM V1 scheduler defaults for offline use",
+        ),
+        Preset(
+            name="batchgen",
+            parts=_parts(
+                phase="refill-node",
+                memory="suspend-most-decoded",
+                admission="lazy-pages",
+                batching="by-phase",
+                placement="least-work",
+                tail="partition",
+            ),
+            optional=frozenset({"tail"}),
+            source="BatchGen, OSDI 2026, sections 2.6, 3.1 and 5.3",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A preset made real: one part object per slot. Parts hold no state, so engines share them."""
+
+    preset: Preset
+    parts: Mapping[str, Part]
+
+    def __getitem__(self, slot: str) -> Any:
+        return self.parts[slot]
+
+
+def _plugins(group: str) -> dict[str, Any]:
+    from importlib.metadata import entry_points  # 20 ms: only when a policy is built
+
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def preset_names() -> list[str]:
+    """Built-in presets first, then those of installed packages."""
+    return [*PRESETS, *sorted(set(_plugins("batchgen.presets")) - set(PRESETS))]
+
+
+def find_preset(name: str) -> Preset:
+    """A preset by name; raises UserError that names the close ones."""
+    if name in PRESETS:
+        return PRESETS[name]
+    plugins = _plugins("batchgen.presets")
+    if name in plugins:
+        preset = plugins[name].load()
+        if not isinstance(preset, Preset):
+            raise UserError(
+                f"entry point batchgen.presets:{name} is a {type(preset).__name__}",
+                remedy="it must load a batchgen.policy.presets.Preset",
+            )
+        return preset
+    close = difflib.get_close_matches(name, preset_names(), n=2)
+    hint = f"did you mean {' or '.join(close)}" if close else "choose one of"
+    raise UserError(
+        f"unknown policy '{name}'",
+        remedy=hint if close else f"{hint} {', '.join(preset_names())}",
+        code="unknown_policy",
+    )
+
+
+def _part_class(slot: str, name: str) -> type[Part]:
+    builtin = PARTS[slot].get(name)
+    if builtin is not None:
+        module, _, cls = builtin.partition(":")
+        found: type[Part] = getattr(importlib.import_module(f"batchgen.policy.{module}"), cls)
+        return found
+    plugin = _plugins("batchgen.parts").get(f"{slot}.{name}")
+    if plugin is None:
+        raise UserError(
+            f"unknown {slot} part '{name}'",
+            remedy=f"choose one of {', '.join(PARTS[slot])} or install one as {slot}.{name}",
+            code="unknown_part",
+        )
+    loaded = plugin.load()
+    if not (isinstance(loaded, type) and issubclass(loaded, Part)):
+        raise UserError(f"entry point batchgen.parts:{slot}.{name} is not a Part class")
+    return loaded
+
+
+def _convert(slot: str, field_info: dataclasses.Field[Any], text: str) -> Any:
+    kind = str(field_info.type)
+    try:
+        if kind == "bool":
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return {"int": int, "float": float, "str": str}[kind](text)
+    except (KeyError, ValueError):
+        raise UserError(
+            f"--set {slot}.{field_info.name}={text}: not a valid {kind}",
+            remedy=f"the default is {field_info.default}",
+        ) from None
+
+
+def build_policy(
+    preset: Preset,
+    overrides: Mapping[str, str] | None = None,
+    capabilities: frozenset[str] = frozenset({"host", "switch", "prefix"}),
+) -> Policy:
+    """Make the parts of a preset. `overrides` maps "slot.option" (or "slot.part") to text.
+
+    Raises UserError for an unknown slot, part or option, and for a part that needs what the backend
+    lacks, unless the preset names the slot optional.
+    """
+    chosen = dict(preset.parts)
+    options: dict[str, dict[str, Any]] = {slot: dict(preset.options.get(slot, {})) for slot in SLOTS}
+    texts: dict[str, dict[str, str]] = {slot: {} for slot in SLOTS}
+    for key, text in (overrides or {}).items():
+        slot, _, option = key.partition(".")
+        if slot == "plan":
+            continue  # sizes of the plan, not of a part
+        if slot not in SLOTS or not option:
+            raise UserError(
+                f"--set {key}={text}: no such part", remedy=f"parts are {', '.join(SLOTS)} and plan"
+            )
+        if option == "part":
+            chosen[slot] = text
+        else:
+            texts[slot][option] = text
+    parts: dict[str, Part] = {}
+    for slot in SLOTS:
+        cls = _part_class(slot, chosen[slot])
+        if cls.needs - capabilities and slot in preset.optional:
+            cls = _part_class(slot, NEUTRAL[slot])
+            texts[slot] = {}
+            options[slot] = {}
+        missing = cls.needs - capabilities
+        if missing:
+            raise UserError(
+                f"policy {preset.name}: {slot} part {chosen[slot]} needs {', '.join(sorted(missing))}",
+                remedy="choose a backend that has it or another part with --set "
+                f"{slot}.part={NEUTRAL[slot]}",
+                code="capability",
+            )
+        fields = {item.name: item for item in dataclasses.fields(cls.Config)}
+        for option, text in texts[slot].items():
+            if option not in fields:
+                known = ", ".join(fields) or "none"
+                raise UserError(
+                    f"--set {slot}.{option}: {chosen[slot]} has no such option",
+                    remedy=f"its options: {known}",
+                )
+            options[slot][option] = _convert(slot, fields[option], text)
+        parts[slot] = cls(cls.Config(**options[slot]))
+    return Policy(preset=preset, parts=parts)

@@ -1,0 +1,290 @@
+"""The simulated cluster: SimPy callbacks for steps, copies, arrivals and faults around one runtime.
+
+One callback per engine and event, plain timeouts, no Store or Resource. At equal time external events
+come before step ends, and step ends go by engine number: SimPy priorities carry that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import simpy
+from simpy.events import Event as SimpyEvent
+
+from batchgen import actions as act
+from batchgen import events as ev
+from batchgen.sim.flight import NORMAL_SPEED, Flight, Mirror
+from batchgen.sim.recorder import Recorder
+from batchgen.step import Step
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from batchgen.actions import Action
+    from batchgen.cost.api import CostModel
+    from batchgen.plan import Plan
+    from batchgen.runtime.core import Runtime
+    from batchgen.sequence import Table
+    from batchgen.sim.faults import Fault
+
+# SimPy priorities: external events first, then step ends by engine.
+FAULT, ARRIVAL, TIMER, COPY, LAYOUT, STEP = range(6)
+PROGRESS_EVERY = 2048
+
+
+class Observer(Protocol):
+    """Sees every event with the actions that answered it (the decision log)."""
+
+    def __call__(self, event: ev.Event, now: int, actions: list[Action]) -> None: ...
+
+
+class _Device:
+    """One engine's mirror, its flight and its links."""
+
+    __slots__ = ("cost", "epoch", "flight", "generation", "link_free_ps", "mirror", "speed", "start_ps")
+
+    def __init__(self, mirror: Mirror, cost: CostModel) -> None:
+        self.mirror = mirror
+        self.cost = cost
+        self.flight: Flight | None = None
+        self.start_ps = 0
+        self.generation = 0
+        self.epoch = 0
+        self.speed = NORMAL_SPEED
+        self.link_free_ps = 0
+
+
+class Simulation:
+    """Runs one runtime to the end of its rows. `true_output` [rows] is known to the backend only."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        table: Table,
+        plan: Plan,
+        cost: CostModel,
+        true_output: NDArray[Any],
+        *,
+        partition_cost: Callable[[int], CostModel] | None = None,
+        observer: Observer | None = None,
+        progress: Callable[[int, int, int], None] | None = None,
+    ) -> None:
+        self.runtime = runtime
+        self.table = table
+        self.plan = plan
+        self.cost = cost
+        self.env = simpy.Environment(initial_time=0)
+        lengths = memoryview(true_output)
+        self.true_output = lengths
+        self.devices = [_Device(Mirror(table, spec.num_ranks, lengths), cost) for spec in plan.engines]
+        self.recorder = Recorder(len(table))
+        self.observer = observer
+        self.progress = progress
+        self.partition_cost = partition_cost
+        self.events = 0
+        self.passes = 0
+        self._rows_done = 0
+
+    # -- scheduling -------------------------------------------------------------------------------
+
+    def _at(self, delay_ps: int, priority: int, call: Callable[[SimpyEvent], None]) -> None:
+        event = SimpyEvent(self.env)
+        event._ok = True
+        event._value = None
+        assert event.callbacks is not None
+        event.callbacks.append(call)
+        self.env.schedule(event, priority, delay_ps)  # type: ignore[arg-type]
+
+    def arrive(self, rows: list[int], at_ps: int) -> None:
+        """Rows arrive together at a time."""
+        self._at(at_ps, ARRIVAL, lambda _: self._tell(ev.Arrived(rows)))
+
+    def close_input(self, at_ps: int) -> None:
+        """Nothing arrives after this time."""
+        self._at(at_ps, ARRIVAL, lambda _: self._tell(ev.InputClosed()))
+
+    def inject(self, event: ev.Event, at_ps: int) -> None:
+        """Any other external event (cancellation, a row failure, a smaller pool, ...)."""
+        self._at(at_ps, TIMER, lambda _: self._tell(event))
+
+    def add_fault(self, fault: Fault, gpus_per_engine: int) -> None:
+        """Device trouble at its time; it acts at the next pass boundary, or at once for a loss."""
+        engine = fault.gpu // gpus_per_engine
+        self._at(fault.at_ps, FAULT, lambda _: self._fault(fault, engine))
+
+    def run(self) -> None:
+        """Until no event is left. Rows that nobody can serve any more fail by name."""
+        self.env.run()
+        table = self.table
+        if self.runtime.unfinished:
+            for row in list(self.runtime.cluster.homeless):
+                self._tell(ev.RowFailed(row, "no_device"))
+            self.env.run()
+        if self.runtime.unfinished:
+            stuck = [row for row in range(len(table)) if table.v_status[row] < 3][:3]
+            raise AssertionError("; ".join(table.story(row) for row in stuck))
+        if self.progress is not None:
+            self.progress(self.env.now, self._rows_done, len(table))  # type: ignore[arg-type]
+
+    # -- events in, actions out -------------------------------------------------------------------
+
+    def _tell(self, event: ev.Event) -> None:
+        now: int = self.env.now  # type: ignore[assignment]
+        actions = self.runtime.on(event, now)
+        self.events += 1
+        if self.observer is not None:
+            self.observer(event, now, actions)
+        for action in actions:
+            kind = type(action)
+            if kind is Step:
+                self._launch(action, now)  # type: ignore[arg-type]
+            elif kind is act.Finished:
+                self._rows_done += 1
+                self.recorder.reasons[action.row] = action.reason  # type: ignore[union-attr]
+            elif kind is act.Copy:
+                self._copy(action, now)  # type: ignore[arg-type]
+            elif kind is act.Cut:
+                self._cut(action.engine, now)  # type: ignore[union-attr]
+            elif kind is act.Failed:
+                self._rows_done += 1
+                self._failed(action, now)  # type: ignore[arg-type]
+            elif kind is act.Switch:
+                self._switch(action, now)  # type: ignore[arg-type]
+            elif kind is act.Wake:
+                timer, at_ps = action.timer_id, action.at_ps  # type: ignore[union-attr]
+                self._at(
+                    max(0, at_ps - now), TIMER, lambda _, timer=timer: self._tell(ev.Timer(timer))
+                )
+        if self.progress is not None and self.events % PROGRESS_EVERY == 0:
+            self.progress(now, self._rows_done, len(self.table))
+
+    def _failed(self, action: act.Failed, now: int) -> None:
+        self.recorder.reasons[action.row] = action.code
+        self.recorder.v_end[action.row] = now
+        for device in self.devices:
+            if action.row in device.mirror.finish_q:
+                device.mirror.remove(action.row)
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def _launch(self, step: Step, now: int) -> None:
+        device = self.devices[step.engine]
+        device.epoch = step.epoch
+        device.flight = Flight(step, device.mirror, device.cost, device.speed)
+        device.start_ps = now
+        self._arm(step.engine, device)
+
+    def _arm(self, engine: int, device: _Device) -> None:
+        device.generation += 1
+        generation = device.generation
+        flight = device.flight
+        assert flight is not None
+        delay = device.start_ps + flight.duration_ps - self.env.now
+
+        def end(_: SimpyEvent) -> None:
+            if device.generation == generation:
+                self._land(engine, device)
+
+        self._at(delay, STEP + engine, end)  # type: ignore[arg-type]
+
+    def _land(self, engine: int, device: _Device) -> None:
+        flight = device.flight
+        assert flight is not None
+        step, table = flight.step, self.table
+        device.flight = None
+        self.passes += flight.passes
+        self.recorder.step(flight, device.start_ps, self.runtime.cluster.engines[engine])
+        flight.settle()
+        gone = {row for row, _ in flight.finishes[: flight.chunk_finishes]}
+        for row, _, _, last in step.chunks:
+            if last and row not in gone:
+                # Its token is implied: the mirror counts it before the runtime hears of it.
+                produced = table.v_produced[row]
+                table.v_produced[row] = produced + 1
+                device.mirror.add(row, step.q0 + 1)
+                table.v_produced[row] = produced
+        budget = table.v_budget
+        finished = sorted(
+            (row, offset, "length" if self.true_output[row] >= budget[row] else "stop")
+            for row, offset in flight.finishes
+        )
+        self._tell(
+            ev.StepDone(
+                engine,
+                step.epoch,
+                step.q0,
+                flight.passes,
+                finished,
+                flight.duration_ps,
+                flight.ended_by,
+            )
+        )
+
+    def _cut(self, engine: int, now: int) -> None:
+        device = self.devices[engine]
+        flight = device.flight
+        if flight is not None and flight.passes > 1 and flight.shorten(now - device.start_ps):
+            self._arm(engine, device)
+
+    # -- copies -----------------------------------------------------------------------------------
+
+    def _copy(self, action: act.Copy, now: int) -> None:
+        """Each rank has its own link; a batch ends with its slowest rank; batches queue per engine."""
+        device = self.devices[action.engine]
+        per_rank: dict[int, int] = {}
+        for row, tokens in zip(action.rows, action.tokens, strict=True):
+            rank = self.table.v_rank[row]
+            per_rank[rank] = per_rank.get(rank, 0) + tokens
+        link = "host" if action.engine == action.to_engine else "inter"
+        duration = max(self.cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
+        start = max(now, device.link_free_ps)
+        device.link_free_ps = start + duration
+        copy_id, generation = action.copy_id, device.epoch
+        self._at(
+            start + duration - now,
+            COPY,
+            lambda _: (
+                self._tell(ev.CopiesDone(copy_id)) if device.epoch == generation else None
+            ),
+        )
+
+    # -- layouts ----------------------------------------------------------------------------------
+
+    def _switch(self, action: act.Switch, now: int) -> None:
+        device = self.devices[action.engine]
+        assert self.partition_cost is not None
+        device.cost = self.partition_cost(len(action.rows))
+        self.recorder.mark(
+            now, action.engine, "switch", f"{action.layout} for {len(action.rows)} rows"
+        )
+        self._at(
+            self.cost.switch_ps(),
+            LAYOUT,
+            lambda _: self._tell(ev.LayoutReady(action.engine, action.epoch)),
+        )
+
+    # -- faults -----------------------------------------------------------------------------------
+
+    def _fault(self, fault: Fault, engine: int) -> None:
+        device = self.devices[engine]
+        now: int = self.env.now  # type: ignore[assignment]
+        core = self.runtime.cluster.engines[engine]
+        text = {"slow": f"slow x{fault.speed / 1000:g}"}.get(fault.kind, fault.kind)
+        if fault.kind == "slow" and fault.speed == NORMAL_SPEED:
+            text = "back to speed"
+        self.recorder.mark(now, engine, "fault", f"{text} (gpu {fault.gpu})")
+        if fault.kind == "slow":
+            device.speed = fault.speed
+            self._cut(engine, now)  # the pass in flight ends at its old speed
+        elif fault.kind == "notice":
+            self._tell(ev.DeviceNotice(engine, fault.deadline_ps))
+        elif fault.kind == "lost" and core.alive:
+            device.flight = None
+            device.generation += 1
+            device.epoch += 1
+            device.mirror.clear()
+            device.link_free_ps = 0
+            self._tell(ev.DeviceLost(engine))
+        elif fault.kind == "back" and not core.alive:
+            self._tell(ev.DeviceBack(engine))

@@ -1,0 +1,89 @@
+"""Device trouble of a run: slow, lost, noticed and returning devices, read from a JSONL file.
+
+One object per line: {"at_s": 120.0, "kind": "slow", "gpu": 3, "factor": 2.0, "for_s": 600} ;
+{"at_s": 60, "kind": "lost", "gpu": 17} ; {"at_s": 50, "kind": "notice", "gpu": 17, "deadline_s": 60} ;
+{"at_s": 900, "kind": "back", "gpu": 17}. A lockstep engine is as slow as its slowest GPU and is lost
+with any of its GPUs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from batchgen.errors import DataError, UserError
+from batchgen.units import to_ps
+
+KINDS = ("slow", "lost", "notice", "back")
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    at_s: float
+    kind: str
+    gpu: int
+    factor: float = 0.0
+    for_s: float = 0.0
+    deadline_s: float = 0.0
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One change of one device. `speed` is the pass time in thousandths of normal (kind "slow")."""
+
+    at_ps: int
+    kind: str
+    gpu: int
+    speed: int = 1000
+    deadline_ps: int = 0
+
+
+def load_faults(path: str, num_gpus: int) -> list[Fault]:
+    """Faults in time order; a slow spell with `for_s` ends by itself. Raises DataError per bad line."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"faults file {path} does not exist", remedy="give a JSONL file")
+    faults: list[Fault] = []
+    decoder = msgspec.json.Decoder(_Line)
+    for number, raw in enumerate(file.read_bytes().split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        try:
+            line = decoder.decode(raw)
+        except msgspec.DecodeError as error:
+            raise DataError(str(error), path=path, line=number) from None
+        if line.kind not in KINDS:
+            raise DataError(
+                f"'{line.kind}' is no kind of fault",
+                path=path,
+                line=number,
+                field="kind",
+                remedy=f"use one of {', '.join(KINDS)}",
+            )
+        if not 0 <= line.gpu < num_gpus:
+            raise DataError(
+                f"GPU {line.gpu} is not in this cluster",
+                path=path,
+                line=number,
+                field="gpu",
+                remedy=f"use 0 to {num_gpus - 1}",
+            )
+        if line.at_s < 0 or line.for_s < 0:
+            raise DataError("times must not be negative", path=path, line=number, field="at_s")
+        at_ps = to_ps(line.at_s)
+        if line.kind == "slow":
+            if not line.factor > 0:
+                raise DataError(
+                    "a slow device needs a factor above 0",
+                    path=path,
+                    line=number,
+                    field="factor",
+                    remedy="2.0 makes every pass take twice as long",
+                )
+            faults.append(Fault(at_ps, "slow", line.gpu, round(line.factor * 1000)))
+            if line.for_s:
+                faults.append(Fault(at_ps + to_ps(line.for_s), "slow", line.gpu, 1000))
+        elif line.kind == "notice":
+            faults.append(Fault(at_ps, "notice", line.gpu, 1000, to_ps(line.deadline_s)))
+        else:
+            faults.append(Fault(at_ps, line.kind, line.gpu))
+    return sorted(faults, key=lambda fault: (fault.at_ps, fault.gpu))

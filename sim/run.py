@@ -1,0 +1,287 @@
+"""`simulate(job)`: resolve names, build plan and cost, run the simulation, return the record."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import batchgen
+from batchgen.cost.build import build_cost
+from batchgen.errors import UserError
+from batchgen.hardware import load_gpu
+from batchgen.layout import Layout, default_layout, parse_layout
+from batchgen.log import DecisionLog
+from batchgen.model import load_model
+from batchgen.planning import build_plan, plan_options
+from batchgen.policy.presets import build_policy, find_preset
+from batchgen.report.record import RunRecord
+from batchgen.runtime.core import Runtime
+from batchgen.sequence import Table
+from batchgen.sim.cluster import Simulation
+from batchgen.sim.faults import load_faults
+from batchgen.trace.schema import load
+
+if TYPE_CHECKING:
+    from batchgen.cost.api import CostModel
+    from batchgen.plan import Plan
+    from batchgen.simjob import SimJob
+    from batchgen.trace.table import Trace
+
+CAPABILITIES = frozenset({"host", "switch", "prefix"})
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionAdvisor:
+    """Answers the tail part's cost questions from the two cost models of an engine."""
+
+    home: CostModel
+    partitioned: Callable[[int], CostModel]
+
+    def partition_ps(self, engine: int, contexts: list[int]) -> tuple[int, int, int]:
+        """Times of one decode pass with the rows spread evenly, now and partitioned."""
+        rows, context = len(contexts), sum(contexts) + len(contexts)
+        return (
+            _even_pass_ps(self.home, rows, context),
+            _even_pass_ps(self.partitioned(rows), rows, context),
+            self.home.switch_ps(),
+        )
+
+
+def _even_pass_ps(cost: CostModel, rows: int, context: int) -> int:
+    from batchgen.cost.api import PassLoad
+
+    load = PassLoad.zeros(cost.num_ranks, 1)
+    mean = context // rows
+    for index in range(rows):
+        load.decodes[index % cost.num_ranks] += 1
+        load.context[index % cost.num_ranks] += mean
+    load.samples[:] = load.decodes
+    return int(cost.pass_ps(load)[0])
+
+
+def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int]] | None:
+    """Chained keys of a row's full prompt pages, from the trace's prefix blocks; None if it has none.
+
+    A page lies in one block when pages divide blocks; its key is the block's id and its place there.
+    """
+    block = trace.prefix_block_tokens
+    if not block or block % page_tokens:
+        return None
+    per_block = block // page_tokens
+    offsets, blocks, prompts = trace.prefix_offsets, trace.prefix_blocks, trace.prompt_tokens
+    cache: dict[int, list[int]] = {}
+
+    def keys(row: int) -> list[int]:
+        found = cache.get(row)
+        if found is None:
+            ids = blocks[offsets[row] : offsets[row + 1]]
+            pages = (ids[:, None] * per_block + np.arange(per_block)).ravel()
+            found = pages[: int(prompts[row]) // page_tokens].tolist()
+            cache[row] = found
+        return found
+
+    return keys
+
+
+def partitioned_layout(layout: Layout, rows: int, num_heads: int, gpus_per_node: int) -> Layout:
+    """The attention of few rows spread over the ranks of their engine: the largest even split."""
+    ranks = layout.attention_dp
+    width = 1
+    while (
+        width * 2 * max(rows, 1) <= ranks
+        and ranks % (width * 2) == 0
+        and width * 2 <= gpus_per_node
+        and num_heads % (width * 2) == 0
+    ):
+        width *= 2
+    return Layout(
+        tp=layout.tp * width, attention_dp=ranks // width, ep=layout.ep, num_engines=layout.num_engines
+    )
+
+
+def simulate(
+    job: SimJob, *, progress: Callable[[int, int, int], None] | None = None
+) -> RunRecord:
+    """Run one simulation. Raises UserError for anything wrong with the job."""
+    began = time.perf_counter()
+    trace = load(job.trace, max_rows=job.limit)
+    model, gpu = load_model(job.model), load_gpu(job.gpu)
+    per_node = job.gpus_per_node or min(gpu.gpus_per_node, job.gpus)
+    if job.layout is None:
+        layout, why = default_layout(model, gpu, job.gpus, per_node)
+    else:
+        layout, why = parse_layout(job.layout, job.gpus), "given"
+    overrides = dict(job.overrides)
+    preset = find_preset(job.policy)
+    if job.oracle:
+        overrides.setdefault("predictor.part", "oracle")
+    policy = build_policy(preset, overrides, CAPABILITIES)
+    options = plan_options(overrides)
+    budgets = output_budgets(trace, job.max_output_tokens)
+    check_contexts(trace, model.max_context, model.name, job.trace)
+    plan, sizes = build_plan(
+        model,
+        gpu,
+        layout,
+        preset,
+        gpus_per_node=per_node,
+        max_context=model.max_context,
+        options=options,
+    )
+    cost = build_cost(
+        model,
+        gpu,
+        layout,
+        plan_b_attn=plan.b_attn,
+        plan_b_moe=plan.b_moe,
+        expert_skew=trace.expert_skew,
+        profile=job.profile,
+        gpus_per_node=per_node,
+    )
+    partitions: dict[int, CostModel] = {}
+
+    def partition_cost(rows: int) -> CostModel:
+        if rows not in partitions:
+            other = partitioned_layout(layout, rows, model.num_heads, per_node)
+            partitions[rows] = build_cost(
+                model, gpu, other, expert_skew=trace.expert_skew, gpus_per_node=per_node
+            )
+        return partitions[rows]
+
+    true_output = np.minimum(trace.output_tokens, budgets).astype(np.int32)
+    table = Table(trace.prompt_tokens, budgets, group=trace.group)
+    if job.oracle:
+        table.predicted[:] = true_output
+    use_prefix = preset.prefix_cache if options.prefix_cache is None else options.prefix_cache
+    runtime = Runtime(
+        table,
+        plan,
+        policy,
+        page_keys=page_keys_of(trace, plan.page_tokens) if use_prefix else None,
+        advisor=PartitionAdvisor(cost, partition_cost),
+    )
+    log = DecisionLog(full=job.log == "full") if job.log != "off" else None
+    simulation = Simulation(
+        runtime,
+        table,
+        plan,
+        cost,
+        true_output,
+        partition_cost=partition_cost,
+        observer=log,
+        progress=progress,
+    )
+    if job.faults is not None:
+        for fault in load_faults(job.faults, job.gpus):
+            simulation.add_fault(fault, layout.gpus_per_engine)
+    arrival_ps = trace.arrival_ps if job.arrivals == "trace" else np.zeros(len(table), np.int64)
+    schedule_arrivals(simulation, arrival_ps)
+    simulation.run()
+    recorder = simulation.recorder
+    per_rank = layout.gpus_per_rank
+    return RunRecord(
+        policy=job.policy,
+        backend="sim",
+        model=model.name,
+        gpu=gpu.name,
+        layout=str(layout),
+        num_gpus=layout.num_gpus,
+        config={
+            "job": {**asdict(job), "overrides": [list(pair) for pair in job.overrides]},
+            "layout_reason": why,
+            "plan": plan_summary(plan),
+            "capacity": asdict(sizes),
+            "policy": describe_policy(policy),
+            "trace": {"name": trace.name, "rows": len(trace), "sha256": file_digest(job.trace)},
+            "batchgen": batchgen.__version__,
+            "python": platform.python_version(),
+            "seed": job.seed,
+            "events": simulation.events,
+        },
+        rows=recorder.rows(table, arrival_ps),
+        row_reasons=[recorder.reasons.get(row, "") for row in range(len(table))],
+        steps=recorder.steps(cost),
+        marks=recorder.marks,
+        engines=[
+            {
+                "engine": spec.engine,
+                "node": spec.node,
+                "num_gpus": spec.num_gpus,
+                "hbm_pages_total": spec.hbm_pages * spec.num_ranks,
+                "peak_flops": gpu.peak_for(model.weight_dtype) * spec.num_ranks * per_rank,
+                "peak_bw": gpu.hbm_bytes_per_s * spec.num_ranks * per_rank,
+            }
+            for spec in plan.engines
+        ],
+        wall_s=time.perf_counter() - began,
+        gpu_price_per_hour=gpu.price_per_hour_usd,
+        decisions=log.lines() if log is not None else None,
+    )
+
+
+def output_budgets(trace: Trace, given: int | None) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Output budgets a scheduler may see: the row's own, else `given`, else the trace's maximum."""
+    default = given if given is not None else int(trace.output_tokens.max())
+    budgets = np.where(trace.max_output_tokens > 0, trace.max_output_tokens, default)
+    return budgets.astype(np.int32)
+
+
+def check_contexts(trace: Trace, max_context: int, model: str, path: str) -> None:
+    """Refuse a prompt that leaves the model no room for a token; names the first such row."""
+    too_long = np.flatnonzero(trace.prompt_tokens >= max_context)
+    if len(too_long):
+        row = int(too_long[0])
+        raise UserError(
+            f"{path}: row {row} has {trace.prompt_tokens[row]} prompt tokens, {model} takes "
+            f"{max_context} in all ({len(too_long)} such rows)",
+            remedy="drop those rows or choose a model with a longer context",
+            code="context_length_exceeded",
+        )
+
+
+def schedule_arrivals(simulation: Simulation, arrival_ps: np.ndarray[Any, Any]) -> None:
+    """One event per distinct arrival time, in order."""
+    order = np.argsort(arrival_ps, kind="stable")
+    times = arrival_ps[order]
+    starts = np.flatnonzero(np.r_[True, times[1:] != times[:-1]])
+    ends = np.r_[starts[1:], len(times)]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        simulation.arrive(order[start:end].tolist(), int(times[start]))
+    simulation.close_input(int(times[-1]) if len(times) else 0)
+
+
+def plan_summary(plan: Plan) -> dict[str, Any]:
+    """The plan without the list of engines (they are in the record)."""
+    return {
+        "page_tokens": plan.page_tokens,
+        "boundary": plan.boundary,
+        "token_budget": plan.token_budget,
+        "max_num_seqs": plan.max_num_seqs,
+        "hbm_pages_per_rank": plan.engines[0].hbm_pages,
+        "host_pages_per_node": plan.host_pages[0] if plan.host_pages else 0,
+        "num_engines": len(plan.engines),
+        "ranks_per_engine": plan.engines[0].num_ranks,
+        "b_attn": plan.b_attn,
+        "b_moe": plan.b_moe,
+        "depth": plan.depth,
+    }
+
+
+def describe_policy(policy: Any) -> dict[str, Any]:
+    """Part and options of every slot."""
+    return {
+        slot: {"part": type(part).__name__, **asdict(part.config)}
+        for slot, part in policy.parts.items()
+    }
+
+
+def file_digest(path: str) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
