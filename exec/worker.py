@@ -83,11 +83,18 @@ class Worker:
         self.model = Transformer(
             self.config, Checkpoint(Path(model_dir), self.config), DTYPES[dtype]
         )
-        self._hbm = self._arena("hbm", hbm_pages, DTYPES[dtype])
-        self._host = self._arena("host", host_pages, DTYPES[dtype])
+        self._dtype = DTYPES[dtype]
         self._rows: dict[int, _Row] = {}
         self._free_slots: list[int] = []
         self._prefix: dict[int, int] = {}  # page key of the runtime -> physical page
+        self.resize(hbm_pages=hbm_pages, host_pages=host_pages)
+
+    def resize(self, *, hbm_pages: int, host_pages: int) -> None:
+        """Give the worker arenas of other sizes; only while it has no rows and no prefixes."""
+        if self._rows or self._prefix:
+            raise IllegalTransition("arenas cannot change while rows or prefixes use them")
+        self._hbm = self._arena("hbm", hbm_pages, self._dtype)
+        self._host = self._arena("host", host_pages, self._dtype)
 
     def _arena(self, name: str, pages: int, dtype: torch.dtype) -> KvArena:
         config = self.config
