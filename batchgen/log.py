@@ -1,42 +1,75 @@
 """The decision log: every event and the actions that answered it, in order. The backends' contract.
 
 Engine entries are keyed by (engine, q0), which both backends share; the time of an event is kept
-beside it because `Runtime.on` takes it as an argument. Lines are JSON, one event each.
+beside it because `Runtime.on` takes it as an argument. The log is JSON lines: a header with all that
+makes a runtime (plan, policy, rows), then one entry per event. Every line carries a digest of itself
+and of the line before, so that a changed line is found where it was changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from batchgen.actions import Action
+from batchgen.errors import ReplayMismatch, UserError
 from batchgen.events import Event, StepDone
+from batchgen.plan import Plan
 from batchgen.step import Step
+
+LOG_VERSION = 1
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runtime is made from. `page_keys` per row, or None without a prefix index.
+
+    full False: entries hold steps and their ends only (no replay).
+    """
+
+    batchgen_log: int = LOG_VERSION
+    backend: str
+    full: bool
+    plan: Plan
+    preset: str
+    overrides: dict[str, str]
+    capabilities: list[str]
+    prompt_tokens: list[int]
+    budget_tokens: list[int]
+    groups: list[int] | None = None
+    predicted: list[int] | None = None
+    page_keys: list[list[int]] | None = None
+    reference: bool = False
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One event at a time (ps) with the actions that answered it."""
+    """One event at a time (ps), the actions that answered it, and the chained digest."""
 
     t: int
     event: Event
     actions: list[Action]
+    digest: str = ""
 
 
 _ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(Entry)
+_ENTRY = msgspec.json.Decoder(Entry)
+_HEADER = msgspec.json.Decoder(Header)
+
+
+def _chain(previous: str, body: bytes) -> str:
+    return hashlib.blake2b(previous.encode() + body, digest_size=8).hexdigest()
 
 
 class DecisionLog:
-    """Collects entries as encoded lines (about 100 bytes an event; objects would take ten times it).
+    """Collects entries as encoded lines (some 150 bytes an event; objects would take ten times it)."""
 
-    `full` False keeps steps and their ends only.
-    """
-
-    def __init__(self, *, full: bool = True) -> None:
-        self._full = full
-        self._lines: list[bytes] = []
+    def __init__(self, header: Header) -> None:
+        self._full = header.full
+        first = _ENCODER.encode(header)
+        self._lines: list[bytes] = [first]
+        self._digest = _chain("", first)
 
     def __call__(self, event: Event, now: int, actions: list[Action]) -> None:
         """Observe one event (the `observer` of both backends)."""
@@ -44,25 +77,49 @@ class DecisionLog:
             actions = [action for action in actions if type(action) is Step]
             if type(event) is not StepDone and not actions:
                 return
-        self._lines.append(_ENCODER.encode(Entry(now, event, actions)))
+        body = _ENCODER.encode(Entry(now, event, actions))
+        self._digest = _chain(self._digest, body)
+        # The digest is the last field, and empty in `body`: put it between the last quotes.
+        self._lines.append(body[:-2] + self._digest.encode() + b'"}')
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._lines) - 1
 
     def lines(self) -> Iterator[str]:
-        """JSON lines without line ends."""
+        """JSON lines without line ends: the header, then the entries."""
         for line in self._lines:
             yield line.decode()
 
-    def entries(self) -> Iterator[Entry]:
-        """Decoded entries."""
-        return read_entries(self._lines)
 
+def read_log(lines: Iterable[bytes | str], source: str = "decision log") -> Iterator[Header | Entry]:
+    """The header, then every entry. Raises UserError for a line that is none.
 
-def read_entries(lines: Iterable[bytes | str]) -> Iterator[Entry]:
-    """Entries of JSON lines; raises msgspec.ValidationError on a line that is none."""
-    for line in lines:
-        yield _DECODER.decode(line)
+    Raises ReplayMismatch at the first line whose digest does not follow from the line before.
+    """
+    digest = ""
+    for number, raw in enumerate(lines, start=1):
+        line = raw.encode() if isinstance(raw, str) else raw
+        line = line.rstrip(b"\n")
+        try:
+            if number == 1:
+                header = _HEADER.decode(line)
+                digest = _chain("", line)
+                yield header
+                continue
+            entry = _ENTRY.decode(line)
+        except msgspec.DecodeError as error:
+            raise UserError(
+                f"{source}:{number}: not a line of a decision log ({error})",
+                remedy="give the decisions.jsonl.gz of a run made with --log full",
+            ) from None
+        body = _ENCODER.encode(Entry(entry.t, entry.event, entry.actions))
+        digest = _chain(digest, body)
+        if digest != entry.digest:
+            raise ReplayMismatch(
+                f"{source}:{number}: event {number - 1} ({type(entry.event).__name__} at "
+                f"{entry.t} ps) was altered: its digest is {entry.digest}, it should be {digest}"
+            )
+        yield entry
 
 
 def encode(value: Any) -> bytes:

@@ -60,3 +60,16 @@ def unroll(step: Step, running: Iterable[int]) -> Generator[Pass, Collection[int
                 return
             gone = set(finished)
             decodes = [row for row in decodes if row not in gone]
+
+
+def ended_by(step: Step, passes: int, *, finished: bool, nothing_left: bool) -> str:
+    """Why a step is over after `passes`: "finish", "n" or "cut". One rule for both backends.
+
+    finished: a decoding row ended in the last pass. nothing_left: no row decodes any more.
+    """
+    if step.until == "first":
+        if finished:
+            return "finish"
+    elif nothing_left and not step.chunks:
+        return "finish"
+    return "n" if passes == step.n else "cut"

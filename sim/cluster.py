@@ -56,7 +56,11 @@ class _Device:
 
 
 class Simulation:
-    """Runs one runtime to the end of its rows. `true_output` [rows] is known to the backend only."""
+    """Runs one runtime to the end of its rows. `true_output` [rows] is known to the backend only.
+
+    reasons: finish reasons of rows whose reason is known (validation); else "stop" below the budget
+    and "length" at it.
+    """
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Simulation:
         cost: CostModel,
         true_output: NDArray[Any],
         *,
+        reasons: dict[int, str] | None = None,
         partition_cost: Callable[[int], CostModel] | None = None,
         observer: Observer | None = None,
         progress: Callable[[int, int, int], None] | None = None,
@@ -85,6 +90,7 @@ class Simulation:
         self.events = 0
         self.passes = 0
         self._rows_done = 0
+        self._reasons = reasons or {}
 
     # -- scheduling -------------------------------------------------------------------------------
 
@@ -204,11 +210,7 @@ class Simulation:
                 table.v_produced[row] = produced + 1
                 device.mirror.add(row, step.q0 + 1)
                 table.v_produced[row] = produced
-        budget = table.v_budget
-        finished = sorted(
-            (row, offset, "length" if self.true_output[row] >= budget[row] else "stop")
-            for row, offset in flight.finishes
-        )
+        finished = sorted((row, offset, self._reason(row)) for row, offset in flight.finishes)
         self._tell(
             ev.StepDone(
                 engine,
@@ -220,6 +222,12 @@ class Simulation:
                 flight.ended_by,
             )
         )
+
+    def _reason(self, row: int) -> str:
+        given = self._reasons.get(row)
+        if given is not None:
+            return given
+        return "length" if self.true_output[row] >= self.table.v_budget[row] else "stop"
 
     def _cut(self, engine: int, now: int) -> None:
         device = self.devices[engine]

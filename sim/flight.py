@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchgen.cost.api import PassLoad
+from batchgen.step import ended_by
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,7 +97,6 @@ class Flight:
         "chunk_finishes",
         "cost",
         "duration_ps",
-        "ended_by",
         "ends_ps",
         "finishes",
         "mirror",
@@ -123,7 +123,6 @@ class Flight:
         self.finishes: list[tuple[int, int]] = []  # (row, offset)
         self.ends_ps: list[int] = []
         self.chunk_finishes = 0
-        self.ended_by = "n"
         self.passes = step.n
         self.duration_ps = 0
         self._find_finishes()
@@ -148,13 +147,11 @@ class Flight:
             if first is not None and first < step.q0 + step.n:
                 self.passes = first - step.q0 + 1
                 self.finishes.extend((row, q - step.q0) for q, row in mirror.pop_until(first))
-                self.ended_by = "finish"
         else:
             found = mirror.pop_until(step.q0 + step.n - 1)
             self.finishes.extend((row, q - step.q0) for q, row in found)
             if not step.chunks and len(self.finishes) == sum(mirror.counts):
                 self.passes = self.finishes[-1][1] + 1
-                self.ended_by = "finish"
 
     # -- how long -----------------------------------------------------------------------------
 
@@ -256,7 +253,6 @@ class Flight:
             return False
         self.passes = passes
         self.duration_ps = int(ends[passes - 1])
-        self.ended_by = "cut"
         kept = []
         for row, offset in self.finishes:
             if offset < passes:
@@ -273,6 +269,17 @@ class Flight:
 
     def _push_back(self, row: int, offset: int) -> None:
         heapq.heappush(self.mirror.heap, (self.step.q0 + offset, row))
+
+    @property
+    def ended_by(self) -> str:
+        """Why the step is over after `passes` (see batchgen.step.ended_by)."""
+        decoding = self.finishes[self.chunk_finishes :]
+        return ended_by(
+            self.step,
+            self.passes,
+            finished=bool(decoding) and decoding[-1][1] == self.passes - 1,
+            nothing_left=len(decoding) == sum(self._base[0]),
+        )
 
     def settle(self) -> None:
         """The step is over: take its finished rows off the mirror."""

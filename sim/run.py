@@ -16,7 +16,7 @@ from batchgen.cost.build import build_cost
 from batchgen.errors import UserError
 from batchgen.hardware import load_gpu
 from batchgen.layout import Layout, default_layout, parse_layout
-from batchgen.log import DecisionLog
+from batchgen.log import DecisionLog, Header
 from batchgen.model import load_model
 from batchgen.planning import build_plan, plan_options
 from batchgen.policy.presets import build_policy, find_preset
@@ -166,7 +166,24 @@ def simulate(
         page_keys=page_keys_of(trace, plan.page_tokens) if use_prefix else None,
         advisor=PartitionAdvisor(cost, partition_cost),
     )
-    log = DecisionLog(full=job.log == "full") if job.log != "off" else None
+    log = None
+    if job.log != "off":
+        keys = runtime.page_keys
+        log = DecisionLog(
+            Header(
+                backend="sim",
+                full=job.log == "full",
+                plan=plan,
+                preset=preset.name,
+                overrides=overrides,
+                capabilities=sorted(CAPABILITIES),
+                prompt_tokens=table.prompt.tolist(),
+                budget_tokens=table.budget.tolist(),
+                groups=table.group.tolist(),
+                predicted=table.predicted.tolist() if job.oracle else None,
+                page_keys=None if keys is None else [list(keys(row)) for row in range(len(table))],
+            )
+        )
     simulation = Simulation(
         runtime,
         table,
@@ -223,6 +240,37 @@ def simulate(
         gpu_price_per_hour=gpu.price_per_hour_usd,
         decisions=log.lines() if log is not None else None,
     )
+
+
+def advisor_of_job(job: dict[str, Any]) -> PartitionAdvisor:
+    """The advisor of a recorded simulation, from the "job" of its run.json."""
+    model, gpu = load_model(job["model"]), load_gpu(job["gpu"])
+    per_node = job["gpus_per_node"] or min(gpu.gpus_per_node, job["gpus"])
+    if job["layout"] is None:
+        layout, _ = default_layout(model, gpu, job["gpus"], per_node)
+    else:
+        layout = parse_layout(job["layout"], job["gpus"])
+    options = plan_options({key: text for key, text in job["overrides"]})
+    skew = load(job["trace"], max_rows=1).expert_skew
+    costs: dict[int, CostModel] = {}
+
+    def partitioned(rows: int) -> CostModel:
+        if rows not in costs:
+            other = partitioned_layout(layout, rows, model.num_heads, per_node)
+            costs[rows] = build_cost(model, gpu, other, expert_skew=skew, gpus_per_node=per_node)
+        return costs[rows]
+
+    home = build_cost(
+        model,
+        gpu,
+        layout,
+        plan_b_attn=options.b_attn,
+        plan_b_moe=options.b_moe,
+        expert_skew=skew,
+        profile=job["profile"],
+        gpus_per_node=per_node,
+    )
+    return PartitionAdvisor(home, partitioned)
 
 
 def output_budgets(trace: Trace, given: int | None) -> np.ndarray[Any, np.dtype[np.int32]]:

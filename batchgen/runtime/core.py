@@ -53,6 +53,7 @@ class Runtime:
         self.table = table
         self.plan = plan
         self.policy = policy
+        self.page_keys = page_keys
         self.reference = reference
         self.max_passes = 1 if reference else MAX_PASSES
         self.bodies = Bodies(table, body_factory)
@@ -190,10 +191,16 @@ class Runtime:
             if engine.inflight is None:
                 if engine not in woken:
                     woken.append(engine)
-            elif (was_empty or not fifo) and engine.phase == "mixed" and engine.inflight.n > 1:
-                out.append(act.Cut(engine_id))
+            elif was_empty or not fifo:
+                self._cut_if_open(engine, out)
         for engine in woken:
             self._decide(engine, out)
+
+    def _cut_if_open(self, engine: Engine, out: list[Action]) -> None:
+        """End the step in flight early if the parts would be asked at the next pass boundary."""
+        step = engine.inflight
+        if step is not None and step.n > 1 and engine.decide_q <= engine.q:
+            out.append(act.Cut(engine.id))
 
     def _input_closed(self, event: ev.InputClosed, out: list[Action]) -> None:
         self.cluster.input_closed = True
@@ -223,6 +230,12 @@ class Runtime:
             cluster.total_waiting -= 1
             rank.release_host(row)
             self._fail_row(row, code, out)
+            # The row may have been a blocked head: what waits behind it gets its chance.
+            engine.dirty.add(rank.index)
+            if engine.inflight is None:
+                self._decide(engine, out)
+            else:
+                self._cut_if_open(engine, out)
             return
         engine.doomed[row] = code
         engine.dirty.add(rank.index)
@@ -360,8 +373,7 @@ class Runtime:
         homeless, self.cluster.homeless = self.cluster.homeless, []
         if homeless:
             self._settle(homeless, out)
-        else:
-            self._decide(engine, out)
+        self._decide(engine, out)
 
     def _pool_short(self, event: ev.PoolShort, out: list[Action]) -> None:
         """Shrink a pool as pages come free; rows give way as they would for growth."""
@@ -370,12 +382,16 @@ class Runtime:
         engine.dirty.add(event.rank)
         if engine.inflight is None:
             self._decide(engine, out)
+        elif engine.inflight.n > 1:
+            out.append(act.Cut(engine.id))
 
     def _pay_pool_debt(self, engine: Engine) -> None:
         for index, pages in list(engine.pool_debt.items()):
             pool = engine.ranks[index].pool
+            pages = min(pages, pool.size)
             paid = min(pages, pool.free)
             pool.size -= paid
+            engine.ranks[index].shrink_cache()
             engine.ranks[index].limit_q = engine.q
             if paid == pages:
                 del engine.pool_debt[index]
@@ -513,7 +529,7 @@ class Runtime:
             for row in self.bodies.ended_early:
                 engine.doomed.setdefault(row, "body")
             self.bodies.ended_early.clear()
-        if engine.alive:
+        if event.ended_by != "failed":  # else the loss of the device follows
             self._decide(engine, out)
 
     def _finish(
@@ -583,17 +599,17 @@ class Runtime:
                 engine.dirty = set()
                 for index in asked:
                     self._ask(engine, engine.ranks[index], draft)
-        passes = self.max_passes
+        # A pool that still owes pages pays after every pass in which some came free.
+        passes = 1 if engine.pool_debt else self.max_passes
         if engine.decide_q > q:
             passes = min(passes, engine.decide_q - q)
         runs = bool(draft.chunks)
         for rank in engine.ranks:
-            if rank.running:
-                runs = True
             if rank.limit_q <= q:
                 # Past its horizon: pages first, then whatever the parts said.
                 self._ask(engine, rank, draft)
-                runs = runs or bool(rank.running)
+            if rank.running:
+                runs = True
             passes = min(passes, rank.limit_q - q)
         for _, _, _, last in draft.chunks:
             if last:

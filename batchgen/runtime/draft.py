@@ -137,11 +137,14 @@ class Draft:
 
     def _drop(self, row: int) -> None:
         rank, table = self.rank, self.table
+        on_host = table.v_host_pages[row]
         rank.forget_kv(row)
         rank.release_hbm(row)
         rank.release_host(row)
         table.move(row, Status.INACTIVE)
         self.actions.append(Release([row], self.engine.id, "hbm"))
+        if on_host:
+            self.actions.append(Release([row], self.engine.id, "host"))
         self.bodies.lost(row)
 
     def park(self, row: int) -> None:

@@ -1,0 +1,110 @@
+"""`batchgen exec`: a JSONL file of prompts through a real model on this machine; no model code here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from batchgen.cli.common import (
+    parse_overrides,
+    print_runs_json,
+    print_table,
+    progress_bar,
+    say,
+)
+from batchgen.errors import UserError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(name="exec")
+def exec_(
+    model: Annotated[Path, typer.Option(help="Hugging Face folder with safetensors.")],
+    input_: Annotated[
+        Path, typer.Option("--input", "-i", help="JSONL: OpenAI batch lines, prompt or messages.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Answers, in input order.")],
+    policy: Annotated[str, typer.Option(help="Preset to run.")] = "batchgen",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PART.OPTION=VALUE", help="Change one option; may be repeated."
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    max_tokens: Annotated[
+        int, typer.Option(help="Output budget of rows that name none, in tokens.")
+    ] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of sampled rows.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
+    hbm_pages: Annotated[
+        int | None, typer.Option(help="KV pages of the device; default: what the rows can need.")
+    ] = None,
+    host_pages: Annotated[int | None, typer.Option(help="KV pages of the host tier.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a run directory here.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace output and run directory.")
+    ] = False,
+    log: Annotated[
+        str, typer.Option(metavar="off|steps|full", help="Decision log in the run directory.")
+    ] = "off",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of the table.")
+    ] = False,
+    progress: Annotated[str, typer.Option(metavar="auto|off", help="Progress on stderr.")] = "auto",
+) -> int:
+    """Answer a file of prompts. Broken rows become error rows; the others are finished."""
+    if log not in ("off", "steps", "full"):
+        raise UserError(f"--log is '{log}'", remedy="choose one of off, steps, full")
+    if log != "off" and out is None:
+        raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
+    if max_tokens < 1:
+        raise UserError(f"--max-tokens is {max_tokens}", remedy="give at least 1")
+    for name, value in (("limit", limit), ("threads", threads)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}", remedy="give at least 1")
+    if out is not None:
+        from batchgen.report.rundir import check_target
+
+        check_target(out, force=force)
+    try:
+        from batchgen.exec.run import ExecJob, execute
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"batchgen exec needs {error.name}", remedy="pip install 'batchgen[exec]'"
+        ) from None
+    job = ExecJob(
+        model=model,
+        input=input_,
+        output=output,
+        policy=policy,
+        overrides=parse_overrides(overrides or ()),
+        dtype=dtype,
+        max_tokens=max_tokens,
+        seed=seed,
+        limit=limit,
+        hbm_pages=hbm_pages,
+        host_pages=host_pages,
+        threads=threads,
+        force=force,
+        log=log,
+    )
+    with progress_bar(policy, progress) as callback:
+        record, counts = execute(job, progress=callback)
+    if out is not None:
+        from batchgen.report.rundir import write_run
+
+        summary = write_run(record, out, force=force)
+    else:
+        from batchgen.report.metrics import summary as summarise
+
+        summary = summarise(record)
+    say(f"wrote {output}: {counts['done']} rows answered, {counts['errors']} error rows")
+    if as_json:
+        print_runs_json([summary])
+    else:
+        print_table([summary])
+    return 1 if counts["errors"] else 0

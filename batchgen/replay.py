@@ -1,0 +1,92 @@
+"""Replay a decision log through a fresh runtime and compare every action. It runs no backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchgen.errors import BatchgenError, ReplayMismatch, UserError
+from batchgen.log import Entry, Header, encode, read_log
+from batchgen.policy.presets import build_policy, find_preset
+from batchgen.runtime.cluster import Advisor
+from batchgen.runtime.core import Runtime
+from batchgen.sequence import Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayReport:
+    """Counts of what was compared; a replay that ends at all ended equal."""
+
+    events: int
+    actions: int
+    backend: str
+    preset: str
+
+
+def runtime_of(header: Header, advisor: Advisor | None = None) -> Runtime:
+    """The runtime that a log's header describes, with nothing arrived."""
+    table = Table(header.prompt_tokens, header.budget_tokens, group=header.groups)
+    if header.predicted is not None:
+        table.predicted[:] = np.asarray(header.predicted, dtype=np.int32)
+    policy = build_policy(
+        find_preset(header.preset), header.overrides, frozenset(header.capabilities)
+    )
+    keys = header.page_keys
+    return Runtime(
+        table,
+        header.plan,
+        policy,
+        reference=header.reference,
+        page_keys=None if keys is None else keys.__getitem__,
+        advisor=advisor,
+    )
+
+
+def replay(
+    lines: Iterable[bytes | str], *, source: str = "decision log", advisor: Advisor | None = None
+) -> ReplayReport:
+    """Feed the recorded events to a fresh runtime; its actions must be the recorded ones, byte by byte.
+
+    Raises ReplayMismatch that names the first event (by number, from 1) whose actions differ or that
+    was altered, and UserError when the lines are no full decision log.
+    """
+    runtime: Runtime | None = None
+    header: Header | None = None
+    events = actions = 0
+    for item in read_log(lines, source):
+        if isinstance(item, Header):
+            header = item
+            if not header.full:
+                raise UserError(
+                    f"{source} holds steps only", remedy="make the run again with --log full"
+                )
+            runtime = runtime_of(header, advisor)
+            continue
+        assert runtime is not None
+        events += 1
+        actions += len(item.actions)
+        _compare(runtime, item, events, source)
+    if header is None:
+        raise UserError(f"{source} is empty", remedy="give a decision log")
+    return ReplayReport(events=events, actions=actions, backend=header.backend, preset=header.preset)
+
+
+def _compare(runtime: Runtime, entry: Entry, number: int, source: str) -> None:
+    what = f"{source}: event {number} ({type(entry.event).__name__} at {entry.t} ps)"
+    try:
+        answer = runtime.on(entry.event, entry.t)
+    except BatchgenError as error:
+        raise ReplayMismatch(f"{what} is impossible here: {error}") from error
+    if encode(answer) == encode(entry.actions):
+        return
+    for index, (got, recorded) in enumerate(zip(answer, entry.actions, strict=False)):
+        if encode(got) != encode(recorded):
+            raise ReplayMismatch(
+                f"{what}: action {index + 1} was {encode(recorded).decode()}, "
+                f"the replay says {encode(got).decode()}"
+            )
+    raise ReplayMismatch(
+        f"{what}: {len(entry.actions)} actions were recorded, the replay gives {len(answer)}"
+    )

@@ -1,0 +1,373 @@
+"""One job on one device: read rows, plan memory, drive the worker, write answers and the record."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import batchgen
+from batchgen import events as ev
+from batchgen.cost.api import CostModel
+from batchgen.errors import UserError
+from batchgen.exec.clock import Clock, ModelClock, WallClock
+from batchgen.exec.driver import Driver
+from batchgen.exec.tokenizer import Tokenizer
+from batchgen.exec.worker import Worker
+from batchgen.job.output import OutputWriter, answer_object, bad_row_object, error_object
+from batchgen.job.rows import BadRow, JobRow, RowLimits, read_job
+from batchgen.log import DecisionLog, Header
+from batchgen.memory.pool import pages_for
+from batchgen.plan import EngineSpec, Plan
+from batchgen.planning import PlanOptions, plan_options
+from batchgen.policy.presets import Preset, build_policy, find_preset
+from batchgen.report.record import RunRecord
+from batchgen.runtime.core import Runtime
+from batchgen.sequence import Status, Table
+
+CAPABILITIES = frozenset({"host"})
+"""One device with a host tier: no switch of layouts, and no prefix index yet."""
+
+# A pass of a CPU saturates far below a GPU's token budget; measured by `batchgen profile`.
+CPU_TOKEN_BUDGET = 2048
+CPU_MAX_NUM_SEQS = 256
+# Part of the free memory that the KV arenas of a CPU run may take when no size is given.
+MEMORY_FRACTION = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecJob:
+    """What `batchgen exec` is asked to do. Page counts None: as much as the rows can need, bounded
+
+    by a quarter of the free memory. `max_tokens`: output budget of rows that name none.
+    """
+
+    model: Path
+    input: Path
+    output: Path
+    policy: str = "batchgen"
+    overrides: tuple[tuple[str, str], ...] = ()
+    dtype: str = "float32"
+    max_tokens: int = 256
+    seed: int = 0
+    limit: int | None = None
+    hbm_pages: int | None = None
+    host_pages: int | None = None
+    threads: int | None = None
+    force: bool = False
+    log: str = "off"
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """A job with its worker: everything but the clock. Runs once."""
+
+    job: ExecJob
+    preset: Preset
+    plan: Plan
+    worker: Worker
+    tokenizer: Tokenizer
+    rows: list[JobRow | BadRow]
+    jobs: list[JobRow]
+    table: Table
+    load_s: float
+    overrides: dict[str, str] = field(default_factory=dict)
+
+    def runtime(self, *, reference: bool = False) -> Runtime:
+        """A fresh runtime over the job's table."""
+        policy = build_policy(self.preset, self.overrides, CAPABILITIES)
+        return Runtime(self.table, self.plan, policy, reference=reference)
+
+    def log(self, backend: str = "exec") -> DecisionLog:
+        """A fresh decision log with this run's header."""
+        return DecisionLog(
+            Header(
+                backend=backend,
+                full=self.job.log != "steps",
+                plan=self.plan,
+                preset=self.preset.name,
+                overrides=self.overrides,
+                capabilities=sorted(CAPABILITIES),
+                prompt_tokens=self.table.prompt.tolist(),
+                budget_tokens=self.table.budget.tolist(),
+            )
+        )
+
+
+def prepare(job: ExecJob) -> Prepared:
+    """Load the model, read the rows, size the arenas. Raises UserError for anything wrong."""
+    if not job.model.is_dir():
+        raise UserError(
+            f"model {job.model} is not a folder",
+            remedy="give a Hugging Face folder, or make one with 'batchgen model init DIR'",
+        )
+    if not job.input.is_file():
+        raise UserError(f"input {job.input} does not exist", remedy="give a JSONL file")
+    overrides = dict(job.overrides)
+    preset = find_preset(job.policy)
+    options = plan_options(overrides)
+    page_tokens = options.page_tokens or preset.page_tokens
+    began = time.perf_counter()
+    tokenizer = Tokenizer(job.model)
+    worker = Worker(
+        job.model,
+        page_tokens=page_tokens,
+        hbm_pages=1,
+        host_pages=0,
+        dtype=job.dtype,
+        threads=job.threads,
+    )
+    load_s = time.perf_counter() - began
+    max_context = worker.config.max_context
+    limits = RowLimits(
+        max_context=max_context, default_max_output=job.max_tokens, run_seed=job.seed
+    )
+    rows = read_job(job.input, tokenizer, limits)[: job.limit]
+    jobs = [row for row in rows if isinstance(row, JobRow)]
+    table = Table([len(row.prompt_ids) for row in jobs], [row.max_output for row in jobs])
+    plan = _plan(job, options, preset, worker, jobs, max_context)
+    worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=sum(plan.host_pages))
+    for index, row in enumerate(jobs):
+        worker.add_row(
+            index,
+            row.prompt_ids,
+            max_output=row.max_output,
+            stop_ids=frozenset() if row.ignore_eos else tokenizer.eos_token_ids,
+            sampling=None if row.sampling.greedy else row.sampling,
+        )
+    return Prepared(
+        job=job,
+        preset=preset,
+        plan=plan,
+        worker=worker,
+        tokenizer=tokenizer,
+        rows=rows,
+        jobs=jobs,
+        table=table,
+        load_s=load_s,
+        overrides=overrides,
+    )
+
+
+def _plan(
+    job: ExecJob,
+    options: PlanOptions,
+    preset: Preset,
+    worker: Worker,
+    jobs: Sequence[JobRow],
+    max_context: int,
+) -> Plan:
+    page = worker.page_tokens
+    worst = [pages_for(len(row.prompt_ids) + row.max_output, page) for row in jobs]
+    wanted = max(sum(worst), 2)
+    page_bytes = worker.config.kv_page_elements(page) * (4 if job.dtype == "float32" else 2)
+    room = max(2, int(_free_memory_bytes() * MEMORY_FRACTION) // page_bytes)
+    hbm = job.hbm_pages if job.hbm_pages is not None else min(wanted, room)
+    host = job.host_pages if job.host_pages is not None else min(wanted, room)
+    if not options.host:
+        host = 0
+    if hbm < 2 or host < 0:
+        raise UserError(f"{hbm} hbm and {host} host pages", remedy="give at least 2 and 0")
+    return Plan(
+        page_tokens=page,
+        boundary=options.boundary or preset.boundary,
+        engines=(EngineSpec(engine=0, node=0, hbm_pages=hbm),),
+        host_pages=(host,),
+        token_budget=options.token_budget or preset.token_budget or CPU_TOKEN_BUDGET,
+        max_num_seqs=options.max_num_seqs or preset.max_num_seqs or CPU_MAX_NUM_SEQS,
+        max_context=max_context,
+        b_attn=options.b_attn,
+        b_moe=options.b_moe,
+    )
+
+
+def _free_memory_bytes() -> int:
+    """Memory that new arenas may use, from the operating system."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a run left: its driver, the produced tokens and reasons of every row that could run."""
+
+    driver: Driver
+    tokens: dict[int, list[int]]
+    reasons: dict[int, str]
+
+
+def drive(
+    prepared: Prepared,
+    clock: Clock,
+    *,
+    arrivals_ps: Sequence[int] | None = None,
+    events: Sequence[tuple[int, ev.Event]] = (),
+    log: DecisionLog | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+    on_row: Callable[[int, str, list[int]], None] | None = None,
+    reference: bool = False,
+) -> Ran:
+    """Run the rows of a prepared job. `arrivals_ps` per row (default: all at 0)."""
+    worker = prepared.worker
+    tokens: dict[int, list[int]] = {}
+
+    def keep(row: int, reason: str) -> None:
+        tokens[row] = worker.tokens(row)
+        if on_row is not None:
+            on_row(row, reason, tokens[row])
+
+    driver = Driver(
+        prepared.runtime(reference=reference),
+        worker,
+        clock,
+        observer=log,
+        progress=progress,
+        on_finish=keep,
+    )
+    num_rows = len(prepared.jobs)
+    times: dict[int, list[int]] = {}
+    for row in range(num_rows):
+        times.setdefault(0 if arrivals_ps is None else int(arrivals_ps[row]), []).append(row)
+    for at_ps in sorted(times):
+        driver.schedule(ev.Arrived(times[at_ps]), at_ps)
+    driver.schedule(ev.InputClosed(), max(times, default=0))
+    for at_ps, event in events:
+        driver.schedule(event, at_ps)
+    driver.run()
+    return Ran(driver=driver, tokens=tokens, reasons=driver.reasons)
+
+
+def execute(
+    job: ExecJob, *, progress: Callable[[int, int, int], None] | None = None
+) -> tuple[RunRecord, dict[str, int]]:
+    """Answer every row of the input; returns the record and counts of rows done and in error."""
+    began = time.perf_counter()
+    with OutputWriter(job.output, inputs=job.input, force=job.force) as writer:
+        prepared = prepare(job)
+        created = int(time.time())
+        model_name = job.model.name
+        counts = {"done": 0, "errors": 0}
+        for row in prepared.rows:
+            if isinstance(row, BadRow):
+                writer.write(row.index, bad_row_object(row))
+                counts["errors"] += 1
+
+        def answer(number: int, reason: str, ids: list[int]) -> None:
+            row = prepared.jobs[number]
+            if reason in ("stop", "length"):
+                text_ids = ids[:-1] if reason == "stop" else ids
+                text = prepared.tokenizer.decode(text_ids)
+                value = answer_object(
+                    row,
+                    text,
+                    produced_tokens=len(ids),
+                    finish_reason=reason,
+                    model=model_name,
+                    created=created,
+                )
+                counts["done"] += 1
+            else:
+                value = error_object(row.index, row.custom_id, reason, f"row ended with {reason}")
+                counts["errors"] += 1
+            writer.write(row.index, value)
+
+        log = prepared.log() if job.log != "off" else None
+        ran = drive(prepared, WallClock(), log=log, progress=progress, on_row=answer)
+        writer.commit(len(prepared.rows))
+    record = build_record(prepared, ran, time.perf_counter() - began, log)
+    return record, counts
+
+
+def build_record(
+    prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog | None
+) -> RunRecord:
+    """The run as columns, the same as the simulator's."""
+    job, table, plan, driver = prepared.job, prepared.table, prepared.plan, ran.driver
+    steps: dict[str, Any] = {
+        name: np.array(values, dtype=np.int64) for name, values in driver.steps.items()
+    }
+    steps["flops"] = np.zeros(len(steps["q0"]))
+    steps["hbm_bytes"] = np.zeros(len(steps["q0"]))
+    config: dict[str, Any] = {
+        "job": {key: _plain(value) for key, value in asdict(job).items()},
+        "plan": {
+            "page_tokens": plan.page_tokens,
+            "boundary": plan.boundary,
+            "token_budget": plan.token_budget,
+            "max_num_seqs": plan.max_num_seqs,
+            "hbm_pages": plan.engines[0].hbm_pages,
+            "host_pages": plan.host_pages[0],
+        },
+        "input_sha256": hashlib.sha256(job.input.read_bytes()).hexdigest(),
+        "batchgen": batchgen.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "seed": job.seed,
+        "load_s": prepared.load_s,
+    }
+    return RunRecord(
+        policy=job.policy,
+        backend="exec",
+        model=job.model.name,
+        gpu="cpu",
+        layout="tp1",
+        num_gpus=1,
+        config=config,
+        rows={
+            "row": np.arange(len(table), dtype=np.int64),
+            "prompt_tokens": table.prompt,
+            "output_tokens": table.produced,
+            "engine": table.engine,
+            "rank": table.rank,
+            "arrival_ps": np.zeros(len(table), dtype=np.int64),
+            "first_token_ps": driver.first_token_ps,
+            "end_ps": driver.end_ps,
+            "preemptions": table.preemptions,
+            "recomputed_tokens": table.recomputed,
+            "migrations": table.migrations,
+            "suspensions": table.suspensions,
+            "status": (table.status != Status.DONE).astype(np.int64),
+        },
+        row_reasons=[ran.reasons.get(row, "") for row in range(len(table))],
+        steps=steps,
+        marks=[],
+        engines=[
+            {
+                "engine": 0,
+                "node": 0,
+                "num_gpus": 1,
+                "hbm_pages_total": plan.engines[0].hbm_pages,
+                "peak_flops": 0.0,
+                "peak_bw": 0.0,
+            }
+        ],
+        wall_s=wall_s,
+        gpu_price_per_hour=0.0,
+        decisions=log.lines() if log is not None else None,
+    )
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def clocked(
+    prepared: Prepared,
+    cost: CostModel,
+    *,
+    arrivals_ps: Sequence[int] | None = None,
+    events: Sequence[tuple[int, ev.Event]] = (),
+) -> tuple[Ran, DecisionLog]:
+    """The job on a stub clock that advances by `cost`: the executor's half of agreement (c)."""
+    log = prepared.log()
+    ran = drive(prepared, ModelClock(cost), arrivals_ps=arrivals_ps, events=events, log=log)
+    return ran, log
+
+
