@@ -38,13 +38,6 @@ class Curve:
         return float(self(np.array([x]))[0])
 
 
-class Level(Curve):
-    """Piecewise linear as given, constant beyond the points: a rate, not a time."""
-
-    def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
-        self.xs, self.ys, self.tail = np.array(xs), np.array(ys), 0.0
-
-
 def nonnegative_fit(columns: FloatArray, seconds: FloatArray) -> FloatArray:
     """Coefficients >= 0 of seconds ~ columns [points, terms], by relative error.
 

@@ -8,16 +8,16 @@ context with an integer slope.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from batchgen.cost.api import PS_PER_S, FloatArray, IntArray, Link, PassLoad
 from batchgen.cost.experts import touched_experts
-from batchgen.cost.fit import Curve, Level, nonnegative_fit
+from batchgen.cost.fit import Curve, nonnegative_fit
 from batchgen.cost.profile_schema import (
     DecodePoint,
+    PrefillPoint,
     Profile,
     gemm_shapes,
     load_profile,
@@ -30,9 +30,7 @@ from batchgen.model import ModelSpec
 
 __all__ = ["ProfiledCost", "gemm_shapes", "load_profile", "parse_profile"]
 
-
-# The profile names dtypes as torch does.
-_TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_UNKNOWN_LINK_LATENCY_S = 10e-6  # used beside a link rate, as for the machines of the catalog
 
 
 class ProfiledCost(TabledCost):
@@ -60,23 +58,20 @@ class ProfiledCost(TabledCost):
             name: _gemm_curve(profile, n, k, _dtype_of(profile, model, name))
             for name, (n, k) in gemm_shapes(model).items()
         }
-        # A sparse MLP measured as a whole holds its router and the unevenness of its experts.
-        measured = {(point.n, point.k) for point in profile.gemm}
-        same = model.is_moe and gemm_shapes(model)["expert_gate_up"] in measured
-        self._experts: Curve | None = None
-        if same and profile.experts:
-            points = profile.experts
-            self._experts = Curve([p.m for p in points], [p.seconds for p in points])
+        self._experts = _expert_curve(profile, model)
         self._decode_constant, self._decode_slope = _fit_decode(profile, model)
-        self._rest = _fit_overhead(profile)
+        overheads, copies = profile.overheads, profile.copies
         layers = model.num_layers
         start_s, pair_s, read_s, token_s = _fit_prefill(profile, model)
         full, windowed = model.full_layers, layers - model.full_layers
-        latency_s, byte_s = _fit_copies(profile)
-        # Only the host link is measured; other links are taken to be no slower.
-        per_token = PS_PER_S * model.kv_bytes_per_token * byte_s
-        links: tuple[Link, ...] = ("host", "intra", "inter")
-        rest = self._rest
+        host = PS_PER_S * model.kv_bytes_per_token / copies.host_bytes_per_s
+        intra, inter = (
+            PS_PER_S * model.kv_bytes_per_token / (rate or copies.host_bytes_per_s)
+            for rate in (copies.intra_bytes_per_s, copies.inter_bytes_per_s)
+        )
+        latency = PS_PER_S * (copies.host_latency_s or _UNKNOWN_LINK_LATENCY_S)
+        per_token: dict[Link, float] = {"host": host, "intra": intra, "inter": inter}
+        fixed: dict[Link, float] = {"host": latency, "intra": latency, "inter": latency}
         super().__init__(
             model,
             layout,
@@ -85,22 +80,16 @@ class ProfiledCost(TabledCost):
             head=self._head_ps,
             slope=lambda rows: PS_PER_S * full * self._decode_slope.at(rows),
             fixed=self._decode_fixed_ps,
-            step_ps=round(PS_PER_S * rest.step_s),
+            step_ps=round(PS_PER_S * overheads.step_s),
             chunks=ChunkRates(
                 pair=PS_PER_S * full * pair_s,
                 read=PS_PER_S * full * read_s,
-                token=PS_PER_S * (layers * (token_s + rest.chunk_layer[1]) + rest.chunk_step[1]),
+                token=PS_PER_S * layers * token_s,
                 window_pair=PS_PER_S * windowed * pair_s,
                 window_width=2 * model.window,
-                step_ps=round(
-                    PS_PER_S * (layers * (start_s + rest.chunk_layer[0]) + rest.chunk_step[0])
-                ),
+                step_ps=round(PS_PER_S * layers * start_s),
             ),
-            copies=CopyRates(
-                per_token=dict.fromkeys(links, per_token),
-                fixed=dict.fromkeys(links, PS_PER_S * latency_s),
-                switch_ps=0,
-            ),
+            copies=CopyRates(per_token=per_token, fixed=fixed, switch_ps=0),
         )
 
     # Modules, in ps ------------------------------------------------------------------------------
@@ -116,7 +105,8 @@ class ProfiledCost(TabledCost):
         if model.shared_ffn:
             shared = curve["shared_gate_up"](tokens) + curve["shared_down"](tokens)
             dense = dense + model.moe_layers * shared
-        overhead = np.full_like(tokens, model.num_layers * self._rest.layer_s)
+        overheads = self.profile.overheads
+        overhead = model.num_layers * (overheads.layer_s + tokens * overheads.layer_token_s)
         return {
             "projections": PS_PER_S * projections,
             "dense": PS_PER_S * dense,
@@ -128,7 +118,7 @@ class ProfiledCost(TabledCost):
         return parts["projections"] + parts["dense"] + parts["overhead"]
 
     def _experts_ps(self, tokens: FloatArray) -> FloatArray:
-        """As measured for this model, or every touched expert on its mean share of the tokens."""
+        """As measured, or every touched expert on its mean share of the tokens."""
         model = self.model
         if not model.is_moe:
             return np.zeros_like(tokens)
@@ -140,15 +130,15 @@ class ProfiledCost(TabledCost):
         return PS_PER_S * model.moe_layers * touched * pair
 
     def _head_ps(self, samples: FloatArray) -> FloatArray:
-        return PS_PER_S * self._shapes["lm_head"](samples)
+        head = self._shapes["lm_head"](samples) + samples * self.profile.overheads.sample_s
+        return PS_PER_S * head
 
     def _decode_fixed_ps(self, rows: int) -> float:
         model = self.model
         windowed = model.num_layers - model.full_layers
         seconds = model.num_layers * self._decode_constant.at(rows)
         seconds += windowed * rows * model.window * self._decode_slope.at(rows)
-        seconds += model.num_layers * self._rest.decode_layer.at(rows)
-        return PS_PER_S * (seconds + self._rest.decode_step.at(rows))
+        return PS_PER_S * (seconds + rows * self.profile.overheads.row_s)
 
     # Reports --------------------------------------------------------------------------------------
 
@@ -184,7 +174,6 @@ def _dtype_of(profile: Profile, model: ModelSpec, module: str) -> str:
         own = model.expert_dtype
     elif module in ("lm_head", "router"):
         own = model.embedding_dtype
-    own = _TORCH_NAMES.get(own, own)
     measured = [point.dtype for point in profile.gemm]
     return own if own in measured else measured[0]
 
@@ -202,103 +191,69 @@ def _gemm_curve(profile: Profile, n: int, k: int, dtype: str) -> Curve:
     return Curve([point.m for point in points], [scale * point.seconds for point in points])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Overhead:
-    """What passes cost beyond their operators: a common floor, and the rest by kind of work.
-
-    `chunk_layer` and `chunk_step` are (per pass with prefill, per prefilled token). In a mixed pass
-    both kinds add up, as their segments are handled apart.
-    """
-
-    layer_s: float
-    step_s: float
-    decode_layer: Curve
-    decode_step: Curve
-    chunk_layer: tuple[float, float]
-    chunk_step: tuple[float, float]
+def _expert_curve(profile: Profile, model: ModelSpec) -> Curve | None:
+    """Seconds over tokens of one sparse MLP of this very shape, if it was measured."""
+    shape = (model.hidden, model.expert_ffn, model.num_experts, model.top_k)
+    points = [
+        point
+        for point in profile.experts
+        if (point.hidden, point.width, point.num_experts, point.top_k) == shape
+    ]
+    if not points:
+        return None
+    return Curve([point.m for point in points], [point.seconds for point in points])
 
 
-def _fit_overhead(profile: Profile) -> _Overhead:
-    layer_s = min(point.layer_s for point in profile.overhead)
-    step_s = min(point.step_s for point in profile.overhead)
-    decode = [point for point in profile.overhead if point.kind == "decode"]
-    prefill = [point for point in profile.overhead if point.kind == "prefill"]
-
-    def curve(rest: list[float]) -> Curve:
-        return Curve([0.0, *(float(point.tokens) for point in decode)], [0.0, *rest])
-
-    def line(rest: list[float]) -> tuple[float, float]:
-        if not prefill:
-            return 0.0, 0.0
-        tokens = np.array([float(point.tokens) for point in prefill])
-        columns = np.stack([np.ones_like(tokens), tokens], 1)
-        # The floor keeps the relative error of points that are almost zero from ruling the fit.
-        target = np.maximum(np.array(rest), 1e-7)
-        constant, slope = nonnegative_fit(columns, target)
-        return float(constant), float(slope)
-
-    return _Overhead(
-        layer_s=layer_s,
-        step_s=step_s,
-        decode_layer=curve([point.layer_s - layer_s for point in decode]),
-        decode_step=curve([point.step_s - step_s for point in decode]),
-        chunk_layer=line([point.layer_s - layer_s for point in prefill]),
-        chunk_step=line([point.step_s - step_s for point in prefill]),
-    )
-
-
-def _fit_copies(profile: Profile) -> tuple[float, float]:
-    """(seconds per copy, seconds per byte) of the slower direction."""
-    directions: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for point in profile.copies:
-        pair = (float(point.bytes), point.seconds)
-        directions.setdefault((point.source, point.target), []).append(pair)
-    fits = []
-    for points in directions.values():
-        sizes, seconds = (np.array(column) for column in zip(*points, strict=True))
-        if len(set(sizes.tolist())) < 2:
-            fits.append((float((seconds / sizes).mean()), 0.0))
-            continue
-        columns = np.stack([np.ones_like(sizes), sizes], 1)
-        fixed, rate = nonnegative_fit(columns, seconds)
-        fits.append((float(rate), float(fixed)))
-    byte_s, latency_s = max(fits)
-    return latency_s, byte_s
-
-
-def _work_factor(profile: Profile, model: ModelSpec) -> float:
-    """Score work of the model per measured score work: heads times head size."""
-    heads = profile.heads
-    return (model.num_heads * model.head_dim) / (heads.num_heads * heads.head_dim)
+def _nearest_heads(
+    points: tuple[DecodePoint, ...] | tuple[PrefillPoint, ...], model: ModelSpec
+) -> tuple[tuple[int, int, int], float]:
+    """The measured head shape nearest to the model's and the factor of work between them."""
+    wanted = (model.num_heads, model.num_kv_heads, model.head_dim)
+    logs = [math.log(size) for size in wanted]
+    measured = sorted({(point.heads, point.kv_heads, point.head_dim) for point in points})
+    nearest = min(measured, key=lambda shape: math.dist(logs, [math.log(size) for size in shape]))
+    return nearest, wanted[0] * wanted[2] / (nearest[0] * nearest[2])
 
 
 def _fit_decode(profile: Profile, model: ModelSpec) -> tuple[Curve, Curve]:
     """Seconds of one layer per row count: the constant, and the slope per KV token read."""
-    factor = _work_factor(profile, model)
+    shape, factor = _nearest_heads(profile.decode_attention, model)
     by_rows: dict[int, list[DecodePoint]] = {}
     for point in profile.decode_attention:
-        by_rows.setdefault(point.rows, []).append(point)
+        if (point.heads, point.kv_heads, point.head_dim) == shape:
+            by_rows.setdefault(point.rows, []).append(point)
     rows_seen, constants, slopes = [], [], []
     for rows, points in sorted(by_rows.items()):
         total = np.array([float(point.context * rows) for point in points])
         seconds = np.array([point.seconds for point in points])
         if len(set(total.tolist())) < 2:  # one context cannot tell the two apart
-            constant, slope = 0.0, float((seconds / total).mean())
+            constant, slope = 0.0, float((seconds / np.maximum(total, 1.0)).mean())
         else:
             constant, slope = nonnegative_fit(np.stack([np.ones_like(total), total], 1), seconds)
         rows_seen.append(float(rows))
         constants.append(float(constant))
         slopes.append(factor * float(slope))
-    return Curve(rows_seen, constants), Level(rows_seen, slopes)
+    return Curve(rows_seen, constants), _Level(rows_seen, slopes)
+
+
+class _Level(Curve):
+    """Piecewise linear as measured, constant beyond the points: a rate, not a time."""
+
+    def __init__(self, xs: list[float], ys: list[float]) -> None:
+        self.xs, self.ys, self.tail = np.array(xs), np.array(ys), 0.0
 
 
 def _fit_prefill(profile: Profile, model: ModelSpec) -> tuple[float, float, float, float]:
     """Seconds of one layer: per chunk, per pair, per earlier token, per token."""
-    points = profile.prefill_attention
+    shape, factor = _nearest_heads(profile.prefill_attention, model)
+    points = [
+        point
+        for point in profile.prefill_attention
+        if (point.heads, point.kv_heads, point.head_dim) == shape
+    ]
     chunk = np.array([float(point.chunk) for point in points])
     start = np.array([float(point.start) for point in points])
     columns = np.stack([np.ones_like(chunk), (start + chunk) ** 2 - start**2, start, chunk], 1)
     fitted = nonnegative_fit(columns, np.array([point.seconds for point in points]))
-    constant, pair, read, token = (float(value) for value in fitted)
-    factor = _work_factor(profile, model)
-    return constant, factor * pair, factor * read, factor * token
+    constant, *rates = (float(value) for value in fitted)
+    return (constant, *(factor * rate for rate in rates))  # type: ignore[return-value]

@@ -1,36 +1,41 @@
 """The profile: what `batchgen profile` measures, as versioned JSON; it measures nothing itself.
 
-One JSON object, schema 1. Times are seconds of one call on one device; lists may hold any number of
-points in any order. Other keys ("copies" as rates, "passes") are kept for people and not read.
+One JSON object, schema 1. Times are seconds of one call on one device; every list may hold any
+number of points in any order.
 
-    {"kind": "batchgen-profile", "schema": 1,
-     "machine": {"device", "dtype", ...},              free form, copied into run.json
-     "model": {"num_heads", "num_kv_heads", "head_dim", ...},  what the attention tables belong to
-     "gemm": [{"m", "n", "k", "dtype", "seconds"}],    [m, k] x [k, n]
-     "decode_attention": [{"rows", "context", "seconds"}],   one layer, `context` tokens per row
-     "prefill_attention": [{"chunk", "start", "seconds"}],   one layer, one chunk after `start`
-     "experts": [{"m", "seconds"}],                    optional: one sparse MLP with its router
-     "overhead": [{"kind", "tokens", "layer_s", "step_s"}],  decode or prefill pass of `tokens`:
-                                                       the rest per layer and per pass
-     "copies": [{"from", "to", "bytes", "seconds"}]}   between "hbm" and "host"
+    {"schema": 1, "kind": "batchgen-profile",
+     "machine": {"device": "cpu", "name": "...", ...},      free form, copied into run.json
+     "gemm": [{"m", "n", "k", "dtype", "seconds"}],          [m, k] x [k, n]
+     "decode_attention": [{"heads", "kv_heads", "head_dim", "rows", "context", "seconds"}],
+                                                             one layer, `context` tokens per row
+     "prefill_attention": [{"heads", "kv_heads", "head_dim", "chunk", "start", "seconds"}],
+                                                             one layer, one chunk after `start`
+     "experts": [{"m", "hidden", "width", "num_experts", "top_k", "seconds"}],
+                                                             optional: one sparse MLP as a whole,
+                                                             router and grouping included
+     "overheads": {"step_s", "layer_s", "layer_token_s", "row_s", "sample_s"},
+                                                             missing ones are 0
+     "copies": {"host_bytes_per_s", "host_latency_s",
+                "intra_bytes_per_s", "inter_bytes_per_s"}}   only host_bytes_per_s is required
+
+step_s is paid per pass, layer_s per layer and pass, layer_token_s per layer and token (norms,
+activations, rotary), row_s per decoding row and pass, sample_s per row that needs a token. Shapes
+to measure for a model: `gemm_shapes(model)`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from batchgen.errors import DataError, UserError
 from batchgen.model import ModelSpec
 
 PROFILE_SCHEMA = 1
 PROFILE_KIND = "batchgen-profile"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,9 @@ class GemmPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodePoint:
+    heads: int
+    kv_heads: int
+    head_dim: int
     rows: int
     context: int
     seconds: float
@@ -51,6 +59,9 @@ class DecodePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillPoint:
+    heads: int
+    kv_heads: int
+    head_dim: int
     chunk: int
     start: int
     seconds: float
@@ -59,45 +70,40 @@ class PrefillPoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertPoint:
     m: int
+    hidden: int
+    width: int
+    num_experts: int
+    top_k: int
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OverheadPoint:
-    kind: str
-    tokens: int
-    layer_s: float
-    step_s: float
+class Overheads:
+    step_s: float = 0.0
+    layer_s: float = 0.0
+    layer_token_s: float = 0.0
+    row_s: float = 0.0
+    sample_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CopyPoint:
-    source: str
-    target: str
-    bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadShape:
-    """The attention geometry that was measured."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+class Copies:
+    host_bytes_per_s: float
+    host_latency_s: float = 0.0
+    intra_bytes_per_s: float = 0.0
+    inter_bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """A checked profile; see the module docstring for units."""
 
-    heads: HeadShape
     gemm: tuple[GemmPoint, ...]
     decode_attention: tuple[DecodePoint, ...]
     prefill_attention: tuple[PrefillPoint, ...]
-    experts: tuple[ExpertPoint, ...]
-    overhead: tuple[OverheadPoint, ...]
-    copies: tuple[CopyPoint, ...]
+    overheads: Overheads
+    copies: Copies
+    experts: tuple[ExpertPoint, ...] = ()
     machine: dict[str, Any] = field(default_factory=dict)
     path: str = ""
 
@@ -156,73 +162,87 @@ def parse_profile(data: Any, place: str = "profile") -> Profile:
         )
     check = _Check(place)
     return Profile(
-        heads=HeadShape(**check.point(("model", data.get("model")), HeadShape)),
-        gemm=tuple(check.table(data, "gemm", GemmPoint)),
-        decode_attention=tuple(check.table(data, "decode_attention", DecodePoint)),
-        prefill_attention=tuple(check.table(data, "prefill_attention", PrefillPoint)),
-        experts=tuple(check.table(data, "experts", ExpertPoint, optional=True)),
-        overhead=tuple(check.table(data, "overhead", OverheadPoint)),
-        copies=tuple(check.table(data, "copies", CopyPoint)),
+        gemm=tuple(GemmPoint(**check.point(e, GemmPoint)) for e in check.points(data, "gemm")),
+        decode_attention=tuple(
+            DecodePoint(**check.point(e, DecodePoint))
+            for e in check.points(data, "decode_attention")
+        ),
+        prefill_attention=tuple(
+            PrefillPoint(**check.point(e, PrefillPoint))
+            for e in check.points(data, "prefill_attention")
+        ),
+        experts=tuple(
+            ExpertPoint(**check.point(e, ExpertPoint))
+            for e in (check.points(data, "experts") if data.get("experts") else [])
+        ),
+        overheads=Overheads(**check.rates(data, "overheads", Overheads, ())),
+        copies=Copies(**check.rates(data, "copies", Copies, ("host_bytes_per_s",))),
         machine=dict(data.get("machine") or {}),
         path=place,
     )
 
 
-# Fields that are not integers >= 1; "from" is a keyword and gets another name here.
-_TEXTS = {"dtype": (), "kind": ("decode", "prefill"), "source": (), "target": ()}
-_NAMES = {"source": "from", "target": "to"}
-_SECONDS = ("seconds",)
-_REST_SECONDS = ("layer_s", "step_s")  # may be 0
-_FROM_ZERO = ("start",)
-
-
 class _Check:
-    """Field checks whose errors name file, table, index and field."""
+    """Field checks whose errors name file, list, index and field."""
 
     def __init__(self, place: str) -> None:
         self.place = place
 
-    def table(
-        self, data: dict[str, Any], name: str, kind: type[T], *, optional: bool = False
-    ) -> Iterator[T]:
-        points = data.get(name, [] if optional else None)
-        if not isinstance(points, list) or not (points or optional):
+    def points(self, data: dict[str, Any], name: str) -> list[tuple[str, Any]]:
+        points = data.get(name)
+        if not isinstance(points, list) or not points:
             raise DataError("must be a list with at least one point", path=self.place, field=name)
-        for index, point in enumerate(points):
-            yield kind(**self.point((f"{name}[{index}]", point), kind))
+        return [(f"{name}[{index}]", point) for index, point in enumerate(points)]
 
     def point(self, entry: tuple[str, Any], kind: type) -> dict[str, Any]:
-        """The fields of `kind` from one JSON object."""
         where, point = entry
         if not isinstance(point, dict):
             raise DataError("must be an object", path=self.place, field=where)
-        return {
-            item.name: self._value(f"{where}.{_NAMES.get(item.name, item.name)}", item.name, point)
-            for item in fields(kind)
-        }
+        values: dict[str, Any] = {}
+        for name in kind.__dataclass_fields__:  # type: ignore[attr-defined]
+            value, lowest = point.get(name), 0 if name in ("start", "context") else 1
+            if name == "dtype":
+                if not isinstance(value, str):
+                    raise self._bad(f"{where}.{name}", "must be a text", value)
+            elif name == "seconds":
+                value = self._number(f"{where}.{name}", value)
+                if value <= 0:
+                    raise self._bad(f"{where}.{name}", "must be positive", value)
+            elif isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise self._bad(f"{where}.{name}", f"must be an integer >= {lowest}", value)
+            values[name] = value
+        return values
 
-    def _value(self, where: str, name: str, point: dict[str, Any]) -> Any:
-        value = point.get(_NAMES.get(name, name))
-        if name in _TEXTS:
-            allowed = _TEXTS[name]
-            if not isinstance(value, str) or (allowed and value not in allowed):
-                what = "must be one of " + ", ".join(allowed) if allowed else "must be a text"
-                raise self._bad(where, what, value)
-            return value
-        if name in _SECONDS or name in _REST_SECONDS:
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not math.isfinite(value)
-            ):
-                raise self._bad(where, "must be a finite number", value)
-            if value < 0 or (value == 0 and name in _SECONDS):
-                raise self._bad(where, "must be positive", value)
-            return float(value)
-        lowest = 0 if name in _FROM_ZERO else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-            raise self._bad(where, f"must be an integer >= {lowest}", value)
-        return value
+    def rates(
+        self, data: dict[str, Any], name: str, kind: type, required: tuple[str, ...]
+    ) -> dict[str, float]:
+        group = data.get(name, {})
+        if not isinstance(group, dict):
+            raise DataError("must be an object", path=self.place, field=name)
+        known = kind.__dataclass_fields__  # type: ignore[attr-defined]
+        for extra in group:
+            if extra not in known:
+                remedy = "known: " + ", ".join(known)
+                raise DataError(
+                    "is unknown", path=self.place, field=f"{name}.{extra}", remedy=remedy
+                )
+        values = {key: self._number(f"{name}.{key}", value) for key, value in group.items()}
+        for key, value in values.items():
+            if value < 0:
+                raise self._bad(f"{name}.{key}", "must not be negative", value)
+        for key in required:
+            if values.get(key, 0.0) <= 0:
+                raise self._bad(f"{name}.{key}", "must be positive", group.get(key))
+        return values
+
+    def _number(self, where: str, value: Any) -> float:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise self._bad(where, "must be a finite number", value)
+        return float(value)
 
     def _bad(self, where: str, text: str, value: Any) -> DataError:
         return DataError(f"{text}, got {value!r}", path=self.place, field=where)
