@@ -1,7 +1,7 @@
-"""The profile document of this machine, as `batchgen profile` writes it. Fits nothing.
+"""The profile document of this machine, as `batchgen profile` writes it. Times nothing itself.
 
-Points come from `profile_operators` and `profile_passes`, in seconds; the reader decides how to
-interpolate between them.
+Points come from `profile_operators` and `profile_passes`; the form is that of
+`batchgen.cost.profile_schema`.
 """
 
 from __future__ import annotations
@@ -10,28 +10,30 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import batchgen
-from batchgen.exec.config import ModelConfig
+from batchgen.cost.profile import ProfiledCost, gemm_shapes, parse_profile
+from batchgen.cost.profile_schema import PROFILE_KIND, PROFILE_SCHEMA
 from batchgen.exec.init import init_model
 from batchgen.exec.profile_operators import (
     Grid,
-    bandwidths,
-    gemm_shapes,
+    fit_copies,
     time_copies,
     time_decode_attention,
-    time_experts,
     time_gemms,
     time_prefill_attention,
 )
-from batchgen.exec.profile_passes import overheads, time_passes
+from batchgen.exec.profile_passes import fit_overheads, relative_errors, time_passes
 from batchgen.exec.worker import DTYPES, Worker
+from batchgen.layout import Layout
+from batchgen.model import ModelSpec, load_model
 
-SCHEMA = 1
+CATALOG_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 GENERIC_SIZES = (256, 1024, 4096)  # n and k of products that belong to no model
 GENERIC_MODEL = ("qwen3", "small")
 Say = Callable[[str], None]
@@ -63,62 +65,47 @@ def measure(
             dtype=dtype,
             threads=threads,
         )
+        spec = load_model(directory)
     config, kind = worker.config, DTYPES[dtype]
-    shapes = gemm_shapes(config)
+    shapes = set(gemm_shapes(spec).values())
     if model_dir is None:
-        shapes = sorted({*shapes, *((n, k) for n in GENERIC_SIZES for k in GENERIC_SIZES)})
+        shapes |= {(n, k) for n in GENERIC_SIZES for k in GENERIC_SIZES}
+    document: dict[str, Any] = {
+        "schema": PROFILE_SCHEMA,
+        "kind": PROFILE_KIND,
+        "machine": _machine(dtype),
+        "model": {"name": None if model_dir is None else spec.name, "page_tokens": page_tokens},
+    }
     with torch.inference_mode():
         say(f"products: {len(shapes)} shapes x {len(grid.tokens)} sizes")
-        gemm = list(time_gemms(shapes, grid, kind, dtype))
-        say("decode attention")
-        decode = list(time_decode_attention(config, grid, kind, page_tokens))
-        say("prefill attention")
-        prefill = list(time_prefill_attention(config, grid, kind, page_tokens))
-        experts = []
-        if config.moe is not None:
-            say("experts")
-            experts = list(time_experts(worker, grid, kind))
+        document["gemm"] = list(
+            time_gemms(sorted(shapes), config.num_layers, grid, kind, CATALOG_DTYPES[dtype])
+        )
+        say("attention of decodes and of prompts")
+        document["decode_attention"] = list(time_decode_attention(config, grid, kind, page_tokens))
+        document["prefill_attention"] = list(
+            time_prefill_attention(config, grid, kind, page_tokens)
+        )
         say("copies between the tiers")
-        copies = list(time_copies(config, grid, kind, page_tokens))
+        document["copies"] = fit_copies(list(time_copies(config, grid, kind, page_tokens)))
     say("whole passes")
-    passes = time_passes(worker, grid, dtype)
-    return {
-        "kind": "batchgen-profile",
-        "schema": SCHEMA,
-        "machine": _machine(dtype),
-        "model": _geometry(
-            config, None if model_dir is None else Path(model_dir).name, page_tokens
-        ),
-        "gemm": gemm,
-        "decode_attention": decode,
-        "prefill_attention": prefill,
-        "experts": experts,
-        "copies": copies,
-        "passes": passes,
-        "overhead": overheads(config, gemm, decode, prefill, experts, passes),
-        "copy_bytes_per_s": bandwidths(copies),
-    }
+    passes = time_passes(worker, grid)
+    document["overheads"] = fit_overheads(_cost(spec, document), spec.num_layers, passes)
+    # Beyond the schema, for the reader: what the fit was made from and how well it fits.
+    document["fit"] = relative_errors(_cost(spec, document), passes)
+    document["passes"] = [asdict(item) for item in passes]
+    return document
 
 
-def _geometry(config: ModelConfig, name: str | None, page_tokens: int) -> dict[str, Any]:
-    """The sizes that the attention tables belong to."""
-    return {
-        "name": name,
-        "family": config.family,
-        "num_layers": config.num_layers,
-        "hidden_size": config.hidden_size,
-        "num_heads": config.num_heads,
-        "num_kv_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "page_tokens": page_tokens,
-    }
+def _cost(spec: ModelSpec, document: dict[str, Any]) -> ProfiledCost:
+    """The cost model that a reader would make of the document, as far as it is written."""
+    return ProfiledCost(spec, parse_profile(document), Layout())
 
 
 def _machine(dtype: str) -> dict[str, Any]:
     return {
         "device": "cpu",
-        "processor": _processor(),
+        "name": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "dtype": dtype,

@@ -1,7 +1,7 @@
-"""Time the operators of a pass one by one: products, attention, experts, copies between tiers.
+"""Time the operators of a pass one by one: products, attention, copies between tiers.
 
-Runs the executor's own code (`linear`, `paged_attention`, `SparseMlp`, `copy_pages`). Every table
-is a list of measured points in seconds; nothing is fitted.
+Runs the executor's own code (`linear`, `paged_attention`, `copy_pages`), not whole passes. Tables
+are lists of measured points in seconds, in the form that `batchgen.cost.profile_schema` defines.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from batchgen.exec.arena import KvArena, copy_pages
 from batchgen.exec.attention import paged_attention
 from batchgen.exec.batch import Segment, build_batch
 from batchgen.exec.config import ModelConfig
-from batchgen.exec.layers import SparseMlp, linear
-from batchgen.exec.worker import Worker
+from batchgen.exec.layers import linear
+
+MAX_WEIGHT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +50,6 @@ QUICK = Grid(
 )
 
 
-def gemm_shapes(config: ModelConfig) -> list[tuple[int, int]]:
-    """(n, k) of every product of a pass: qkv, output, both halves of the MLP, router, head."""
-    hidden = config.hidden_size
-    shapes = {
-        (config.q_size + 2 * config.kv_size, hidden),
-        (hidden, config.q_size),
-        (config.vocab_size, hidden),
-    }
-    if config.moe is not None:
-        inner = config.moe.intermediate_size
-        shapes |= {(config.moe.num_experts, hidden), (2 * inner, hidden), (hidden, inner)}
-    if config.moe is None or len(config.moe.sparse_layers) < config.num_layers:
-        shapes |= {(2 * config.intermediate_size, hidden), (hidden, config.intermediate_size)}
-    return sorted(shapes)
-
-
 def timed(run: Callable[[], object], seconds: float) -> float:
     """Median duration of `run` in seconds over at least three calls and about `seconds`.
 
@@ -81,11 +66,12 @@ def timed(run: Callable[[], object], seconds: float) -> float:
 
 
 def time_gemms(
-    shapes: Iterable[tuple[int, int]], grid: Grid, kind: torch.dtype, dtype: str
+    shapes: Iterable[tuple[int, int]], num_layers: int, grid: Grid, kind: torch.dtype, name: str
 ) -> Iterable[dict[str, Any]]:
+    """Products [m, k] x [k, n]; `name` is the dtype as the catalog spells it."""
     for n, k in shapes:
-        # Several copies of the weight in turn: a pass never finds a layer's weights in cache.
-        copies = max(1, min(8, (64 << 20) // (n * k * kind.itemsize)))
+        # As many weights in turn as there are layers: caches help as much as in a pass, not more.
+        copies = max(1, min(num_layers, MAX_WEIGHT_BYTES // (n * k * kind.itemsize)))
         weights = [torch.randn(n, k).to(kind) for _ in range(copies)]
         for m in grid.tokens:
             x = torch.randn(m, k).to(kind)
@@ -95,7 +81,7 @@ def time_gemms(
                     linear(x, weight)
 
             seconds = timed(run, grid.seconds) / copies
-            yield {"m": m, "n": n, "k": k, "dtype": dtype, "seconds": seconds}
+            yield {"m": m, "n": n, "k": k, "dtype": name, "seconds": seconds}
 
 
 def _attention(
@@ -137,38 +123,37 @@ def _arena(config: ModelConfig, pages: int, kind: torch.dtype, page_tokens: int)
     )
 
 
+def _heads(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+    }
+
+
 def time_decode_attention(
     config: ModelConfig, grid: Grid, kind: torch.dtype, page_tokens: int
 ) -> Iterable[dict[str, Any]]:
+    """One layer: KV write and attention of `rows` rows that read `context` tokens each."""
     for rows in grid.rows:
         for context in grid.contexts:
             if context <= config.max_context and rows * context <= grid.max_kv_tokens:
                 segments = [Segment(slot=r, start=context - 1, length=1) for r in range(rows)]
                 seconds = _attention(config, kind, page_tokens, segments, [], grid.seconds)
-                yield {"rows": rows, "context": context, "seconds": seconds}
+                point = {"rows": rows, "context": context, "seconds": seconds}
+                yield _heads(config) | point
 
 
 def time_prefill_attention(
     config: ModelConfig, grid: Grid, kind: torch.dtype, page_tokens: int
 ) -> Iterable[dict[str, Any]]:
+    """One layer: KV write and attention of one prompt chunk behind `start` earlier tokens."""
     for chunk in grid.chunks:
         for start in grid.starts:
             if start + chunk <= config.max_context:
                 segment = Segment(slot=0, start=start, length=chunk)
                 seconds = _attention(config, kind, page_tokens, [], [segment], grid.seconds)
-                yield {"chunk": chunk, "start": start, "seconds": seconds}
-
-
-def time_experts(worker: Worker, grid: Grid, kind: torch.dtype) -> Iterable[dict[str, Any]]:
-    """One sparse MLP with router, as a whole: grouping and uneven experts are part of its cost."""
-    mlp = next(layer.mlp for layer in worker.model.layers if isinstance(layer.mlp, SparseMlp))
-    for m in grid.tokens:
-        x = torch.randn(m, worker.config.hidden_size).to(kind)
-
-        def run(x: torch.Tensor = x) -> None:
-            mlp(x)
-
-        yield {"m": m, "seconds": timed(run, grid.seconds)}
+                yield _heads(config) | {"chunk": chunk, "start": start, "seconds": seconds}
 
 
 def time_copies(
@@ -201,13 +186,13 @@ def time_copies(
             }
 
 
-def bandwidths(copies: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Bytes per second of the largest copy in each direction."""
-    best: dict[str, tuple[int, float]] = {}
-    for item in copies:
-        name, point = (
-            f"{item['from']}_to_{item['to']}",
-            (item["bytes"], item["bytes"] / item["seconds"]),
-        )
-        best[name] = max(best.get(name, point), point)
-    return {name: rate for name, (_, rate) in best.items()}
+def fit_copies(points: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Bytes per second and latency of the link between the tiers, both directions together."""
+    size = np.array([point["bytes"] for point in points], dtype=np.float64)
+    seconds = np.array([point["seconds"] for point in points])
+    columns = np.stack((size, np.ones_like(size)), 1) / seconds[:, None]
+    (per_byte, latency), *_ = np.linalg.lstsq(columns, np.ones_like(seconds), rcond=None)
+    if per_byte <= 0 or latency < 0:  # noise: the rate of the largest copies, and no latency
+        largest = size == size.max()
+        per_byte, latency = float((seconds[largest] / size[largest]).mean()), 0.0
+    return {"host_bytes_per_s": float(1 / per_byte), "host_latency_s": float(latency)}

@@ -1,135 +1,202 @@
-"""Time whole passes and say what they cost beyond their operators. Measures no operator itself."""
+"""Time whole passes and find what they cost beyond their operators. Measures no operator itself.
+
+The overheads are fitted against the cost model that will use them: its predictions from the
+operator tables alone are taken from the measured passes, and what is left is explained by counts.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from batchgen.exec.config import ModelConfig
 from batchgen.exec.profile_operators import Grid
 from batchgen.exec.worker import Worker
+from batchgen.units import to_s
 
 NEVER: frozenset[int] = frozenset()
+MAX_SAMPLES = 12  # timed passes per point; a decode's context grows by one in each
 
 
-def time_passes(loaded: Worker, grid: Grid, dtype: str) -> list[dict[str, Any]]:
-    """Real passes: decode of `rows` at a context, and one whole prompt of `chunk` tokens.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPass:
+    """Load and median time of a pass; `seconds_without_layers` is embedding, head and bookkeeping.
 
-    `seconds_without_layers` is the same pass through a model cut down to embedding and head.
+    `context` is the sum over decoding rows of the tokens they read; `chunk_pairs` the sum over
+    chunks of (start + length)^2 - start^2, here with start 0.
     """
+
+    decodes: int
+    context: int
+    chunk_tokens: int
+    chunk_pairs: int
+    samples: int
+    seconds: float
+    seconds_without_layers: float
+
+
+class PassCost(Protocol):
+    """What the fit asks of a cost model; `batchgen.cost.profile.ProfiledCost` is one."""
+
+    def pass_one_ps(
+        self,
+        decodes: int,
+        context: int,
+        chunk_tokens: int = 0,
+        chunk_pairs: int = 0,
+        chunk_reads: int = 0,
+        samples: int = 0,
+        checkpoint: int = 0,
+    ) -> int: ...
+
+
+def time_passes(worker: Worker, grid: Grid) -> list[MeasuredPass]:
+    """Decodes of several batch sizes and contexts; one prompt and four at a time, by length."""
     passes = []
-    context = max(c for c in grid.contexts if c <= min(256, loaded.config.max_context // 2))
+    limit = worker.config.max_context
     for rows in grid.rows:
-        if rows * (context + 64) <= grid.max_kv_tokens:
-            seconds = _timed_decode(loaded, rows, context, grid.seconds)
-            passes.append({"kind": "decode", "rows": rows, "context": context, **seconds})
-    for chunk in grid.chunks:
-        if chunk < loaded.config.max_context:
-            seconds = _timed_prompt(loaded, chunk, grid.seconds)
-            passes.append({"kind": "prefill", "chunk": chunk, "start": 0, **seconds})
-    return [item | {"dtype": dtype} for item in passes]
+        for context in (grid.contexts[0], grid.contexts[len(grid.contexts) // 2]):
+            fits = context + 3 * MAX_SAMPLES <= limit and rows * context <= grid.max_kv_tokens
+            if fits and context > 1:
+                passes.append(_timed_decode(worker, rows, context, grid.seconds))
+    passes += [
+        _timed_prompts(worker, count, chunk, grid.seconds)
+        for chunk in grid.chunks
+        for count in (1, 4)
+        if chunk < limit and count * chunk <= max(grid.chunks)
+    ]
+    return passes
 
 
-def _timed_decode(worker: Worker, rows: int, context: int, seconds: float) -> dict[str, float]:
-    most = 24  # passes; the context stays within 10 percent of the one that is named
-    need = rows * -(-(context + most + 1) // worker.page_tokens)
-    worker.resize(hbm_pages=need, host_pages=0)
-    for row in range(rows):
+def _timed_decode(worker: Worker, rows: int, context: int, seconds: float) -> MeasuredPass:
+    pages = -(-(context + 3 * MAX_SAMPLES) // worker.page_tokens)
+    worker.resize(hbm_pages=rows * pages, host_pages=0)
+    numbers = range(rows)
+    for row in numbers:
         worker.add_row(row, [row % 256] * (context - 1), max_output=1 << 30, stop_ids=NEVER)
-    worker.run_pass([], [(row, 0, context - 1, True) for row in range(rows)])
-    result = _both(worker, lambda: worker.run_pass(range(rows), []).duration_s, most // 2, seconds)
-    for row in range(rows):
-        worker.forget_row(row)
-    return result
-
-
-def _timed_prompt(worker: Worker, chunk: int, seconds: float) -> dict[str, float]:
-    worker.resize(hbm_pages=-(-chunk // worker.page_tokens), host_pages=0)
+        worker.run_pass([], [(row, 0, context - 1, True)])
+    contexts: list[int] = []
 
     def run() -> float:
-        worker.add_row(0, [7] * chunk, max_output=1 << 30, stop_ids=NEVER)
-        duration_s = worker.run_pass([], [(0, 0, chunk, True)]).duration_s
-        worker.forget_row(0)
+        if worker.model.layers:
+            contexts.append(worker.computed_tokens(0) + 1)
+        return worker.run_pass(numbers, []).duration_s
+
+    full, bare = _both(worker, run, seconds)
+    for row in numbers:
+        worker.forget_row(row)
+    return MeasuredPass(
+        decodes=rows,
+        context=rows * statistics.median_low(contexts[1:]),
+        chunk_tokens=0,
+        chunk_pairs=0,
+        samples=rows,
+        seconds=full,
+        seconds_without_layers=bare,
+    )
+
+
+def _timed_prompts(worker: Worker, count: int, chunk: int, seconds: float) -> MeasuredPass:
+    worker.resize(hbm_pages=count * -(-chunk // worker.page_tokens), host_pages=0)
+    prompts = [(row, 0, chunk, True) for row in range(count)]
+
+    def run() -> float:
+        for row in range(count):
+            worker.add_row(row, [row + 7] * chunk, max_output=1 << 30, stop_ids=NEVER)
+        duration_s = worker.run_pass([], prompts).duration_s
+        for row in range(count):
+            worker.forget_row(row)
         return duration_s
 
-    return _both(worker, run, 12, seconds)
+    full, bare = _both(worker, run, seconds)
+    return MeasuredPass(
+        decodes=0,
+        context=0,
+        chunk_tokens=count * chunk,
+        chunk_pairs=count * chunk**2,
+        samples=count,
+        seconds=full,
+        seconds_without_layers=bare,
+    )
 
 
-def _both(worker: Worker, run: Callable[[], float], most: int, seconds: float) -> dict[str, float]:
-    """Median pass with all layers and with none, at most `most` passes each."""
+def _both(worker: Worker, run: Callable[[], float], seconds: float) -> tuple[float, float]:
+    """Median pass with all layers and with none; one unmeasured pass before each."""
     layers = worker.model.layers
-    medians = {}
+    medians = []
     try:
-        for name, kept in (("seconds", layers), ("seconds_without_layers", [])):
+        for kept in (layers, []):
             worker.model.layers = kept
             run()
             samples: list[float] = []
-            while len(samples) < 3 or (len(samples) < most - 1 and sum(samples) < 4 * seconds):
+            while len(samples) < 3 or (len(samples) < MAX_SAMPLES and sum(samples) < 4 * seconds):
                 samples.append(run())
-            medians[name] = statistics.median(samples)
+            medians.append(statistics.median(samples))
     finally:
         worker.model.layers = layers
-    return medians
+    return medians[0], medians[1]
 
 
-def overheads(
-    config: ModelConfig,
-    gemm: Sequence[dict[str, Any]],
-    decode: Sequence[dict[str, Any]],
-    prefill: Sequence[dict[str, Any]],
-    experts: Sequence[dict[str, Any]],
-    passes: Sequence[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """What measured passes cost beyond their measured parts, per layer and per step, by tokens.
-
-    layer_s = (pass - pass without layers) / layers - products - attention (norms, rotary angles,
-    activations, launches); step_s = pass without layers - head. Never below zero.
-    """
-    hidden, layers = config.hidden_size, config.num_layers
-    sparse = len(config.moe.sparse_layers) if config.moe is not None else 0
-    attention_shapes = [(config.q_size + 2 * config.kv_size, hidden), (hidden, config.q_size)]
-    mlp_shapes = [(2 * config.intermediate_size, hidden), (hidden, config.intermediate_size)]
-
-    def product(shape: tuple[int, int], m: int) -> float:
-        points = [(p["m"], p["seconds"]) for p in gemm if (p["n"], p["k"]) == shape]
-        return _between(points, m)
-
-    result = []
-    for item in passes:
-        if item["kind"] == "decode":
-            tokens = samples = item["rows"]
-            points = [(p["context"], p["seconds"]) for p in decode if p["rows"] == tokens]
-            attended = _between(points, item["context"])
-        else:
-            tokens, samples = item["chunk"], 1
-            attended = next(
-                p["seconds"] for p in prefill if (p["chunk"], p["start"]) == (tokens, 0)
-            )
-        parts = layers * (attended + sum(product(shape, tokens) for shape in attention_shapes))
-        parts += (layers - sparse) * sum(
-            product(shape, tokens) for shape in mlp_shapes if sparse < layers
-        )
-        if sparse:
-            parts += sparse * _between([(p["m"], p["seconds"]) for p in experts], tokens)
-        in_layers = item["seconds"] - item["seconds_without_layers"]
-        head = product((config.vocab_size, hidden), samples)
-        result.append(
-            {
-                "kind": item["kind"],
-                "tokens": tokens,
-                "layer_s": max(0.0, (in_layers - parts) / layers),
-                "step_s": max(0.0, item["seconds_without_layers"] - head),
-            }
-        )
-    return result
+def fit_overheads(
+    cost: PassCost, num_layers: int, passes: Sequence[MeasuredPass]
+) -> dict[str, float]:
+    """Overheads in seconds: step_s, row_s and sample_s from passes without layers, layer_s and
+    layer_token_s from the layers; `cost` is a model without overheads."""
+    whole = np.array([p.seconds for p in passes])
+    bare = np.array([p.seconds_without_layers for p in passes])
+    operators, head = np.array([_predicted(cost, p) for p in passes]).T
+    rows = np.array([float(p.decodes) for p in passes])
+    samples = np.array([float(p.samples) for p in passes])
+    tokens = rows + np.array([float(p.chunk_tokens) for p in passes])
+    ones = np.ones(len(passes))
+    step_s, row_s, sample_s = _fit(np.stack((ones, rows, samples), 1), bare - head, whole)
+    per_layer = np.stack((ones, tokens), 1) * num_layers
+    layer_s, layer_token_s = _fit(per_layer, whole - bare - operators, whole)
+    return {
+        "step_s": step_s,
+        "layer_s": layer_s,
+        "layer_token_s": layer_token_s,
+        "row_s": row_s,
+        "sample_s": sample_s,
+    }
 
 
-def _between(points: Sequence[tuple[int, float]], x: float) -> float:
-    """Linear between measured points, proportional beyond the last, constant before the first."""
-    xs, ys = zip(*sorted(points), strict=True)
-    if x > xs[-1]:
-        return float(ys[-1] * x / xs[-1])
-    return float(np.interp(x, xs, ys))
+def relative_errors(cost: PassCost, passes: Sequence[MeasuredPass]) -> dict[str, Any]:
+    """How far a complete cost model is from the passes it was fitted to: (predicted - measured) /
+    measured."""
+    errors = [sum(_predicted(cost, p)) / p.seconds - 1.0 for p in passes]
+    return {
+        "median_absolute": statistics.median(abs(error) for error in errors),
+        "largest_absolute": max(abs(error) for error in errors),
+        "passes": len(errors),
+    }
+
+
+def _predicted(cost: PassCost, item: MeasuredPass) -> tuple[float, float]:
+    """Seconds of the layers and of the head, by the cost model."""
+    load = (item.decodes, item.context, item.chunk_tokens, item.chunk_pairs, 0)
+    layers = cost.pass_one_ps(*load, samples=0)
+    return to_s(layers), to_s(cost.pass_one_ps(*load, samples=item.samples) - layers)
+
+
+def _fit(
+    columns: npt.NDArray[np.float64],
+    target: npt.NDArray[np.float64],
+    scale: npt.NDArray[np.float64],
+) -> list[float]:
+    """Coefficients >= 0 with the least squared error relative to `scale`; a negative one is
+    dropped and the others fitted again."""
+    active = list(range(columns.shape[1]))
+    found = [0.0] * columns.shape[1]
+    while active:
+        part, *_ = np.linalg.lstsq(columns[:, active] / scale[:, None], target / scale, rcond=None)
+        if (part >= 0).all():
+            for index, value in zip(active, part, strict=True):
+                found[index] = float(value)
+            break
+        active.pop(int(part.argmin()))
+    return found

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from batchgen.cli import main
+from batchgen.cost.profile import ProfiledCost, gemm_shapes, load_profile
 from batchgen.exec.config import load_config
 from batchgen.exec.init import init_model
 from batchgen.exec.profile import measure
-from batchgen.exec.profile_operators import Grid, gemm_shapes
-from batchgen.exec.profile_passes import overheads
+from batchgen.exec.profile_operators import Grid, fit_copies
+from batchgen.exec.profile_passes import MeasuredPass, fit_overheads
 from batchgen.exec.weights import expected_shapes
+from batchgen.layout import Layout
+from batchgen.model import load_model
+from batchgen.units import PS_PER_US
 
 TINY = Grid(
     tokens=(1, 16),
@@ -29,52 +32,76 @@ TINY = Grid(
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3-moe"])
-def test_a_profile_holds_every_table(arch: str, tmp_path: Path) -> None:
+def test_a_profile_is_what_the_cost_model_reads(arch: str, tmp_path: Path) -> None:
     model = init_model(tmp_path / "m", arch, "tiny")
     document = measure(model, grid=TINY, page_tokens=16)
-    assert json.loads(json.dumps(document, allow_nan=False)) == document
-    shapes = {(p["n"], p["k"]) for p in document["gemm"]}
-    assert shapes == set(gemm_shapes(load_config(model)))
-    tables = ("gemm", "decode_attention", "prefill_attention", "copies", "passes")
-    for table in (*tables, *(["experts"] if arch == "qwen3-moe" else [])):
-        assert document[table]
-        assert all(point["seconds"] > 0 for point in document[table])
-    assert len(document["decode_attention"]) == len(document["prefill_attention"]) == 4
-    assert {p["kind"] for p in document["overhead"]} == {"decode", "prefill"}
-    assert set(document["copy_bytes_per_s"]) == {"hbm_to_host", "host_to_hbm"}
-    assert document["machine"]["threads"] >= 1
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(document, allow_nan=False))
+    profile = load_profile(path)
+    spec = load_model(model)
+    assert {(p.n, p.k) for p in profile.gemm} == set(gemm_shapes(spec).values())
+    assert {p.dtype for p in profile.gemm} == {"fp32"}
+    assert len(profile.decode_attention) == len(profile.prefill_attention) == 4
+    assert {(p.heads, p.kv_heads, p.head_dim) for p in profile.decode_attention} == {(4, 2, 16)}
+    cost = ProfiledCost(spec, profile, Layout())
+    assert cost.pass_one_ps(4, 4 * 64, samples=4) > cost.pass_one_ps(1, 64, samples=1) > 0
+    # A small noisy grid: the order of magnitude, not the accuracy, which `fit` reports.
+    assert document["fit"]["median_absolute"] < 1.0
+    assert document["fit"]["passes"] == len(document["passes"]) > 4
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3-moe"])
 def test_every_weight_matrix_has_its_product(arch: str, tmp_path: Path) -> None:
     """Stacked projections aside, no matrix of the checkpoint is left out of the table."""
-    config = load_config(init_model(tmp_path / "m", arch, "tiny"))
-    shapes = set(gemm_shapes(config))
-    stacked = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-    for name, shape in expected_shapes(config).items():
+    model = init_model(tmp_path / "m", arch, "tiny")
+    shapes = set(gemm_shapes(load_model(model)).values())
+    stacked = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens")
+    for name, shape in expected_shapes(load_config(model)).items():
         if len(shape) == 2 and not any(part in name for part in stacked):
             assert shape in shapes, name
 
 
-def test_overheads_are_what_is_left(tmp_path: Path) -> None:
-    config = load_config(init_model(tmp_path / "m", "llama", "tiny"))
-    gemm = [
-        {"m": m, "n": n, "k": k, "seconds": 0.001 * m}
-        for m in (1, 9)
-        for n, k in gemm_shapes(config)
-    ]
-    decode = [{"rows": 5, "context": c, "seconds": 0.0001 * c} for c in (10, 30)]
-    prefill = [{"chunk": 7, "start": 0, "seconds": 0.5}]
-    passes: list[dict[str, Any]] = [
-        {"kind": "decode", "rows": 5, "context": 20, "seconds": 1.0, "seconds_without_layers": 0.1},
-        {"kind": "prefill", "chunk": 7, "start": 0, "seconds": 2.0, "seconds_without_layers": 0.2},
-    ]
-    one, two = overheads(config, gemm, decode, prefill, [], passes)
-    # Four products per layer and the head; two layers.
-    assert one["layer_s"] == pytest.approx((1.0 - 0.1) / 2 - 4 * 0.005 - 0.002)
-    assert one["step_s"] == pytest.approx(0.1 - 0.005)
-    assert two["layer_s"] == pytest.approx((2.0 - 0.2) / 2 - 4 * 0.007 - 0.5)
-    assert two["step_s"] == pytest.approx(0.2 - 0.001)
+class KnownCost:
+    """A cost without overheads: 1 us per token and 2 us per sample."""
+
+    def pass_one_ps(
+        self,
+        decodes: int,
+        context: int,
+        chunk_tokens: int = 0,
+        chunk_pairs: int = 0,
+        chunk_reads: int = 0,
+        samples: int = 0,
+        checkpoint: int = 0,
+    ) -> int:
+        return (decodes + chunk_tokens + 2 * samples) * PS_PER_US
+
+
+def test_known_overheads_are_found_again() -> None:
+    layers, step, row, sample, layer, token = 3, 100e-6, 5e-6, 7e-6, 20e-6, 1e-6
+    passes = []
+    for decodes, chunks, chunk in ((1, 0, 0), (16, 0, 0), (0, 1, 64), (0, 4, 16), (0, 1, 256)):
+        samples, tokens = decodes + chunks, decodes + chunks * chunk
+        bare = step + row * decodes + (sample + 2e-6) * samples
+        passes.append(
+            MeasuredPass(
+                decodes=decodes,
+                context=10 * decodes,
+                chunk_tokens=chunks * chunk,
+                chunk_pairs=chunks * chunk**2,
+                samples=samples,
+                seconds=bare + tokens * 1e-6 + layers * (layer + token * tokens),
+                seconds_without_layers=bare,
+            )
+        )
+    found = fit_overheads(KnownCost(), layers, passes)
+    expected = {"step_s": step, "row_s": row, "sample_s": sample}
+    assert found == pytest.approx(expected | {"layer_s": layer, "layer_token_s": token}, rel=1e-6)
+
+
+def test_a_known_link_is_found_again() -> None:
+    points = [{"bytes": n, "seconds": 1e-5 + n / 2e9} for n in (1000, 10_000, 1_000_000)]
+    assert fit_copies(points) == pytest.approx({"host_bytes_per_s": 2e9, "host_latency_s": 1e-5})
 
 
 def test_the_command_writes_once_and_never_over(
