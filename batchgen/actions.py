@@ -1,4 +1,5 @@
-"""Actions: everything the runtime may ask of a backend. Plain records; `Step` lives in batchgen.step."""
+"""Actions: everything the runtime may ask of a backend. Plain records; `Step` lives in
+batchgen.step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Sequence coroutines: the body that every sequence runs, and the bookkeeper that resumes bodies.
 
 A body is a generator function of (table, row). It keeps nothing between suspensions that is not in
-the row, so it may be dropped at any suspension and made anew. It yields the stage that it wants next
+the row, so it may be dropped at any suspension and made anew. It yields the stage that it wants
+next
 and is resumed with what happened, at stage changes only, never per pass. A body that returns before
 FINISHED ends its sequence early, with reason "body".
 
@@ -76,7 +77,8 @@ def advance(table: Table, rows: NDArray[np.intp], outcome: Outcome) -> NDArray[n
 
 
 class Bodies:
-    """Makes, resumes and drops the bodies of active rows. With no factory rows use `advance`'s rule.
+    """Makes, resumes and drops the bodies of active rows. With no factory rows use `advance`'s
+    rule.
 
     `ended_early` collects rows whose body returned although they are unfinished; the runtime ends
     them at its next decision.

@@ -83,7 +83,8 @@ class RowFailed(msgspec.Struct, frozen=True, tag="row_failed", gc=False):
 
 
 class PoolShort(msgspec.Struct, frozen=True, tag="pool_short", gc=False):
-    """A backend found `pages` fewer HBM pages than planned on a rank (for instance out of memory)."""
+    """A backend found `pages` fewer HBM pages than planned on a rank (for instance out of
+    memory)."""
 
     engine: int
     rank: int

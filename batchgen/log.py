@@ -1,8 +1,10 @@
 """The decision log: every event and the actions that answered it, in order. The backends' contract.
 
 Engine entries are keyed by (engine, q0), which both backends share; the time of an event is kept
-beside it because `Runtime.on` takes it as an argument. The log is JSON lines: a header with all that
-makes a runtime (plan, policy, rows), then one entry per event. Every line carries a digest of itself
+beside it because `Runtime.on` takes it as an argument. The log is JSON lines: a header with all
+that
+makes a runtime (plan, policy, rows), then one entry per event. Every line carries a digest of
+itself
 and of the line before, so that a changed line is found where it was changed.
 """
 
@@ -63,7 +65,8 @@ def _chain(previous: str, body: bytes) -> str:
 
 
 class DecisionLog:
-    """Collects entries as encoded lines (some 150 bytes an event; objects would take ten times it)."""
+    """Collects entries as encoded lines (some 150 bytes an event; objects would take ten times
+    it)."""
 
     def __init__(self, header: Header) -> None:
         self._full = header.full
@@ -91,7 +94,9 @@ class DecisionLog:
             yield line.decode()
 
 
-def read_log(lines: Iterable[bytes | str], source: str = "decision log") -> Iterator[Header | Entry]:
+def read_log(
+    lines: Iterable[bytes | str], source: str = "decision log"
+) -> Iterator[Header | Entry]:
     """The header, then every entry. Raises UserError for a line that is none.
 
     Raises ReplayMismatch at the first line whose digest does not follow from the line before.

@@ -1,6 +1,7 @@
 """The plan: the static part of a run, chosen before it starts. The runtime only reads it.
 
-A plan is data. `batchgen.cost.capacity` computes the sizes in it from a model, a machine and a layout.
+A plan is data. `batchgen.cost.capacity` computes the sizes in it from a model, a machine and a
+layout.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ class EngineSpec:
 class Plan:
     """Everything static that the runtime and both backends agree on before the first event.
 
-    Sizes are in pages of `page_tokens` tokens; `host_pages` has one entry per node (0: no host tier).
-    `token_budget` and `max_num_seqs` are per rank and pass. `b_attn` and `b_moe` are sub-batch sizes
+    Sizes are in pages of `page_tokens` tokens; `host_pages` has one entry per node (0: no host
+    tier).
+    `token_budget` and `max_num_seqs` are per rank and pass. `b_attn` and `b_moe` are sub-batch
+    sizes
     in sequences and tokens (0: the whole batch at once). `max_context` is in tokens.
     """
 

@@ -47,9 +47,11 @@ def runtime_of(header: Header, advisor: Advisor | None = None) -> Runtime:
 def replay(
     lines: Iterable[bytes | str], *, source: str = "decision log", advisor: Advisor | None = None
 ) -> ReplayReport:
-    """Feed the recorded events to a fresh runtime; its actions must be the recorded ones, byte by byte.
+    """Feed the recorded events to a fresh runtime; its actions must be the recorded ones, byte by
+    byte.
 
-    Raises ReplayMismatch that names the first event (by number, from 1) whose actions differ or that
+    Raises ReplayMismatch that names the first event (by number, from 1) whose actions differ or
+    that
     was altered, and UserError when the lines are no full decision log.
     """
     runtime: Runtime | None = None
@@ -70,7 +72,9 @@ def replay(
         _compare(runtime, item, events, source)
     if header is None:
         raise UserError(f"{source} is empty", remedy="give a decision log")
-    return ReplayReport(events=events, actions=actions, backend=header.backend, preset=header.preset)
+    return ReplayReport(
+        events=events, actions=actions, backend=header.backend, preset=header.preset
+    )
 
 
 def _compare(runtime: Runtime, entry: Entry, number: int, source: str) -> None:

@@ -3,7 +3,8 @@
 It stores state and checks transitions. It decides nothing and knows no true output length.
 
 Lazy columns. While a row is in a running set its `computed` tokens grow by one per pass, so the
-table keeps `offset = computed - q` instead (q: the engine's pass counter) and writes `computed` back
+table keeps `offset = computed - q` instead (q: the engine's pass counter) and writes `computed`
+back
 when the row leaves. `Table.computed_at` answers for both cases.
 
 Invariant of a decoding row: computed == prompt + produced - 1 (the newest token has no KV yet).
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +32,8 @@ class Phase(IntEnum):
 
 
 class Status(IntEnum):
-    """Where the row stands. Only ACTIVE rows are in a step; INACTIVE rows wait with or without KV."""
+    """Where the row stands. Only ACTIVE rows are in a step; INACTIVE rows wait with or without
+    KV."""
 
     INIT = 0
     ACTIVE = 1
@@ -142,9 +144,9 @@ class Table:
             raise ValueError(f"{num_rows} prompts but {len(budget_tokens)} budgets")
         self.num_rows = num_rows
         for name, dtype in _COLUMNS:
-            column = np.zeros(num_rows, dtype=dtype)
+            column: NDArray[Any] = np.zeros(num_rows, dtype=dtype)
             setattr(self, name, column)
-            setattr(self, "v_" + name, memoryview(column))
+            setattr(self, "v_" + name, memoryview(column))  # type: ignore[arg-type]
         self.prompt[:] = prompt_tokens
         self.budget[:] = budget_tokens
         self.group[:] = -1 if group is None else group

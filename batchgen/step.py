@@ -1,6 +1,8 @@
-"""The step: a constant composition for up to n passes, and `unroll`, which says what each pass holds.
+"""The step: a constant composition for up to n passes, and `unroll`, which says what each pass
+holds.
 
-A step names only what changes. The running set is implied: the old one, minus the rows that finished,
+A step names only what changes. The running set is implied: the old one, minus the rows that
+finished,
 minus `left`, plus `joined`, plus the rows whose last chunk ran in the step before.
 """
 
@@ -12,14 +14,16 @@ from typing import NamedTuple
 import msgspec
 
 Chunk = tuple[int, int, int, bool]
-"""(row, start, length, last): pass k of the step prefills [start + k*length, start + (k+1)*length)."""
+"""(row, start, length, last): pass k of the step prefills [start + k*length, start +
+(k+1)*length)."""
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", gc=False):
     """Run up to `n` passes of one composition on an engine. Identity: (engine, q0).
 
     until: "first" ends the step with the first finish, "n" lets finished rows leave the following
-    passes. A chunk with `last` implies n == 1. `checkpoint` is "host" when closed pages stream down.
+    passes. A chunk with `last` implies n == 1. `checkpoint` is "host" when closed pages stream
+    down.
     """
 
     engine: int
@@ -36,7 +40,7 @@ class Step(msgspec.Struct, frozen=True, tag="step", gc=False):
 class Pass(NamedTuple):
     """What one pass computes: rows decoding one token each, and prompt pieces."""
 
-    index: int
+    number: int
     decodes: list[int]
     chunks: list[Chunk]
 

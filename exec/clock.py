@@ -68,7 +68,8 @@ class WallClock:
 
 
 class ModelClock:
-    """Simulated time: every pass and copy takes what the cost model says, links are first in first out."""
+    """Simulated time: every pass and copy takes what the cost model says, links are first in first
+    out."""
 
     def __init__(self, cost: CostModel) -> None:
         self._cost = cost

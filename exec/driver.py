@@ -180,7 +180,7 @@ class Driver:
             passes += 1
             decoded += len(contexts)
             gone = [row for row, _ in result.finished]
-            finished.extend((row, current.index, reason) for row, reason in result.finished)
+            finished.extend((row, current.number, reason) for row, reason in result.finished)
             for row, code in result.failed:
                 self._push(end_ps, _OTHER, ev.RowFailed(row, code))
             self.end_ps[gone] = end_ps
@@ -220,7 +220,8 @@ class Driver:
             self.progress(end_ps, done, len(table))
 
     def _stream(self, completed: Sequence[int]) -> None:
-        """Closed pages of decoding rows go to the host, whole prompts as soon as they are complete."""
+        """Closed pages of decoding rows go to the host, whole prompts as soon as they are
+        complete."""
         worker, page = self.worker, self.worker.page_tokens
         fresh = set(completed)
         upto = []

@@ -285,9 +285,7 @@ def execute(
     return record, counts
 
 
-def build_record(
-    prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog | None
-) -> RunRecord:
+def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog | None) -> RunRecord:
     """The run as columns, the same as the simulator's."""
     job, table, plan, driver = prepared.job, prepared.table, prepared.plan, ran.driver
     steps: dict[str, Any] = {
@@ -369,5 +367,3 @@ def clocked(
     log = prepared.log()
     ran = drive(prepared, ModelClock(cost), arrivals_ps=arrivals_ps, events=events, log=log)
     return ran, log
-
-

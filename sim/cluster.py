@@ -1,6 +1,7 @@
 """The simulated cluster: SimPy callbacks for steps, copies, arrivals and faults around one runtime.
 
-One callback per engine and event, plain timeouts, no Store or Resource. At equal time external events
+One callback per engine and event, plain timeouts, no Store or Resource. At equal time external
+events
 come before step ends, and step ends go by engine number: SimPy priorities carry that order.
 """
 
@@ -42,7 +43,16 @@ class Observer(Protocol):
 class _Device:
     """One engine's mirror, its flight and its links."""
 
-    __slots__ = ("cost", "epoch", "flight", "generation", "link_free_ps", "mirror", "speed", "start_ps")
+    __slots__ = (
+        "cost",
+        "flight",
+        "generation",
+        "life",
+        "link_free_ps",
+        "mirror",
+        "speed",
+        "start_ps",
+    )
 
     def __init__(self, mirror: Mirror, cost: CostModel) -> None:
         self.mirror = mirror
@@ -50,7 +60,7 @@ class _Device:
         self.flight: Flight | None = None
         self.start_ps = 0
         self.generation = 0
-        self.epoch = 0
+        self.life = 0  # copies of an earlier life never end
         self.speed = NORMAL_SPEED
         self.link_free_ps = 0
 
@@ -80,9 +90,11 @@ class Simulation:
         self.plan = plan
         self.cost = cost
         self.env = simpy.Environment(initial_time=0)
-        lengths = memoryview(true_output)
+        lengths = memoryview(true_output)  # type: ignore[arg-type]
         self.true_output = lengths
-        self.devices = [_Device(Mirror(table, spec.num_ranks, lengths), cost) for spec in plan.engines]
+        self.devices = [
+            _Device(Mirror(table, spec.num_ranks, lengths), cost) for spec in plan.engines
+        ]
         self.recorder = Recorder(len(table))
         self.observer = observer
         self.progress = progress
@@ -158,12 +170,13 @@ class Simulation:
             elif kind is act.Switch:
                 self._switch(action, now)  # type: ignore[arg-type]
             elif kind is act.Wake:
-                timer, at_ps = action.timer_id, action.at_ps  # type: ignore[union-attr]
-                self._at(
-                    max(0, at_ps - now), TIMER, lambda _, timer=timer: self._tell(ev.Timer(timer))
-                )
+                self._wake(action, now)  # type: ignore[arg-type]
         if self.progress is not None and self.events % PROGRESS_EVERY == 0:
             self.progress(now, self._rows_done, len(self.table))
+
+    def _wake(self, action: act.Wake, now: int) -> None:
+        timer = ev.Timer(action.timer_id)
+        self._at(max(0, action.at_ps - now), TIMER, lambda _: self._tell(timer))
 
     def _failed(self, action: act.Failed, now: int) -> None:
         self.recorder.reasons[action.row] = action.code
@@ -176,7 +189,6 @@ class Simulation:
 
     def _launch(self, step: Step, now: int) -> None:
         device = self.devices[step.engine]
-        device.epoch = step.epoch
         device.flight = Flight(step, device.mirror, device.cost, device.speed)
         device.start_ps = now
         self._arm(step.engine, device)
@@ -203,7 +215,7 @@ class Simulation:
         self.recorder.step(flight, device.start_ps, self.runtime.cluster.engines[engine])
         flight.settle()
         gone = {row for row, _ in flight.finishes[: flight.chunk_finishes]}
-        for row, _, _, last in step.chunks:
+        for row, _, _, last in step.chunks if flight.passes else ():
             if last and row not in gone:
                 # Its token is implied: the mirror counts it before the runtime hears of it.
                 produced = table.v_produced[row]
@@ -238,7 +250,8 @@ class Simulation:
     # -- copies -----------------------------------------------------------------------------------
 
     def _copy(self, action: act.Copy, now: int) -> None:
-        """Each rank has its own link; a batch ends with its slowest rank; batches queue per engine."""
+        """Each rank has its own link; a batch ends with its slowest rank; batches queue per
+        engine."""
         device = self.devices[action.engine]
         per_rank: dict[int, int] = {}
         for row, tokens in zip(action.rows, action.tokens, strict=True):
@@ -248,13 +261,11 @@ class Simulation:
         duration = max(self.cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
         start = max(now, device.link_free_ps)
         device.link_free_ps = start + duration
-        copy_id, generation = action.copy_id, device.epoch
+        copy_id, life = action.copy_id, device.life
         self._at(
             start + duration - now,
             COPY,
-            lambda _: (
-                self._tell(ev.CopiesDone(copy_id)) if device.epoch == generation else None
-            ),
+            lambda _: self._tell(ev.CopiesDone(copy_id)) if device.life == life else None,
         )
 
     # -- layouts ----------------------------------------------------------------------------------
@@ -288,11 +299,14 @@ class Simulation:
         elif fault.kind == "notice":
             self._tell(ev.DeviceNotice(engine, fault.deadline_ps))
         elif fault.kind == "lost" and core.alive:
-            device.flight = None
+            if device.flight is not None:
+                device.flight.fail(now - device.start_ps)
+                self._land(engine, device)
             device.generation += 1
-            device.epoch += 1
+            device.life += 1
             device.mirror.clear()
             device.link_free_ps = 0
+            device.cost = self.cost
             self._tell(ev.DeviceLost(engine))
-        elif fault.kind == "back" and not core.alive:
+        elif fault.kind == "back" and (core.draining or not core.alive):
             self._tell(ev.DeviceBack(engine))

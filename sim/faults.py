@@ -1,8 +1,10 @@
 """Device trouble of a run: slow, lost, noticed and returning devices, read from a JSONL file.
 
 One object per line: {"at_s": 120.0, "kind": "slow", "gpu": 3, "factor": 2.0, "for_s": 600} ;
-{"at_s": 60, "kind": "lost", "gpu": 17} ; {"at_s": 50, "kind": "notice", "gpu": 17, "deadline_s": 60} ;
-{"at_s": 900, "kind": "back", "gpu": 17}. A lockstep engine is as slow as its slowest GPU and is lost
+{"at_s": 60, "kind": "lost", "gpu": 17} ; {"at_s": 50, "kind": "notice", "gpu": 17, "deadline_s":
+60} ;
+{"at_s": 900, "kind": "back", "gpu": 17}. A lockstep engine is as slow as its slowest GPU and is
+lost
 with any of its GPUs.
 """
 
@@ -38,7 +40,8 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def load_faults(path: str, num_gpus: int) -> list[Fault]:
-    """Faults in time order; a slow spell with `for_s` ends by itself. Raises DataError per bad line."""
+    """Faults in time order; a slow spell with `for_s` ends by itself. Raises DataError per bad
+    line."""
     file = Path(path)
     if not file.is_file():
         raise UserError(f"faults file {path} does not exist", remedy="give a JSONL file")

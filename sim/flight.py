@@ -1,7 +1,8 @@
 """A step in flight: which passes it runs, when each ends, who finishes where. No events, no policy.
 
 `Mirror` keeps, from the actions alone, what the cost model needs of a running set: rows and summed
-offsets per rank, and a heap of finish passes. It is the simulator's own book, apart from the core's.
+offsets per rank, and a heap of finish passes. It is the simulator's own book, apart from the
+core's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,16 @@ NORMAL_SPEED = 1000
 class Mirror:
     """The running set of one engine as its backend sees it. `true_output` is known here only."""
 
-    __slots__ = ("counts", "finish_q", "heap", "num_ranks", "offset", "offsets", "table", "true_output")
+    __slots__ = (
+        "counts",
+        "finish_q",
+        "heap",
+        "num_ranks",
+        "offset",
+        "offsets",
+        "table",
+        "true_output",
+    )
 
     def __init__(self, table: Table, num_ranks: int, true_output: memoryview[int]) -> None:
         self.table = table
@@ -98,6 +108,7 @@ class Flight:
         "cost",
         "duration_ps",
         "ends_ps",
+        "failed",
         "finishes",
         "mirror",
         "passes",
@@ -124,6 +135,7 @@ class Flight:
         self.ends_ps: list[int] = []
         self.chunk_finishes = 0
         self.passes = step.n
+        self.failed = False
         self.duration_ps = 0
         self._find_finishes()
         self._sum_times()
@@ -251,21 +263,26 @@ class Flight:
         passes = int(np.searchsorted(ends, elapsed_ps, side="left")) + 1
         if passes >= self.passes:
             return False
-        self.passes = passes
-        self.duration_ps = int(ends[passes - 1])
-        kept = []
-        for row, offset in self.finishes:
-            if offset < passes:
-                kept.append((row, offset))
-            else:
-                self._push_back(row, offset)
-        self.finishes = kept
-        self.ends_ps = self.ends_ps[: len(kept)]
+        self._stop_after(passes, int(ends[passes - 1]))
         return True
 
-    def completed(self, elapsed_ps: int) -> int:
-        """Whole passes done after `elapsed_ps` (a device was lost)."""
-        return int(np.searchsorted(np.cumsum(self.pass_times()), elapsed_ps, side="right"))
+    def fail(self, elapsed_ps: int) -> None:
+        """The device is lost: only the passes that were complete after `elapsed_ps` count."""
+        ends = np.cumsum(self.pass_times())
+        passes = int(np.searchsorted(ends, elapsed_ps, side="right"))
+        self._stop_after(passes, int(ends[passes - 1]) if passes else 0)
+        self.failed = True
+
+    def _stop_after(self, passes: int, duration_ps: int) -> None:
+        """Keep the first `passes` passes; later finishes go back to the mirror."""
+        self.passes = passes
+        self.duration_ps = duration_ps
+        kept = [item for item in self.finishes if item[1] < passes]
+        for row, offset in self.finishes[max(len(kept), self.chunk_finishes) :]:
+            self._push_back(row, offset)
+        self.finishes = kept
+        self.ends_ps = self.ends_ps[: len(kept)]
+        self.chunk_finishes = min(self.chunk_finishes, len(kept))
 
     def _push_back(self, row: int, offset: int) -> None:
         heapq.heappush(self.mirror.heap, (self.step.q0 + offset, row))
@@ -273,6 +290,8 @@ class Flight:
     @property
     def ended_by(self) -> str:
         """Why the step is over after `passes` (see batchgen.step.ended_by)."""
+        if self.failed:
+            return "failed"
         decoding = self.finishes[self.chunk_finishes :]
         return ended_by(
             self.step,

@@ -45,8 +45,8 @@ class Recorder:
     def __init__(self, num_rows: int) -> None:
         self.first_token_ps = np.full(num_rows, -1, dtype=np.int64)
         self.end_ps = np.full(num_rows, -1, dtype=np.int64)
-        self.v_first = memoryview(self.first_token_ps)
-        self.v_end = memoryview(self.end_ps)
+        self.v_first = memoryview(self.first_token_ps)  # type: ignore[arg-type]
+        self.v_end = memoryview(self.end_ps)  # type: ignore[arg-type]
         self.reasons: dict[int, str] = {}
         self.marks: list[dict[str, Any]] = []
         self._columns = {name: array("q") for name in _COLUMNS}
@@ -71,7 +71,7 @@ class Recorder:
                 middle = start + size * (passes - 1) // 2
                 pairs += ((middle + size) ** 2 - middle * middle) * passes
                 reads += middle * passes
-                if last:
+                if last and passes:
                     lasts += 1
                     if first[row] < 0:
                         first[row] = start_ps + flight.duration_ps
@@ -82,9 +82,9 @@ class Recorder:
             missed = passes - 1 - offset
             output -= missed
             if missed:
-                context -= missed * (flight.mirror.offset[row] + end_q + 1) - missed * (
-                    missed - 1
-                ) // 2
+                context -= (
+                    missed * (flight.mirror.offset[row] + end_q + 1) - missed * (missed - 1) // 2
+                )
         kind = KIND_DECODE if not step.chunks else KIND_MIXED if count else KIND_PREFILL
         values = (
             step.engine,

@@ -66,9 +66,11 @@ def _even_pass_ps(cost: CostModel, rows: int, context: int) -> int:
 
 
 def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int]] | None:
-    """Chained keys of a row's full prompt pages, from the trace's prefix blocks; None if it has none.
+    """Chained keys of a row's full prompt pages, from the trace's prefix blocks; None if it has
+    none.
 
-    A page lies in one block when pages divide blocks; its key is the block's id and its place there.
+    A page lies in one block when pages divide blocks; its key is the block's id and its place
+    there.
     """
     block = trace.prefix_block_tokens
     if not block or block % page_tokens:
@@ -101,13 +103,14 @@ def partitioned_layout(layout: Layout, rows: int, num_heads: int, gpus_per_node:
     ):
         width *= 2
     return Layout(
-        tp=layout.tp * width, attention_dp=ranks // width, ep=layout.ep, num_engines=layout.num_engines
+        tp=layout.tp * width,
+        attention_dp=ranks // width,
+        ep=layout.ep,
+        num_engines=layout.num_engines,
     )
 
 
-def simulate(
-    job: SimJob, *, progress: Callable[[int, int, int], None] | None = None
-) -> RunRecord:
+def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = None) -> RunRecord:
     """Run one simulation. Raises UserError for anything wrong with the job."""
     began = time.perf_counter()
     trace = load(job.trace, max_rows=job.limit)
@@ -250,7 +253,7 @@ def advisor_of_job(job: dict[str, Any]) -> PartitionAdvisor:
         layout, _ = default_layout(model, gpu, job["gpus"], per_node)
     else:
         layout = parse_layout(job["layout"], job["gpus"])
-    options = plan_options({key: text for key, text in job["overrides"]})
+    options = plan_options(dict(job["overrides"]))
     skew = load(job["trace"], max_rows=1).expert_skew
     costs: dict[int, CostModel] = {}
 

@@ -1,4 +1,5 @@
-"""`batchgen exec`: a JSONL file of prompts through a real model on this machine; no model code here."""
+"""`batchgen exec`: a JSONL file of prompts through a real model on this machine; no model code
+here."""
 
 from __future__ import annotations
 

@@ -41,9 +41,7 @@ def replay(
     """(a) Replay a decision log and compare every action."""
     path = run / "decisions.jsonl.gz" if run.is_dir() else run
     if not path.is_file():
-        raise UserError(
-            f"{path} does not exist", remedy="make the run with --out DIR --log full"
-        )
+        raise UserError(f"{path} does not exist", remedy="make the run with --out DIR --log full")
     if fresh:
         seed = REPLAY_HASH_SEED if os.environ.get("PYTHONHASHSEED") != REPLAY_HASH_SEED else "54321"
         command = [sys.executable, "-m", "batchgen.cli", "validate", "replay", str(path)]
@@ -57,7 +55,9 @@ def replay(
         with gzip.open(path, "rb") as lines:
             report = replay_lines(lines, source=str(path), advisor=_advisor(path))
     except gzip.BadGzipFile:
-        raise UserError(f"{path} is not gzip", remedy="give the decisions.jsonl.gz of a run") from None
+        raise UserError(
+            f"{path} is not gzip", remedy="give the decisions.jsonl.gz of a run"
+        ) from None
     except ReplayMismatch as error:
         if as_json:
             print(json.dumps({"schema": 1, "equal": False, "first_difference": str(error)}))
@@ -84,7 +84,8 @@ def replay(
 
 
 def _advisor(path: Path) -> Any:
-    """The cost questions of a simulated run's tail part, rebuilt from its run.json; None for exec."""
+    """The cost questions of a simulated run's tail part, rebuilt from its run.json; None for
+    exec."""
     run_json = path.parent / "run.json"
     if not run_json.is_file():
         return None
@@ -161,7 +162,8 @@ def compare_backends(
     limit: int | None = None,
     overrides: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
-    """Both backends on the same rows, arrivals and cost; a dict that says whether the logs agree."""
+    """Both backends on the same rows, arrivals and cost; a dict that says whether the logs
+    agree."""
     import numpy as np
 
     from batchgen.cost.build import build_cost

@@ -1,7 +1,9 @@
-"""Page counts: pools of one tier at one place, and the closed forms of growth. No physical pages here.
+"""Page counts: pools of one tier at one place, and the closed forms of growth. No physical pages
+here.
 
 A decoding row at `computed` KV tokens needs a new page in the pass where `computed % P == 0`. With
-`offset = computed - q` (constant while it decodes) that is every pass with `q % P == (-offset) % P`:
+`offset = computed - q` (constant while it decodes) that is every pass with `q % P == (-offset) %
+P`:
 a histogram over residues answers how many pages a rank needs in any run of passes.
 """
 

@@ -1,4 +1,5 @@
-"""The prefix index of one rank: which leading prompt pages are computed, who leases them, who goes first.
+"""The prefix index of one rank: which leading prompt pages are computed, who leases them, who goes
+first.
 
 Keys are chained page hashes (a key names all tokens up to its page), made by the caller. The index
 counts; physical pages belong to the executor. Unleased pages stay as a cache that yields to need in
@@ -46,7 +47,8 @@ class PrefixIndex:
         return sum(key in self._cached for key in keys)
 
     def lease(self, keys: Sequence[int]) -> int:
-        """A row takes part in present pages; returns how many of them were leased by nobody before."""
+        """A row takes part in present pages; returns how many of them were leased by nobody
+        before."""
         newly = 0
         for key in keys:
             if key in self._leases:
@@ -92,7 +94,8 @@ class PrefixIndex:
         return idle
 
     def shrink(self, capacity: int) -> list[int]:
-        """Forget the least recently used cached pages until at most `capacity` stay; returns them."""
+        """Forget the least recently used cached pages until at most `capacity` stay; returns
+        them."""
         forgotten: list[int] = []
         while len(self._cached) > max(capacity, 0):
             key, _ = self._cached.popitem(last=False)

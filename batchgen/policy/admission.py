@@ -18,7 +18,8 @@ from batchgen.runtime.engine import Engine
 class FitsNow(EnginePart):
     """Admit in order while the whole prompt fits the free pages and the pass budget has room.
 
-    Optimistic: growth is not reserved. No admission in a pass that preempted somebody, as in vLLM V1.
+    Optimistic: growth is not reserved. No admission in a pass that preempted somebody, as in vLLM
+    V1.
     `watermark` is a fraction of the pool that admission leaves free.
     """
 
@@ -44,7 +45,8 @@ class FitsNow(EnginePart):
 
 
 class WorstCase(EnginePart):
-    """Admit only rows whose prompt and whole output budget fit, and keep those pages reserved (Orca)."""
+    """Admit only rows whose prompt and whole output budget fit, and keep those pages reserved
+    (Orca)."""
 
     def decide(self, view: Engine, draft: Draft, state: Any) -> None:
         rank, table = draft.rank, draft.table
@@ -84,8 +86,10 @@ class WholeBatch(WorstCase):
 class LazyPages(EnginePart):
     """BatchGen's refill: every active row keeps `pages_ahead` pages ahead, no more, so many fit.
 
-    Decode (at a boundary): restore suspended rows from the host, first in first out, to the rank with
-    most free pages. Prefill: admit prompts; where HBM is full but the host is not, parked rows whose
+    Decode (at a boundary): restore suspended rows from the host, first in first out, to the rank
+    with
+    most free pages. Prefill: admit prompts; where HBM is full but the host is not, parked rows
+    whose
     KV is on the host make room. Source: BatchGen paper, sections 5.2 and 5.3.
     """
 

@@ -1,4 +1,5 @@
-"""What a policy part is. A part decides one concern, purely: it reads the view and writes the draft.
+"""What a policy part is. A part decides one concern, purely: it reads the view and writes the
+draft.
 
 A part is made from a frozen `Config`, holds no state of its own and may keep a small `State` per
 engine (made by `new_state`, owned by the runtime). Two kinds:
@@ -7,7 +8,8 @@ EnginePart   asked at decision points of an engine. `decide_engine` sees the who
              `decide` sees every rank whose answer may have changed.
 ClusterPart  asked on arrival, idleness and loss; sees the runtime's read-only cluster view.
 
-Horizon: after a decision, for how many passes can the part not change its mind unless an event comes?
+Horizon: after a decision, for how many passes can the part not change its mind unless an event
+comes?
 Default 1, which is always right; say more only with a monotonicity argument.
 """
 
@@ -36,7 +38,7 @@ class Part:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: Any = None) -> None:
-        self.config = config if config is not None else type(self).Config()
+        self.config: Any = config if config is not None else type(self).Config()
 
     def new_state(self) -> Any:
         """State of the part for one engine; None when it needs none."""

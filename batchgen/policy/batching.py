@@ -22,7 +22,8 @@ class BatchingPart(EnginePart):
 
 
 class Chunks(BatchingPart):
-    """Decodes first, then prompts in admission order, cut to fill the token budget (Sarathi, vLLM)."""
+    """Decodes first, then prompts in admission order, cut to fill the token budget (Sarathi,
+    vLLM)."""
 
     def decide(self, view: Engine, draft: Draft, state: Any) -> None:
         left = draft.tokens_left

@@ -23,7 +23,8 @@ class LongestFirst(OrderPart):
     """Longest expected work first (LPT), which bounds the tail of a closed batch.
 
     Work is the predicted output where there is a prediction, else the output budget, plus
-    `prompt_weight` times the prompt. Source: Graham's LPT rule; Seer (arXiv 2511.14617) for rollouts.
+    `prompt_weight` times the prompt. Source: Graham's LPT rule; Seer (arXiv 2511.14617) for
+    rollouts.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)

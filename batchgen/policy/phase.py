@@ -22,11 +22,14 @@ class Mixed(EnginePart):
 
 
 class RefillNode(EnginePart):
-    """BatchGen's refill-node: decode until the ranks are under-used, then all of them prefill together.
+    """BatchGen's refill-node: decode until the ranks are under-used, then all of them prefill
+    together.
 
-    Prefill starts when rows wait, nothing suspended is left to refill with, and at least `refill_free`
+    Prefill starts when rows wait, nothing suspended is left to refill with, and at least
+    `refill_free`
     of the HBM pages are free (or nothing runs). It ends when no rank can take another prompt. Rows
-    that decode are parked meanwhile. Decisions fall on boundaries of `Plan.boundary` decode passes and
+    that decode are parked meanwhile. Decisions fall on boundaries of `Plan.boundary` decode passes
+    and
     on every prefill pass. Source: BatchGen paper, sections 2.6 and 5.3.
     """
 

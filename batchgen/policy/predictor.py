@@ -1,4 +1,5 @@
-"""Predictor parts: expected output lengths. They see finished rows and budgets, never true lengths."""
+"""Predictor parts: expected output lengths. They see finished rows and budgets, never true
+lengths."""
 
 from __future__ import annotations
 
@@ -50,4 +51,5 @@ class MeanSeen(PredictorPart):
 
 
 class Oracle(PredictorPart):
-    """Perfect lengths, given by the backend in `predicted` before arrival (--oracle): an upper bound."""
+    """Perfect lengths, given by the backend in `predicted` before arrival (--oracle): an upper
+    bound."""

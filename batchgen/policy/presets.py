@@ -1,7 +1,10 @@
-"""Presets: named compositions of parts, data only. Parts and presets of one's own come by entry points.
+"""Presets: named compositions of parts, data only. Parts and presets of one's own come by entry
+points.
 
-A package adds a part with the entry-point group `batchgen.parts` (name "slot.part") and a preset with
-`batchgen.presets` (an object with the fields of `Preset`). `--set slot.option=value` changes one option.
+A package adds a part with the entry-point group `batchgen.parts` (name "slot.part") and a preset
+with
+`batchgen.presets` (an object with the fields of `Preset`). `--set slot.option=value` changes one
+option.
 """
 
 from __future__ import annotations
@@ -215,7 +218,9 @@ def build_policy(
     lacks, unless the preset names the slot optional.
     """
     chosen = dict(preset.parts)
-    options: dict[str, dict[str, Any]] = {slot: dict(preset.options.get(slot, {})) for slot in SLOTS}
+    options: dict[str, dict[str, Any]] = {
+        slot: dict(preset.options.get(slot, {})) for slot in SLOTS
+    }
     texts: dict[str, dict[str, str]] = {slot: {} for slot in SLOTS}
     for key, text in (overrides or {}).items():
         slot, _, option = key.partition(".")
@@ -239,7 +244,8 @@ def build_policy(
         missing = cls.needs - capabilities
         if missing:
             raise UserError(
-                f"policy {preset.name}: {slot} part {chosen[slot]} needs {', '.join(sorted(missing))}",
+                f"policy {preset.name}: {slot} part {chosen[slot]} needs "
+                + ", ".join(sorted(missing)),
                 remedy="choose a backend that has it or another part with --set "
                 f"{slot}.part={NEUTRAL[slot]}",
                 code="capability",

@@ -27,8 +27,10 @@ class RunOut(TailPart):
 class Partition(TailPart):
     """BatchGen's long-tail: spread the few survivors over the idle ranks of their engine.
 
-    Fires once per engine when nothing waits anywhere, at most `rows_per_rank` x ranks rows are left,
-    and the predicted gain exceeds the cost of the switch by `min_gain`. The rest of a row is unknown;
+    Fires once per engine when nothing waits anywhere, at most `rows_per_rank` x ranks rows are
+    left,
+    and the predicted gain exceeds the cost of the switch by `min_gain`. The rest of a row is
+    unknown;
     for a heavy tail what is left is about as long as what came (mean residual life of a Pareto tail
     of index 2), never more than its budget. Source: BatchGen paper, section 2.6; costs, table 2.
     """

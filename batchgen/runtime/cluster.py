@@ -1,4 +1,5 @@
-"""The cluster level's state and the questions that placement and tail parts may ask. No decisions."""
+"""The cluster level's state and the questions that placement and tail parts may ask. No
+decisions."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ class Cluster:
         "_donors",
         "advisor",
         "assigned_work",
+        "ended_before_arrival",
         "engines",
         "homeless",
         "hosts",
@@ -48,6 +50,7 @@ class Cluster:
         self.total_waiting = 0  # rows in lanes of all engines
         self.unfinished = 0  # rows that arrived and did not end
         self.homeless: list[int] = []  # rows that wait for any engine to come alive
+        self.ended_before_arrival: set[int] = set()  # cancelled rows that are still to arrive
         self.input_closed = False
         self.states: dict[str, Any] = {}
         self._donors: list[tuple[int, int]] = []

@@ -1,7 +1,10 @@
-"""The runtime: a synchronous state machine, `on(event, now) -> actions`. No I/O, clock or randomness.
+"""The runtime: a synchronous state machine, `on(event, now) -> actions`. No I/O, clock or
+randomness.
 
-Engine level: finish the books of a step, ask the parts, emit the next step. Cluster level: arrivals,
-placement, stealing, tail, loss. Decisions belong to the parts; this module owns their order, the page
+Engine level: finish the books of a step, ask the parts, emit the next step. Cluster level:
+arrivals,
+placement, stealing, tail, loss. Decisions belong to the parts; this module owns their order, the
+page
 books and the liveness of the whole.
 """
 
@@ -28,6 +31,9 @@ from batchgen.step import Step
 
 MAX_PASSES = 4096
 """Longest step; any smaller limit gives the same decisions, so this only bounds array sizes."""
+
+BODY = "body"
+"""The reason with which a row ends whose body returned."""
 
 
 class Runtime:
@@ -145,6 +151,8 @@ class Runtime:
         out: list[Action] = []
         self._now = now
         self._handlers[type(event)](event, out)
+        if self.bodies.ended_early:
+            self._end_bodies(out)
         return out
 
     @property
@@ -157,8 +165,11 @@ class Runtime:
     def _arrived(self, event: ev.Arrived, out: list[Action]) -> None:
         cluster = self.cluster
         cluster.unfinished += len(event.rows)
-        self.policy["predictor"].on_arrival(self.table, event.rows, cluster.states["predictor"])
-        self._settle(event.rows, out)
+        rows = event.rows
+        if cluster.ended_before_arrival:
+            rows = [row for row in rows if row not in cluster.ended_before_arrival]
+        self.policy["predictor"].on_arrival(self.table, rows, cluster.states["predictor"])
+        self._settle(rows, out)
 
     def _settle(self, rows: list[int], out: list[Action]) -> None:
         """Give rows an owner, wake the owners that stand still, cut the steps that should know."""
@@ -221,7 +232,9 @@ class Runtime:
         if engine_id < 0:
             if row in cluster.homeless:
                 cluster.homeless.remove(row)
-            self._fail_row(row, code, out)
+            else:
+                cluster.ended_before_arrival.add(row)
+            self._end_row(row, code, out)
             return
         engine = cluster.engines[engine_id]
         rank = engine.ranks[table.v_rank[row]]
@@ -229,7 +242,7 @@ class Runtime:
             rank.waiting -= 1
             cluster.total_waiting -= 1
             rank.release_host(row)
-            self._fail_row(row, code, out)
+            self._end_row(row, code, out)
             # The row may have been a blocked head: what waits behind it gets its chance.
             engine.dirty.add(rank.index)
             if engine.inflight is None:
@@ -244,6 +257,21 @@ class Runtime:
             self._decide(engine, out)
         elif engine.inflight.n > 1:
             out.append(act.Cut(engine.id))
+
+    def _end_row(self, row: int, code: str, out: list[Action]) -> None:
+        """A row without pages ends: as its body wished, or without success."""
+        if code == BODY:
+            self.table.move(row, Status.DONE)
+            self.cluster.unfinished -= 1
+            out.append(act.Finished(row, code))
+            self.bodies.finished(row)
+        else:
+            self._fail_row(row, code, out)
+
+    def _end_bodies(self, out: list[Action]) -> None:
+        """Rows whose body returned end, each as soon as nothing touches it."""
+        while self.bodies.ended_early:
+            self._doom(self.bodies.ended_early.pop(0), BODY, out)
 
     def _fail_row(self, row: int, code: str, out: list[Action]) -> None:
         self.table.move(row, Status.FAILED)
@@ -280,7 +308,8 @@ class Runtime:
 
     def _device_lost(self, event: ev.DeviceLost, out: list[Action]) -> None:
         """The HBM of the engine is gone; its host pool is not. Rows get a new home."""
-        engine, table = self.cluster.engines[event.engine], self.table
+        cluster, table = self.cluster, self.table
+        engine = cluster.engines[event.engine]
         if not engine.alive:
             raise IllegalTransition(f"engine {engine.id} is lost twice")
         if engine.inflight is not None:
@@ -289,6 +318,8 @@ class Runtime:
             engine.inflight = None
         engine.alive = False
         engine.epoch += 1
+        engine.switching = False
+        engine.layout = "home"
         engine.announced.clear()
         engine.touched.clear()
         homeless: list[int] = []
@@ -317,12 +348,28 @@ class Runtime:
             table.v_preemptions[row] += 1
             table.move(row, Status.INACTIVE)
             self.bodies.lost(row)
-        # Rows on the host outlive the device, but their pool belongs to this node: recompute when
-        # no other engine shares it.
+        heirs, orphans = self._bequeath(engine)
+        homeless.extend(orphans)
+        for rank in engine.ranks:
+            rank.forget_prefixes()
+        doomed, engine.doomed = engine.doomed, {}
+        for row, code in doomed.items():
+            if row in homeless:
+                homeless.remove(row)
+                self._end_row(row, code, out)
+        self._evacuate(engine, homeless, out)
+        for heir in heirs:
+            self._decide(heir, out)
+
+    def _bequeath(self, engine: Engine) -> tuple[list[Engine], list[int]]:
+        """Rows on the host outlive the device; engines that share the pool take them as they are.
+
+        Returns those engines, and the rows that nobody can take so: their KV is forgotten.
+        """
+        table = self.table
         heirs = [other for other in self.cluster.alive() if other.host is engine.host]
-        ready = list(engine.ready)
-        engine.ready.clear()
-        for position, row in enumerate(ready):
+        orphans: list[int] = []
+        for position, row in enumerate(engine.ready):
             if heirs:
                 heir = heirs[position % len(heirs)]
                 table.v_engine[row] = heir.id
@@ -330,28 +377,22 @@ class Runtime:
                 heir.ready.append(row)
                 heir.dirty.update(range(len(heir.ranks)))
                 table.v_migrations[row] += 1
+                if row in engine.doomed:
+                    heir.doomed[row] = engine.doomed.pop(row)
             else:
                 rank = engine.ranks[table.v_rank[row]]
                 rank.release_host(row)
                 rank.forget_kv(row)
                 self.bodies.lost(row)
-                homeless.append(row)
-        if engine.doomed:
-            for row, code in engine.doomed.items():
-                if row in homeless:
-                    homeless.remove(row)
-                    self._fail_row(row, code, out)
-            engine.doomed.clear()
-        self._evacuate(engine, homeless, out)
-        for heir in heirs:
-            if heir.inflight is None:
-                self._decide(heir, out)
+                orphans.append(row)
+        engine.ready.clear()
+        return heirs, orphans
 
     def _evacuate(self, engine: Engine, homeless: list[int], out: list[Action]) -> None:
         """Everything that waits on the engine, and `homeless`, is placed anew."""
         table, cluster = self.table, self.cluster
         for rank in engine.ranks:
-            waiting = rank.lane.rows()
+            waiting = rank.lane.drain()
             cluster.total_waiting -= rank.waiting
             rank.waiting = 0
             for row in waiting:
@@ -525,16 +566,10 @@ class Runtime:
             table.v_computed[row] = table.v_prompt[row] + produced - 1
             self._finish(engine, rank, row, reason, out)
             dirty.add(rank.index)
-        if self.bodies.ended_early:
-            for row in self.bodies.ended_early:
-                engine.doomed.setdefault(row, "body")
-            self.bodies.ended_early.clear()
         if event.ended_by != "failed":  # else the loss of the device follows
             self._decide(engine, out)
 
-    def _finish(
-        self, engine: Engine, rank: Rank, row: int, reason: str, out: list[Action]
-    ) -> None:
+    def _finish(self, engine: Engine, rank: Rank, row: int, reason: str, out: list[Action]) -> None:
         rank.release_hbm(row)
         rank.release_host(row)
         engine.announced.discard(row)
@@ -574,14 +609,18 @@ class Runtime:
         self.cluster.total_waiting += engine.num_waiting - waiting_before
         self._emit_copies(engine, draft, out)
         if engine.draining:
-            self._evacuate(engine, [], out)
+            heirs, orphans = self._bequeath(engine)
+            self._evacuate(engine, orphans, out)
+            for heir in heirs:
+                self._decide(heir, out)
         if passes:
             if self._tail_active and not draft.chunks and self._try_switch(engine, draft, out):
                 return
             self._emit_step(engine, draft, passes, out)
 
     def _compose(self, engine: Engine, draft: Draft) -> int:
-        """Let the parts write the draft; returns for how many passes it stands (0: nothing to run)."""
+        """Let the parts write the draft; returns for how many passes it stands (0: nothing to
+        run)."""
         q = engine.q
         if q >= engine.decide_q:
             if engine.doomed:
@@ -591,7 +630,8 @@ class Runtime:
                     if not (rank.streaming or rank.running or rank.parked or rank.prefilling):
                         rank.streaming = True
             for part, slot in self._whole_engine:
-                part.decide_engine(engine, draft, engine.states[slot])
+                if slot != "admission" or not engine.draining:
+                    part.decide_engine(engine, draft, engine.states[slot])
             if self.reference:
                 engine.dirty.update(range(len(engine.ranks)))
             if engine.dirty:
@@ -624,10 +664,9 @@ class Runtime:
         self._memory.decide(engine, draft, states["memory"])
         draft.measure()
         for part, slot in self._after_memory:
-            part.decide(engine, draft, states[slot])
-        horizon = min(
-            draft.passes, rank.growth.passes_that_fit(q, rank.pool.free)
-        )
+            if slot != "admission" or not engine.draining:
+                part.decide(engine, draft, states[slot])
+        horizon = min(draft.passes, rank.growth.passes_that_fit(q, rank.pool.free))
         for part, slot in self._parts:
             horizon = min(horizon, part.horizon(engine, draft, states[slot]))
         rank.limit_q = q + horizon
@@ -641,15 +680,18 @@ class Runtime:
             rank = engine.ranks[self.table.v_rank[row]]
             draft.begin(rank)
             if row in rank.running or row in rank.prefilling or row in rank.parked:
-                draft.fail(row, code)
+                if code == BODY:
+                    draft.finish(row, code)
+                else:
+                    draft.fail(row, code)
             elif row in engine.ready:
                 engine.ready.remove(row)
                 rank.release_host(row)
-                self._fail_row(row, code, draft.actions)
+                self._end_row(row, code, draft.actions)
             elif rank._waits_here(row):
                 rank.waiting -= 1
                 rank.release_host(row)
-                self._fail_row(row, code, draft.actions)
+                self._end_row(row, code, draft.actions)
             else:
                 continue  # in a copy: try again at the next decision
             del engine.doomed[row]
@@ -749,7 +791,10 @@ class Runtime:
         if self._streams:
             passes = self._lease_host(engine, passes)
             streaming = engine.host.size > 0 and any(rank.streaming for rank in engine.ranks)
-        first = passes > 1 and self.policy["batching"].finish_matters(engine)
+        # A finish may also change which cached prefix pages survive the growth that follows it.
+        first = passes > 1 and (
+            engine.ranks[0].prefix is not None or self.policy["batching"].finish_matters(engine)
+        )
         joined: list[int] = []
         left: list[int] = []
         if engine.touched:
@@ -774,8 +819,7 @@ class Runtime:
         joined, left = [], []
         for row in engine.touched:
             running = (
-                table.v_engine[row] == engine.id
-                and row in engine.ranks[table.v_rank[row]].running
+                table.v_engine[row] == engine.id and row in engine.ranks[table.v_rank[row]].running
             )
             if running and row not in announced:
                 announced.add(row)
@@ -787,16 +831,30 @@ class Runtime:
         return joined, left
 
     def _lease_host(self, engine: Engine, passes: int) -> int:
-        """Lease the host pages that streaming needs during the step; stop streaming if there are none."""
+        """Lease the host pages that streaming needs; returns for how many passes there are enough.
+
+        A rank that lacks them for the very next pass stops streaming.
+        """
         q, host = engine.q, engine.host
         need = 0
         for rank in engine.ranks:
             if rank.streaming and rank.growth.num_rows:
-                pages = rank.growth.growth(q, passes)
+                pages = rank.growth.growth(q, 1)
                 if need + pages > host.free:
                     rank.stop_streaming(q)
                 else:
                     need += pages
+        streams = [r.growth for r in engine.ranks if r.streaming and r.growth.num_rows]
+        if passes > 1 and streams:
+            enough, passes = 1, passes + 1
+            while passes - enough > 1:
+                middle = (enough + passes) // 2
+                if sum(growth.growth(q, middle) for growth in streams) <= host.free:
+                    enough = middle
+                else:
+                    passes = middle
+            passes = enough
+            need = sum(growth.growth(q, passes) for growth in streams)
         if need:
             host.lease(need)
             engine.host_leased = need
@@ -804,7 +862,8 @@ class Runtime:
 
 
 def _overrides(part: Any, method: str) -> bool:
-    """Whether the part's class defines the method itself (parts that do not care are not called)."""
+    """Whether the part's class defines the method itself (parts that do not care are not
+    called)."""
     from batchgen.policy import base, batching, placement, predictor, tail
 
     neutral = (
@@ -820,4 +879,3 @@ def _overrides(part: Any, method: str) -> bool:
         if method in vars(cls):
             return cls not in neutral
     return False
-

@@ -1,7 +1,8 @@
 """The draft: what parts of a policy write while the next step of an engine takes shape.
 
 Its methods are the coroutine primitives as book entries: `admit`, `resume` and `restore` combine,
-`recompute`, `suspend`, `park` and `spill` yield. They keep every count right and collect the actions;
+`recompute`, `suspend`, `park` and `spill` yield. They keep every count right and collect the
+actions;
 they never choose a row.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batchgen.actions import Failed, Release
+from batchgen.actions import Failed, Finished, Release
 from batchgen.memory.pool import FOREVER, pages_for
 from batchgen.sequence import Phase, Status
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class Draft:
     """The step in the making. `rank` is the rank that parts are being asked about.
 
-    tokens_left: pass budget of the rank after its decodes. planned_tokens: decodes plus what is left
+    tokens_left: pass budget of the rank after its decodes. planned_tokens: decodes plus what is
+    left
     of every admitted prompt. pages_left: free pages after the growth of the next pass. preempted: a
     row lost its pages in this draft. passes: the composition of the rank stands for so many passes.
     """
@@ -59,7 +61,7 @@ class Draft:
         self.chunks: list[Chunk] = []
         self.suspended: list[tuple[int, int]] = []  # (row, KV tokens that the host lacks)
         self.restored: list[tuple[int, Rank]] = []
-        self.lost: list[int] = []  # rows that failed for good
+        self.lost: list[int] = []  # rows that ended here
         self.rank: Rank = engine.ranks[0]
         self.passes = FOREVER
         self.preempted = False
@@ -188,14 +190,22 @@ class Draft:
 
     def fail(self, row: int, code: str) -> None:
         """A resident row ends without success."""
-        rank, table = self.rank, self.table
-        self._stop(row)
-        rank.release_hbm(row)
-        rank.release_host(row)
-        table.move(row, Status.FAILED)
-        self.lost.append(row)
+        self._end(row, Status.FAILED)
         self.actions.append(Failed(row, code))
         self.bodies.finished(row)
+
+    def finish(self, row: int, reason: str) -> None:
+        """A resident row ends with what it has."""
+        self._end(row, Status.DONE)
+        self.actions.append(Finished(row, reason))
+        self.bodies.finished(row)
+
+    def _end(self, row: int, status: Status) -> None:
+        self._stop(row)
+        self.rank.release_hbm(row)
+        self.rank.release_host(row)
+        self.table.move(row, status)
+        self.lost.append(row)
 
     def fail_waiting(self, row: int, code: str) -> None:
         """The lane's next row ends without ever having had pages here."""
@@ -215,5 +225,6 @@ class Draft:
         return table.v_prompt[row] + table.v_produced[row] - table.v_computed[row]
 
     def restored_phase(self, row: int) -> Phase:
-        """What a row does after its KV came back: decode, or prefill the tokens that the host lacked."""
+        """What a row does after its KV came back: decode, or prefill the tokens that the host
+        lacked."""
         return Phase.DECODE if self.prompt_left(row) == 1 else Phase.PREFILL

@@ -1,6 +1,8 @@
-"""Lanes: persistent queues of waiting rows. A lane knows an order; it does not decide who is admitted.
+"""Lanes: persistent queues of waiting rows. A lane knows an order; it does not decide who is
+admitted.
 
-Entries die lazily: a row that was cancelled, stolen or admitted elsewhere stays in the container and
+Entries die lazily: a row that was cancelled, stolen or admitted elsewhere stays in the container
+and
 is skipped when it surfaces, so removal costs nothing.
 """
 
@@ -20,7 +22,9 @@ class Lane:
 
     __slots__ = ("_front", "_heap", "_key", "_seq", "_tail", "alive")
 
-    def __init__(self, alive: Callable[[int], bool], key: Callable[[int], int] | None = None) -> None:
+    def __init__(
+        self, alive: Callable[[int], bool], key: Callable[[int], int] | None = None
+    ) -> None:
         self.alive = alive
         self._key = key
         self._front: deque[int] = deque()
@@ -83,6 +87,14 @@ class Lane:
             if self.alive(row) and row not in taken:
                 taken.append(row)
         return taken
+
+    def drain(self) -> list[int]:
+        """Remove everything; returns the live rows in order."""
+        rows = self.rows()
+        self._front.clear()
+        self._tail.clear()
+        self._heap.clear()
+        return rows
 
     def rows(self) -> list[int]:
         """All live rows in order (a copy; for drains and reports)."""

@@ -108,7 +108,8 @@ class Rank:
         return self.prefix.match(keys[:most])
 
     def pages_to_admit(self, row: int) -> int:
-        """Pool pages that admitting the row costs now: its whole prompt, less shared leased pages."""
+        """Pool pages that admitting the row costs now: its whole prompt, less shared leased
+        pages."""
         total = pages_for(self.table.known_tokens(row), self.page_tokens)
         hits = self.hits(row)
         if not hits or self.prefix is None or self.page_keys is None:
@@ -139,6 +140,11 @@ class Rank:
         if self.prefix is None or not self.prefix.num_cached:
             return []
         return self.prefix.shrink(self.pool.free)
+
+    def forget_prefixes(self) -> None:
+        """The memory of the device is gone, with every cached page."""
+        if self.prefix is not None:
+            self.prefix.shrink(0)
 
     # -- running ------------------------------------------------------------------------------
 
