@@ -25,6 +25,7 @@ from batchgen.exec.profile_operators import (
     fit_copies,
     time_copies,
     time_decode_attention,
+    time_experts,
     time_gemms,
     time_prefill_attention,
 )
@@ -86,6 +87,7 @@ def measure(
         document["prefill_attention"] = list(
             time_prefill_attention(config, grid, kind, page_tokens)
         )
+        document["experts"] = list(time_experts(config, worker.model.layers, grid, kind))
         say("copies between the tiers")
         document["copies"] = fit_copies(list(time_copies(config, grid, kind, page_tokens)))
     say("whole passes")

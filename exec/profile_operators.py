@@ -1,12 +1,12 @@
-"""Time the operators of a pass one by one: products, attention, copies between tiers.
+"""Time the operators of a pass one by one: products, attention, experts, copies between tiers.
 
-Runs the executor's own code (`linear`, `paged_attention`, `copy_pages`), not whole passes. Tables
-are lists of measured points in seconds, in the form that `batchgen.cost.profile_schema` defines.
+Runs the executor's own code (`linear`, `paged_attention`, `SparseMlp`, `copy_pages`), not whole
+passes. Tables are lists of measured points in seconds, in the form that
+`batchgen.cost.profile_schema` defines.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from batchgen.exec.arena import KvArena, copy_pages
 from batchgen.exec.attention import paged_attention
 from batchgen.exec.batch import Segment, build_batch
 from batchgen.exec.config import ModelConfig
-from batchgen.exec.layers import linear
+from batchgen.exec.layers import SparseMlp, linear
+from batchgen.exec.transformer import Layer
 
 MAX_WEIGHT_BYTES = 256 << 20
 
@@ -50,11 +51,13 @@ QUICK = Grid(
 )
 
 
-def timed(run: Callable[[], object], seconds: float) -> float:
-    """Median duration of `run` in seconds over at least three calls and about `seconds`.
+def undisturbed(samples: Sequence[float]) -> float:
+    """The lower quartile: other work on the machine delays calls and never speeds one up."""
+    return sorted(samples)[len(samples) // 4]
 
-    The median, since a shared machine disturbs some calls and never speeds one up.
-    """
+
+def timed(run: Callable[[], object], seconds: float) -> float:
+    """Typical undisturbed duration of `run` in seconds: at least three calls, about `seconds`."""
     run()  # the first call pays for caches and allocations
     samples: list[float] = []
     end = time.perf_counter() + seconds
@@ -62,7 +65,7 @@ def timed(run: Callable[[], object], seconds: float) -> float:
         begin = time.perf_counter()
         run()
         samples.append(time.perf_counter() - begin)
-    return statistics.median(samples)
+    return undisturbed(samples)
 
 
 def time_gemms(
@@ -154,6 +157,32 @@ def time_prefill_attention(
                 segment = Segment(slot=0, start=start, length=chunk)
                 seconds = _attention(config, kind, page_tokens, [], [segment], grid.seconds)
                 yield _heads(config) | {"chunk": chunk, "start": start, "seconds": seconds}
+
+
+def time_experts(
+    config: ModelConfig, layers: Sequence[Layer], grid: Grid, kind: torch.dtype
+) -> Iterable[dict[str, Any]]:
+    """A sparse MLP as a whole: router, grouping and uneven experts are part of its cost.
+
+    Layers in turn, as with the weights of products. Nothing for a dense model.
+    """
+    sparse = [layer.mlp for layer in layers if isinstance(layer.mlp, SparseMlp)]
+    if config.moe is None or not sparse:
+        return
+    shape = {
+        "hidden": config.hidden_size,
+        "width": config.moe.intermediate_size,
+        "num_experts": config.moe.num_experts,
+        "top_k": config.moe.experts_per_token,
+    }
+    for m in grid.tokens:
+        x = torch.randn(m, config.hidden_size).to(kind)
+
+        def run(x: torch.Tensor = x) -> None:
+            for mlp in sparse:
+                mlp(x)
+
+        yield shape | {"m": m, "seconds": timed(run, grid.seconds) / len(sparse)}
 
 
 def time_copies(

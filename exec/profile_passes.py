@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from batchgen.exec.profile_operators import Grid
+from batchgen.exec.profile_operators import Grid, undisturbed
 from batchgen.exec.worker import Worker
 from batchgen.units import to_s
 
@@ -24,7 +24,7 @@ MAX_SAMPLES = 12  # timed passes per point; a decode's context grows by one in e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredPass:
-    """Load and median time of a pass; `seconds_without_layers` is embedding, head and bookkeeping.
+    """Load and time of a pass; `seconds_without_layers` is embedding, head and bookkeeping.
 
     `context` is the sum over decoding rows of the tokens they read; `chunk_pairs` the sum over
     chunks of (start + length)^2 - start^2, here with start 0.
@@ -77,7 +77,7 @@ def _timed_decode(worker: Worker, rows: int, context: int, seconds: float) -> Me
     worker.resize(hbm_pages=rows * pages, host_pages=0)
     numbers = range(rows)
     for row in numbers:
-        worker.add_row(row, [row % 256] * (context - 1), max_output=1 << 30, stop_ids=NEVER)
+        worker.add_row(row, _prompt(worker, row, context - 1), max_output=1 << 30, stop_ids=NEVER)
         worker.run_pass([], [(row, 0, context - 1, True)])
     contexts: list[int] = []
 
@@ -106,7 +106,7 @@ def _timed_prompts(worker: Worker, count: int, chunk: int, seconds: float) -> Me
 
     def run() -> float:
         for row in range(count):
-            worker.add_row(row, [row + 7] * chunk, max_output=1 << 30, stop_ids=NEVER)
+            worker.add_row(row, _prompt(worker, row, chunk), max_output=1 << 30, stop_ids=NEVER)
         duration_s = worker.run_pass([], prompts).duration_s
         for row in range(count):
             worker.forget_row(row)
@@ -124,10 +124,16 @@ def _timed_prompts(worker: Worker, count: int, chunk: int, seconds: float) -> Me
     )
 
 
+def _prompt(worker: Worker, row: int, length: int) -> list[int]:
+    """Varied tokens: the same one over and over would wake the same few experts."""
+    tokens = np.random.default_rng(row).integers(0, worker.config.vocab_size, length)
+    return [int(token) for token in tokens]
+
+
 def _both(worker: Worker, run: Callable[[], float], seconds: float) -> tuple[float, float]:
-    """Median pass with all layers and with none; one unmeasured pass before each."""
+    """Undisturbed pass with all layers and with none; one unmeasured pass before each."""
     layers = worker.model.layers
-    medians = []
+    times = []
     try:
         for kept in (layers, []):
             worker.model.layers = kept
@@ -135,10 +141,10 @@ def _both(worker: Worker, run: Callable[[], float], seconds: float) -> tuple[flo
             samples: list[float] = []
             while len(samples) < 3 or (len(samples) < MAX_SAMPLES and sum(samples) < 4 * seconds):
                 samples.append(run())
-            medians.append(statistics.median(samples))
+            times.append(undisturbed(samples))
     finally:
         worker.model.layers = layers
-    return medians[0], medians[1]
+    return times[0], times[1]
 
 
 def fit_overheads(

@@ -159,7 +159,7 @@ class Simulation:
                 self._launch(action, now)  # type: ignore[arg-type]
             elif kind is act.Finished:
                 self._rows_done += 1
-                self.recorder.reasons[action.row] = action.reason  # type: ignore[union-attr]
+                self._finished(action, now)  # type: ignore[arg-type]
             elif kind is act.Copy:
                 self._copy(action, now)  # type: ignore[arg-type]
             elif kind is act.Cut:
@@ -178,12 +178,20 @@ class Simulation:
         timer = ev.Timer(action.timer_id)
         self._at(max(0, action.at_ps - now), TIMER, lambda _: self._tell(timer))
 
+    def _finished(self, action: act.Finished, now: int) -> None:
+        self.recorder.reasons[action.row] = action.reason
+        if self.recorder.v_end[action.row] < 0:  # its body ended it, not its last token
+            self._stopped(action.row, now)
+
     def _failed(self, action: act.Failed, now: int) -> None:
         self.recorder.reasons[action.row] = action.code
-        self.recorder.v_end[action.row] = now
+        self._stopped(action.row, now)
+
+    def _stopped(self, row: int, now: int) -> None:
+        self.recorder.v_end[row] = now
         for device in self.devices:
-            if action.row in device.mirror.finish_q:
-                device.mirror.remove(action.row)
+            if row in device.mirror.finish_q:
+                device.mirror.remove(row)
 
     # -- steps ------------------------------------------------------------------------------------
 

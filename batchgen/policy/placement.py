@@ -52,20 +52,25 @@ class RoundRobin(PlacementPart):
 class LeastWork(PlacementPart):
     """Longest first to the slot with the least expected work; idle engines steal waiting rows.
 
-    Work of a row: prompt + `output_weight` x its predicted (else mean seen, else 0) output tokens.
-    A hungry engine takes half of the difference from the engine with most waiting rows, when that
-    is at least `steal_min` rows. Source: LPT; work stealing of half the difference.
+    Work of a row of L known tokens: L + L^2 / `quadratic_tokens` (attention against linear layers;
+    the BatchGen repository balances prefill by L^2 + 16,000 L), plus `output_weight` times its
+    predicted output. Queues are filled in that order too: in a lockstep engine a long prompt on one
+    rank makes all others wait, so long prompts should run side by side. A hungry engine takes half of
+    the difference from the engine with most waiting rows, when that is at least `steal_min` rows.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
         output_weight: float = 1.0
+        quadratic_tokens: int = 16000
+        longest_first: bool = True
         steal: bool = True
         steal_min: int = 2
 
     def work(self, table: Table, row: int) -> int:
         known = table.v_prompt[row] + table.v_produced[row]
-        return int(known + self.config.output_weight * table.v_predicted[row])
+        prefill = known + known * known // self.config.quadratic_tokens
+        return int(prefill + self.config.output_weight * table.v_predicted[row])
 
     def place(self, view: Cluster, rows: Sequence[int]) -> list[tuple[int, Slot]]:
         table = view.table
@@ -82,7 +87,8 @@ class LeastWork(PlacementPart):
             heapq.heapreplace(slots, (load, engine_id, rank))
             view.assigned_work[engine_id, rank] = load
             placed.append((row, (engine_id, rank)))
-        placed.sort()  # queues keep arrival order; only the choice of slots looks at work
+        if not self.config.longest_first:
+            placed.sort()  # queues keep arrival order; only the choice of slots looks at work
         return placed
 
     def steal(self, view: Cluster, hungry: Engine) -> tuple[Engine, int] | None:
@@ -91,5 +97,5 @@ class LeastWork(PlacementPart):
         donor = view.longest_queue(hungry)
         if donor is None:
             return None
-        count = (donor.num_waiting - hungry.num_waiting) // 2
-        return (donor, count) if count >= self.config.steal_min // 2 and count > 0 else None
+        gap = donor.num_waiting - hungry.num_waiting
+        return (donor, gap // 2) if gap >= max(self.config.steal_min, 2) else None

@@ -596,10 +596,12 @@ class Runtime:
         if self._steals and engine.q >= engine.decide_q:
             self._feed(engine, out)
         waiting_before = engine.num_waiting
+        at_boundary = engine.q >= engine.decide_q
         passes = self._compose(engine, draft)
         if not passes and engine.q < engine.decide_q:
             # Nothing left to run before the boundary: decide now.
             engine.decide_q = engine.q
+            at_boundary = True
             passes = self._compose(engine, draft)
         while not passes and self._unblock(engine, draft):
             passes = self._compose(engine, draft)
@@ -614,9 +616,25 @@ class Runtime:
             for heir in heirs:
                 self._decide(heir, out)
         if passes:
-            if self._tail_active and not draft.chunks and self._try_switch(engine, draft, out):
-                return
+            if self._tail_active and len(engine.ranks) > 1:
+                asked, passes = self._tail_turn(engine, passes, at_boundary)
+                if asked and not draft.chunks and self._try_switch(engine, draft, out):
+                    return
             self._emit_step(engine, draft, passes, out)
+
+    @staticmethod
+    def _tail_turn(engine: Engine, passes: int, at_boundary: bool) -> tuple[bool, int]:
+        """Whether the tail part is asked now, and the passes until its next turn at most.
+
+        Its turns are the boundaries, or every `boundary` passes where parts are asked at every
+        pass, so that steps of any length ask it at the same passes.
+        """
+        if engine.decide_q > engine.q:
+            return at_boundary, passes
+        due = engine.q >= engine.tail_q
+        if due:
+            engine.tail_q = engine.q + engine.boundary
+        return due, min(passes, engine.tail_q - engine.q)
 
     def _compose(self, engine: Engine, draft: Draft) -> int:
         """Let the parts write the draft; returns for how many passes it stands (0: nothing to

@@ -47,6 +47,7 @@ class Engine:
         "states",
         "switching",
         "table",
+        "tail_q",
         "token_budget",
         "touched",
     )
@@ -73,6 +74,7 @@ class Engine:
         self.q = 0
         self.epoch = 0
         self.decide_q = 0  # the next pass at which parts are asked; the runtime goes on until then
+        self.tail_q = 0  # likewise for the tail part, where decisions fall on every pass
         self.inflight: Step | None = None
         self.dirty: set[int] = set()  # ranks whose answer may have changed
         self.phase = "mixed"
