@@ -318,7 +318,7 @@ class Runtime:
             engine.inflight = None
         engine.alive = False
         engine.epoch += 1
-        engine.switching = False
+        engine.switching = ""
         engine.layout = "home"
         engine.announced.clear()
         engine.touched.clear()
@@ -445,16 +445,16 @@ class Runtime:
         engine = self.cluster.engines[event.engine]
         if not engine.switching or event.epoch != engine.epoch + 1:
             return
-        engine.switching = False
+        engine.layout = engine.switching
+        engine.switching = ""
         engine.epoch = event.epoch
-        engine.layout = "partition"
         self._decide(engine, out)
 
     def _layout_failed(self, event: ev.LayoutFailed, out: list[Action]) -> None:
         engine = self.cluster.engines[event.engine]
         if engine.switching:
-            engine.switching = False
-            engine.layout = "home, switch failed"  # the old layout stands; never try again
+            engine.switching = ""
+            engine.switch_failed = True  # the old layout stands; never try again
             self._decide(engine, out)
 
     # -- copies ---------------------------------------------------------------------------------
@@ -780,7 +780,7 @@ class Runtime:
             draft.rank = rank
             for row in list(rank.running):
                 draft.park(row)
-        engine.switching = True
+        engine.switching = layout
         engine.decide_q = engine.q
         out.append(act.Switch(engine.id, engine.epoch + 1, layout, rows))
         return True

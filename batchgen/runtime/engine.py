@@ -45,6 +45,7 @@ class Engine:
         "ready",
         "spec",
         "states",
+        "switch_failed",
         "switching",
         "table",
         "tail_q",
@@ -81,7 +82,8 @@ class Engine:
         self.layout = "home"
         self.alive = True
         self.draining = False
-        self.switching = False
+        self.switching = ""  # the layout that is being prepared
+        self.switch_failed = False
         self.host_leased = 0  # host pages leased ahead for the step in flight
         self.ready: deque[int] = deque()  # suspended or prefilled rows whose KV is on the host
         self.outbound: dict[int, list[int]] = {}  # copy id -> rows on their way to the host

@@ -1,0 +1,98 @@
+"""A cost model in small integers, for 1 to R ranks. Invented coefficients: only equality counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from batchgen.cost.api import IntArray, Link, PassLoad
+
+
+class ToyCost:
+    """Per rank: a decode 700, a context token 3, a prompt token 50, ...; plus a shared part."""
+
+    DECODE, CONTEXT, TOKEN, PAIRS, READS, SAMPLE, CHECKPOINT = 700, 3, 50, 1, 2, 90, 11
+    FIXED, SHARED = 5000, 40
+
+    def __init__(self, num_ranks: int = 1, *, copy_fixed_ps: int = 3000, copy_ps: int = 170) -> None:
+        self.num_ranks = num_ranks
+        self.copy_fixed = copy_fixed_ps
+        self.copy_token = copy_ps
+
+    def pass_ps(self, load: PassLoad) -> IntArray:
+        local = (
+            self.DECODE * load.decodes
+            + self.CONTEXT * load.context
+            + self.TOKEN * load.chunk_tokens
+            + self.PAIRS * load.chunk_pairs
+            + self.READS * load.chunk_reads
+            + self.SAMPLE * load.samples
+            + self.CHECKPOINT * load.checkpoint
+        )
+        tokens = (load.decodes + load.chunk_tokens).sum(axis=0)
+        fixed = self.FIXED * self.num_ranks  # so that fewer ranks are better for few rows
+        times: IntArray = np.where(tokens > 0, local.max(axis=0) + fixed + self.SHARED * tokens, 0)
+        return times
+
+    def pass_one_ps(
+        self,
+        decodes: int,
+        context: int,
+        chunk_tokens: int = 0,
+        chunk_pairs: int = 0,
+        chunk_reads: int = 0,
+        samples: int = 0,
+        checkpoint: int = 0,
+    ) -> int:
+        values = (decodes, context, chunk_tokens, chunk_pairs, chunk_reads, samples, checkpoint)
+        load = PassLoad(*(np.full((self.num_ranks, 1), value, np.int64) for value in values))
+        return int(self.pass_ps(load)[0])
+
+    def decode_affine(self, decodes: int, checkpoint: bool) -> tuple[int, int]:
+        if self.num_ranks != 1:
+            raise ValueError("several ranks")
+        each = self.DECODE + self.SAMPLE + self.SHARED + (self.CHECKPOINT if checkpoint else 0)
+        return self.FIXED + decodes * each, self.CONTEXT
+
+    def copy_ps(self, tokens: int, link: Link) -> int:
+        return self.copy_fixed + self.copy_token * tokens * (2 if link == "inter" else 1)
+
+    def recompute_ps(self, tokens: int) -> int:
+        return self.TOKEN * tokens + self.PAIRS * tokens * tokens
+
+    def switch_ps(self) -> int:
+        return 20_000
+
+    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
+        return {"all": self.pass_ps(load)}
+
+    def flops(self, load: PassLoad) -> Any:
+        return load.chunk_tokens.sum(axis=0).astype(np.float64)
+
+    def hbm_bytes(self, load: PassLoad) -> Any:
+        return load.context.sum(axis=0).astype(np.float64)
+
+    def describe(self) -> dict[str, Any]:
+        return {"toy": True}
+
+
+@dataclass(frozen=True)
+class ToyAdvisor:
+    """Times of one decode pass in the layout of now and in layout "half", rows spread evenly."""
+
+    home: ToyCost
+    partitioned: Callable[[str], ToyCost]
+
+    def partition_ps(
+        self, engine: int, contexts: list[int], current: str
+    ) -> tuple[str, int, int, int]:
+        def even(cost: ToyCost) -> int:
+            each = -(-len(contexts) // self.home.num_ranks)
+            context = sum(contexts) // self.home.num_ranks
+            return cost.pass_one_ps(each, context, samples=each)
+
+        now, then = (even(self.partitioned(layout)) for layout in (current, "half"))
+        return "half", now, then, self.home.switch_ps()
