@@ -6,16 +6,17 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import batchgen
 from batchgen.cost.build import build_cost
+from batchgen.cost.partition import PartitionPlanner
 from batchgen.errors import UserError
 from batchgen.hardware import load_gpu
-from batchgen.layout import Layout, default_layout, parse_layout
+from batchgen.layout import default_layout, parse_layout
 from batchgen.log import DecisionLog, Header
 from batchgen.model import load_model
 from batchgen.planning import build_plan, plan_options
@@ -28,41 +29,11 @@ from batchgen.sim.faults import load_faults
 from batchgen.trace.schema import load
 
 if TYPE_CHECKING:
-    from batchgen.cost.api import CostModel
     from batchgen.plan import Plan
     from batchgen.simjob import SimJob
     from batchgen.trace.table import Trace
 
 CAPABILITIES = frozenset({"host", "switch", "prefix"})
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionAdvisor:
-    """Answers the tail part's cost questions from the two cost models of an engine."""
-
-    home: CostModel
-    partitioned: Callable[[int], CostModel]
-
-    def partition_ps(self, engine: int, contexts: list[int]) -> tuple[int, int, int]:
-        """Times of one decode pass with the rows spread evenly, now and partitioned."""
-        rows, context = len(contexts), sum(contexts) + len(contexts)
-        return (
-            _even_pass_ps(self.home, rows, context),
-            _even_pass_ps(self.partitioned(rows), rows, context),
-            self.home.switch_ps(),
-        )
-
-
-def _even_pass_ps(cost: CostModel, rows: int, context: int) -> int:
-    from batchgen.cost.api import PassLoad
-
-    load = PassLoad.zeros(cost.num_ranks, 1)
-    mean = context // rows
-    for index in range(rows):
-        load.decodes[index % cost.num_ranks] += 1
-        load.context[index % cost.num_ranks] += mean
-    load.samples[:] = load.decodes
-    return int(cost.pass_ps(load)[0])
 
 
 def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int]] | None:
@@ -89,25 +60,6 @@ def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int
         return found
 
     return keys
-
-
-def partitioned_layout(layout: Layout, rows: int, num_heads: int, gpus_per_node: int) -> Layout:
-    """The attention of few rows spread over the ranks of their engine: the largest even split."""
-    ranks = layout.attention_dp
-    width = 1
-    while (
-        width * 2 * max(rows, 1) <= ranks
-        and ranks % (width * 2) == 0
-        and width * 2 <= gpus_per_node
-        and num_heads % (width * 2) == 0
-    ):
-        width *= 2
-    return Layout(
-        tp=layout.tp * width,
-        attention_dp=ranks // width,
-        ep=layout.ep,
-        num_engines=layout.num_engines,
-    )
 
 
 def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = None) -> RunRecord:
@@ -147,16 +99,14 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         profile=job.profile,
         gpus_per_node=per_node,
     )
-    partitions: dict[int, CostModel] = {}
-
-    def partition_cost(rows: int) -> CostModel:
-        if rows not in partitions:
-            other = partitioned_layout(layout, rows, model.num_heads, per_node)
-            partitions[rows] = build_cost(
-                model, gpu, other, expert_skew=trace.expert_skew, gpus_per_node=per_node
-            )
-        return partitions[rows]
-
+    planner = PartitionPlanner(
+        model=model,
+        gpu=gpu,
+        layout=layout,
+        home=cost,
+        gpus_per_node=per_node,
+        expert_skew=trace.expert_skew,
+    )
     true_output = np.minimum(trace.output_tokens, budgets).astype(np.int32)
     table = Table(trace.prompt_tokens, budgets, group=trace.group)
     if job.oracle:
@@ -167,7 +117,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         plan,
         policy,
         page_keys=page_keys_of(trace, plan.page_tokens) if use_prefix else None,
-        advisor=PartitionAdvisor(cost, partition_cost),
+        advisor=planner,
     )
     log = None
     if job.log != "off":
@@ -193,7 +143,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         plan,
         cost,
         true_output,
-        partition_cost=partition_cost,
+        partition_cost=planner.cost,
         observer=log,
         progress=progress,
     )
@@ -245,7 +195,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
     )
 
 
-def advisor_of_job(job: dict[str, Any]) -> PartitionAdvisor:
+def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:
     """The advisor of a recorded simulation, from the "job" of its run.json."""
     model, gpu = load_model(job["model"]), load_gpu(job["gpu"])
     per_node = job["gpus_per_node"] or min(gpu.gpus_per_node, job["gpus"])
@@ -255,14 +205,6 @@ def advisor_of_job(job: dict[str, Any]) -> PartitionAdvisor:
         layout = parse_layout(job["layout"], job["gpus"])
     options = plan_options(dict(job["overrides"]))
     skew = load(job["trace"], max_rows=1).expert_skew
-    costs: dict[int, CostModel] = {}
-
-    def partitioned(rows: int) -> CostModel:
-        if rows not in costs:
-            other = partitioned_layout(layout, rows, model.num_heads, per_node)
-            costs[rows] = build_cost(model, gpu, other, expert_skew=skew, gpus_per_node=per_node)
-        return costs[rows]
-
     home = build_cost(
         model,
         gpu,
@@ -273,7 +215,9 @@ def advisor_of_job(job: dict[str, Any]) -> PartitionAdvisor:
         profile=job["profile"],
         gpus_per_node=per_node,
     )
-    return PartitionAdvisor(home, partitioned)
+    return PartitionPlanner(
+        model=model, gpu=gpu, layout=layout, home=home, gpus_per_node=per_node, expert_skew=skew
+    )
 
 
 def output_budgets(trace: Trace, given: int | None) -> np.ndarray[Any, np.dtype[np.int32]]:

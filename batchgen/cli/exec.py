@@ -15,6 +15,7 @@ from batchgen.cli.common import (
     progress_bar,
     say,
 )
+from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -71,6 +72,7 @@ def exec_(
         from batchgen.report.rundir import check_target
 
         check_target(out, force=force)
+    calm_threads()
     try:
         from batchgen.exec.run import ExecJob, execute
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`batchgen model`: list, show, hardware. Parses and prints; the catalog holds the numbers.
+"""`batchgen model`: list, show, hardware, init. Parses and prints; the catalog holds the numbers.
 
 Data goes to stdout, talk to stderr.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -155,6 +156,67 @@ def hardware_command(as_json: Json = False) -> None:
         "USD/h",
     )
     _print_table(header, rows)
+
+
+@app.command("init")
+def init_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
+    arch: Annotated[str, typer.Option(help="llama, qwen3 or qwen3-moe.")] = "qwen3",
+    size: Annotated[str, typer.Option(help="tiny (tests) or small (demonstrations).")] = "tiny",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a checkpoint that exists.")
+    ] = False,
+) -> None:
+    """Write a random checkpoint with a byte-level tokenizer, to try `batchgen exec` with.
+
+    Its answers mean nothing; the same options write the same bytes.
+    """
+    import shutil
+    import tempfile
+
+    from batchgen.cli.common import say
+    from batchgen.cli.torch_threads import calm_threads
+    from batchgen.errors import UserError
+
+    _check_checkpoint_target(directory, force)
+    calm_threads()
+    from batchgen.exec.init import init_model
+
+    try:
+        directory.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".init.", dir=directory.absolute().parent))
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {error.strerror}") from None
+    try:
+        # Made beside the target and moved, so that a wrong option replaces nothing.
+        made = init_model(temporary / "model", arch, size, seed)
+        if directory.exists():
+            shutil.rmtree(directory)
+        made.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    say(f"wrote {directory}: a random {size} {arch} checkpoint, seed {seed}")
+
+
+def _check_checkpoint_target(directory: Path, force: bool) -> None:
+    """Refuse a folder with content; with `force` replace only what is a checkpoint."""
+    from batchgen.errors import UserError
+
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise UserError(f"{directory} is not a folder", remedy="give another")
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    if not force:
+        raise UserError(
+            f"{directory} exists and is not empty",
+            remedy="give another folder, or --force to replace the checkpoint in it",
+        )
+    if not (directory / "config.json").is_file():
+        raise UserError(
+            f"{directory} is not a checkpoint (no config.json), so --force does not replace it",
+            remedy="give another folder",
+        )
 
 
 def _summary(model: ModelSpec) -> dict[str, Any]:

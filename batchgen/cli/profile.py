@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
 
 app = typer.Typer(add_completion=False)
@@ -41,6 +42,7 @@ def profile_command(
     from batchgen.cli.common import say
 
     _check_output(output, force)
+    calm_threads()
     from batchgen.exec.profile import measure
     from batchgen.exec.profile_operators import QUICK, Grid
 

@@ -55,7 +55,8 @@ class LeastWork(PlacementPart):
     Work of a row of L known tokens: L + L^2 / `quadratic_tokens` (attention against linear layers;
     the BatchGen repository balances prefill by L^2 + 16,000 L), plus `output_weight` times its
     predicted output. Queues are filled in that order too: in a lockstep engine a long prompt on one
-    rank makes all others wait, so long prompts should run side by side. A hungry engine takes half of
+    rank makes all others wait, so long prompts should run side by side. A hungry engine takes half
+    of
     the difference from the engine with most waiting rows, when that is at least `steal_min` rows.
     """
 

@@ -14,8 +14,10 @@ from batchgen.sequence import Table
 class Advisor(Protocol):
     """Cost questions that decisions need; injected, pure, the same for both backends."""
 
-    def partition_ps(self, engine: int, contexts: list[int]) -> tuple[int, int, int]:
-        """(pass time now, pass time when partitioned, cost of the switch), for these rows."""
+    def partition_ps(
+        self, engine: int, contexts: list[int], current: str
+    ) -> tuple[str, int, int, int]:
+        """(best layout, pass time now, pass time then, cost of the switch), times in ps."""
         ...
 
 

@@ -1,0 +1,115 @@
+"""Layouts for the long tail of a lockstep engine, and what they would cost. It decides nothing.
+
+When few rows are left, most of a pass of a wide engine is the exchange between nodes. Two kinds of
+layout help: attention spread over neighbouring ranks by tensor parallelism (experts stay where they
+are), and the whole model gathered on one node, where the weights of that node's share of experts
+come
+from host memory. The BatchGen paper allows the group inside a node or across nodes (section 2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from batchgen.cost.api import CostModel, PassLoad
+from batchgen.cost.build import build_cost
+from batchgen.cost.capacity import capacity
+from batchgen.errors import UserError
+from batchgen.hardware import GpuSpec
+from batchgen.layout import Layout
+from batchgen.model import ModelSpec
+
+# A survivor is expected to grow to about twice its context (see policy.tail), so twice must fit.
+GROWTH = 2
+# Passes of a few rows need no room for spikes, so the tail may use more of the memory.
+TAIL_MEMORY_FRACTION = 0.95
+HOME = "home"
+
+
+@dataclass(slots=True, kw_only=True)
+class PartitionPlanner:
+    """The tail layouts of one engine of `layout`; answers the tail part's cost questions.
+
+    `home` is the cost of the engine as it is. Cost models are built once per layout and kept.
+    """
+
+    model: ModelSpec
+    gpu: GpuSpec
+    layout: Layout
+    home: CostModel
+    gpus_per_node: int
+    expert_skew: float = 0.0
+    _costs: dict[str, CostModel] = field(default_factory=dict)
+
+    def cost(self, name: str) -> CostModel:
+        """The cost model of a layout named by `partition_ps`."""
+        if name not in self._costs:
+            self._costs[name] = build_cost(
+                self.model,
+                self.gpu,
+                self._layouts()[name],
+                expert_skew=self.expert_skew,
+                gpus_per_node=self.gpus_per_node,
+            )
+        return self._costs[name]
+
+    def _layouts(self) -> dict[str, Layout]:
+        """Candidates by name, in a fixed order."""
+        ranks, node = self.layout.attention_dp, self.gpus_per_node
+        found: dict[str, Layout] = {}
+        width = 2
+        while ranks % width == 0 and self.layout.tp * width <= node and self._splits(width):
+            found[f"attention tp{self.layout.tp * width}"] = Layout(
+                tp=self.layout.tp * width, attention_dp=ranks // width, ep=self.layout.ep
+            )
+            width *= 2
+        if self.layout.gpus_per_engine > node and self._splits(node):
+            ep = node if self.model.is_moe else 1
+            found[f"one node tp{node}"] = Layout(tp=node, ep=ep)
+        return found
+
+    def _splits(self, width: int) -> bool:
+        return self.model.num_heads % width == 0
+
+    def _fits(self, layout: Layout, tokens: int) -> bool:
+        try:
+            sizes = capacity(
+                self.model,
+                self.gpu,
+                layout,
+                token_budget=512,
+                max_num_seqs=64,
+                memory_fraction=TAIL_MEMORY_FRACTION,
+                gpus_per_node=self.gpus_per_node,
+            )
+        except UserError:
+            return False
+        return sizes.hbm_tokens * layout.ranks_per_engine >= tokens
+
+    def partition_ps(
+        self, engine: int, contexts: Sequence[int], current: str
+    ) -> tuple[str, int, int, int]:
+        """(best layout, pass time now, pass time then, cost of the switch), for decoding rows with
+
+        these KV lengths under the layout `current`. Without a better one both names are the same.
+        """
+        now_ps = even_pass_ps(self.home if current == HOME else self.cost(current), contexts)
+        best, then_ps = current, now_ps
+        for name, layout in self._layouts().items():
+            if not self._fits(layout, GROWTH * sum(contexts)):
+                continue
+            time_ps = even_pass_ps(self.cost(name), contexts)
+            if time_ps < then_ps:
+                best, then_ps = name, time_ps
+        return best, now_ps, then_ps, self.home.switch_ps()
+
+
+def even_pass_ps(cost: CostModel, contexts: Sequence[int]) -> int:
+    """One decode pass of rows with these KV lengths, dealt to the ranks longest first."""
+    load = PassLoad.zeros(cost.num_ranks, 1)
+    for index, context in enumerate(sorted(contexts, reverse=True)):
+        load.decodes[index % cost.num_ranks] += 1
+        load.context[index % cost.num_ranks] += context + 1
+    load.samples[:] = load.decodes
+    return int(cost.pass_ps(load)[0])
