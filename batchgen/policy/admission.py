@@ -148,6 +148,8 @@ class LazyPages(EnginePart):
                 if victim is None:
                     break
                 draft.spill(victim)
+            if rank.num_resident >= view.max_num_seqs:
+                return
             if rank.num_resident and self._short(rank, pages, ahead):
                 return
             if pages > rank.pool.free:

@@ -40,7 +40,7 @@ class RefillNode(EnginePart):
     def decide_engine(self, view: Engine, draft: Draft, state: Any) -> None:
         view.dirty.update(range(len(view.ranks)))
         prefill = view.num_prefilling > 0
-        if not prefill and view.num_waiting and any(map(self._can_admit, view.ranks)):
+        if not prefill and view.num_waiting and any(self._can_admit(view, rank) for rank in view.ranks):
             idle = not (view.num_running or view.num_parked or view.ready or view.inbound)
             starved = not view.ready and not view.inbound
             under_used = view.free_fraction >= self.config.refill_free
@@ -57,7 +57,7 @@ class RefillNode(EnginePart):
         view.decide_q = view.q if prefill else view.q + view.boundary
 
     @staticmethod
-    def _can_admit(rank: Any) -> bool:
+    def _can_admit(view: Engine, rank: Any) -> bool:
         row = rank.lane.peek() if rank.waiting else None
         if row is None:
             return False
@@ -66,6 +66,8 @@ class RefillNode(EnginePart):
             host = pages_for(table.known_tokens(row), rank.page_tokens) - table.v_host_pages[row]
             if host > rank.host.free:
                 return False
+        elif rank.num_resident >= view.max_num_seqs:
+            return False
         pages = rank.pages_to_admit(row)
         spill = sum(
             table.v_hbm_pages[other]

@@ -593,15 +593,15 @@ class Runtime:
         if engine.pool_debt:
             self._pay_pool_debt(engine)
         draft = Draft(engine, out, self.bodies)
-        if self._steals and engine.q >= engine.decide_q:
+        turn = self._takes_turn(engine)
+        if turn and self._steals:
             self._feed(engine, out)
         waiting_before = engine.num_waiting
-        at_boundary = engine.q >= engine.decide_q
         passes = self._compose(engine, draft)
         if not passes and engine.q < engine.decide_q:
             # Nothing left to run before the boundary: decide now.
             engine.decide_q = engine.q
-            at_boundary = True
+            turn = True
             passes = self._compose(engine, draft)
         while not passes and self._unblock(engine, draft):
             passes = self._compose(engine, draft)
@@ -616,25 +616,27 @@ class Runtime:
             for heir in heirs:
                 self._decide(heir, out)
         if passes:
-            if self._tail_active and len(engine.ranks) > 1:
-                asked, passes = self._tail_turn(engine, passes, at_boundary)
-                if asked and not draft.chunks and self._try_switch(engine, draft, out):
-                    return
+            tail = self._tail_active and len(engine.ranks) > 1
+            if tail and turn and not draft.chunks and self._try_switch(engine, draft, out):
+                return
+            if (tail or self._steals) and engine.phase == "mixed":
+                passes = min(passes, engine.turn_q - engine.q)
             self._emit_step(engine, draft, passes, out)
 
     @staticmethod
-    def _tail_turn(engine: Engine, passes: int, at_boundary: bool) -> tuple[bool, int]:
-        """Whether the tail part is asked now, and the passes until its next turn at most.
+    def _takes_turn(engine: Engine) -> bool:
+        """Whether the engine looks beyond itself now (stealing, tail).
 
-        Its turns are the boundaries, or every `boundary` passes where parts are asked at every
-        pass, so that steps of any length ask it at the same passes.
+        It does so at its boundaries. Where parts are asked at every pass, that is every `boundary`
+        passes, or when nothing runs: steps of any length must find the same passes.
         """
-        if engine.decide_q > engine.q:
-            return at_boundary, passes
-        due = engine.q >= engine.tail_q
-        if due:
-            engine.tail_q = engine.q + engine.boundary
-        return due, min(passes, engine.tail_q - engine.q)
+        q = engine.q
+        if engine.phase != "mixed":
+            return q >= engine.decide_q
+        if q < engine.turn_q and engine.num_running + engine.num_prefilling:
+            return False
+        engine.turn_q = q + engine.boundary
+        return True
 
     def _compose(self, engine: Engine, draft: Draft) -> int:
         """Let the parts write the draft; returns for how many passes it stands (0: nothing to
@@ -718,8 +720,18 @@ class Runtime:
         """Liveness: nothing runs. If nothing is on its way either, a blocked head fails by name."""
         if draft.restored or draft.suspended or engine.inbound or engine.outbound:
             return False
-        if engine.num_parked or engine.num_prefilling or engine.draining:
+        if engine.num_prefilling or engine.draining:
             return False
+        if engine.num_parked:
+            # The parts paused everybody for prompts that then did not come.
+            engine.phase = "decode"
+            engine.decide_q = engine.q + engine.boundary
+            for rank in engine.ranks:
+                draft.begin(rank)
+                for row in list(rank.parked):
+                    draft.resume(row)
+                rank.limit_q = engine.q
+            return True
         if engine.ready:
             row = engine.ready.popleft()
             rank = engine.ranks[self.table.v_rank[row]]
@@ -743,7 +755,7 @@ class Runtime:
         cluster = self.cluster
         if not cluster.total_waiting or engine.ready or engine.inbound or engine.draining:
             return
-        if engine.num_waiting:
+        if engine.num_waiting or engine.num_prefilling:
             return
         found = self.policy["placement"].steal(cluster, engine)
         if found is None:

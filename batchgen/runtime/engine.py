@@ -48,7 +48,7 @@ class Engine:
         "switch_failed",
         "switching",
         "table",
-        "tail_q",
+        "turn_q",
         "token_budget",
         "touched",
     )
@@ -75,7 +75,7 @@ class Engine:
         self.q = 0
         self.epoch = 0
         self.decide_q = 0  # the next pass at which parts are asked; the runtime goes on until then
-        self.tail_q = 0  # likewise for the tail part, where decisions fall on every pass
+        self.turn_q = 0  # the next pass at which a "mixed" engine looks beyond itself
         self.inflight: Step | None = None
         self.dirty: set[int] = set()  # ranks whose answer may have changed
         self.phase = "mixed"
