@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import time
@@ -19,8 +20,10 @@ from batchgen import events as ev
 from batchgen.cost.api import CostModel
 from batchgen.errors import UserError
 from batchgen.exec.clock import Clock, ModelClock, WallClock
+from batchgen.exec.config import load_config
 from batchgen.exec.driver import Driver
 from batchgen.exec.tokenizer import Tokenizer
+from batchgen.exec.weights import expected_shapes
 from batchgen.exec.worker import Worker
 from batchgen.job.output import OutputWriter, answer_object, bad_row_object, error_object
 from batchgen.job.rows import BadRow, JobRow, RowLimits, read_job
@@ -81,12 +84,14 @@ class Prepared:
     load_s: float
     overrides: dict[str, str] = field(default_factory=dict)
 
-    def runtime(self, *, reference: bool = False) -> Runtime:
-        """A fresh runtime over the job's table."""
+    def runtime(self, *, table: Table | None = None, reference: bool = False) -> Runtime:
+        """A fresh runtime over the job's table, or over another of the same rows."""
         policy = build_policy(self.preset, self.overrides, CAPABILITIES)
-        return Runtime(self.table, self.plan, policy, reference=reference)
+        return Runtime(
+            self.table if table is None else table, self.plan, policy, reference=reference
+        )
 
-    def log(self, backend: str = "exec") -> DecisionLog:
+    def log(self, backend: str = "exec", *, reference: bool = False) -> DecisionLog:
         """A fresh decision log with this run's header."""
         return DecisionLog(
             Header(
@@ -98,6 +103,7 @@ class Prepared:
                 capabilities=sorted(CAPABILITIES),
                 prompt_tokens=self.table.prompt.tolist(),
                 budget_tokens=self.table.budget.tolist(),
+                reference=reference,
             )
         )
 
@@ -113,8 +119,21 @@ def prepare(job: ExecJob) -> Prepared:
         raise UserError(f"input {job.input} does not exist", remedy="give a JSONL file")
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
+    build_policy(preset, overrides, CAPABILITIES)  # refuse a bad --set before loading anything
     options = plan_options(overrides)
+    if options.prefix_cache:
+        raise UserError(
+            "--set plan.prefix_cache=true: exec has no prefix index yet",
+            remedy="leave it out; presets that share prefixes run without",
+            code="capability",
+        )
+    if "plan.memory_fraction" in overrides:
+        raise UserError(
+            "--set plan.memory_fraction: exec does not size its memory by it",
+            remedy="give --hbm-pages and --host-pages",
+        )
     page_tokens = options.page_tokens or preset.page_tokens
+    _check_weights_fit(job)
     began = time.perf_counter()
     tokenizer = Tokenizer(job.model)
     worker = Worker(
@@ -168,14 +187,22 @@ def _plan(
     page = worker.page_tokens
     worst = [pages_for(len(row.prompt_ids) + row.max_output, page) for row in jobs]
     wanted = max(sum(worst), 2)
-    page_bytes = worker.config.kv_page_elements(page) * (4 if job.dtype == "float32" else 2)
-    room = max(2, int(_free_memory_bytes() * MEMORY_FRACTION) // page_bytes)
+    page_bytes = worker.config.kv_page_elements(page) * _itemsize(job)
+    free = _free_memory_bytes()
+    room = max(2, int(free * MEMORY_FRACTION) // page_bytes)
     hbm = job.hbm_pages if job.hbm_pages is not None else min(wanted, room)
     host = job.host_pages if job.host_pages is not None else min(wanted, room)
     if not options.host:
         host = 0
     if hbm < 2 or host < 0:
         raise UserError(f"{hbm} hbm and {host} host pages", remedy="give at least 2 and 0")
+    if (hbm + host) * page_bytes > free:
+        raise UserError(
+            f"{hbm} hbm and {host} host pages of {page_bytes} bytes do not fit the "
+            f"{free / 1e9:.1f} GB of memory that are free",
+            remedy="lower --hbm-pages and --host-pages",
+            code="capacity",
+        )
     return Plan(
         page_tokens=page,
         boundary=options.boundary or preset.boundary,
@@ -189,8 +216,31 @@ def _plan(
     )
 
 
+def _itemsize(job: ExecJob) -> int:
+    return 4 if job.dtype == "float32" else 2
+
+
+def _check_weights_fit(job: ExecJob) -> None:
+    """Refuse a model that memory cannot hold, before the system kills the process for it."""
+    shapes = expected_shapes(load_config(job.model)).values()
+    need, free = sum(map(math.prod, shapes)) * _itemsize(job), _free_memory_bytes()
+    if need > free:
+        raise UserError(
+            f"model {job.model} needs {need / 1e9:.1f} GB in {job.dtype}, "
+            f"{free / 1e9:.1f} GB of memory are free",
+            remedy="choose a smaller model or --dtype bfloat16",
+            code="capacity",
+        )
+
+
 def _free_memory_bytes() -> int:
-    """Memory that new arenas may use, from the operating system."""
+    """Memory that new tensors may use, from the operating system: free, or cached files."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass  # not Linux: pages that nothing uses at all
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -362,8 +412,16 @@ def clocked(
     *,
     arrivals_ps: Sequence[int] | None = None,
     events: Sequence[tuple[int, ev.Event]] = (),
+    reference: bool = False,
 ) -> tuple[Ran, DecisionLog]:
     """The job on a stub clock that advances by `cost`: the executor's half of agreement (c)."""
-    log = prepared.log()
-    ran = drive(prepared, ModelClock(cost), arrivals_ps=arrivals_ps, events=events, log=log)
+    log = prepared.log(reference=reference)
+    ran = drive(
+        prepared,
+        ModelClock(cost),
+        arrivals_ps=arrivals_ps,
+        events=events,
+        log=log,
+        reference=reference,
+    )
     return ran, log

@@ -13,16 +13,15 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from batchgen.cli.common import parse_names, say
+from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import ReplayMismatch, UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -58,6 +57,10 @@ def replay(
         raise UserError(
             f"{path} is not gzip", remedy="give the decisions.jsonl.gz of a run"
         ) from None
+    except (EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path} is cut or damaged ({error})", remedy="make the run again with --log full"
+        ) from None
     except ReplayMismatch as error:
         if as_json:
             print(json.dumps({"schema": 1, "equal": False, "first_difference": str(error)}))
@@ -89,13 +92,19 @@ def _advisor(path: Path) -> Any:
     run_json = path.parent / "run.json"
     if not run_json.is_file():
         return None
-    config = json.loads(run_json.read_text()).get("config", {})
-    job = config.get("job", {})
-    if "gpus" not in job:
-        return None
-    from batchgen.sim.run import advisor_of_job
+    try:
+        run = json.loads(run_json.read_text(encoding="utf-8"))
+        if run["backend"] != "sim":
+            return None
+        job = run["config"]["job"]
+        from batchgen.sim.run import advisor_of_job
 
-    return advisor_of_job(job)
+        return advisor_of_job(job)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{run_json} is not the run.json of a run ({type(error).__name__}: {error})",
+            remedy="give the folder that batchgen sim or exec wrote",
+        ) from None
 
 
 @app.command()
@@ -110,14 +119,25 @@ def agreement(
     rate: Annotated[
         float, typer.Option(help="Arrivals per pass time of one row; 0: all at once.")
     ] = 0.2,
+    cancel: Annotated[
+        int, typer.Option(help="Rows to cancel on the way; each cuts the step that it is in.")
+    ] = 2,
     gpu: Annotated[str, typer.Option(help="Machine of the cost model.")] = "h100",
-    seed: Annotated[int, typer.Option(help="Seed of the arrival times.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and cancellations.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """(c) The same rows through exec on a stub clock and through sim: logs must be identical."""
+    if max_tokens < 1:
+        raise UserError(f"--max-tokens is {max_tokens}", remedy="give at least 1")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit is {limit}", remedy="give at least 1")
+    names = parse_names("--policies", policies)
+    calm_threads()
+    from batchgen.cli.agreement import compare_backends
+
     results = []
-    for name in parse_names("--policies", policies):
+    for name in names:
         results.append(
             compare_backends(
                 model,
@@ -126,6 +146,7 @@ def agreement(
                 max_tokens=max_tokens,
                 hbm_pages=hbm_pages,
                 rate=rate,
+                cancel=cancel,
                 gpu=gpu,
                 seed=seed,
                 limit=limit,
@@ -141,107 +162,9 @@ def agreement(
 def _line(result: dict[str, Any]) -> str:
     facts = (
         f"{result['events']} events, {result['cuts']} cuts, {result['preemptions']} preemptions, "
-        f"{result['suspensions']} suspensions, {result['early_ends']} of {result['rows']} rows "
-        f"ended early, BCT {result['bct_s']:.6f} s"
+        f"{result['suspensions']} suspensions, of {result['rows']} rows {result['early_ends']} "
+        f"ended early and {result['cancelled']} were cancelled, BCT {result['bct_s']:.6f} s"
     )
     if result["equal"]:
         return f"{result['policy']}: equal, times included ({facts})"
     return f"{result['policy']}: NOT equal at line {result['first_difference']} ({facts})"
-
-
-def compare_backends(
-    model: Path,
-    input_: Path,
-    policy: str,
-    *,
-    max_tokens: int = 96,
-    hbm_pages: int | None = None,
-    rate: float = 0.2,
-    gpu: str = "h100",
-    seed: int = 0,
-    limit: int | None = None,
-    overrides: Sequence[tuple[str, str]] = (),
-) -> dict[str, Any]:
-    """Both backends on the same rows, arrivals and cost; a dict that says whether the logs
-    agree."""
-    import numpy as np
-
-    from batchgen.cost.build import build_cost
-    from batchgen.exec.run import ExecJob, clocked, prepare
-    from batchgen.hardware import load_gpu
-    from batchgen.layout import Layout
-    from batchgen.memory.pool import pages_for
-    from batchgen.model import load_model
-    from batchgen.sequence import Table
-    from batchgen.sim.cluster import Simulation
-    from batchgen.sim.run import schedule_arrivals
-
-    def job(pages: int | None) -> ExecJob:
-        return ExecJob(
-            model=model,
-            input=input_,
-            output=Path(os.devnull),
-            policy=policy,
-            overrides=tuple(overrides),
-            max_tokens=max_tokens,
-            limit=limit,
-            hbm_pages=pages,
-            seed=seed,
-        )
-
-    cost = build_cost(load_model(model), load_gpu(gpu), Layout())
-    prepared = prepare(job(hbm_pages))
-    if hbm_pages is None:
-        page = prepared.plan.page_tokens
-        worst = prepared.table.prompt + prepared.table.budget
-        pages = [pages_for(int(tokens), page) for tokens in worst]
-        prepared = prepare(job(max(sum(pages) // 3, max(pages) + 1)))
-    num_rows = len(prepared.table)
-    arrivals = np.zeros(num_rows, dtype=np.int64)
-    if rate > 0:
-        gap_ps = cost.pass_one_ps(1, int(prepared.table.prompt.mean()), samples=1) / rate
-        rng = np.random.default_rng(seed)
-        arrivals = np.cumsum(rng.exponential(gap_ps, num_rows)).astype(np.int64)
-        arrivals -= arrivals[0]
-    ran, exec_log = clocked(prepared, cost, arrivals_ps=arrivals.tolist())
-
-    table = Table(prepared.table.prompt, prepared.table.budget)
-    sim_log = prepared.log()
-    produced = np.array([len(ran.tokens[row]) for row in range(num_rows)], dtype=np.int32)
-    prepared.table = table
-    simulation = Simulation(
-        prepared.runtime(),
-        table,
-        prepared.plan,
-        cost,
-        np.maximum(produced, 1),
-        reasons=ran.reasons,
-        observer=sim_log,
-    )
-    schedule_arrivals(simulation, arrivals)
-    simulation.run()
-    executed, simulated = list(exec_log.lines()), list(sim_log.lines())
-    first = next(
-        (
-            number
-            for number, (left, right) in enumerate(zip(executed, simulated, strict=False), start=1)
-            if left != right
-        ),
-        None if len(executed) == len(simulated) else min(len(executed), len(simulated)) + 1,
-    )
-    text = "\n".join(executed)
-    return {
-        "policy": policy,
-        "equal": first is None,
-        "first_difference": first,
-        "rows": num_rows,
-        "events": len(executed) - 1,
-        "cuts": text.count('"ended_by":"cut"'),
-        "preemptions": int(table.preemptions.sum()),
-        "suspensions": int(table.suspensions.sum()),
-        "early_ends": sum(reason == "stop" for reason in ran.reasons.values()),
-        "bct_s": float(simulation.recorder.end_ps.max()) / 1e12,
-        "tokens": int(produced.sum()),
-        "exec_line": executed[first - 1] if first and first <= len(executed) else None,
-        "sim_line": simulated[first - 1] if first and first <= len(simulated) else None,
-    }

@@ -1,0 +1,185 @@
+"""Agreement (c): the same rows, arrivals and costs through exec on a stub clock and through sim.
+
+The executor runs first, so that the simulator can be given the output lengths that it produced.
+Only `batchgen validate` opens both backends; nothing is decided or printed here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchgen import events as ev
+from batchgen.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchgen.cost.api import CostModel
+    from batchgen.exec.run import Prepared, Ran
+    from batchgen.log import DecisionLog
+    from batchgen.sequence import Table
+
+Timed = tuple[int, ev.Event]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """When rows arrive (ps, per row) and what happens from outside (cancellations, by time)."""
+
+    arrivals_ps: list[int]
+    events: list[Timed]
+
+
+def compare_backends(
+    model: Path,
+    input_: Path,
+    policy: str,
+    *,
+    max_tokens: int = 96,
+    hbm_pages: int | None = None,
+    host_pages: int | None = None,
+    rate: float = 0.2,
+    cancel: int = 0,
+    gpu: str = "h100",
+    seed: int = 0,
+    limit: int | None = None,
+    overrides: Sequence[tuple[str, str]] = (),
+    reference: bool = False,
+) -> dict[str, Any]:
+    """Run `policy` on both backends; the dict says whether the logs are equal and what happened.
+
+    rate: arrivals per pass time of one row, 0 for all at once. cancel: rows to cancel on the way.
+    reference: one pass per step. `first_difference` is a line of the log from 1, the header being
+    line 1. Raises UserError for anything wrong with model, input or numbers.
+    """
+    from batchgen.cost.build import build_cost
+    from batchgen.exec.run import ExecJob, clocked, prepare
+    from batchgen.hardware import load_gpu
+    from batchgen.layout import Layout
+    from batchgen.model import load_model
+
+    if not rate >= 0:
+        raise UserError(f"an arrival rate of {rate}", remedy="give 0 (all at once) or more")
+    if cancel < 0:
+        raise UserError(f"{cancel} rows to cancel", remedy="give 0 or more")
+
+    def job(pages: int | None) -> ExecJob:
+        return ExecJob(
+            model=model,
+            input=input_,
+            output=Path(os.devnull),
+            policy=policy,
+            overrides=tuple(overrides),
+            max_tokens=max_tokens,
+            limit=limit,
+            hbm_pages=pages,
+            host_pages=host_pages,
+            seed=seed,
+        )
+
+    machine = load_gpu(gpu)
+    prepared = prepare(job(hbm_pages))
+    if not prepared.jobs:
+        raise UserError(f"{input_} has no row that can run", remedy="give rows with a prompt")
+    if hbm_pages is None:
+        prepared = prepare(job(scarce_pages(prepared)))
+    cost = build_cost(load_model(model), machine, Layout())
+    load = make_load(prepared.table, cost, rate=rate, cancel=cancel, seed=seed)
+    ran, exec_log = clocked(
+        prepared, cost, arrivals_ps=load.arrivals_ps, events=load.events, reference=reference
+    )
+    table, sim_log, end_ps = simulate_again(prepared, ran, cost, load, reference=reference)
+    executed, simulated = list(exec_log.lines()), list(sim_log.lines())
+    first = next(
+        (
+            number
+            for number, (left, right) in enumerate(zip_longest(executed, simulated), start=1)
+            if left != right
+        ),
+        None,
+    )
+    at = None if first is None else first - 1
+    return {
+        "policy": policy,
+        "equal": first is None,
+        "first_difference": first,
+        "rows": len(table),
+        "events": len(executed) - 1,
+        "cuts": sum('"ended_by":"cut"' in line for line in executed),
+        "preemptions": int(table.preemptions.sum()),
+        "suspensions": int(table.suspensions.sum()),
+        "early_ends": sum(reason == "stop" for reason in ran.reasons.values()),
+        "cancelled": sum(reason == "cancelled" for reason in ran.reasons.values()),
+        "bct_s": end_ps / 1e12,
+        "tokens": sum(map(len, ran.tokens.values())),
+        "exec_line": None if at is None else "".join(executed[at : at + 1]),
+        "sim_line": None if at is None else "".join(simulated[at : at + 1]),
+    }
+
+
+def scarce_pages(prepared: Prepared) -> int:
+    """A third of what the rows need at most, so that rows have to give way to each other."""
+    from batchgen.memory.pool import pages_for
+
+    page, table = prepared.plan.page_tokens, prepared.table
+    worst = [pages_for(int(tokens), page) for tokens in table.prompt + table.budget]
+    return max(sum(worst) // 3, max(worst) + 1)
+
+
+def make_load(table: Table, cost: CostModel, *, rate: float, cancel: int, seed: int) -> Load:
+    """Poisson arrivals, and cancellations of early rows with time for half of their budget."""
+    num_rows = len(table)
+    rng = np.random.default_rng(seed)
+    pass_ps = cost.pass_one_ps(1, int(table.prompt.mean()), samples=1)
+    arrivals = np.zeros(num_rows, dtype=np.int64)
+    if rate > 0:
+        arrivals = np.cumsum(rng.exponential(pass_ps / rate, num_rows)).astype(np.int64)
+        arrivals -= arrivals[0]
+    # Early rows are likely to run by then; one that waits would leave the queue and cut nothing.
+    chosen = rng.permutation(max(cancel, num_rows // 4))[:cancel].tolist()
+    events: list[Timed] = [
+        (int(arrivals[row]) + pass_ps * (int(table.budget[row]) // 2), ev.Cancelled([row]))
+        for row in chosen
+        if row < num_rows
+    ]
+    return Load(arrivals_ps=arrivals.tolist(), events=sorted(events, key=lambda item: item[0]))
+
+
+def simulate_again(
+    prepared: Prepared, ran: Ran, cost: CostModel, load: Load, *, reference: bool
+) -> tuple[Table, DecisionLog, int]:
+    """The simulator's half: its table, its log, and the time of the last end (ps).
+
+    Rows that ended by themselves have the length that exec produced; the others never showed
+    theirs, so their budget stands for it.
+    """
+    from batchgen.sequence import Table
+    from batchgen.sim.cluster import Simulation
+    from batchgen.sim.run import schedule_arrivals
+
+    table = Table(prepared.table.prompt, prepared.table.budget)
+    lengths = table.budget.copy()
+    for row, reason in ran.reasons.items():
+        if reason in ("stop", "length"):
+            lengths[row] = len(ran.tokens[row])
+    log = prepared.log(reference=reference)
+    simulation = Simulation(
+        prepared.runtime(table=table, reference=reference),
+        table,
+        prepared.plan,
+        cost,
+        lengths,
+        reasons=ran.reasons,
+        observer=log,
+    )
+    schedule_arrivals(simulation, np.asarray(load.arrivals_ps, dtype=np.int64))
+    for at_ps, event in load.events:
+        simulation.inject(event, at_ps)
+    simulation.run()
+    return table, log, int(simulation.recorder.end_ps.max())
