@@ -40,7 +40,11 @@ class RefillNode(EnginePart):
     def decide_engine(self, view: Engine, draft: Draft, state: Any) -> None:
         view.dirty.update(range(len(view.ranks)))
         prefill = view.num_prefilling > 0
-        if not prefill and view.num_waiting and any(self._can_admit(view, rank) for rank in view.ranks):
+        if (
+            not prefill
+            and view.num_waiting
+            and any(self._can_admit(view, rank) for rank in view.ranks)
+        ):
             idle = not (view.num_running or view.num_parked or view.ready or view.inbound)
             starved = not view.ready and not view.inbound
             under_used = view.free_fraction >= self.config.refill_free

@@ -74,20 +74,27 @@ class LeastWork(PlacementPart):
         return int(prefill + self.config.output_weight * table.v_predicted[row])
 
     def place(self, view: Cluster, rows: Sequence[int]) -> list[tuple[int, Slot]]:
+        """The engine with the least work, in it the rank with the least work."""
         table = view.table
-        slots = [
-            (view.assigned_work.get((engine.id, rank.index), 0), engine.id, rank.index)
-            for engine in view.alive()
-            for rank in engine.ranks
-        ]
-        heapq.heapify(slots)
+        engines: list[tuple[int, int]] = []
+        ranks: dict[int, list[tuple[int, int]]] = {}
+        for engine in view.alive():
+            loads = [
+                (view.assigned_work.get((engine.id, rank.index), 0), rank.index)
+                for rank in engine.ranks
+            ]
+            heapq.heapify(loads)
+            ranks[engine.id] = loads
+            engines.append((sum(load for load, _ in loads), engine.id))
+        heapq.heapify(engines)
         placed = []
-        for row in sorted(rows, key=lambda row: (-self.work(table, row), row)):
-            load, engine_id, rank = slots[0]
-            load += self.work(table, row)
-            heapq.heapreplace(slots, (load, engine_id, rank))
-            view.assigned_work[engine_id, rank] = load
-            placed.append((row, (engine_id, rank)))
+        for work, row in sorted((-self.work(table, row), row) for row in rows):
+            total, engine_id = engines[0]
+            heapq.heapreplace(engines, (total - work, engine_id))
+            load, rank_index = ranks[engine_id][0]
+            heapq.heapreplace(ranks[engine_id], (load - work, rank_index))
+            view.assigned_work[engine_id, rank_index] = load - work
+            placed.append((row, (engine_id, rank_index)))
         if not self.config.longest_first:
             placed.sort()  # queues keep arrival order; only the choice of slots looks at work
         return placed
@@ -98,5 +105,9 @@ class LeastWork(PlacementPart):
         donor = view.longest_queue(hungry)
         if donor is None:
             return None
-        gap = donor.num_waiting - hungry.num_waiting
-        return (donor, gap // 2) if gap >= max(self.config.steal_min, 2) else None
+        # Rows that run count as much as rows that wait: an engine that waits for one long prompt
+        # has not got too many rows.
+        gap = donor.num_unfinished - hungry.num_unfinished
+        if gap < max(self.config.steal_min, 2):
+            return None
+        return donor, min(gap // 2, donor.num_waiting)
