@@ -90,12 +90,13 @@ class Mirror:
 
     def pop_until(self, last: int) -> list[tuple[int, int]]:
         """(pass, row) of every finish up to pass `last`, in order, taken off the heap."""
-        found = []
+        found: list[tuple[int, int]] = []
         heap, finish_q = self.heap, self.finish_q
         while heap and heap[0][0] <= last:
-            finish, row = heapq.heappop(heap)
-            if finish_q.get(row) == finish:
-                found.append((finish, row))
+            entry = heapq.heappop(heap)
+            # A row that left and came back in time may be there twice, with the same pass.
+            if finish_q.get(entry[1]) == entry[0] and not (found and found[-1] == entry):
+                found.append(entry)
         return found
 
 

@@ -603,7 +603,14 @@ class Runtime:
             engine.decide_q = engine.q
             turn = True
             passes = self._compose(engine, draft)
-        while not passes and self._unblock(engine, draft):
+        ended = 0
+        while not passes:
+            if len(draft.lost) > ended:
+                # A row ended in this very draft: ask again before anybody is called blocked.
+                ended = len(draft.lost)
+                engine.decide_q = engine.q
+            elif not self._unblock(engine, draft):
+                break
             passes = self._compose(engine, draft)
         lost = len(draft.lost)
         if lost:
