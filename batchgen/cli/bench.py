@@ -1,0 +1,43 @@
+"""`batchgen bench`: runs benchmarks/run.py of the checkout. It measures nothing itself.
+
+The benchmarks are part of the repository, not of the installed package: their results are committed
+beside the code that they measured.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from batchgen.errors import UserError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def bench(
+    only: Annotated[
+        str | None,
+        typer.Option(help="Some of headline,coalesced,rows,engines,startup,traces; default: all."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON to write; default: benchmarks/results.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON.")] = False,
+) -> int:
+    """Measure batchgen's own speed; exit code 1 when a target is missed."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"
+    if not script.is_file():
+        raise UserError(
+            "batchgen bench needs a checkout of the repository",
+            remedy="clone it and run 'make bench'",
+        )
+    command = [sys.executable, str(script)]
+    command += ["--only", only] if only is not None else []
+    command += ["--out", str(out)] if out is not None else []
+    command += ["--json"] if as_json else []
+    return subprocess.run(command, check=False).returncode

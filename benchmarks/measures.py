@@ -1,0 +1,168 @@
+"""The measurements that need batchgen in the process. run.py calls each in a process of its own.
+
+    python benchmarks/measures.py NAME [JSON arguments]     prints one JSON object
+
+Times of the simulator are process times of `Simulation.run()` beside wall times: other programs on
+the machine stretch the second, hardly the first.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from batchgen.sim.cluster import Simulation
+    from batchgen.trace.table import Trace
+
+MODEL, GPU = "llama-3.1-8b", "h100"
+SEED = 0
+SEATS = 32
+
+
+def load_of(rows: int) -> Trace:
+    """The load of the benchmark: lognormal, mean 700 in (sigma 0.8) and 1,000 out (sigma 1.0)."""
+    from batchgen.trace.generate import lognormal
+
+    return lognormal(700, 0.8, 1000, 1.0, rows, SEED)
+
+
+def simulation_of(
+    trace: Trace, engines: int, preset: str, *, reference: bool = False, seats: int | None = None
+) -> Simulation:
+    """A simulation of `trace` as one closed batch, ready to run; nothing is logged.
+
+    seats: sequences that an engine runs at most; None takes the machine's default.
+    """
+    from batchgen.cost.build import build_cost
+    from batchgen.hardware import load_gpu
+    from batchgen.layout import parse_layout
+    from batchgen.model import load_model
+    from batchgen.planning import PlanOptions, build_plan
+    from batchgen.policy.presets import build_policy, find_preset
+    from batchgen.runtime.core import Runtime
+    from batchgen.sequence import Table
+    from batchgen.sim.cluster import Simulation
+    from batchgen.sim.run import CAPABILITIES
+
+    model, gpu = load_model(MODEL), load_gpu(GPU)
+    layout = parse_layout(f"dp{engines}", engines)
+    found = find_preset(preset)
+    per_node = min(gpu.gpus_per_node, engines)
+    plan, _ = build_plan(
+        model,
+        gpu,
+        layout,
+        found,
+        gpus_per_node=per_node,
+        max_context=model.max_context,
+        options=PlanOptions(max_num_seqs=seats),
+    )
+    budgets = np.full(len(trace), int(trace.output_tokens.max()), np.int32)
+    table = Table(trace.prompt_tokens, budgets)
+    # Engines of one rank have nothing to partition, so the tail part needs no advisor.
+    runtime = Runtime(table, plan, build_policy(found, {}, CAPABILITIES), reference=reference)
+    cost = build_cost(model, gpu, layout, gpus_per_node=per_node)
+    simulation = Simulation(
+        runtime, table, plan, cost, trace.output_tokens, partition_cost=lambda _: cost
+    )
+    simulation.arrive(list(range(len(trace))), 0)
+    simulation.close_input(0)
+    return simulation
+
+
+def timed(simulation: Simulation) -> dict[str, Any]:
+    """Run it; seconds, events, and microseconds per event."""
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    simulation.run()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {
+        "rows": len(simulation.table),
+        "events": simulation.events,
+        "passes": simulation.passes,
+        "wall_s": wall,
+        "cpu_s": cpu,
+        "us_per_event": cpu / simulation.events * 1e6,
+    }
+
+
+def coalesced(preset: str, rows: int, engines: int) -> dict[str, Any]:
+    """Coalesced stepping against one pass per step: same end times of all rows, ratio of times."""
+    trace = load_of(rows)
+    fast, slow = (simulation_of(trace, engines, preset, reference=flag) for flag in (False, True))
+    results = {"coalesced": timed(fast), "reference": timed(slow)}
+    ends = [simulation.recorder.end_ps for simulation in (fast, slow)]
+    if not np.array_equal(*ends):
+        raise SystemExit(
+            f"{preset}: end times differ in {int((ends[0] != ends[1]).sum())} of {rows} rows"
+        )
+    return {
+        **results,
+        "equal_end_times": True,
+        "ratio": results["reference"]["cpu_s"] / results["coalesced"]["cpu_s"],
+    }
+
+
+def events(preset: str, rows: int, engines: int) -> dict[str, Any]:
+    """Cost per event of one run, with few enough seats that rows wait on every engine.
+
+    Then most events are of one sort, a row that ends and one that follows, whatever the number of
+    rows; without the limit a small load would run as a whole, in fewer and heavier events.
+    """
+    result = timed(simulation_of(load_of(rows), engines, preset, seats=SEATS))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"engines": engines, **result, "peak_rss_bytes": peak}
+
+
+def trace_import(rows: int, folder: str) -> dict[str, Any]:
+    """Import and load a CSV of `rows` rows in the columns of the Azure traces."""
+    from batchgen.trace import load, save
+    from batchgen.trace.formats.registry import import_trace
+
+    source, target = Path(folder) / "azure.csv", Path(folder) / "trace.jsonl"
+    _write_csv(source, rows)
+    began = time.perf_counter()
+    save(import_trace(source), target)
+    imported = time.perf_counter()
+    trace = load(target)
+    loaded = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "rows": len(trace),
+        "import_s": imported - began,
+        "load_s": loaded - imported,
+        "total_s": loaded - began,
+        "peak_rss_bytes": peak,
+    }
+
+
+def _write_csv(path: Path, rows: int) -> None:
+    rng = np.random.default_rng(SEED)
+    prompts, outputs = rng.integers(1, 8000, rows), rng.integers(1, 1000, rows)
+    with path.open("w", encoding="utf-8") as file:
+        file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+        for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+            ms, seconds = index % 1000, index // 1000
+            hour, minute, second = seconds // 3600, seconds // 60 % 60, seconds % 60
+            stamp = f"2023-11-16 {hour:02}:{minute:02}:{second:02}.{ms:03}0000"
+            file.write(f"{stamp},{prompt},{output}\n")
+
+
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "coalesced": coalesced,
+    "events": events,
+    "trace_import": trace_import,
+}
+
+if __name__ == "__main__":
+    chosen = MEASURES[sys.argv[1]]
+    print(json.dumps(chosen(**json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))))

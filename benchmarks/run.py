@@ -1,0 +1,243 @@
+"""`make bench`: measure batchgen's speed, print a summary, write JSON with machine and commit.
+
+    python benchmarks/run.py [--only NAME,NAME] [--out FILE] [--json]
+
+Every measurement runs in a process of its own. Targets are printed beside the numbers; missing one
+is reported (exit code 1), never hidden. Nothing here imports batchgen: see machine.py for why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SCHEMA = 1
+GB = 1_000_000_000
+PRESETS = ("vllm", "batchgen")
+LOAD = (
+    "lognormal:mean=700,sigma=0.8",
+    "lognormal:mean=1000,sigma=1.0",
+)
+
+
+class Bench:
+    """Collects results and checks; `folder` is scratch space."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results: dict[str, Any] = {}
+        self.checks: list[dict[str, Any]] = []
+
+    def check(
+        self, name: str, value: float, limit: float, unit: str, *, least: bool = False
+    ) -> None:
+        """Note `value` against its target: at most `limit`, or at least with `least`."""
+        passed = value >= limit if least else value <= limit
+        sign = ">=" if least else "<="
+        self.checks.append(
+            {"name": name, "value": value, "target": f"{sign} {limit:g} {unit}", "met": passed}
+        )
+        verdict = "ok    " if passed else "MISSED"
+        say(f"  {verdict} {name}: {value:.4g} {unit} (target {sign} {limit:g})")
+
+    # -- (i) the main load, whole process ---------------------------------------------------------
+
+    def headline(self) -> None:
+        """100,000 sequences on 128 engines, log off: the command of a user, timed from outside."""
+        trace = self.folder / "load.jsonl.gz"
+        batchgen("trace", "generate", "-o", str(trace), "-n", "100000", "--seed", "0",
+                 "--prompt-tokens", LOAD[0], "--output-tokens", LOAD[1])  # fmt: skip
+        limits = {"vllm": 15.0, "batchgen": 10.0}
+        for preset in PRESETS:
+            command = ["sim", "--trace", str(trace), "--model", "llama-3.1-8b", "--gpu", "h100"]
+            command += ["--gpus", "128", "--layout", "dp128", "--policy", preset, "--log", "off"]
+            found = whole_process([*command, "--json", "--progress", "off"])
+            run = json.loads(found.pop("stdout"))["runs"][0]
+            keep = (
+                "rows",
+                "finished_rows",
+                "passes",
+                "steps",
+                "bct_s",
+                "preemptions",
+                "suspensions",
+            )
+            result = found | {name: run[name] for name in keep}
+            self.results[f"headline.{preset}"] = result
+            say(f"  {preset}: {run['passes']:,} passes in {run['steps']:,} steps")
+            self.check(f"{preset}: 100,000 rows, 128 engines", found["wall_s"], limits[preset], "s")
+            self.check(f"{preset}: peak memory", found["peak_rss_bytes"] / GB, 1.0, "GB")
+
+    # -- (ii) coalescing --------------------------------------------------------------------------
+
+    def coalesced(self) -> None:
+        """Coalesced stepping against one pass per step on an eighth of the load per engine."""
+        for preset in PRESETS:
+            found = measure("coalesced", preset=preset, rows=6250, engines=8)
+            self.results[f"coalesced.{preset}"] = found
+            self.check(f"{preset}: coalesced, times faster", found["ratio"], 3.0, "x", least=True)
+
+    # -- (iii) cost per event ---------------------------------------------------------------------
+
+    def rows(self) -> None:
+        """Cost per event at 10,000 and at 1,000,000 rows on the same 16 engines."""
+        for preset in PRESETS:
+            few = best(3, lambda p=preset: measure("events", preset=p, rows=10_000, engines=16))
+            many = measure("events", preset=preset, rows=1_000_000, engines=16)
+            self._per_event(f"rows.{preset}", few, many, f"{preset}: 1,000,000 against 10,000 rows")
+
+    def engines(self) -> None:
+        """Cost per event on 16 and on 1,024 engines with 100 rows each."""
+        for preset in PRESETS:
+            few = best(3, lambda p=preset: measure("events", preset=p, rows=1_600, engines=16))
+            many = measure("events", preset=preset, rows=102_400, engines=1_024)
+            self._per_event(f"engines.{preset}", few, many, f"{preset}: 1,024 against 16 engines")
+
+    def _per_event(self, key: str, few: dict[str, Any], many: dict[str, Any], text: str) -> None:
+        ratio = many["us_per_event"] / few["us_per_event"]
+        self.results[key] = {"few": few, "many": many, "ratio": ratio}
+        for run in (few, many):
+            cost = f"{run['us_per_event']:.1f} us/event"
+            say(f"  {run['rows']:,} rows, {run['engines']:,} engines: {cost}")
+        self.check(f"{text}, cost per event", ratio, 1.6, "x")
+
+    # -- (iv) start-up ----------------------------------------------------------------------------
+
+    def startup(self) -> None:
+        """`import batchgen` and `batchgen --help`, the fastest of seven."""
+        cases = {
+            "import batchgen": ([sys.executable, "-c", "import batchgen"], 0.3),
+            "batchgen --help": ([sys.executable, "-m", "batchgen", "--help"], 0.5),
+        }
+        for name, (command, limit) in cases.items():
+            times = sorted(_seconds(command) for _ in range(7))
+            self.results[f"startup.{name}"] = {"best_s": times[0], "median_s": times[3]}
+            self.check(name, times[0], limit, "s")
+
+    # -- (v) traces -------------------------------------------------------------------------------
+
+    def traces(self) -> None:
+        """A CSV of a million rows imported to JSONL and loaded."""
+        found = measure("trace_import", rows=1_000_000, folder=str(self.folder))
+        self.results["traces.million"] = found
+        self.check("1,000,000 rows: import and load", found["total_s"], 15.0, "s")
+        self.check("1,000,000 rows: peak memory", found["peak_rss_bytes"] / GB, 1.0, "GB")
+
+
+GROUPS: dict[str, Callable[[Bench], None]] = {
+    "headline": Bench.headline,
+    "coalesced": Bench.coalesced,
+    "rows": Bench.rows,
+    "engines": Bench.engines,
+    "startup": Bench.startup,
+    "traces": Bench.traces,
+}
+
+
+def batchgen(*arguments: str) -> None:
+    """A batchgen command that must succeed."""
+    subprocess.run([sys.executable, "-m", "batchgen", *arguments], check=True, stdout=sys.stderr)
+
+
+def whole_process(arguments: list[str]) -> dict[str, Any]:
+    """Run a batchgen command; its wall and processor seconds, peak memory and stdout."""
+    with tempfile.TemporaryFile("w+") as out:
+        began = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "batchgen", *arguments], stdout=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"batchgen {' '.join(arguments)} ended with {process.returncode}")
+        out.seek(0)
+        text = out.read()
+    return {
+        "command": "batchgen " + " ".join(arguments),
+        "wall_s": wall,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+        "stdout": text,
+    }
+
+
+def measure(name: str, **arguments: Any) -> dict[str, Any]:
+    """One measurement of measures.py in a fresh process."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "measures.py"), name]
+    done = subprocess.run(
+        [*command, json.dumps(arguments)], check=True, stdout=subprocess.PIPE, text=True
+    )
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def best(tries: int, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The run of least cost per event: a short run is easily disturbed."""
+    return min((call() for _ in range(tries)), key=lambda found: found["us_per_event"])
+
+
+def _seconds(command: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0: every target met; 1: one missed; 2: usage."""
+    parser = argparse.ArgumentParser(prog="benchmarks/run.py", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--only", default=",".join(GROUPS), help="measurements, with commas between"
+    )
+    parser.add_argument("--out", type=Path, help="JSON to write (default: benchmarks/results/...)")
+    parser.add_argument("--json", action="store_true", help="print the JSON on stdout")
+    options = parser.parse_args(argv)
+    names = [name.strip() for name in options.only.split(",") if name.strip()]
+    unknown = [name for name in names if name not in GROUPS]
+    if unknown or not names:
+        parser.error(f"--only {options.only}: choose from {', '.join(GROUPS)}")
+    source, now = machine.commit(), datetime.datetime.now(datetime.UTC)
+    load_before = os.getloadavg()
+    with tempfile.TemporaryDirectory(prefix="batchgen-bench-") as folder:
+        bench = Bench(Path(folder))
+        for name in names:
+            say(f"{name}: {(GROUPS[name].__doc__ or '').splitlines()[0]}")
+            GROUPS[name](bench)
+    document = {
+        "schema": SCHEMA,
+        "date": now.isoformat(timespec="seconds"),
+        **source,
+        "machine": machine.describe(),
+        "load_average": {"before": load_before, "after": os.getloadavg()},
+        "results": bench.results,
+        "checks": bench.checks,
+    }
+    path = options.out or RESULTS / f"{now:%Y-%m-%d}-{source['commit'][:10]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=2) + "\n"
+    path.write_text(text, encoding="utf-8")
+    missed = [check["name"] for check in bench.checks if not check["met"]]
+    if options.json:
+        print(text, end="")
+    else:
+        print(f"{len(bench.checks) - len(missed)} of {len(bench.checks)} targets met; wrote {path}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
