@@ -40,7 +40,15 @@ STEP_COLUMNS = (
     "finished",
     "kv_pages",
 )
-PASS_COLUMNS = ("decodes", "context", "chunk_tokens", "chunk_pairs", "chunk_reads", "duration_ps")
+PASS_COLUMNS = (
+    "decodes",
+    "context",
+    "chunk_tokens",
+    "chunk_pairs",
+    "chunk_reads",
+    "samples",
+    "duration_ps",
+)
 
 _ARRIVAL, _OTHER, _COPY = range(3)
 
@@ -239,6 +247,7 @@ class Driver:
             sum(size for _, _, size, _ in chunks),
             sum((start + size) ** 2 - start**2 for _, start, size, _ in chunks),
             sum(start for _, start, _, _ in chunks),
+            len(contexts) + sum(last for _, _, _, last in chunks),
             duration,
         )
         for name, value in zip(PASS_COLUMNS, values, strict=True):

@@ -20,10 +20,12 @@ from typing import Annotated, Any
 import typer
 
 from batchgen.cli.common import parse_names, say
+from batchgen.cli.prediction import prediction
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import ReplayMismatch, UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+app.command(name="prediction")(prediction)
 
 PRESETS = "static,orca,vllm,batchgen"
 REPLAY_HASH_SEED = "12345"
