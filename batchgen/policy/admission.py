@@ -41,7 +41,8 @@ class FitsNow(EnginePart):
             seats -= 1
 
     def horizon(self, view: Engine, draft: Draft, state: Any) -> int:
-        return FOREVER
+        # A preempted row may share more pages now than it owned, and fit again in the next pass.
+        return 1 if draft.preempted and draft.rank.prefix is not None else FOREVER
 
 
 class WorstCase(EnginePart):

@@ -194,6 +194,7 @@ class Rank:
         pages = self.growth.growth(q, passes)
         if pages:
             self.pool.lease(pages)
+            self.shrink_cache()
         return pages
 
     # -- letting go ---------------------------------------------------------------------------
