@@ -59,6 +59,7 @@ class WorstCase(EnginePart):
             worst = table.v_prompt[row] + table.v_budget[row]
             # A row whose worst case exceeds the pool may run alone: it may end before it is full.
             pages = min(pages_for(worst, rank.page_tokens), rank.pool.size)
+            pages = max(pages, pages_for(table.known_tokens(row), rank.page_tokens))
             if pages > rank.pool.free:
                 return
             draft.admit(row, reserve_pages=pages)
