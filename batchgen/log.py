@@ -2,10 +2,9 @@
 
 Engine entries are keyed by (engine, q0), which both backends share; the time of an event is kept
 beside it because `Runtime.on` takes it as an argument. The log is JSON lines: a header with all
-that
-makes a runtime (plan, policy, rows), then one entry per event. Every line carries a digest of
-itself
-and of the line before, so that a changed line is found where it was changed.
+that makes a runtime (plan, policy, rows), then one entry per event. Every entry carries a digest of
+itself and of the line before, so that a changed line is found where it was changed (a changed
+header at the first event).
 """
 
 from __future__ import annotations
@@ -108,21 +107,30 @@ def read_log(
         try:
             if number == 1:
                 header = _HEADER.decode(line)
+                if header.batchgen_log != LOG_VERSION:
+                    raise UserError(
+                        f"{source} is a decision log of version {header.batchgen_log}, this "
+                        f"batchgen reads version {LOG_VERSION}",
+                        remedy="replay it with the batchgen that wrote it",
+                    )
                 digest = _chain("", line)
                 yield header
                 continue
             entry = _ENTRY.decode(line)
         except msgspec.DecodeError as error:
             raise UserError(
-                f"{source}:{number}: not a line of a decision log ({error})",
+                f"{source}:{number}: {'the header' if number == 1 else f'event {number - 1}'} is no "
+                f"line of a decision log ({error})",
                 remedy="give the decisions.jsonl.gz of a run made with --log full",
             ) from None
         body = _ENCODER.encode(Entry(entry.t, entry.event, entry.actions))
         digest = _chain(digest, body)
         if digest != entry.digest:
+            header_too = " (or the header before it)" if number == 2 else ""
             raise ReplayMismatch(
                 f"{source}:{number}: event {number - 1} ({type(entry.event).__name__} at "
-                f"{entry.t} ps) was altered: its digest is {entry.digest}, it should be {digest}"
+                f"{entry.t} ps){header_too} was altered: its digest is {entry.digest!r:.40}, it "
+                f"should be {digest!r}"
             )
         yield entry
 

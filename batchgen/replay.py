@@ -81,8 +81,10 @@ def _compare(runtime: Runtime, entry: Entry, number: int, source: str) -> None:
     what = f"{source}: event {number} ({type(entry.event).__name__} at {entry.t} ps)"
     try:
         answer = runtime.on(entry.event, entry.t)
-    except BatchgenError as error:
-        raise ReplayMismatch(f"{what} is impossible here: {error}") from error
+    except (BatchgenError, LookupError, ValueError, OverflowError) as error:
+        # Names of rows, engines or parts that the header's runtime does not have.
+        why = f"{type(error).__name__}: {error}"
+        raise ReplayMismatch(f"{what} is impossible here ({why})") from error
     if encode(answer) == encode(entry.actions):
         return
     for index, (got, recorded) in enumerate(zip(answer, entry.actions, strict=False)):

@@ -21,7 +21,7 @@ from batchgen.cost.api import CostModel
 from batchgen.errors import UserError
 from batchgen.exec.clock import Clock, ModelClock, WallClock
 from batchgen.exec.config import load_config
-from batchgen.exec.driver import Driver
+from batchgen.exec.driver import Driver, Observer
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.weights import expected_shapes
 from batchgen.exec.worker import Worker
@@ -259,7 +259,7 @@ def drive(
     *,
     arrivals_ps: Sequence[int] | None = None,
     events: Sequence[tuple[int, ev.Event]] = (),
-    log: DecisionLog | None = None,
+    log: Observer | None = None,
     progress: Callable[[int, int, int], None] | None = None,
     on_row: Callable[[int, str, list[int]], None] | None = None,
     reference: bool = False,
