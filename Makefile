@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check soak gpu-check bench figures clean
+.PHONY: help demo test check soak gpu-check bench figures clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,8 @@ help:
 	@echo "make soak       slow tests: long property runs and full grids"
 	@echo "make gpu-check  tests that need a CUDA device"
 	@echo "make bench      speed, as JSON in benchmarks/results"
+	@echo "make figures    the README's picture and the figures and tables of paper_figs"
+	@echo "make clean      remove .venv, caches and out/"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
@@ -43,5 +45,9 @@ gpu-check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
 
+figures: demo
+	cp out/demo/sim/plots/completion.png docs/img/completion.png
+	$(BIN)/python paper_figs/headline.py
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache out
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache out

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from batchgen.policy.presets import PRESETS
+
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("out") / "demo"  # relative to the repository, so that the commands can be copied
 TRACE = Path("traces") / "vidur-arxiv-summarization.jsonl.gz"
 POLICIES = ("static", "vllm", "batchgen")
 NUM_PROMPTS = 64
 MAX_TOKENS = 96
-HBM_PAGES = 24  # few pages of 64 tokens, so that rows must yield and the policies differ
+KV_TOKENS = 2048  # room for few rows, so that some must wait or give way and the policies differ
 
 
 def main() -> int:
@@ -39,10 +41,10 @@ def main() -> int:
     batchgen("sim", "--trace", TRACE, "--gpus", 128, "--compare", compare, "--out", OUT / "sim")
 
     title(f"2. A tiny random model on this machine, {NUM_PROMPTS} prompts, the same three policies")
-    make_model(OUT / "model")
+    batchgen("model", "init", OUT / "model")
     write_prompts(OUT / "prompts.jsonl")
     answers = {policy: OUT / "exec" / f"{policy}.jsonl" for policy in POLICIES}
-    pages = {"static": 4 * HBM_PAGES, "vllm": 4 * HBM_PAGES, "batchgen": HBM_PAGES}
+    pages = {policy: KV_TOKENS // PRESETS[policy].page_tokens for policy in POLICIES}
     for policy, path in answers.items():
         (ROOT / path).parent.mkdir(exist_ok=True)
         batchgen(
@@ -88,13 +90,6 @@ def batchgen(*arguments: object, quiet: bool = False) -> None:
     if done.returncode:
         print(done.stderr or "", end="", file=sys.stderr)
         raise SystemExit(done.returncode)
-
-
-def make_model(folder: Path) -> None:
-    """A random checkpoint in Hugging Face layout: two layers, grouped-query attention."""
-    code = f"from batchgen.exec.init import init_model; init_model({str(folder)!r})"
-    print(f'$ python -c "{code}"', flush=True)
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def write_prompts(path: Path) -> None:
