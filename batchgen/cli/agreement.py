@@ -54,6 +54,7 @@ def compare_backends(
 ) -> dict[str, Any]:
     """Run `policy` on both backends; the dict says whether the logs are equal and what happened.
 
+    hbm_pages None: a third of what the rows need at most, in pages that suit their length.
     rate: arrivals per pass time of one row, 0 for all at once. cancel: rows to cancel on the way.
     reference: one pass per step. `first_difference` is a line of the log from 1, the header being
     line 1. Raises UserError for anything wrong with model, input or numbers.
@@ -69,13 +70,15 @@ def compare_backends(
     if cancel < 0:
         raise UserError(f"{cancel} rows to cancel", remedy="give 0 or more")
 
+    settings = tuple(overrides)
+
     def job(pages: int | None) -> ExecJob:
         return ExecJob(
             model=model,
             input=input_,
             output=Path(os.devnull),
             policy=policy,
-            overrides=tuple(overrides),
+            overrides=settings,
             max_tokens=max_tokens,
             limit=limit,
             hbm_pages=pages,
@@ -88,6 +91,8 @@ def compare_backends(
     if not prepared.jobs:
         raise UserError(f"{input_} has no row that can run", remedy="give rows with a prompt")
     if hbm_pages is None:
+        settings += small_pages(prepared)
+        prepared = prepare(job(None))
         prepared = prepare(job(scarce_pages(prepared)))
     cost = build_cost(load_model(model), machine, Layout())
     load = make_load(prepared.table, cost, rate=rate, cancel=cancel, seed=seed)
@@ -123,6 +128,20 @@ def compare_backends(
     }
 
 
+def small_pages(prepared: Prepared) -> tuple[tuple[str, str], ...]:
+    """Pages and boundaries for short rows: an eighth of the longest output, so that rows grow.
+
+    With pages longer than their outputs rows would hardly ever need another one.
+    """
+    page, boundary = prepared.plan.page_tokens, prepared.plan.boundary
+    longest = int(prepared.table.budget.max())
+    small = page
+    while small > 4 and small * 8 > longest:
+        small //= 2
+    chosen = {"plan.page_tokens": small, "plan.boundary": max(1, boundary * small // page)}
+    return tuple((k, str(v)) for k, v in chosen.items() if k not in prepared.overrides)
+
+
 def scarce_pages(prepared: Prepared) -> int:
     """A third of what the rows need at most, so that rows have to give way to each other."""
     from batchgen.memory.pool import pages_for
@@ -133,7 +152,7 @@ def scarce_pages(prepared: Prepared) -> int:
 
 
 def make_load(table: Table, cost: CostModel, *, rate: float, cancel: int, seed: int) -> Load:
-    """Poisson arrivals, and cancellations of early rows with time for half of their budget."""
+    """Poisson arrivals, and cancellations of early rows in the middle of their output."""
     num_rows = len(table)
     rng = np.random.default_rng(seed)
     pass_ps = cost.pass_one_ps(1, int(table.prompt.mean()), samples=1)
@@ -141,13 +160,13 @@ def make_load(table: Table, cost: CostModel, *, rate: float, cancel: int, seed: 
     if rate > 0:
         arrivals = np.cumsum(rng.exponential(pass_ps / rate, num_rows)).astype(np.int64)
         arrivals -= arrivals[0]
-    # Early rows are likely to run by then; one that waits would leave the queue and cut nothing.
-    chosen = rng.permutation(max(cancel, num_rows // 4))[:cancel].tolist()
-    events: list[Timed] = [
-        (int(arrivals[row]) + pass_ps * (int(table.budget[row]) // 2), ev.Cancelled([row]))
-        for row in chosen
-        if row < num_rows
-    ]
+    # Early rows with long budgets are likely to run by then, in a step that is worth cutting; one
+    # that waits would leave the queue and cut nothing.
+    early = sorted(range(max(cancel, num_rows // 3)), key=lambda row: -table.budget[row % num_rows])
+    events: list[Timed] = []
+    for row in [row for row in early if row < num_rows][:cancel]:
+        passes = int(rng.uniform(0.3, 0.9) * int(table.budget[row]))
+        events.append((int(arrivals[row]) + pass_ps * passes, ev.Cancelled([row])))
     return Load(arrivals_ps=arrivals.tolist(), events=sorted(events, key=lambda item: item[0]))
 
 

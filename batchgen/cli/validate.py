@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchgen.cli.common import parse_names, say
+from batchgen.cli.common import parse_names, parse_overrides, say
 from batchgen.cli.prediction import prediction
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import ReplayMismatch, UserError
@@ -116,14 +116,21 @@ def agreement(
     policies: Annotated[str, typer.Option(help="Presets, with commas between.")] = PRESETS,
     max_tokens: Annotated[int, typer.Option(help="Output budget per row, in tokens.")] = 96,
     hbm_pages: Annotated[
-        int | None, typer.Option(help="KV pages; default: a third of what the rows need at most.")
+        int | None,
+        typer.Option(help="KV pages; default: a third of what the rows need, in small pages."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PART.OPTION=VALUE", help="Change one option; may be repeated."
+        ),
     ] = None,
     rate: Annotated[
         float, typer.Option(help="Arrivals per pass time of one row; 0: all at once.")
     ] = 0.2,
     cancel: Annotated[
         int, typer.Option(help="Rows to cancel on the way; each cuts the step that it is in.")
-    ] = 2,
+    ] = 3,
     gpu: Annotated[str, typer.Option(help="Machine of the cost model.")] = "h100",
     seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and cancellations.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
@@ -134,6 +141,7 @@ def agreement(
         raise UserError(f"--max-tokens is {max_tokens}", remedy="give at least 1")
     if limit is not None and limit < 1:
         raise UserError(f"--limit is {limit}", remedy="give at least 1")
+    settings = parse_overrides(overrides or ())
     names = parse_names("--policies", policies)
     calm_threads()
     from batchgen.cli.agreement import compare_backends
@@ -147,6 +155,7 @@ def agreement(
                 name,
                 max_tokens=max_tokens,
                 hbm_pages=hbm_pages,
+                overrides=settings,
                 rate=rate,
                 cancel=cancel,
                 gpu=gpu,
