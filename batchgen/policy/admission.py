@@ -105,11 +105,11 @@ class LazyPages(EnginePart):
         ahead, table = self.config.pages_ahead, draft.table
         room = {
             rank.index: rank.pool.free - ahead * (rank.num_resident + inbound)
-            for rank, inbound in zip(view.ranks, _inbound_per_rank(view), strict=True)
+            for rank, inbound in zip(view.ranks, _inbound_per_rank(view, draft), strict=True)
         }
         seats = {
             rank.index: view.max_num_seqs - rank.num_resident - inbound
-            for rank, inbound in zip(view.ranks, _inbound_per_rank(view), strict=True)
+            for rank, inbound in zip(view.ranks, _inbound_per_rank(view, draft), strict=True)
         }
         while view.ready:
             best = max(
@@ -175,9 +175,9 @@ class LazyPages(EnginePart):
         return FOREVER  # asked at boundaries only, and there monotone like the others
 
 
-def _inbound_per_rank(view: Engine) -> list[int]:
+def _inbound_per_rank(view: Engine, draft: Draft) -> list[int]:
     counts = [0] * len(view.ranks)
-    for rows in view.inbound.values():
+    for rows in (*view.inbound.values(), draft.restored):
         for _, rank in rows:
             counts[rank.index] += 1
     return counts

@@ -78,7 +78,9 @@ class RefillNode(EnginePart):
             for other in rank.parked
             if table.v_host_valid[other] >= table.v_computed[other]
         )
-        return bool(pages + 2 * (rank.num_resident + 1) <= rank.pool.free + spill)
+        # A row that has the rank to itself needs no pages ahead of others.
+        ahead = 2 * (rank.num_resident + 1) if rank.num_resident else 0
+        return bool(pages + ahead <= rank.pool.free + spill)
 
     def horizon(self, view: Engine, draft: Draft, state: Any) -> int:
         return FOREVER  # asked at boundaries only

@@ -597,8 +597,9 @@ class Runtime:
         if turn and self._steals:
             self._feed(engine, out)
         waiting_before = engine.num_waiting
+        asked = engine.q >= engine.decide_q
         passes = self._compose(engine, draft)
-        if not passes and engine.q < engine.decide_q:
+        if not passes and not asked:
             # Nothing left to run before the boundary: decide now.
             engine.decide_q = engine.q
             turn = True
