@@ -17,10 +17,14 @@ from batchgen.sequence import Table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayReport:
-    """Counts of what was compared; a replay that ends at all ended equal."""
+    """Counts of what was compared; a replay that ends at all ended equal.
+
+    unfinished_rows: rows that had arrived and not ended when the log stops (0 for a whole log).
+    """
 
     events: int
     actions: int
+    unfinished_rows: int
     backend: str
     preset: str
 
@@ -70,10 +74,14 @@ def replay(
         events += 1
         actions += len(item.actions)
         _compare(runtime, item, events, source)
-    if header is None:
+    if header is None or runtime is None:
         raise UserError(f"{source} is empty", remedy="give a decision log")
     return ReplayReport(
-        events=events, actions=actions, backend=header.backend, preset=header.preset
+        events=events,
+        actions=actions,
+        unfinished_rows=runtime.unfinished,
+        backend=header.backend,
+        preset=header.preset,
     )
 
 

@@ -76,11 +76,14 @@ def replay(
         "preset": report.preset,
         "events": report.events,
         "actions": report.actions,
+        "unfinished_rows": report.unfinished_rows,
         "hash_seed": os.environ.get("PYTHONHASHSEED", "random"),
     }
     if as_json:
         print(json.dumps(result))
     else:
+        if report.unfinished_rows:
+            say(f"the log stops with {report.unfinished_rows} rows unfinished")
         print(
             f"equal: {report.events} events and {report.actions} actions of {report.preset} on "
             f"{report.backend} came again (hash seed {result['hash_seed']})"
