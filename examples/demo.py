@@ -25,7 +25,7 @@ TRACE = Path("traces") / "vidur-arxiv-summarization.jsonl.gz"
 POLICIES = ("static", "vllm", "batchgen")
 NUM_PROMPTS = 64
 MAX_TOKENS = 96
-KV_TOKENS = 2048  # room for few rows, so that some must wait or give way and the policies differ
+KV_TOKENS = 4096  # room for few rows, so that some must wait or give way and the policies differ
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""A policy part and a preset outside batchgen: the shortest prompt first. It changes nothing else."""
+"""A policy part and a preset outside batchgen: the shortest prompt first, and nothing else."""
 
 from __future__ import annotations
 

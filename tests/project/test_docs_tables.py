@@ -1,0 +1,53 @@
+"""The tables of docs/ are what the code says: presets and parts exactly, modules by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from batchgen.policy.base import SLOTS
+from batchgen.policy.presets import PARTS, PRESETS
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows_of(mark: str, page: str) -> list[list[str]]:
+    """Cells of the table between the marks, without the rule under its head."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    body = text.split(f"<!-- {mark}: ")[1].split(f"<!-- /{mark} -->")[0]
+    lines = [line for line in body.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [cells[0], *cells[2:]]
+
+
+def test_preset_by_part() -> None:
+    head, *rows = rows_of("presets", "writing-a-policy-part.md")
+    names = [cell.strip("`") for cell in head[1:]]
+    assert names == list(PRESETS)
+    written = {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows}
+    for slot in SLOTS:
+        for name, preset in PRESETS.items():
+            cell, options = written[slot][name], preset.options.get(slot, {})
+            assert cell.split(" (")[0] == preset.parts[slot], (slot, name)
+            for option, value in options.items():
+                assert f"{option}={value}" in cell
+
+
+def test_all_parts_are_described() -> None:
+    _, *rows = rows_of("parts", "writing-a-policy-part.md")
+    assert [(row[0], row[1].strip("`")) for row in rows] == [
+        (slot, name) for slot in SLOTS for name in PARTS[slot]
+    ]
+    assert all(row[2] for row in rows)
+
+
+def test_tables_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/make_tables.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
