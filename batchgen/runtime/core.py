@@ -566,6 +566,13 @@ class Runtime:
             table.v_computed[row] = table.v_prompt[row] + produced - 1
             self._finish(engine, rank, row, reason, out)
             dirty.add(rank.index)
+        if self.bodies.ended_early:
+            for row in self.bodies.ended_early:
+                if table.v_status[row] < Status.DONE:
+                    engine.doomed.setdefault(row, BODY)
+                    dirty.add(table.v_rank[row])
+            self.bodies.ended_early.clear()
+            engine.decide_q = min(engine.decide_q, q1)
         if event.ended_by != "failed":  # else the loss of the device follows
             self._decide(engine, out)
 

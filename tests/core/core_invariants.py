@@ -15,6 +15,9 @@ from batchgen.runtime.core import Runtime
 from batchgen.sequence import Phase, Status
 from batchgen.step import Step, unroll
 
+STALE = 99
+"""An epoch that no short run reaches: a step that nobody asked for."""
+
 
 class Invariants:
     """Called with the runtime and each entry of its log."""
@@ -44,7 +47,7 @@ class Invariants:
 
     def _follow_steps(self, runtime: Runtime, entry: Entry) -> None:
         event = entry.event
-        if type(event) is ev.StepDone:
+        if type(event) is ev.StepDone and event.epoch != STALE:
             step = self.flying.pop(event.engine)
             gone = {row for row, _, _ in event.finished}
             old = self.running[event.engine]

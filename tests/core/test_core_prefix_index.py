@@ -1,0 +1,118 @@
+"""The prefix index against a naive model, and shared prefixes end to end."""
+
+from __future__ import annotations
+
+import pytest
+from core_cases import Case, Row, cases, run
+from core_invariants import Invariants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from batchgen.errors import IllegalTransition
+from batchgen.memory.prefix import PrefixIndex
+
+KEYS = [[10 * chain + depth for depth in range(4)] for chain in range(3)]
+KEYS += [[0, 1, 32, 33], [10, 41, 42, 43]]  # chains that share their head
+
+
+class NaivePrefixes:
+    """Holders as a list of chains; the cache as a list, oldest first."""
+
+    def __init__(self) -> None:
+        self.holders: list[list[int]] = []
+        self.cache: list[int] = []
+
+    def leased(self) -> set[int]:
+        return {key for chain in self.holders for key in chain}
+
+    def match(self, keys: list[int]) -> int:
+        present = self.leased() | set(self.cache)
+        return next((i for i, key in enumerate(keys) if key not in present), len(keys))
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.tuples(st.sampled_from("ars"), st.integers(0, 99)), max_size=40))
+def test_index_equals_the_naive_model(steps: list[tuple[str, int]]) -> None:
+    index, naive = PrefixIndex(), NaivePrefixes()
+    for kind, number in steps:
+        if kind == "a":  # a row arrives: leases what is there, publishes the rest
+            keys = KEYS[number % len(KEYS)]
+            hits = index.match(keys)
+            assert hits == naive.match(keys)
+            idle = [key for key in keys[:hits] if key in naive.cache]
+            assert index.idle_among(keys[:hits]) == len(idle)
+            assert index.lease(keys[:hits]) == len(idle)
+            naive.cache = [key for key in naive.cache if key not in idle]
+            present = naive.leased() | set(naive.cache) | set(keys[:hits])
+            new = []
+            for key in keys[hits:]:
+                if key in present:
+                    break
+                new.append(key)
+            assert index.publish(keys[hits:]) == len(new)
+            naive.holders.append([*keys[:hits], *new])
+        elif kind == "r" and naive.holders:
+            chain = naive.holders.pop(number % len(naive.holders))
+            free = [key for key in reversed(chain) if key not in naive.leased()]
+            assert index.release(chain) == len(free)
+            naive.cache += free
+        elif kind == "s":
+            keep = number % 6
+            gone = naive.cache[: max(0, len(naive.cache) - keep)]
+            naive.cache = naive.cache[len(gone) :]
+            assert index.shrink(keep) == gone
+        assert index.num_leased == len(naive.leased())
+        assert list(index._cached) == naive.cache
+
+
+def test_misuse_is_refused() -> None:
+    index = PrefixIndex()
+    with pytest.raises(IllegalTransition, match="not present"):
+        index.lease([1])
+    with pytest.raises(IllegalTransition, match="not leased"):
+        index.release([1])
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    rows = tuple(
+        Row(prompt=20, budget=4, output=4, arrival=index * 100_000, group=0, shared=16)
+        for index in range(4)
+    )
+    case = Case(preset="vllm", rows=rows, prefix=True, hbm_pages=60)
+    outcome = run(case, checker=Invariants(case))
+    prefilled = sum(size for *_, chunks, _ in outcome.passes()[0] for _, _, size, _ in chunks)
+    assert prefilled == 20 + 3 * (20 - 16)
+    rank = outcome.simulation.runtime.cluster.engines[0].ranks[0]
+    assert rank.prefix is not None
+    assert rank.prefix.hit_pages == 3 * 4
+    assert rank.pool.used == 0
+
+
+def test_a_prompt_that_is_wholly_cached_computes_its_last_page() -> None:
+    rows = tuple(
+        Row(prompt=16, budget=2, output=2, arrival=index * 100_000, group=0, shared=16)
+        for index in range(2)
+    )
+    outcome = run(Case(preset="vllm", rows=rows, prefix=True))
+    assert [(0, 0, 16, True)] in [chunks for *_, chunks, _ in outcome.passes()[0]]
+    assert [(1, 12, 4, True)] in [chunks for *_, chunks, _ in outcome.passes()[0]]
+
+
+def test_prefixes_never_change_outcomes() -> None:
+    """With and without sharing the same rows end for the same reasons, and no page leaks."""
+
+    @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+    @given(cases(presets=("vllm",), prefix=True))
+    def check(case: Case) -> None:
+        shared = run(case, checker=Invariants(case))
+        plain = run(Case(**{name: getattr(case, name) for name in FIELDS}, prefix=False))
+        assert shared.reasons == plain.reasons
+        for engine in shared.simulation.runtime.cluster.engines:
+            for rank in engine.ranks:
+                assert rank.prefix is not None
+                assert rank.pool.used == rank.prefix.num_leased == 0
+
+    check()
+
+
+FIELDS = [name for name in Case.__dataclass_fields__ if name != "prefix"]
