@@ -42,6 +42,9 @@ CAPABILITIES = frozenset({"host"})
 # A pass of a CPU saturates far below a GPU's token budget; measured by `batchgen profile`.
 CPU_TOKEN_BUDGET = 2048
 CPU_MAX_NUM_SEQS = 256
+GZIP_MAGIC = b"\x1f\x8b"
+# What lazy admission keeps free for each row that it lets in; with less, few rows run at once.
+PAGES_AHEAD = 2
 # Part of the free memory that the KV arenas of a CPU run may take when no size is given.
 MEMORY_FRACTION = 0.25
 
@@ -117,6 +120,9 @@ def prepare(job: ExecJob) -> Prepared:
         )
     if not job.input.is_file():
         raise UserError(f"input {job.input} does not exist", remedy="give a JSONL file")
+    with job.input.open("rb") as file:
+        if file.read(2) == GZIP_MAGIC:
+            raise UserError(f"input {job.input} is compressed", remedy="unpack it with gunzip")
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)  # refuse a bad --set before loading anything
@@ -186,7 +192,7 @@ def _plan(
 ) -> Plan:
     page = worker.page_tokens
     worst = [pages_for(len(row.prompt_ids) + row.max_output, page) for row in jobs]
-    wanted = max(sum(worst), 2)
+    wanted = max(sum(worst) + PAGES_AHEAD * len(worst), 2)
     page_bytes = worker.config.kv_page_elements(page) * _itemsize(job)
     free = _free_memory_bytes()
     room = max(2, int(free * MEMORY_FRACTION) // page_bytes)

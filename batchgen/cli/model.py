@@ -6,6 +6,7 @@ Data goes to stdout, talk to stderr.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,41 +173,38 @@ def init_command(
 
     Its answers mean nothing; the same options write the same bytes.
     """
-    import shutil
-    import tempfile
-
     from batchgen.cli.common import say
     from batchgen.cli.torch_threads import calm_threads
     from batchgen.errors import UserError
 
-    _check_checkpoint_target(directory, force)
+    replace = _check_checkpoint_target(directory, force)
     calm_threads()
     from batchgen.exec.init import init_model
 
     try:
-        directory.absolute().parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".init.", dir=directory.absolute().parent))
+        if replace:
+            # Made beside the old one, so that a wrong option replaces nothing.
+            with tempfile.TemporaryDirectory(prefix=".init.", dir=directory.parent) as folder:
+                made = init_model(Path(folder) / "model", arch, size, seed)
+                directory.rename(Path(folder) / "old")
+                made.rename(directory)
+        else:
+            init_model(directory, arch, size, seed)
     except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror}") from None
-    try:
-        # Made beside the target and moved, so that a wrong option replaces nothing.
-        made = init_model(temporary / "model", arch, size, seed)
-        if directory.exists():
-            shutil.rmtree(directory)
-        made.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"cannot write {directory}: {error.strerror}", remedy="give another folder"
+        ) from None
     say(f"wrote {directory}: a random {size} {arch} checkpoint, seed {seed}")
 
 
-def _check_checkpoint_target(directory: Path, force: bool) -> None:
-    """Refuse a folder with content; with `force` replace only what is a checkpoint."""
+def _check_checkpoint_target(directory: Path, force: bool) -> bool:
+    """Whether a checkpoint is to be replaced. Refuses a folder that holds anything else."""
     from batchgen.errors import UserError
 
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise UserError(f"{directory} is not a folder", remedy="give another")
     if not directory.exists() or not any(directory.iterdir()):
-        return
+        return False
     if not force:
         raise UserError(
             f"{directory} exists and is not empty",
@@ -217,6 +215,7 @@ def _check_checkpoint_target(directory: Path, force: bool) -> None:
             f"{directory} is not a checkpoint (no config.json), so --force does not replace it",
             remedy="give another folder",
         )
+    return True
 
 
 def _summary(model: ModelSpec) -> dict[str, Any]:

@@ -1,0 +1,265 @@
+"""`batchgen exec` and `model init`: rows in, answers out, in order; bad rows; run files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from batchgen.cli import main
+
+EXEC_FLAGS = {
+    "--model",
+    "--input",
+    "-i",
+    "--output",
+    "-o",
+    "--policy",
+    "--set",
+    "--dtype",
+    "--max-tokens",
+    "--seed",
+    "--limit",
+    "--hbm-pages",
+    "--host-pages",
+    "--threads",
+    "--out",
+    "--force",
+    "--log",
+    "--json",
+    "--progress",
+}
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli_exec") / "tiny"
+    assert main(["model", "init", str(folder)]) == 0
+    return folder
+
+
+def batch_line(custom_id: str, url: str, **body: Any) -> dict[str, Any]:
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": {"model": "z", **body}}
+
+
+def write(path: Path, rows: list[dict[str, Any] | str]) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(model: Path, rows: Path, output: Path, *extra: str) -> int:
+    command = ["exec", "--model", str(model), "-i", str(rows), "-o", str(output), "--threads", "1"]
+    return main([*command, *extra])
+
+
+def test_the_flags_are_pinned() -> None:
+    from batchgen.cli import exec as command
+
+    parameters = get_command(command.app).params
+    assert {o for p in parameters for o in p.opts if o.startswith("-")} - {"--help"} == EXEC_FLAGS
+
+
+def test_every_form_of_row_is_answered_in_order(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = [{"role": "user", "content": "hello"}]
+    rows = write(
+        tmp_path / "in.jsonl",
+        [
+            batch_line("chat", CHAT, messages=message, max_tokens=12),
+            {"prompt": "Once upon a time", "max_tokens": 9, "ignore_eos": True},
+            batch_line("text", "/v1/completions", prompt="abc", max_tokens=40, ignore_eos=True),
+            {"messages": message},
+            {"prompt": [72, 105], "id": "ids", "max_tokens": 1},
+            {"prompt": "warm", "temperature": 0.8, "seed": 3, "max_tokens": 5, "ignore_eos": True},
+        ],
+    )
+    output = tmp_path / "out.jsonl"
+    assert run(model, rows, output, "--max-tokens", "20") == 0
+    out, err = capsys.readouterr()
+    assert "batch completion time" in out
+    assert f"wrote {output}: 6 rows answered, 0 error rows" in err
+    answers = read(output)
+    ids = ["chat", "line-2", "text", "line-4", "ids", "line-6"]
+    assert [answer["custom_id"] for answer in answers] == ids
+    bodies = [answer["response"]["body"] for answer in answers]
+    assert [body["object"].split(".")[0] for body in bodies] == [
+        "chat",
+        "text_completion",
+        "text_completion",
+        "chat",
+        "text_completion",
+        "text_completion",
+    ]
+    for answer, body in zip(answers, bodies, strict=True):
+        usage = body["usage"]
+        assert answer["error"] is None
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+        assert body["choices"][0]["finish_reason"] in ("stop", "length")
+    assert [body["usage"]["completion_tokens"] for body in bodies[1:3]] == [9, 40]
+    assert bodies[1]["usage"]["prompt_tokens"] == len("Once upon a time")
+    assert bodies[3]["usage"]["completion_tokens"] <= 20
+    assert bodies[4]["usage"] == {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
+    assert bodies[0]["choices"][0]["message"]["role"] == "assistant"
+    assert (bodies[0]["model"], bodies[1]["model"]) == ("z", "tiny")
+    assert len({body["created"] for body in bodies}) == 1
+
+
+def test_answers_do_not_depend_on_policy_or_memory(model: Path, tmp_path: Path) -> None:
+    rows = write(
+        tmp_path / "in.jsonl",
+        [{"prompt": f"row {n} " * (1 + n % 5), "max_tokens": 10 + 7 * n} for n in range(8)],
+    )
+    texts = []
+    tight = ("--hbm-pages", "14", "--set", "plan.page_tokens=8", "--set", "plan.boundary=8")
+    for number, extra in enumerate(
+        [("--policy", p, *e) for p in ("static", "orca", "vllm", "batchgen") for e in ((), tight)]
+    ):
+        output = tmp_path / f"{number}.jsonl"
+        assert run(model, rows, output, *extra) == 0
+        bodies = [answer["response"]["body"] for answer in read(output)]
+        texts.append([(body["choices"], body["usage"]) for body in bodies])
+    assert all(text == texts[0] for text in texts)
+
+
+def test_ample_memory_runs_rows_together(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(
+        tmp_path / "in.jsonl",
+        [{"prompt": "x" * 9, "max_tokens": 30, "ignore_eos": True} for _ in range(6)],
+    )
+    for policy in ("vllm", "batchgen"):
+        assert run(model, rows, tmp_path / policy, "--policy", policy, "--json") == 0
+        (summary,) = json.loads(capsys.readouterr().out)["runs"]
+        assert summary["passes"] == 30  # one prefill and 29 decode passes, all rows in each
+        assert (summary["rows"], summary["finished_rows"]) == (6, 6)
+        assert summary["output_tokens"] == 180
+
+
+def test_bad_rows_become_error_rows(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(
+        tmp_path / "in.jsonl",
+        [
+            "not json",
+            {"prompt": "good", "max_tokens": 3},
+            batch_line("a", CHAT, messages=[]),
+            {"prompt": ""},
+            {"prompt": "x" * 5000},
+            batch_line("b", "/v1/completions", prompt="x", max_tokens=5000),
+            {"prompt": "x", "n": 2},
+            {"prompt": "also good", "max_tokens": 3},
+        ],
+    )
+    assert run(model, rows, tmp_path / "out.jsonl") == 1
+    assert "2 rows answered, 6 error rows" in capsys.readouterr().err
+    answers = read(tmp_path / "out.jsonl")
+    assert [answer["error"] and answer["error"]["code"] for answer in answers] == [
+        "invalid_json",
+        None,
+        "invalid_field",
+        "empty_prompt",
+        "context_length_exceeded",
+        "context_length_exceeded",
+        "unsupported_field",
+        None,
+    ]
+    assert answers[4]["error"]["message"].startswith("line 5: ")
+    assert answers[4]["response"] is None
+
+
+def test_only_bad_rows(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write(tmp_path / "in.jsonl", ["nope", {"prompt": ""}])
+    assert run(model, rows, tmp_path / "out.jsonl", "--json") == 1
+    (summary,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (summary["rows"], summary["bct_s"]) == (0, 0.0)
+    assert len(read(tmp_path / "out.jsonl")) == 2
+
+
+def test_a_row_that_never_fits_is_an_error_row(model: Path, tmp_path: Path) -> None:
+    rows = write(
+        tmp_path / "in.jsonl",
+        [{"prompt": "x" * 400, "max_tokens": 9}, {"prompt": "x", "max_tokens": 9}],
+    )
+    for policy in ("static", "orca", "vllm", "batchgen"):
+        output = tmp_path / policy
+        assert run(model, rows, output, "--policy", policy, "--hbm-pages", "5") == 1, policy
+        long, short = read(output)
+        assert long["error"]["code"] == "capacity"
+        assert short["error"] is None
+
+
+def test_the_run_directory_and_its_replay(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "a" * n, "max_tokens": n} for n in range(1, 7)])
+    folder = tmp_path / "run"
+    extra = ("--out", str(folder), "--log", "full", "--limit", "4", "--policy", "vllm")
+    assert run(model, rows, tmp_path / "out.jsonl", *extra) == 0
+    names = {path.name for path in folder.iterdir()}
+    files = {"run.json", "summary.json", "rows.parquet", "steps.parquet", "decisions.jsonl.gz"}
+    assert files | {"plots"} == names
+    document = json.loads((folder / "run.json").read_text())
+    assert document["backend"] == "exec"
+    assert document["config"]["job"]["policy"] == "vllm"
+    assert document["config"]["plan"]["page_tokens"] == 16
+    assert len(read(tmp_path / "out.jsonl")) == 4
+    capsys.readouterr()
+    assert main(["validate", "replay", str(folder), "--no-fresh"]) == 0
+    assert "of vllm on exec came again" in capsys.readouterr().out
+    assert main(["report", str(folder), "--json"]) == 0
+    (summary,) = json.loads(capsys.readouterr().out)["runs"]
+    assert {"schema": 1, **summary} == json.loads((folder / "summary.json").read_text())
+
+
+def test_model_init(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "m"
+    assert main(["model", "init", str(folder), "--arch", "qwen3-moe", "--seed", "4"]) == 0
+    assert f"wrote {folder}: a random tiny qwen3-moe checkpoint, seed 4" in capsys.readouterr().err
+    assert main(["model", "show", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_experts"] == 8
+    before = (folder / "model.safetensors").read_bytes()
+    assert main(["model", "init", str(folder)]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert main(["model", "init", str(folder), "--force", "--size", "huge"]) == 2
+    assert "unknown size 'huge'; choose one of tiny, small" in capsys.readouterr().err
+    assert main(["model", "init", str(tmp_path / "no"), "--arch", "gpt"]) == 2
+    assert "unknown arch 'gpt'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert main(["model", "init", str(folder), "--force"]) == 0
+    assert (folder / "model.safetensors").read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    assert main(["model", "init", str(other), "--force"]) == 2
+    assert "is not a checkpoint (no config.json)" in capsys.readouterr().err
+    assert main(["model", "init", str(other / "thesis.tex"), "--force"]) == 2
+    assert (other / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_threads_are_calm_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import os
+
+    from batchgen.cli.torch_threads import calm_threads
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    calm_threads()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    calm_threads()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
