@@ -97,6 +97,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
         "against the fastest",
         "output tokens/s",
         "prefill / mixed / decode / idle",
+        "rows per decode pass",
         "preempted, suspended",
     )
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
@@ -107,6 +108,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
         lines.append(
             f"| `{row['policy']}` | {duration(bct)} | {bct / best:.2f}x "
             f"| {float(row['output_tokens_per_s']):,.0f} | {split} "
+            f"| {float(row['mean_decode_batch']):,.0f} "
             f"| {int(row['preemptions']):,}, {int(row['suspensions']):,} |"
         )
     return "\n".join(lines)
