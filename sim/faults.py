@@ -17,6 +17,8 @@ import msgspec
 from batchgen.errors import DataError, UserError
 from batchgen.units import to_ps
 
+MAX_S = 4_000_000  # a time and a spell on top of it stay inside int64 picoseconds
+FACTORS = (0.001, 1000.0)  # factors are kept in thousandths
 KINDS = ("slow", "lost", "notice", "back")
 
 
@@ -70,13 +72,20 @@ def load_faults(path: str, num_gpus: int) -> list[Fault]:
                 field="gpu",
                 remedy=f"use 0 to {num_gpus - 1}",
             )
-        if line.at_s < 0 or line.for_s < 0:
-            raise DataError("times must not be negative", path=path, line=number, field="at_s")
+        for name in ("at_s", "for_s", "deadline_s"):
+            if not 0 <= getattr(line, name) <= MAX_S:
+                raise DataError(
+                    f"{getattr(line, name)} is not a time from 0 to {MAX_S} s",
+                    path=path,
+                    line=number,
+                    field=name,
+                    remedy="give seconds from the start of the run",
+                )
         at_ps = to_ps(line.at_s)
         if line.kind == "slow":
-            if not line.factor > 0:
+            if not FACTORS[0] <= line.factor <= FACTORS[1]:
                 raise DataError(
-                    "a slow device needs a factor above 0",
+                    f"a slow device needs a factor from {FACTORS[0]} to {FACTORS[1]}",
                     path=path,
                     line=number,
                     field="factor",

@@ -48,9 +48,9 @@ class Engine:
         "switch_failed",
         "switching",
         "table",
-        "turn_q",
         "token_budget",
         "touched",
+        "turn_q",
     )
 
     def __init__(

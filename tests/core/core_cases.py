@@ -242,9 +242,7 @@ def build(
     return Outcome(case=case, table=table, simulation=simulation, entries=entries)
 
 
-def schedule(
-    simulation: Simulation, case: Case, kind: str, time: int, one: int, two: int
-) -> None:
+def schedule(simulation: Simulation, case: Case, kind: str, time: int, one: int, two: int) -> None:
     """One trouble; numbers are taken modulo what exists."""
     engine, row = one % case.engines, one % len(case.rows)
     if kind in ("lost", "back", "notice"):
@@ -301,9 +299,13 @@ def cases(
     max_engines: int = 3,
     most_rows: int = 16,
     prefix: bool | None = None,
-    least_pages: int = 4,
+    scarce: bool = False,
 ) -> Case:
-    """A case of any preset, with up to 4 troubles of the given kinds."""
+    """A case of any preset, with up to 4 troubles of the given kinds.
+
+    Engines that share a scarce host pool see each other's leases, which steps of different lengths
+    take at different times; `scarce` allows such cases.
+    """
     preset = draw(st.sampled_from(presets))
     trouble = st.tuples(
         st.sampled_from(kinds or ("cancel",)),
@@ -311,13 +313,16 @@ def cases(
         st.integers(0, 63),
         st.integers(0, 63),
     )
+    engines_per_node = draw(st.sampled_from((1, 1, 2)))
+    hosts = (0, 5, 30, LARGE_HOST) if scarce or engines_per_node == 1 else (0, LARGE_HOST)
     return Case(
         preset=preset,
+        engines_per_node=engines_per_node,
         rows=tuple(draw(st.lists(rows(), min_size=1, max_size=most_rows))),
         engines=draw(st.integers(1, max_engines)),
         ranks=draw(st.sampled_from((1, 1, 2, 4))),
-        hbm_pages=draw(st.one_of(st.integers(least_pages, 40), st.integers(20, 200))),
-        host_pages=draw(st.sampled_from((0, 5, 30, LARGE_HOST))),
+        hbm_pages=draw(st.one_of(st.integers(4, 40), st.integers(20, 200))),
+        host_pages=draw(st.sampled_from(hosts)),
         page=draw(st.sampled_from((4, 8))),
         budget=draw(st.sampled_from((8, 16, 64, 200))),
         seqs=draw(st.integers(1, 8)),

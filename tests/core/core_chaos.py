@@ -122,9 +122,7 @@ class Chaos:
             passes += 1
         self.running[engine] = after
         by = "failed" if failed else "n" if passes == step.n else "cut"
-        self.tell(
-            ev.StepDone(engine, step.epoch, step.q0, passes, sorted(finished), passes, by)
-        )
+        self.tell(ev.StepDone(engine, step.epoch, step.q0, passes, sorted(finished), passes, by))
 
     def end_copy(self, copy: int) -> None:
         del self.copies[copy]
@@ -157,7 +155,9 @@ class Chaos:
         engine = pick.randrange(self.case.engines)
         row = pick.randrange(len(self.case.rows))
         rank = pick.randrange(self.case.ranks)
-        kind = pick.choice("lose notice back cancel fail short timer plan stale".split())
+        kind = pick.choice(
+            ["lose", "notice", "back", "cancel", "fail", "short", "timer", "plan", "stale"]
+        )
         if kind == "lose" and engine not in self.dead:
             self.lose(engine)
         elif kind == "notice" and engine not in self.dead:

@@ -107,7 +107,8 @@ class Naive:
             decodes, chunks = composed
             self.now += toy_time(decodes, chunks)
             shown = [
-                (one.index, one.cached, size, one.cached + size == one.known) for one, size in chunks
+                (one.index, one.cached, size, one.cached + size == one.known)
+                for one, size in chunks
             ]
             ended = self.commit(decodes, chunks)
             passes.append((count, sorted(one.index for one in decodes), sorted(shown), ended))

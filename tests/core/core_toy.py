@@ -17,7 +17,9 @@ class ToyCost:
     DECODE, CONTEXT, TOKEN, PAIRS, READS, SAMPLE, CHECKPOINT = 700, 3, 50, 1, 2, 90, 11
     FIXED, SHARED = 5000, 40
 
-    def __init__(self, num_ranks: int = 1, *, copy_fixed_ps: int = 3000, copy_ps: int = 170) -> None:
+    def __init__(
+        self, num_ranks: int = 1, *, copy_fixed_ps: int = 3000, copy_ps: int = 170
+    ) -> None:
         self.num_ranks = num_ranks
         self.copy_fixed = copy_fixed_ps
         self.copy_token = copy_ps

@@ -16,9 +16,7 @@ from batchgen.runtime.core import Runtime
 from batchgen.sequence import Phase, Status, Table
 
 TROUBLES = ("lost", "back", "notice", "cancel", "pool_short")
-SETTINGS = settings(
-    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
-)
+SETTINGS = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 
 
 @SETTINGS
@@ -52,9 +50,7 @@ def test_bodies_live_only_while_rows_are_at_work() -> None:
 
 
 @given(
-    st.lists(
-        st.tuples(st.sampled_from(list(Phase)), st.sampled_from(list(Status))), min_size=1
-    ),
+    st.lists(st.tuples(st.sampled_from(list(Phase)), st.sampled_from(list(Status))), min_size=1),
     st.sampled_from(list(Outcome)),
 )
 def test_advance_is_the_default_body_of_many_rows(
@@ -95,9 +91,7 @@ def ends_after_prompt(table: Table, row: int) -> Body:
 @given(cases(), st.booleans())
 def test_a_body_that_returns_ends_its_row(case: Case, reference: bool) -> None:
     checker = Invariants(case)
-    outcome = run(
-        case, body_factory=ends_after_prompt, checker=checker, reference=reference
-    )
+    outcome = run(case, body_factory=ends_after_prompt, checker=checker, reference=reference)
     other = run(case, body_factory=ends_after_prompt, reference=not reference)
     assert outcome.everything() == other.everything()
     for index, row in enumerate(case.rows):

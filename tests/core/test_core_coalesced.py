@@ -49,3 +49,15 @@ def test_coalesced_equals_reference_with_shared_prefixes() -> None:
         assert_equal(case)
 
     check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("prefix", [False, True])
+def test_coalesced_equals_reference_at_length(preset: str, prefix: bool) -> None:
+    @settings(deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
+    @given(cases(presets=(preset,), kinds=DEVICES + TROUBLES, prefix=prefix, most_rows=30))
+    def check(case: Case) -> None:
+        assert_equal(case)
+
+    check()

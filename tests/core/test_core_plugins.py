@@ -32,7 +32,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "evens_first", raising=False)
 
 
-CASE = Case(preset="evens", rows=(Row(prompt=8, budget=4, output=4),) * 6, seqs=2)
+CASE = Case(preset="evens", rows=(Row(prompt=8, budget=4, output=4),) * 6, seqs=1)
 
 
 def first_passes(case: Case) -> dict[int, int]:
@@ -56,7 +56,7 @@ def test_the_simulator_runs_a_preset_of_a_package() -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_part_of_a_package_fits_a_preset_of_ours_and_takes_options() -> None:
     overrides = {"order.part": "evens-first", "order.divisor": "3"}
-    first = first_passes(Case(preset="vllm", rows=CASE.rows, seqs=2, overrides=overrides))
+    first = first_passes(Case(preset="vllm", rows=CASE.rows, seqs=1, overrides=overrides))
     assert sorted(first, key=lambda row: (first[row], row)) == [0, 3, 1, 2, 4, 5]
 
 
