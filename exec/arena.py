@@ -11,7 +11,9 @@ layout (measured; an index_select on a strided layer view is 15 times slower).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -125,13 +127,19 @@ class KvArena:
         page_tokens: int,
         head_dim: int,
         dtype: torch.dtype,
+        device: str = "cpu",
+        pinned: bool = False,
     ) -> None:
         self.page_tokens = page_tokens
         self.num_layers = num_layers
+        self.device = torch.device(device)
         shape = (num_pages, num_layers, 2, num_kv_heads, page_tokens, head_dim)
         # Zeros, not empty: masked positions are multiplied by 0, which does not hide a stray NaN.
-        self.storage = torch.zeros(shape, dtype=dtype)
+        self.storage = torch.zeros(shape, dtype=dtype, device=self.device, pin_memory=pinned)
         self.flat = self.storage.view(-1, num_kv_heads, page_tokens, head_dim)
+        self._vectors = self.storage.view(-1, head_dim)
+        # Two buffers for keys and values as stored, two for them in float32: see `load`.
+        self._buffers: dict[str, torch.Tensor] = {}
         self.pool = PagePool(name, num_pages)
         self.tables = BlockTables()
 
@@ -146,6 +154,14 @@ class KvArena:
         missing = -(-tokens // self.page_tokens) - have
         if missing > 0:
             self.tables.append(slot, self.pool.allocate(missing))
+
+    def erase(self, slot: int) -> None:
+        """Write zeros over the slot's pages: a NaN left behind would reach the next owner."""
+        self.storage[self.tensor(np.array(self.tables.of(slot), dtype=np.int64))] = 0
+
+    def tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        """An array as a tensor where this arena is."""
+        return torch.from_numpy(array).to(self.device)
 
     def release(self, slot: int) -> None:
         """Drop every page of the slot; shared pages live on with their other owners."""
@@ -172,6 +188,58 @@ class KvArena:
         base = pages * (2 * self.num_layers) + 2 * layer
         return self.flat.index_select(0, base), self.flat.index_select(0, base + 1)
 
+    def load(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `gather` gives, in float32 and in buffers that the next load writes over.
+
+        Buffers, because fresh memory of this size costs more than the copy (page faults).
+        """
+        base = pages * (2 * self.num_layers) + 2 * layer
+        shape = (len(pages), *self.flat.shape[1:])
+        return (
+            self._load("keys", self.flat, base, shape),
+            self._load("values", self.flat, base + 1, shape),
+        )
+
+    def load_tokens(self, layer: int, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of single tokens in float32, in the buffers of `load`.
+
+        `tokens` [M, B] are numbers from `token_numbers`; two of [M, kv_heads, B, head_dim].
+        """
+        _, _, _, kv_heads, page_tokens, head_dim = self.storage.shape
+        heads = torch.arange(kv_heads, device=self.device) * page_tokens
+        index = (tokens + 2 * layer * kv_heads * page_tokens)[:, None] + heads[:, None]
+        shape = (len(tokens), kv_heads, tokens.shape[1], head_dim)
+        flat = index.flatten()
+        return (
+            self._load("keys", self._vectors, flat, shape),
+            self._load("values", self._vectors, flat + kv_heads * page_tokens, shape),
+        )
+
+    def token_numbers(self, slots: IntArray, positions: IntArray) -> IntArray:
+        """Where the first head's key of these tokens of these rows lies in layer 0."""
+        columns, offsets = np.divmod(positions, self.page_tokens)
+        _, layers, _, kv_heads, page_tokens, _ = self.storage.shape
+        numbers: IntArray = (
+            self.tables.pages[slots, columns] * (layers * 2 * kv_heads * page_tokens) + offsets
+        )
+        return numbers
+
+    def _load(
+        self, name: str, source: torch.Tensor, index: torch.Tensor, shape: tuple[int, ...]
+    ) -> torch.Tensor:
+        stored = self._buffer(name, self.storage.dtype, shape)
+        torch.index_select(source, 0, index, out=stored.view(len(index), *source.shape[1:]))
+        if stored.dtype == torch.float32:
+            return stored
+        return self._buffer(name + " wide", torch.float32, shape).copy_(stored)
+
+    def _buffer(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        need = math.prod(shape)
+        have = self._buffers.get(name)
+        if have is None or have.numel() < need:
+            have = self._buffers[name] = torch.empty(need, dtype=dtype, device=self.device)
+        return have[:need].view(shape)
+
 
 def copy_pages(source: KvArena, target: KvArena, slot: int, first: int, last: int) -> int:
     """Copy pages [first, last) of a slot from one tier to the other; returns bytes moved.
@@ -180,7 +248,7 @@ def copy_pages(source: KvArena, target: KvArena, slot: int, first: int, last: in
     """
     if last <= first:
         return 0
-    src = torch.from_numpy(source.tables.pages[slot, first:last])
-    dst = torch.from_numpy(target.tables.pages[slot, first:last])
-    target.storage.index_copy_(0, dst, source.storage.index_select(0, src))
+    src = source.tensor(source.tables.pages[slot, first:last])
+    dst = target.tensor(target.tables.pages[slot, first:last])
+    target.storage.index_copy_(0, dst, source.storage.index_select(0, src).to(target.device))
     return (last - first) * source.page_bytes

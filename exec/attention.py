@@ -1,7 +1,8 @@
 """Paged attention in plain torch: decode over (row, page) pairs, chunks in padded groups.
 
-Reads and writes nothing but the arena. Shapes: T tokens, R decoding rows, M (row, page) pairs,
-N query heads, V kv heads, G = N / V queries per kv head, P page_tokens, D head_dim.
+Exact mode runs decode and chunks alike over (query tile, 64-key block) pairs. Reads nothing but the
+arena. Shapes: T tokens, R decoding rows, C tiles of Q tokens, N query heads, V kv heads, G = N / V
+queries per kv head, D head_dim.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as functional
 
 from batchgen.exec.arena import KvArena
-from batchgen.exec.batch import ChunkGroup, DecodePages, PassBatch
+from batchgen.exec.batch import BLOCK_TOKENS, ChunkGroup, DecodePages, PassBatch, TileGroup
+from batchgen.exec.blocks import attend
 
 
 def paged_attention(
@@ -20,38 +22,58 @@ def paged_attention(
 
     Returns [T, N, D] in the dtype of q.
     """
+    if batch.decode is not None and not batch.chunks:
+        return decode_attention(arena, layer, q_TND, batch.decode)
     out_TND = torch.empty_like(q_TND)
     if batch.decode is not None:
         n = batch.num_decodes
         out_TND[:n] = decode_attention(arena, layer, q_TND[:n], batch.decode)
     for group in batch.chunks:
         chunk_attention(arena, layer, q_TND, group, out_TND)
+    for tiles in batch.tiles:
+        tile_attention(arena, layer, q_TND, tiles, out_TND)
     return out_TND
 
 
 def decode_attention(
-    arena: KvArena, layer: int, q_RND: torch.Tensor, pairs: DecodePages
+    arena: KvArena, layer: int, q_RND: torch.Tensor, decode: DecodePages
 ) -> torch.Tensor:
-    """One query per row. Each page is reduced alone, then pages are added in order, in float32.
-
-    No padding to the longest row: work is proportional to the pages that are really there.
-    """
-    keys, values = arena.gather(layer, pairs.pages)
-    keys, values = keys.float(), values.float()
+    """One query per row; a block is a page, and a row's pages are added in order, in float32."""
     num_rows, num_heads, head_dim = q_RND.shape
-    num_kv_heads = keys.shape[1]
-    q_RVGD = q_RND.float().view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    q_MVGD = (q_RVGD * head_dim**-0.5).index_select(0, pairs.rows)
-    scores_MVGP = torch.matmul(q_MVGD, keys.transpose(-1, -2)) + pairs.mask[:, None, None, :]
-    top_MVG = scores_MVGP.amax(-1)
-    floor = torch.full_like(top_MVG[:1], -torch.inf)
-    top_RVG = torch.cat((top_MVG, floor))[pairs.pad].amax(1)
-    weights_MVGP = torch.exp(scores_MVGP - top_RVG.index_select(0, pairs.rows)[..., None])
-    partial_MVGD = torch.matmul(weights_MVGP, values)
-    # index_add_ adds the pages of a row one after another, first page first.
-    total_RVGD = torch.zeros_like(q_RVGD).index_add_(0, pairs.rows, partial_MVGD)
-    norm_RVG = torch.zeros_like(top_RVG).index_add_(0, pairs.rows, weights_MVGP.sum(-1))
-    return (total_RVGD / norm_RVG[..., None]).view(q_RND.shape).to(q_RND.dtype)
+    num_kv_heads = arena.flat.shape[1]
+    q_RVGD = q_RND.index_select(0, decode.order).view(num_rows, num_kv_heads, -1, head_dim)
+    out_RVGD = attend(
+        q_RVGD,
+        decode.pairs,
+        lambda a, b: arena.load(layer, decode.pages[a:b]),
+        arena.page_tokens,
+    )
+    out_RND = out_RVGD.view(num_rows, num_heads, head_dim).to(q_RND.dtype)
+    return torch.empty_like(out_RND).index_copy_(0, decode.order, out_RND)
+
+
+def tile_attention(
+    arena: KvArena, layer: int, q_TND: torch.Tensor, group: TileGroup, out_TND: torch.Tensor
+) -> None:
+    """Tiles of tokens over blocks of BLOCK_TOKENS keys at fixed positions, whatever the pages are.
+
+    All query heads of a kv head share a product, [Q * G, D] x [D, BLOCK_TOKENS]; Q makes it a
+    multiple of 16 rows high, so that a token's bits do not depend on its tile (see
+    `batchgen.exec.exact`).
+    """
+    num_tiles, size = group.tokens.shape
+    num_kv_heads, head_dim = arena.flat.shape[1], q_TND.shape[2]
+    q_CQVGD = q_TND[group.tokens].view(num_tiles, size, num_kv_heads, -1, head_dim)
+    q_CVXD = q_CQVGD.transpose(1, 2).flatten(2, 3)
+    out_CVXD = attend(
+        q_CVXD,
+        group.pairs,
+        lambda a, b: arena.load_tokens(layer, group.keys[a:b]),
+        BLOCK_TOKENS,
+    )
+    out_CQVGD = out_CVXD.view(num_tiles, num_kv_heads, size, -1, head_dim).transpose(1, 2)
+    flat = out_CQVGD.reshape(num_tiles * size, -1, head_dim)
+    out_TND[group.where] = flat.index_select(0, group.scatter).to(q_TND.dtype)
 
 
 def chunk_attention(

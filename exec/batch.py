@@ -6,6 +6,7 @@ Order of tokens: first one token per decoding row, then the prompt chunks one af
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,14 @@ import numpy as np
 import torch
 
 from batchgen.exec.arena import IntArray, KvArena
+from batchgen.exec.blocks import Pairs, pair_up
 
 # A group of chunks may spend at most this factor of padded attention work over what it needs.
 MAX_PADDING = 1.5
+# Exact mode: attention reduces blocks of this many keys at fixed positions, whatever a page is.
+BLOCK_TOKENS = 64
+LARGE_TILE = 64
+GROUP_ELEMENTS = 1 << 22  # of one kv head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,16 +35,30 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodePages:
-    """All (row, page) pairs of the decoding rows, row by row, pages in order.
+    """The decoding rows as tiles of one query and their pages as blocks.
 
-    `pages` [M] physical pages; `rows` [M] their row; `pad` [R, max pages] index of each row's pairs
-    (M where there is none); `mask` [M, page_tokens] is 0 or -inf for positions past the row's end.
+    `order` [R]: the row of each tile, rows with more pages first; `pages` [M]: the physical page of
+    each pair.
     """
 
+    order: torch.Tensor
     pages: torch.Tensor
-    rows: torch.Tensor
-    pad: torch.Tensor
-    mask: torch.Tensor
+    pairs: Pairs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileGroup:
+    """Exact mode: C tiles of Q neighbouring tokens of a row, decoding rows and chunks alike.
+
+    `tokens` [C, Q] flat token numbers (padding repeats the tile's last one); `scatter` and `where`
+    name the real ones as in ChunkGroup. `keys` [M, BLOCK_TOKENS]: token numbers in the arena.
+    """
+
+    tokens: torch.Tensor
+    scatter: torch.Tensor
+    where: torch.Tensor
+    keys: torch.Tensor
+    pairs: Pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +86,23 @@ class PassBatch:
     pages: torch.Tensor
     offsets: torch.Tensor
     num_decodes: int
-    decode: DecodePages | None
-    chunks: tuple[ChunkGroup, ...]
+    decode: DecodePages | None = None
+    chunks: tuple[ChunkGroup, ...] = ()
+    tiles: tuple[TileGroup, ...] = ()
 
 
 def build_batch(
-    arena: KvArena, token_ids: IntArray, decodes: Sequence[Segment], chunks: Sequence[Segment]
+    arena: KvArena,
+    token_ids: IntArray,
+    decodes: Sequence[Segment],
+    chunks: Sequence[Segment],
+    *,
+    exact_queries: int = 0,
 ) -> PassBatch:
-    """Lay out one pass. `token_ids` [T]: decodes, then chunks; their pages are reserved already."""
+    """Lay out one pass. `token_ids` [T]: decodes, then chunks; their pages are reserved already.
+
+    `exact_queries`: queries per kv head of the model for exact mode, 0 for the fast one.
+    """
     segments = [*decodes, *chunks]
     lengths = np.array([s.length for s in segments], dtype=np.int64)
     starts = np.array([s.start for s in segments], dtype=np.int64)
@@ -83,34 +112,99 @@ def build_batch(
     positions = np.repeat(starts, lengths) + within
     columns, offsets = np.divmod(positions, arena.page_tokens)
     pages = arena.tables.pages[np.repeat(slots, lengths), columns]
-    num_decodes = len(decodes)
+    n = len(decodes)
+    fast = not exact_queries
     return PassBatch(
-        token_ids=torch.from_numpy(token_ids),
-        positions=torch.from_numpy(positions),
-        pages=torch.from_numpy(pages),
-        offsets=torch.from_numpy(offsets),
-        num_decodes=num_decodes,
-        decode=_decode_pages(arena, slots[:num_decodes], starts[:num_decodes] + 1)
-        if num_decodes
-        else None,
-        chunks=_chunk_groups(arena, chunks, firsts[num_decodes:]),
+        token_ids=arena.tensor(token_ids),
+        positions=arena.tensor(positions),
+        pages=arena.tensor(pages),
+        offsets=arena.tensor(offsets),
+        num_decodes=n,
+        decode=_decode_pages(arena, slots[:n], starts[:n] + 1) if n and fast else None,
+        chunks=_chunk_groups(arena, chunks, firsts[n:]) if fast else (),
+        tiles=() if fast else _tile_groups(arena, slots, starts, lengths, firsts, exact_queries),
     )
 
 
 def _decode_pages(arena: KvArena, slots: IntArray, contexts: IntArray) -> DecodePages:
     counts = -(-contexts // arena.page_tokens)
-    rows = np.repeat(np.arange(len(slots)), counts)
-    firsts = np.cumsum(counts) - counts
-    columns = np.arange(len(rows)) - np.repeat(firsts, counts)
-    valid = contexts[rows] - columns * arena.page_tokens
-    hidden = np.arange(arena.page_tokens)[None, :] >= valid[:, None]
-    pad = np.full((len(slots), int(counts.max())), len(rows), dtype=np.int64)
-    pad[rows, columns] = np.arange(len(rows))
+    order = np.argsort(-counts, kind="stable")
+    tiles, blocks, widths = pair_up(counts[order])
+    rows = order[tiles]
+    visible = np.minimum(contexts[rows] - blocks * arena.page_tokens, arena.page_tokens)
     return DecodePages(
-        pages=torch.from_numpy(arena.tables.pages[slots[rows], columns]),
-        rows=torch.from_numpy(rows),
-        pad=torch.from_numpy(pad),
-        mask=torch.from_numpy(np.where(hidden, np.float32(-np.inf), np.float32(0.0))),
+        order=arena.tensor(order),
+        pages=arena.tensor(arena.tables.pages[slots[rows], blocks]),
+        pairs=Pairs(
+            tiles=arena.tensor(tiles), widths=widths, visible=arena.tensor(visible[:, None])
+        ),
+    )
+
+
+def _tile_groups(
+    arena: KvArena,
+    slots: IntArray,
+    starts: IntArray,
+    lengths: IntArray,
+    firsts: IntArray,
+    queries: int,
+) -> tuple[TileGroup, ...]:
+    """Cut all segments into tiles: small ones for decoding rows, larger ones for long chunks."""
+    groups: list[TileGroup] = []
+    smallest = 16 // math.gcd(16, queries)  # the product is a multiple of 16 rows high
+    sizes = np.select([lengths <= smallest, lengths <= 16], [smallest, 16], LARGE_TILE)
+    for size in sorted(set(sizes.tolist())):
+        chosen = np.flatnonzero(sizes == size)
+        pieces = -(-lengths[chosen] // size)
+        owner = np.repeat(chosen, pieces)
+        skipped = size * (np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+        start, first = starts[owner] + skipped, firsts[owner] + skipped
+        length = np.minimum(lengths[owner] - skipped, size)
+        counts = (start + length - 1) // BLOCK_TOKENS + 1
+        order = np.argsort(-counts, kind="stable")
+        # Bounded memory: a group's partial sums over all blocks are kept until they are added.
+        share = np.cumsum(counts[order]) * queries * size * arena.storage.shape[-1]
+        parts = np.split(order, np.flatnonzero(np.diff(share // GROUP_ELEMENTS)) + 1)
+        for part in parts:
+            rows = owner[part]
+            tile_start, tile_first = start[part], first[part]
+            groups.append(
+                _tile_group(arena, slots[rows], tile_start, length[part], tile_first, size, queries)
+            )
+    return tuple(groups)
+
+
+def _tile_group(
+    arena: KvArena,
+    slots: IntArray,
+    starts: IntArray,
+    lengths: IntArray,
+    firsts: IntArray,
+    size: int,
+    queries: int,
+) -> TileGroup:
+    query = np.arange(size)[None, :]
+    within = np.minimum(query, lengths[:, None] - 1)
+    tokens = firsts[:, None] + within
+    real = query < lengths[:, None]
+    last = starts + lengths - 1
+    tiles, blocks, widths = pair_up(last // BLOCK_TOKENS + 1)
+    keys = np.minimum(
+        blocks[:, None] * BLOCK_TOKENS + np.arange(BLOCK_TOKENS), last[tiles][:, None]
+    )
+    visible = np.clip(
+        (starts[:, None] + within)[tiles] + 1 - blocks[:, None] * BLOCK_TOKENS, 0, BLOCK_TOKENS
+    )
+    return TileGroup(
+        tokens=arena.tensor(tokens),
+        scatter=arena.tensor(np.flatnonzero(real)),
+        where=arena.tensor(tokens[real]),
+        keys=arena.tensor(arena.token_numbers(slots[tiles][:, None], keys)),
+        pairs=Pairs(
+            tiles=arena.tensor(tiles),
+            widths=widths,
+            visible=arena.tensor(np.repeat(visible, queries, axis=1)),
+        ),
     )
 
 
@@ -149,9 +243,9 @@ def _chunk_group(arena: KvArena, chunks: Sequence[Segment], firsts: IntArray) ->
     # Padding queries look where the chunk's last token looks: a row with no key at all is NaN.
     mask = key <= (starts + np.minimum(query, lengths - 1))[:, :, None]
     return ChunkGroup(
-        tokens=torch.from_numpy(tokens),
-        scatter=torch.from_numpy(np.flatnonzero(real)),
-        where=torch.from_numpy(tokens[real]),
-        pages=torch.from_numpy(arena.tables.pages[slots, columns]),
-        mask=torch.from_numpy(mask[:, None]),
+        tokens=arena.tensor(tokens),
+        scatter=arena.tensor(np.flatnonzero(real)),
+        where=arena.tensor(tokens[real]),
+        pages=arena.tensor(arena.tables.pages[slots, columns]),
+        mask=arena.tensor(mask[:, None]),
     )

@@ -7,12 +7,14 @@ the weights are. Shapes: T tokens, H hidden, D head_dim, E experts, K experts pe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
 
 from batchgen.exec.config import RopeConfig
+from batchgen.exec.exact import ROW_MULTIPLE, exact_linear, exact_silu
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -22,9 +24,21 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return wide.to(x.dtype) * weight
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    exact: bool = False,
+) -> torch.Tensor:
     """x @ weight.T (+ bias). One door for every product, so that a mode can change them all."""
-    return functional.linear(x, weight, bias)
+    return exact_linear(x, weight, bias) if exact else functional.linear(x, weight, bias)
+
+
+def gated(gate_up: torch.Tensor, *, exact: bool = False) -> torch.Tensor:
+    """silu(gate) * up, where the last dimension holds gate before up."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return (exact_silu(gate) if exact else functional.silu(gate)) * up
 
 
 def rope_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
@@ -41,11 +55,12 @@ def rope_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
     return (1.0 - keep) * frequencies / scaling.factor + keep * frequencies
 
 
-def rope_angles(
-    frequencies: torch.Tensor, positions: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of every token's angles, each [T, 1, D / 2] in float32."""
-    angles = positions.float()[:, None, None] * frequencies
+def rope_table(frequencies: torch.Tensor, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of the angles of positions below `positions`, each [positions, 1, D / 2].
+
+    A table, so that a token's angles cost a look-up and cannot depend on its batch.
+    """
+    angles = torch.arange(positions).float()[:, None, None] * frequencies
     return angles.cos(), angles.sin()
 
 
@@ -64,10 +79,11 @@ class DenseMlp:
     down: torch.Tensor
     gate_up_bias: torch.Tensor | None = None
     down_bias: torch.Tensor | None = None
+    exact: bool = False
 
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
-        gate, up = linear(x_TH, self.gate_up, self.gate_up_bias).chunk(2, dim=-1)
-        return linear(functional.silu(gate) * up, self.down, self.down_bias)
+        inner = linear(x_TH, self.gate_up, self.gate_up_bias, exact=self.exact)
+        return linear(gated(inner, exact=self.exact), self.down, self.down_bias, exact=self.exact)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,35 +98,66 @@ class SparseMlp:
     down: torch.Tensor
     experts_per_token: int
     norm_topk_prob: bool
+    exact: bool = False
 
     def route(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and expert numbers, each [T, K]; ties go to the lower expert."""
-        probabilities = torch.softmax(linear(x_TH, self.router).float(), dim=-1)
+        scores = linear(x_TH, self.router, exact=self.exact).float()
+        probabilities = torch.softmax(scores, dim=-1)
         # A stable descending sort: topk leaves the order of equal experts open.
         sorted_TE, order_TE = torch.sort(probabilities, dim=-1, descending=True, stable=True)
-        weights, experts = (
-            sorted_TE[:, : self.experts_per_token],
-            order_TE[:, : self.experts_per_token],
-        )
+        weights = sorted_TE[:, : self.experts_per_token]
         if self.norm_topk_prob:
-            weights = weights / weights.sum(-1, keepdim=True)
-        return weights.to(x_TH.dtype), experts
+            weights = weights / _add_in_order(weights.unbind(-1))[:, None]
+        return weights.to(x_TH.dtype), order_TE[:, : self.experts_per_token]
 
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
         weights, experts = self.route(x_TH)
-        order = experts.flatten().argsort(stable=True)
+        assigned, order = experts.flatten().sort(stable=True)
+        counts = torch.bincount(assigned, minlength=len(self.router))
         grouped = x_TH.index_select(0, order // self.experts_per_token)
-        counts = torch.bincount(experts.flatten(), minlength=len(self.router)).tolist()
-        outputs = []
-        for expert, group in enumerate(grouped.split(counts)):
-            if len(group):
-                gate, up = linear(group, self.gate_up[expert]).chunk(2, dim=-1)
-                outputs.append(linear(functional.silu(gate) * up, self.down[expert]))
-        parked = torch.empty_like(grouped)
-        parked[order] = torch.cat(outputs)
-        parked = parked.view(*experts.shape, -1)
+        outputs = (self._padded if self.exact else self._grouped)(grouped, assigned, counts)
+        parked = torch.empty_like(outputs).index_copy_(0, order, outputs)
+        parked = parked.view(*experts.shape, -1) * weights[..., None]
         # One fixed order of addition per token, the order of its experts by weight.
-        return (parked * weights[..., None]).sum(1)
+        return _add_in_order(parked.unbind(1))
+
+    def _grouped(
+        self, x_SH: torch.Tensor, assigned: torch.Tensor, counts: torch.Tensor
+    ) -> torch.Tensor:
+        """Experts on their neighbouring rows; S = T * K rows sorted by expert."""
+        if x_SH.dtype == torch.bfloat16:
+            ends = counts.cumsum(0).to(torch.int32)
+            inner = functional.grouped_mm(x_SH, self.gate_up.transpose(1, 2), offs=ends)
+            return functional.grouped_mm(gated(inner), self.down.transpose(1, 2), offs=ends)
+        return self._each(x_SH, counts.tolist())
+
+    def _padded(
+        self, x_SH: torch.Tensor, assigned: torch.Tensor, counts: torch.Tensor
+    ) -> torch.Tensor:
+        """Exact mode: every expert's group starts and ends at a multiple of ROW_MULTIPLE rows."""
+        padded = (counts + (ROW_MULTIPLE - 1)) // ROW_MULTIPLE * ROW_MULTIPLE
+        shift = (padded.cumsum(0) - padded) - (counts.cumsum(0) - counts)
+        places = torch.arange(len(assigned), device=assigned.device) + shift[assigned]
+        sizes = padded.tolist()
+        wide = x_SH.new_zeros(sum(sizes), x_SH.shape[1]).index_copy_(0, places, x_SH)
+        return self._each(wide, sizes).index_select(0, places)
+
+    def _each(self, x_SH: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        outputs = []
+        for expert, group in enumerate(x_SH.split(sizes)):
+            if len(group):
+                inner = functional.linear(group, self.gate_up[expert])
+                inner = gated(inner, exact=self.exact)
+                outputs.append(functional.linear(inner, self.down[expert]))
+        return torch.cat(outputs)
+
+
+def _add_in_order(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 Mlp = DenseMlp | SparseMlp

@@ -21,7 +21,7 @@ def greedy(logits_RV: torch.Tensor) -> torch.Tensor:
     """
     top_R1 = logits_RV.amax(-1, keepdim=True)
     size = logits_RV.shape[-1]
-    index_V = torch.arange(size)
+    index_V = torch.arange(size, device=logits_RV.device)
     chosen = torch.where(logits_RV == top_R1, index_V, size).amin(-1)
     return torch.where(top_R1.squeeze(-1).isfinite(), chosen, size)
 
@@ -70,7 +70,7 @@ def choose(
     logits_RV: torch.Tensor, sampling: Sequence[Sampling | None], counters: Sequence[int]
 ) -> list[int]:
     """Next token of each row; the vocabulary size marks a row whose logits are not finite."""
-    chosen = greedy(logits_RV)
+    chosen = greedy(logits_RV).cpu()
     size = logits_RV.shape[-1]
     drawn = [
         i for i, s in enumerate(sampling) if s is not None and not s.greedy and chosen[i] < size
@@ -78,6 +78,8 @@ def choose(
     if drawn:
         settings = [s for s in (sampling[i] for i in drawn) if s is not None]
         index = torch.tensor(drawn)
-        chosen[index] = nucleus(logits_RV[index], settings, [counters[i] for i in drawn])
+        chosen[index] = nucleus(
+            logits_RV[index.to(logits_RV.device)].cpu(), settings, [counters[i] for i in drawn]
+        )
     tokens: list[int] = chosen.tolist()
     return tokens

@@ -26,6 +26,15 @@ from batchgen.exec.weights import Checkpoint
 from batchgen.job.sampling import Sampling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICES = ("cpu", "cuda")
+
+
+def check_device(device: str) -> None:
+    """Raise UserError unless `device` is one that this torch can use."""
+    if device not in DEVICES:
+        raise UserError(f"unknown device {device!r}", remedy=f"choose one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("this torch finds no cuda device", remedy="use --device cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +70,9 @@ class Worker:
     """A model with its KV arenas. Rows are named by the runtime's row numbers.
 
     `hbm_pages` and `host_pages` are sizes of the two tiers in pages of `page_tokens` tokens;
-    `threads` sets the torch threads of the process.
+    `threads` sets the torch threads of the process. `exact`: a row's tokens do not depend on what
+    else happens (float32 on the cpu; DESIGN 8). `device` is "cpu" or "cuda"; the host tier of a
+    cuda worker is pinned.
     """
 
     def __init__(
@@ -73,16 +84,30 @@ class Worker:
         host_pages: int,
         dtype: str = "float32",
         threads: int | None = None,
+        exact: bool = False,
+        device: str = "cpu",
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}", remedy=f"choose one of {', '.join(DTYPES)}")
+        if exact and (dtype != "float32" or device != "cpu"):
+            raise UserError(
+                f"exact mode runs in float32 on the cpu, not in {dtype} on {device}",
+                remedy="leave out --exact, or --dtype and --device",
+            )
+        check_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
         self.config: ModelConfig = load_config(Path(model_dir))
         self.page_tokens = page_tokens
+        self.device = device
         self.model = Transformer(
-            self.config, Checkpoint(Path(model_dir), self.config), DTYPES[dtype]
+            self.config,
+            Checkpoint(Path(model_dir), self.config),
+            DTYPES[dtype],
+            exact=exact,
+            device=device,
         )
+        self._exact_queries = self.config.num_heads // self.config.num_kv_heads if exact else 0
         self._dtype = DTYPES[dtype]
         self._rows: dict[int, _Row] = {}
         self._free_slots: list[int] = []
@@ -107,6 +132,8 @@ class Worker:
                 page_tokens=self.page_tokens,
                 head_dim=config.head_dim,
                 dtype=dtype,
+                device=self.device if name == "hbm" else "cpu",
+                pinned=name == "host" and self.device != "cpu" and pages > 0,
             )
         except RuntimeError as error:
             size = config.kv_page_elements(self.page_tokens) * dtype.itemsize * pages
@@ -157,6 +184,8 @@ class Worker:
     def forget_row(self, row: int) -> None:
         """Free what the row still holds in both tiers and forget it."""
         state = self._row(row)
+        if state.ended == "failed":
+            self._hbm.erase(state.slot)
         self._hbm.release(state.slot)
         self._host.release(state.slot)
         heapq.heappush(self._free_slots, state.slot)
@@ -220,6 +249,8 @@ class Worker:
     def release(self, row: int, pool: str) -> None:
         """Free the row's pages in one pool; pages that others share stay."""
         state = self._row(row)
+        if state.ended == "failed" and pool == "hbm":
+            self._hbm.erase(state.slot)
         self._pool(pool).release(state.slot)
         if pool == "hbm":
             state.computed = 0
@@ -283,10 +314,12 @@ class Worker:
             for row, s in zip(rows, segments, strict=True)
         ]
         token_ids = np.array([token for part in known for token in part], dtype=np.int64)
-        batch = build_batch(self._hbm, token_ids, decoding, chunking)
+        batch = build_batch(
+            self._hbm, token_ids, decoding, chunking, exact_queries=self._exact_queries
+        )
         ends = np.cumsum([s.length for s in segments]) - 1
         samples = [True] * len(decodes) + [last for _, _, _, last in chunks]
-        wanted = torch.from_numpy(ends[np.array(samples, dtype=bool)])
+        wanted = self._hbm.tensor(ends[np.array(samples, dtype=bool)])
         logits = self.model.forward(self._hbm, batch, wanted)
         for row, segment in zip(rows, segments, strict=True):
             self._rows[row].computed = segment.start + segment.length
