@@ -53,7 +53,8 @@ MEMORY_FRACTION = 0.25
 class ExecJob:
     """What `batchgen exec` is asked to do. Page counts None: as much as the rows can need, bounded
 
-    by a quarter of the free memory. `max_tokens`: output budget of rows that name none.
+    by a quarter of the free memory. `max_tokens`: output budget of rows that name none. `exact`:
+    the same tokens whatever the policy does, in float32 on the cpu.
     """
 
     model: Path
@@ -62,6 +63,8 @@ class ExecJob:
     policy: str = "batchgen"
     overrides: tuple[tuple[str, str], ...] = ()
     dtype: str = "float32"
+    exact: bool = False
+    device: str = "cpu"
     max_tokens: int = 256
     seed: int = 0
     limit: int | None = None
@@ -149,6 +152,8 @@ def prepare(job: ExecJob) -> Prepared:
         host_pages=0,
         dtype=job.dtype,
         threads=job.threads,
+        exact=job.exact,
+        device=job.device,
     )
     load_s = time.perf_counter() - began
     max_context = worker.config.max_context
@@ -370,7 +375,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         policy=job.policy,
         backend="exec",
         model=job.model.name,
-        gpu="cpu",
+        gpu=job.device,
         layout="tp1",
         num_gpus=1,
         config=config,

@@ -36,6 +36,11 @@ def exec_(
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="The same tokens under every policy and batch; float32, cpu."),
+    ] = False,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the model runs.")] = "cpu",
     max_tokens: Annotated[
         int, typer.Option(help="Output budget of rows that name none, in tokens.")
     ] = 256,
@@ -86,6 +91,8 @@ def exec_(
         policy=policy,
         overrides=parse_overrides(overrides or ()),
         dtype=dtype,
+        exact=exact,
+        device=device,
         max_tokens=max_tokens,
         seed=seed,
         limit=limit,

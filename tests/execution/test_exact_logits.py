@@ -1,0 +1,211 @@
+"""Exact mode: logits are bitwise the same in every batch, chunking, page size, after a restore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchgen.errors import UserError
+from batchgen.exec.arena import KvArena
+from batchgen.exec.batch import Segment, build_batch
+from batchgen.exec.config import load_config
+from batchgen.exec.exact import ROW_MULTIPLE, check_products, exact_linear, exact_silu
+from batchgen.exec.init import init_model
+from batchgen.exec.transformer import Transformer
+from batchgen.exec.weights import Checkpoint
+from batchgen.exec.worker import Worker
+
+FAMILIES = ("llama", "qwen3", "qwen3-moe")
+SHAPES = [(64, 128), (64, 264), (64, 8), (32, 64), (256, 16), (100, 76), (512, 512)]
+
+
+@pytest.mark.parametrize(("inner", "outer"), SHAPES)
+def test_a_row_of_a_product_does_not_depend_on_the_batch(inner: int, outer: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(320, inner, generator=generator)
+    weight, bias = torch.randn(outer, inner, generator=generator), torch.randn(outer)
+    whole = exact_linear(x, weight, bias)
+    for rows in range(1, 301):
+        begin = rows % 20
+        part = exact_linear(x[begin : begin + rows], weight, bias)
+        assert torch.equal(part, whole[begin : begin + rows]), rows
+    torch.testing.assert_close(whole, functional.linear(x, weight, bias), atol=1e-4, rtol=1e-4)
+
+
+def test_elementwise_operations_do_not_depend_on_the_place_in_the_vector() -> None:
+    x = torch.randn(40_001, generator=torch.Generator().manual_seed(0)) * 3
+    operations = {
+        "exp": torch.exp,
+        "silu": exact_silu,
+        "rsqrt": lambda t: torch.rsqrt(t.square() + 1e-6),
+        "divide": lambda t: 1.3 / t,
+    }
+    for name, operation in operations.items():
+        whole = operation(x)
+        for length in (1, 2, 3, 7, 15, 16, 17, 31, 33, 1000, 20_001):
+            for begin in (0, 1, 3, 500):
+                part = operation(x[begin : begin + length].clone())
+                assert torch.equal(part, whole[begin : begin + length]), (name, length, begin)
+    torch.testing.assert_close(exact_silu(x), functional.silu(x))
+    assert exact_silu(torch.tensor([-200.0, 200.0])).tolist() == [0.0, 200.0]
+
+
+@pytest.mark.parametrize("width", [8, 16, 64, 100, 264])
+def test_reductions_over_a_row_do_not_depend_on_the_number_of_rows(width: int) -> None:
+    x = torch.randn(200, width, generator=torch.Generator().manual_seed(0))
+    means, softmax = x.square().mean(-1), torch.softmax(x, -1)
+    for rows in range(1, 130):
+        part = x[7 : 7 + rows].clone()
+        assert torch.equal(part.square().mean(-1), means[7 : 7 + rows])
+        assert torch.equal(torch.softmax(part, -1), softmax[7 : 7 + rows])
+
+
+def test_a_library_that_breaks_the_promise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_products([torch.randn(24, 48), torch.randn(8, 64)])
+    right = functional.linear
+
+    def wrong(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return right(x, weight) * (1 + 1e-6 * (len(x) == ROW_MULTIPLE))
+
+    monkeypatch.setattr(functional, "linear", wrong)
+    with pytest.raises(UserError, match="depends on the batch"):
+        check_products([torch.randn(24, 48)])
+
+
+class Passes:
+    """A model in exact mode whose passes return the logits of every token."""
+
+    def __init__(self, directory: Path, page_tokens: int, pages: int = 800) -> None:
+        config = load_config(directory)
+        self.model = Transformer(config, Checkpoint(directory, config), torch.float32, exact=True)
+        self.queries = config.num_heads // config.num_kv_heads
+        self.arena = KvArena(
+            "hbm",
+            pages * 16 // page_tokens,
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            page_tokens=page_tokens,
+            head_dim=config.head_dim,
+            dtype=torch.float32,
+        )
+
+    def run(
+        self, rows: Sequence[list[int]], decodes: Sequence[Segment], chunks: Sequence[Segment]
+    ) -> list[torch.Tensor]:
+        segments = [*decodes, *chunks]
+        for s in segments:
+            self.arena.reserve(s.slot, s.start + s.length)
+        flat = [t for s in segments for t in rows[s.slot][s.start : s.start + s.length]]
+        batch = build_batch(
+            self.arena,
+            np.array(flat, dtype=np.int64),
+            decodes,
+            chunks,
+            exact_queries=self.queries,
+        )
+        logits = self.model.forward(self.arena, batch, torch.arange(len(flat)))
+        return list(logits.split([s.length for s in segments]))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family: str = request.param
+    return init_model(tmp_path_factory.mktemp(family) / "m", family, "tiny", seed=1)
+
+
+def random_rows(count: int, longest: int) -> list[list[int]]:
+    generator = np.random.default_rng(0)
+    return [
+        generator.integers(0, 256, int(n)).tolist() for n in generator.integers(1, longest, count)
+    ]
+
+
+def test_decoding_is_bitwise_the_same_in_batches_of_1_to_64(directory: Path) -> None:
+    rows = random_rows(64, 150)
+    passes = Passes(directory, 16)
+    prompts = [Segment(slot=i, start=0, length=len(r)) for i, r in enumerate(rows)]
+    whole = passes.run(rows, [], prompts)
+    last = [Segment(slot=i, start=len(r) - 1, length=1) for i, r in enumerate(rows)]
+    # The last token once more as a decode: the same KV is written, the same logits must come out.
+    for size in range(1, 65):
+        begin = (size * 7) % (65 - size)
+        for segment, logits in zip(
+            last[begin : begin + size],
+            passes.run(rows, last[begin : begin + size], []),
+            strict=True,
+        ):
+            assert torch.equal(logits[0], whole[segment.slot][-1]), (size, segment.slot)
+
+
+@settings(deadline=None, max_examples=5)
+@given(data=st.data())
+def test_chunking_and_company_change_no_bit(directory: Path, data: st.DataObject) -> None:
+    rows = random_rows(6, 200)
+    whole = [
+        Passes(directory, 64).run([r], [], [Segment(slot=0, start=0, length=len(r))])[0]
+        for r in rows
+    ]
+    passes = Passes(directory, data.draw(st.sampled_from([1, 8, 16, 24, 64, 128])))
+    done = [0] * len(rows)
+    while any(n < len(r) for n, r in zip(done, rows, strict=True)):
+        decodes, chunks = [], []
+        for slot, row in enumerate(rows):
+            left = len(row) - done[slot]
+            if not left or data.draw(st.booleans()):
+                continue
+            length = data.draw(st.one_of(st.just(1), st.just(left), st.integers(1, left)))
+            segment = Segment(slot=slot, start=done[slot], length=length)
+            alone = length == 1 and data.draw(st.booleans())
+            (decodes if alone else chunks).append(segment)
+        if not decodes and not chunks:
+            continue
+        for segment, logits in zip(
+            [*decodes, *chunks], passes.run(rows, decodes, chunks), strict=True
+        ):
+            end = segment.start + segment.length
+            assert torch.equal(logits, whole[segment.slot][segment.start : end])
+            done[segment.slot] = end
+
+
+def test_a_restored_row_continues_with_the_same_bits(directory: Path) -> None:
+    """KV that went to the host and back, to other pages, in the middle of a block."""
+    ids = random_rows(1, 150)[0] + [1] * 40
+    answers = []
+    for disturbed in (False, True):
+        worker = Worker(directory, page_tokens=16, hbm_pages=64, host_pages=32, exact=True)
+        worker.add_row(0, ids, max_output=8, stop_ids=frozenset())
+        worker.run_pass([], [(0, 0, len(ids), True)])
+        if disturbed:
+            worker.checkpoint([0], [len(ids)])
+            worker.release(0, "hbm")
+            worker.add_row(1, ids[:33], max_output=8, stop_ids=frozenset())
+            worker.run_pass([], [(1, 0, 33, True)])
+            worker.restore([0], [len(ids)])
+        captured = []
+        forward = worker.model.forward
+
+        def keep(
+            *arguments: object, real: object = forward, into: list[object] = captured
+        ) -> object:
+            into.append(real(*arguments))  # type: ignore[operator]
+            return into[-1]
+
+        worker.model.forward = keep  # type: ignore[method-assign, assignment]
+        while not worker.run_pass([0], []).finished:
+            pass
+        answers.append((worker.tokens(0), captured))
+    assert answers[0][0] == answers[1][0]
+    for a, b in zip(answers[0][1], answers[1][1], strict=True):
+        assert torch.equal(a, b)  # type: ignore[arg-type]
+
+
+def test_exact_mode_refuses_short_floats(directory: Path) -> None:
+    with pytest.raises(UserError, match="exact mode runs in float32"):
+        Worker(directory, page_tokens=16, hbm_pages=4, host_pages=0, dtype="bfloat16", exact=True)
