@@ -36,6 +36,7 @@ class Engine:
         "inflight",
         "layout",
         "max_num_seqs",
+        "newly_doomed",
         "node",
         "outbound",
         "phase",
@@ -89,6 +90,7 @@ class Engine:
         self.outbound: dict[int, list[int]] = {}  # copy id -> rows on their way to the host
         self.inbound: dict[int, list[tuple[int, Rank]]] = {}  # copy id -> rows being restored
         self.doomed: dict[int, str] = {}  # row -> code: leave at the next decision (cancelled, ...)
+        self.newly_doomed: set[int] = set()  # since the last decision: they make the next one due
         self.pool_debt: dict[int, int] = {}  # rank -> pages to take out of its pool
         self.states: dict[str, Any] = {}
         self.announced: set[int] = set()  # the running set as the backend knows it

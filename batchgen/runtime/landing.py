@@ -82,6 +82,7 @@ class StepEvents(RuntimeBase):
         self.cluster.unfinished -= 1
         if engine.doomed:
             engine.doomed.pop(row, None)
+            engine.newly_doomed.discard(row)
         out.append(act.Finished(row, reason))
         self.bodies.finished(row)
         if self._learns:

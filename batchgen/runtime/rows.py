@@ -103,8 +103,8 @@ class RowEvents(RuntimeBase):
                 self._cut_if_open(engine, out)
             return
         engine.doomed[row] = code
+        engine.newly_doomed.add(row)
         engine.dirty.add(rank.index)
-        engine.decide_q = min(engine.decide_q, engine.q)
         if engine.inflight is None:
             self._decide(engine, out)
         elif engine.inflight.n > 1:

@@ -20,6 +20,9 @@ class Stepping(RuntimeBase):
             return
         if engine.pool_debt:
             self._pay_pool_debt(engine)
+        if engine.newly_doomed:
+            engine.newly_doomed.clear()
+            engine.decide_q = min(engine.decide_q, engine.q)
         draft = Draft(engine, out, self.bodies)
         turn = self._takes_turn(engine)
         if turn and self._steals:
