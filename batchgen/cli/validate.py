@@ -31,6 +31,12 @@ PRESETS = "static,orca,vllm,batchgen"
 REPLAY_HASH_SEED = "12345"
 
 
+@app.callback()
+def _before_any() -> None:
+    """Check runs: replay decisions, compare simulation with execution."""
+    calm_threads()
+
+
 @app.command()
 def replay(
     run: Annotated[Path, typer.Argument(help="Run directory, or its decisions.jsonl.gz.")],
@@ -146,7 +152,6 @@ def agreement(
         raise UserError(f"--limit is {limit}", remedy="give at least 1")
     settings = parse_overrides(overrides or ())
     names = parse_names("--policies", policies)
-    calm_threads()
     from batchgen.cli.agreement import compare_backends
 
     results = []

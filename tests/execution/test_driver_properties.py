@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from exec_cases import PRESETS, Case, check_answer, prompt, run
+from exec_cases import PRESETS, Case, check_answer, cost_of, drive_watched, prompt, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batchgen.errors import IllegalTransition
 from batchgen.exec.init import init_model
+from batchgen.exec.run import prepare
 from batchgen.memory.pool import pages_for
 
 ARCHS = ("llama", "qwen3", "qwen3-moe")
@@ -125,6 +128,36 @@ def test_batchgen_without_a_host_recomputes(models: dict[str, Path], tmp_path: P
     assert outcome.prepared.table.preemptions.sum() > 0
     for row in range(10):
         check_answer(models["qwen3"], row, outcome.tokens[row], 48, stops=frozenset())
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=IllegalTransition,
+    reason="the runtime takes a prompt to be on the host though its steps did not checkpoint",
+)
+def test_a_prompt_that_was_not_streamed_is_not_on_the_host(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """A host that was too small for streaming has room again when later prompts come."""
+    lengths = (69, 3, 52, 33, 3, 29, 15, 46, 20, 41, 62, 23, 15)
+    budgets = (41, 47, 33, 50, 32, 11, 35, 15, 27, 18, 33, 3, 7)
+    case = Case(
+        policy="batchgen",
+        rows=tuple(zip(lengths, budgets, strict=True)),
+        hbm_pages=34,
+        host_pages=26,
+        boundary=5,
+        budget=7,
+        seqs=6,
+    )
+    job = case.job(models["qwen3"], tmp_path)
+    lines = [
+        {"prompt": [7] * length, "max_tokens": budget, "ignore_eos": True}
+        for length, budget in case.rows
+    ]
+    job.input.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    outcome = drive_watched(prepare(job), cost=cost_of(models["qwen3"]))
+    assert set(outcome.reasons.values()) == {"length"}
 
 
 def test_the_record_adds_up(models: dict[str, Path], tmp_path: Path) -> None:
