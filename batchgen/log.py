@@ -119,8 +119,8 @@ def read_log(
             entry = _ENTRY.decode(line)
         except msgspec.DecodeError as error:
             raise UserError(
-                f"{source}:{number}: {'the header' if number == 1 else f'event {number - 1}'} is no "
-                f"line of a decision log ({error})",
+                f"{source}:{number}: {'the header' if number == 1 else f'event {number - 1}'} "
+                f"is no line of a decision log ({error})",
                 remedy="give the decisions.jsonl.gz of a run made with --log full",
             ) from None
         body = _ENCODER.encode(Entry(entry.t, entry.event, entry.actions))

@@ -276,11 +276,16 @@ class Simulation:
         start = max(now, device.link_free_ps)
         device.link_free_ps = start + duration
         copy_id, life = action.copy_id, device.life
-        self._at(
-            start + duration - now,
-            COPY,
-            lambda _: self._tell(ev.CopiesDone(copy_id)) if device.life == life else None,
-        )
+        outlives = action.purpose == "migrate"  # hosts outlive devices
+
+        def done(_: SimpyEvent) -> None:
+            if outlives or device.life == life:
+                self._tell(ev.CopiesDone(copy_id))
+
+        self._at(start + duration - now, COPY, done)
+        if outlives:
+            text = f"{len(action.rows)} rows to engine {action.to_engine}"
+            self.recorder.mark(now, action.engine, "copy", text)
 
     # -- layouts ----------------------------------------------------------------------------------
 

@@ -104,6 +104,13 @@ class PartitionPlanner:
                 best, then_ps = name, time_ps
         return best, now_ps, then_ps, self.home.switch_ps()
 
+    def decode_ps(self, engine: int, decodes: int, context: int) -> int:
+        """Expected time of a decode pass at home, rows and KV spread evenly over the ranks, in
+        ps."""
+        ranks = self.home.num_ranks
+        rows = -(-decodes // ranks)
+        return self.home.pass_one_ps(rows, -(-context // ranks), samples=rows)
+
 
 def even_pass_ps(cost: CostModel, contexts: Sequence[int]) -> int:
     """One decode pass of rows with these KV lengths, dealt to the ranks longest first."""

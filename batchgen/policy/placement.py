@@ -33,6 +33,18 @@ class PlacementPart(Part):
         """A donor engine and how many of its waiting rows move to `hungry`; None: nobody."""
         return None
 
+    def migrate(self, view: Cluster, hungry: Engine) -> tuple[Engine, int] | None:
+        """A donor and how many of its ready rows (KV on its host) move; None: nobody."""
+        return None
+
+    def rescue(self, view: Cluster, hungry: Engine) -> Engine | None:
+        """A slow engine whose running rows `hungry` should take over; None: nobody."""
+        return None
+
+    def is_slow(self, measured_ps: int, expected_ps: int) -> bool:
+        """Whether decode passes of `measured_ps` on average are too slow for `expected_ps`."""
+        return False
+
 
 class RoundRobin(PlacementPart):
     """Rows go around the engines in arrival order, then around the ranks of each engine."""
@@ -57,7 +69,9 @@ class LeastWork(PlacementPart):
     predicted output. Queues are filled in that order too: in a lockstep engine a long prompt on one
     rank makes all others wait, so long prompts should run side by side. A hungry engine takes half
     of
-    the difference from the engine with most waiting rows, when that is at least `steal_min` rows.
+    the difference from the engine with most waiting rows, when that is at least `steal_min` rows;
+    when nobody waits, ready rows on hosts; when none are ready, the running rows of an engine whose
+    decode passes take more than `slow_factor` times what the cost model expects.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +81,7 @@ class LeastWork(PlacementPart):
         longest_first: bool = True
         steal: bool = True
         steal_min: int = 2
+        slow_factor: float = 1.5
 
     def work(self, table: Table, row: int) -> int:
         known = table.v_prompt[row] + table.v_produced[row]
@@ -78,7 +93,9 @@ class LeastWork(PlacementPart):
         table = view.table
         engines: list[tuple[int, int]] = []
         ranks: dict[int, list[tuple[int, int]]] = {}
-        for engine in view.alive():
+        alive = view.alive()
+        fast = [engine for engine in alive if not engine.slow] or alive
+        for engine in fast:
             loads = [
                 (view.assigned_work.get((engine.id, rank.index), 0), rank.index)
                 for rank in engine.ranks
@@ -111,3 +128,32 @@ class LeastWork(PlacementPart):
         if gap < max(self.config.steal_min, 2):
             return None
         return donor, min(gap // 2, donor.num_waiting)
+
+    def migrate(self, view: Cluster, hungry: Engine) -> tuple[Engine, int] | None:
+        if not (self.config.steal and view.total_ready[0]):
+            return None
+        donor = max(
+            (engine for engine in view.engines if engine.ready and engine is not hungry),
+            key=lambda engine: (len(engine.ready), -engine.id),
+            default=None,
+        )
+        if donor is None:
+            return None
+        gap = donor.num_unfinished - hungry.num_unfinished
+        if gap < max(self.config.steal_min, 2):
+            return None
+        return donor, min(gap // 2, len(donor.ready))
+
+    def rescue(self, view: Cluster, hungry: Engine) -> Engine | None:
+        candidates = [view.engines[index] for index in sorted(view.slow)]
+        return next(
+            (
+                engine
+                for engine in candidates
+                if engine.alive and engine.heir is None and engine.num_running
+            ),
+            None,
+        )
+
+    def is_slow(self, measured_ps: int, expected_ps: int) -> bool:
+        return bool(measured_ps > self.config.slow_factor * expected_ps)

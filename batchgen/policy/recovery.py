@@ -17,12 +17,25 @@ class Rehome(EnginePart):
     """
 
     def decide_engine(self, view: Engine, draft: Draft, state: Any) -> None:
+        if view.heir is not None and view.phase != "prefill":
+            self._yield_all(view, draft)
         if not view.draining:
             return
         for rank in view.ranks:
             draft.begin(rank)
             for row in [*rank.running, *rank.prefilling, *rank.parked]:
                 draft.recompute(row)
+
+    @staticmethod
+    def _yield_all(view: Engine, draft: Draft) -> None:
+        """Another engine takes over: running rows go to the host, or are recomputed without one."""
+        for rank in view.ranks:
+            draft.begin(rank)
+            for row in [*rank.running, *rank.parked]:
+                if view.host.size:
+                    draft.suspend(row)
+                else:
+                    draft.recompute(row)
 
     def horizon(self, view: Engine, draft: Draft, state: Any) -> int:
         return FOREVER

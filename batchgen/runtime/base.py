@@ -51,6 +51,7 @@ class RuntimeBase:
         no_host = Pool("no host", 0)
         order = policy["order"]
         self._fifo = fifo = type(order).key is OrderPart.key
+        total_ready = [0]
         engines = []
         for spec in plan.engines:
             host = hosts[spec.node] if spec.node < len(hosts) else no_host
@@ -61,6 +62,7 @@ class RuntimeBase:
                 boundary=plan.boundary,
                 token_budget=plan.token_budget,
                 max_num_seqs=plan.max_num_seqs,
+                total_ready=total_ready,
             )
             engine.ranks = [
                 Rank(
@@ -78,7 +80,7 @@ class RuntimeBase:
             for slot in ("recovery", "phase", "memory", "order", "admission", "batching"):
                 engine.states[slot] = policy[slot].new_state()
             engines.append(engine)
-        self.cluster = Cluster(table, engines, hosts, advisor)
+        self.cluster = Cluster(table, engines, hosts, advisor, total_ready)
         for slot in ("placement", "tail", "predictor"):
             self.cluster.states[slot] = policy[slot].new_state()
         self._streams = bool(getattr(policy["memory"], "streams", False))
@@ -110,6 +112,18 @@ class RuntimeBase:
     # -- calls between concerns (each is defined in the file of its concern) -----------------------
 
     def _bequeath(self, engine: Engine) -> tuple[list[Engine], list[int]]:
+        raise NotImplementedError
+
+    def _copy(self, purpose: str, engine: Engine) -> int:
+        raise NotImplementedError
+
+    def _migrated(self, copy_id: int, arrived: bool, out: list[Action]) -> None:
+        raise NotImplementedError
+
+    def _hand_over(self, donor: Engine, out: list[Action]) -> None:
+        raise NotImplementedError
+
+    def _note_pace(self, engine: Engine) -> None:
         raise NotImplementedError
 
     def _decide(self, engine: Engine, out: list[Action]) -> None:

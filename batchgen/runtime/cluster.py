@@ -20,6 +20,10 @@ class Advisor(Protocol):
         """(best layout, pass time now, pass time then, cost of the switch), times in ps."""
         ...
 
+    def decode_ps(self, engine: int, decodes: int, context: int) -> int:
+        """Expected time of a decode pass of so many rows that read so many KV tokens, in ps."""
+        ...
+
 
 class Cluster:
     """Engines, host pools and global counts."""
@@ -33,15 +37,23 @@ class Cluster:
         "homeless",
         "hosts",
         "input_closed",
+        "migrating",
         "placed_rows",
+        "slow",
         "states",
         "table",
+        "total_ready",
         "total_waiting",
         "unfinished",
     )
 
     def __init__(
-        self, table: Table, engines: list[Engine], hosts: list[Pool], advisor: Advisor | None
+        self,
+        table: Table,
+        engines: list[Engine],
+        hosts: list[Pool],
+        advisor: Advisor | None,
+        total_ready: list[int],
     ) -> None:
         self.table = table
         self.engines = engines
@@ -50,6 +62,9 @@ class Cluster:
         self.assigned_work: dict[tuple[int, int], int] = {}
         self.placed_rows = 0
         self.total_waiting = 0  # rows in lanes of all engines
+        self.total_ready = total_ready  # one count: ready rows of all engines
+        self.slow: set[int] = set()  # engines whose passes take far longer than expected
+        self.migrating: dict[int, tuple[list[int], Engine, Engine]] = {}  # copy -> rows, from, to
         self.unfinished = 0  # rows that arrived and did not end
         self.homeless: list[int] = []  # rows that wait for any engine to come alive
         self.ended_before_arrival: set[int] = set()  # cancelled rows that are still to arrive

@@ -44,6 +44,9 @@ class CopyEvents(RuntimeBase):
             return  # the engine was lost meanwhile
         purpose, engine = known
         table = self.table
+        if purpose == "migrate":
+            self._migrated(event.copy_id, True, out)
+            return
         if purpose == "checkpoint":
             rows = engine.outbound.pop(event.copy_id)
             for row in rows:
@@ -53,6 +56,8 @@ class CopyEvents(RuntimeBase):
                 engine.ready.append(row)
                 engine.dirty.add(rank.index)
             out.append(act.Release(rows, engine.id, "hbm"))
+            if engine.heir is not None and not engine.outbound:
+                self._hand_over(engine, out)
         else:
             for row, rank in engine.inbound.pop(event.copy_id):
                 rank.parked[row] = None
@@ -67,6 +72,9 @@ class CopyEvents(RuntimeBase):
         if known is None:
             return
         purpose, engine = known
+        if purpose == "migrate":
+            self._migrated(event.copy_id, False, out)
+            return
         if purpose == "checkpoint":
             pairs = [
                 (row, engine.ranks[self.table.v_rank[row]])

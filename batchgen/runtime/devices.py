@@ -38,6 +38,10 @@ class DeviceEvents(RuntimeBase):
         engine.epoch += 1
         engine.switching = ""
         engine.layout = "home"
+        engine.heir = None
+        engine.slow = False
+        engine.turn_passes = engine.turn_ps = 0
+        cluster.slow.discard(engine.id)
         engine.announced.clear()
         engine.touched.clear()
         homeless: list[int] = []

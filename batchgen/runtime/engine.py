@@ -6,6 +6,7 @@ Parts of a policy read an Engine (their `view`) and change it only through the d
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from batchgen.memory.pool import Pool
@@ -17,18 +18,52 @@ if TYPE_CHECKING:
     from batchgen.runtime.rank import Rank
 
 
+class ReadyRows(deque[int]):
+    """Rows whose KV is on the host, first in first out; keeps the cluster's count of them all."""
+
+    def __init__(self, total: list[int]) -> None:
+        super().__init__()
+        self._total = total
+
+    def append(self, row: int) -> None:
+        self._total[0] += 1
+        super().append(row)
+
+    def extend(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            self.append(row)
+
+    def pop(self) -> int:  # type: ignore[override]
+        self._total[0] -= 1
+        return super().pop()
+
+    def popleft(self) -> int:
+        self._total[0] -= 1
+        return super().popleft()
+
+    def remove(self, row: int) -> None:
+        super().remove(row)
+        self._total[0] -= 1
+
+    def clear(self) -> None:
+        self._total[0] -= len(self)
+        super().clear()
+
+
 class Engine:
     """State of one engine. `phase` is "decode", "prefill" or "mixed"; parts may change it."""
 
     __slots__ = (
         "alive",
         "announced",
+        "arriving",
         "boundary",
         "decide_q",
         "dirty",
         "doomed",
         "draining",
         "epoch",
+        "heir",
         "host",
         "host_leased",
         "id",
@@ -44,6 +79,7 @@ class Engine:
         "q",
         "ranks",
         "ready",
+        "slow",
         "spec",
         "states",
         "switch_failed",
@@ -51,6 +87,8 @@ class Engine:
         "table",
         "token_budget",
         "touched",
+        "turn_passes",
+        "turn_ps",
         "turn_q",
     )
 
@@ -63,6 +101,7 @@ class Engine:
         boundary: int,
         token_budget: int,
         max_num_seqs: int,
+        total_ready: list[int],
     ) -> None:
         self.id = spec.engine
         self.node = spec.node
@@ -86,7 +125,11 @@ class Engine:
         self.switching = ""  # the layout that is being prepared
         self.switch_failed = False
         self.host_leased = 0  # host pages leased ahead for the step in flight
-        self.ready: deque[int] = deque()  # suspended or prefilled rows whose KV is on the host
+        self.ready = ReadyRows(total_ready)  # suspended or prefilled rows whose KV is on the host
+        self.arriving = 0  # rows whose KV is being copied to this engine's host
+        self.heir: int | None = None  # the engine that will take this slow engine's rows
+        self.slow = False
+        self.turn_passes = self.turn_ps = 0  # decode passes since the last turn, and their time
         self.outbound: dict[int, list[int]] = {}  # copy id -> rows on their way to the host
         self.inbound: dict[int, list[tuple[int, Rank]]] = {}  # copy id -> rows being restored
         self.doomed: dict[int, str] = {}  # row -> code: leave at the next decision (cancelled, ...)
@@ -129,6 +172,7 @@ class Engine:
             + self.num_waiting
             + len(self.ready)
             + self.num_moving
+            + self.arriving
         )
 
     @property

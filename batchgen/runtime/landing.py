@@ -35,6 +35,9 @@ class StepEvents(RuntimeBase):
         q1 = q0 + passes
         engine.q = q1
         table, dirty = self.table, engine.dirty
+        if not step.chunks:
+            engine.turn_passes += passes
+            engine.turn_ps += event.duration_ps
         host_used = 0
         for rank in engine.ranks:
             pages = rank.advance(q0, passes)

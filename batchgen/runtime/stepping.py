@@ -26,6 +26,7 @@ class Stepping(RuntimeBase):
         draft = Draft(engine, out, self.bodies)
         turn = self._takes_turn(engine)
         if turn and self._steals:
+            self._note_pace(engine)
             self._feed(engine, out)
         waiting_before = engine.num_waiting
         asked = engine.q >= engine.decide_q
@@ -49,6 +50,8 @@ class Stepping(RuntimeBase):
             self.cluster.unfinished -= lost
         self.cluster.total_waiting += engine.num_waiting - waiting_before
         self._emit_copies(engine, draft, out)
+        if engine.heir is not None and not (passes or engine.outbound):
+            self._hand_over(engine, out)
         if engine.draining:
             heirs, orphans = self._bequeath(engine)
             self._evacuate(engine, orphans, out)

@@ -105,6 +105,11 @@ class Invariants:
         places: Counter[int] = Counter(cluster.homeless)
         for row in cluster.homeless:
             assert table.v_engine[row] == -1
+        for rows, donor, _ in cluster.migrating.values():
+            for row in rows:
+                places[row] += 1
+                assert table.v_engine[row] == donor.id
+                assert table.v_status[row] == Status.INACTIVE
         waiting = 0
         for engine in cluster.engines:
             for rank in engine.ranks:
@@ -128,7 +133,7 @@ class Invariants:
                 assert table.v_hbm_pages[row] == 0
             assert set(engine.doomed) <= set(places)
             if not engine.alive:
-                assert engine.num_unfinished == 0
+                assert engine.num_unfinished == engine.arriving
         open_rows = {row for row in self.arrived if table.v_status[row] < Status.DONE}
         assert places == Counter(open_rows)
         assert cluster.unfinished == len(open_rows) or cluster.ended_before_arrival
@@ -179,6 +184,10 @@ class Invariants:
                     hosts[engine.host.name] += (
                         table.v_host_pages[row] if streamed is None else streamed
                     )
+        for rows, donor, target in runtime.cluster.migrating.values():
+            for row in rows:
+                hosts[donor.host.name] += table.v_host_pages[row]
+                hosts[target.host.name] += table.v_host_pages[row]
         for engine in runtime.cluster.engines:
             assert engine.host.used == hosts[engine.host.name]
             assert 0 <= engine.host.used <= engine.host.size

@@ -98,3 +98,8 @@ class ToyAdvisor:
 
         now, then = (even(self.partitioned(layout)) for layout in (current, "half"))
         return "half", now, then, self.home.switch_ps()
+
+    def decode_ps(self, engine: int, decodes: int, context: int) -> int:
+        ranks = self.home.num_ranks
+        each = -(-decodes // ranks)
+        return self.home.pass_one_ps(each, -(-context // ranks), samples=each)
