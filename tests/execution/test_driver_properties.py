@@ -52,7 +52,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(
     deadline=None,
-    max_examples=25,
+    max_examples=20,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -90,13 +90,17 @@ def test_answers_are_the_same_under_every_preset(
 ) -> None:
     rows = tuple((number, 32) for number in range(10))
     early = 0
-    for policy in PRESETS:
-        for hbm, host in ((200, 0), (24, 200)):
-            case = Case(policy=policy, rows=rows, hbm_pages=hbm, host_pages=host)
-            outcome = run(case, models[arch], tmp_path)
-            for row in range(10):
-                check_answer(models[arch], row, outcome.tokens[row], 32)
-            early = sum(reason == "stop" for reason in outcome.reasons.values())
+    for policy, hbm, host in (
+        ("static", 24, 0),
+        ("orca", 200, 0),
+        ("vllm", 24, 0),
+        ("batchgen", 24, 200),
+    ):
+        case = Case(policy=policy, rows=rows, hbm_pages=hbm, host_pages=host)
+        outcome = run(case, models[arch], tmp_path)
+        for row in range(10):
+            check_answer(models[arch], row, outcome.tokens[row], 32)
+        early = sum(reason == "stop" for reason in outcome.reasons.values())
     assert early >= 2  # a good part of the rows ends by itself
 
 

@@ -20,24 +20,22 @@ def test_logs_are_equal_over_the_grid(
     policy: str, tiny_models: dict[str, Path], prompts: Path
 ) -> None:
     sums = dict.fromkeys(("cuts", "preemptions", "suspensions", "early_ends", "cancelled"), 0)
-    seed = 0
-    for hbm_pages in (40, 400):
-        for rate in (0.0, 0.2, 1.0):
-            seed += 1
-            result = compare_backends(
-                tiny_models["qwen3"],
-                prompts,
-                policy,
-                hbm_pages=hbm_pages,
-                rate=rate,
-                cancel=3,
-                seed=seed,
-                overrides=SMALL_PAGES,
-            )
-            assert result["equal"], result
-            assert result["rows"] == 16
-            for name in sums:
-                sums[name] += result[name]
+    grid = [(40, 0.0), (40, 0.2), (40, 1.0), (400, 0.0), (400, 0.2), (400, 1.0)]
+    for seed, (hbm_pages, rate) in enumerate(grid, start=1):
+        result = compare_backends(
+            tiny_models["qwen3"],
+            prompts,
+            policy,
+            hbm_pages=hbm_pages,
+            rate=rate,
+            cancel=3,
+            seed=seed,
+            overrides=SMALL_PAGES,
+        )
+        assert result["equal"], result
+        assert result["rows"] == 16
+        for name in sums:
+            sums[name] += result[name]
     assert sums["cuts"] > 0
     assert sums["early_ends"] > 0
     assert sums["cancelled"] > 0
