@@ -145,6 +145,8 @@ class LeastWork(PlacementPart):
         return donor, min(gap // 2, len(donor.ready))
 
     def rescue(self, view: Cluster, hungry: Engine) -> Engine | None:
+        if not self.config.steal:
+            return None
         candidates = [view.engines[index] for index in sorted(view.slow)]
         return next(
             (
