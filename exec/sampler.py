@@ -19,11 +19,16 @@ def greedy(logits_RV: torch.Tensor) -> torch.Tensor:
 
     A row is bad when its maximum is not finite: then no choice means anything.
     """
-    top_R1 = logits_RV.amax(-1, keepdim=True)
     size = logits_RV.shape[-1]
-    index_V = torch.arange(size, device=logits_RV.device)
-    chosen = torch.where(logits_RV == top_R1, index_V, size).amin(-1)
-    return torch.where(top_R1.squeeze(-1).isfinite(), chosen, size)
+    top_R, chosen_R = logits_RV.max(-1)
+    # max leaves open which of equal maxima it names; only rows that have several are looked at.
+    several_R = (logits_RV == top_R[:, None]).sum(-1) > 1
+    if bool(several_R.any()):
+        tied = logits_RV[several_R]
+        index_V = torch.arange(size, device=logits_RV.device)
+        first = torch.where(tied == tied.amax(-1, keepdim=True), index_V, size).amin(-1)
+        chosen_R = chosen_R.masked_scatter(several_R, first)
+    return torch.where(top_R.isfinite(), chosen_R, size)
 
 
 def uniform(
