@@ -45,14 +45,13 @@ class StepEvents(RuntimeBase):
                 host_used += pages
         self._return_host_lease(engine, host_used)
         if step.chunks and passes:
-            has_host = engine.host.size > 0 and self._streams
             for row, start, size, last in step.chunks:
                 rank = engine.ranks[table.v_rank[row]]
                 dirty.add(rank.index)
                 if last:
                     rank.complete_prompt(row, q1)
                     engine.announced.add(row)
-                    if has_host and table.v_host_pages[row]:
+                    if rank.streaming and table.v_host_pages[row]:
                         table.v_host_valid[row] = start + size
                     self.bodies.prompt_done(row)
                 else:

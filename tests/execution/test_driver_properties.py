@@ -10,7 +10,6 @@ from exec_cases import PRESETS, Case, check_answer, cost_of, drive_watched, prom
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batchgen.errors import IllegalTransition
 from batchgen.exec.init import init_model
 from batchgen.exec.run import prepare
 from batchgen.memory.pool import pages_for
@@ -134,11 +133,6 @@ def test_batchgen_without_a_host_recomputes(models: dict[str, Path], tmp_path: P
         check_answer(models["qwen3"], row, outcome.tokens[row], 48, stops=frozenset())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=IllegalTransition,
-    reason="the runtime takes a prompt to be on the host though its steps did not checkpoint",
-)
 def test_a_prompt_that_was_not_streamed_is_not_on_the_host(
     models: dict[str, Path], tmp_path: Path
 ) -> None:

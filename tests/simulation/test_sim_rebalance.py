@@ -31,7 +31,8 @@ def test_a_slow_engine_yields_its_rows_to_the_others(tmp_path: Path) -> None:
         name: int(record.rows["end_ps"].max())
         for name, record in (("healthy", healthy), ("moved", moved), ("stayed", stayed))
     }
-    assert bct["healthy"] <= bct["moved"] < bct["stayed"]
+    assert bct["moved"] < 0.9 * bct["stayed"]
+    assert bct["moved"] < 1.1 * bct["healthy"]
     assert any(mark["kind"] == "copy" for mark in moved.marks)
     assert int(moved.rows["migrations"].sum()) > 0
     for record in (moved, stayed):
