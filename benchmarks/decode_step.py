@@ -182,6 +182,9 @@ def main() -> int:
     options = parser.parse_args()
     if min(options.rows, options.context, options.threads) < 1 or options.steps < 2:
         parser.error("rows, context and threads must be at least 1, steps at least 2")
+    from batchgen.cli.torch_threads import calm_threads
+
+    calm_threads()  # as `batchgen exec` does, before torch is loaded
     before = os.getloadavg()[0]
     result = {
         "benchmark": "decode_step",
