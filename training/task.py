@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MIN_TERMS, MAX_TERMS = 2, 100
+LONG_TERMS = 27  # from here on the first letter of a key matters
 TAIL_INDEX = 1.1  # Pareto index of the number of terms: median 3, one in a hundred above 70
 LOW_TERM, HIGH_TERM = 10, 99
 TOTAL_DIGITS = 4  # 100 terms of 99 still fit
@@ -101,11 +102,17 @@ def draw_problem(generator: random.Random, size: int) -> Problem:
     return Problem(terms=tuple(generator.randint(LOW_TERM, HIGH_TERM) for _ in range(size)))
 
 
-def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
-    """Endless problems of the heavy-tailed law, either all held out or none of them."""
+def problems(seed: int, *, held_out: bool, long_share: float = 0.0) -> Iterator[Problem]:
+    """Endless problems of the heavy-tailed law, either all held out or none of them.
+
+    A share `long_share` has LONG_TERMS to MAX_TERMS terms instead, evenly drawn.
+    """
     generator = random.Random(seed)
     while True:
-        problem = draw_problem(generator, num_terms(generator))
+        size = num_terms(generator)
+        if long_share > 0.0 and generator.random() < long_share:
+            size = generator.randint(LONG_TERMS, MAX_TERMS)
+        problem = draw_problem(generator, size)
         if problem.held_out is held_out:
             yield problem
 

@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,35 @@ TOKENS_PER_STEP = 3072
 WARMUP_STEPS = 100
 PEAK_RATE, LAST_RATE = 3e-3, 3e-5
 PLATEAU_SHARE = 0.7
+LONG_PEAK_RATE, LONG_SHARE = 1.5e-3, 0.25  # of the last steps, where long problems are frequent
 WEIGHT_DECAY = 0.01
 BALANCE_WEIGHT = 2e-3  # weak on purpose: no expert dies, but their loads stay far apart
 CLIP_NORM = 1.0
-CHECK_EVERY, KEEP_EVERY = 100, 50
+CHECK_EVERY, KEEP_EVERY = 50, 50
 CHECK_PROBLEMS = 100
 
 
-def learning_rate(step: int, num_steps: int) -> float:
-    """Linear warm-up, a plateau, and a straight line down to LAST_RATE.
+def learning_rate(step: int, num_steps: int, long_steps: int) -> float:
+    """Linear warm-up, a plateau, a straight line down; then a second, lower line for `long_steps`.
 
     The plateau does not depend on `num_steps`: a run that is stopped there and started again with
     another number of steps is the run that it would have been from the beginning.
     """
     if step < WARMUP_STEPS:
         return PEAK_RATE * (step + 1) / WARMUP_STEPS
+    if step >= num_steps:
+        done = (step - num_steps) / long_steps
+        return LONG_PEAK_RATE + (LAST_RATE - LONG_PEAK_RATE) * done
     falling = (step - PLATEAU_SHARE * num_steps) / ((1.0 - PLATEAU_SHARE) * num_steps)
     return PEAK_RATE + (LAST_RATE - PEAK_RATE) * max(0.0, falling)
+
+
+def lessons(seed: int, num_steps: int, long_steps: int) -> Iterator[list[Group]]:
+    """The groups of every step: first the usual law of lengths, then more long problems."""
+    usual = problems(seed, held_out=False)
+    longer = problems(seed + 2, held_out=False, long_share=LONG_SHARE)
+    yield from itertools.islice(steps(usual, TOKENS_PER_STEP), num_steps)
+    yield from itertools.islice(steps(longer, TOKENS_PER_STEP), long_steps)
 
 
 def train_step(model: SumsModel, optimizer: torch.optim.Optimizer, parts: list[Group]) -> float:
@@ -91,30 +104,29 @@ def make_optimizer(model: SumsModel) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
 
 
-def train(num_steps: int, seed: int, keep: Path) -> tuple[SumsModel, float]:
-    """Train, or go on from `keep`; returns the model and the seconds spent over all runs."""
+def train(num_steps: int, long_steps: int, seed: int, keep: Path) -> tuple[SumsModel, float, float]:
+    """Train, or go on from `keep`; returns the model, and seconds and CPU seconds of all runs."""
     model = SumsModel(seed)
     optimizer = make_optimizer(model)
-    first, spent_s = 0, 0.0
+    first, spent_s, cpu_s = 0, 0.0, 0.0
     if keep.is_file():
         state = torch.load(keep, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first, spent_s = state["step"], state["spent_s"]
-    batches = itertools.islice(
-        steps(problems(seed, held_out=False), TOKENS_PER_STEP), first, num_steps
-    )
+        first, spent_s, cpu_s = state["step"], state["spent_s"], state["cpu_s"]
+    last_step = num_steps + long_steps
+    batches = itertools.islice(lessons(seed, num_steps, long_steps), first, None)
     held_out = list(itertools.islice(problems(seed + 1, held_out=True), CHECK_PROBLEMS))
     checks = groups(held_out, TOKENS_PER_STEP)
     num_parameters = sum(p.numel() for p in model.parameters())
-    print(f"{num_parameters} parameters, steps {first} to {num_steps}", flush=True)
+    print(f"{num_parameters} parameters, steps {first} to {last_step}", flush=True)
     losses: list[float] = []
-    begin = time.monotonic() - spent_s
+    begin, cpu_begin = time.monotonic() - spent_s, time.process_time() - cpu_s
     for step, parts in enumerate(batches, first):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, num_steps)
+            group["lr"] = learning_rate(step, num_steps, long_steps)
         losses.append(train_step(model, optimizer, parts))
-        last = step + 1 == num_steps
+        last = step + 1 == last_step
         if (step + 1) % CHECK_EVERY == 0 or last:
             exact, held_out_loss = check(model, checks)
             line = {
@@ -133,25 +145,30 @@ def train(num_steps: int, seed: int, keep: Path) -> tuple[SumsModel, float]:
                 "optimizer": optimizer.state_dict(),
                 "step": step + 1,
                 "spent_s": time.monotonic() - begin,
+                "cpu_s": time.process_time() - cpu_begin,
             }
             keep.parent.mkdir(parents=True, exist_ok=True)
             torch.save(state, keep.with_suffix(".tmp"))
             keep.with_suffix(".tmp").replace(keep)
-    return model, time.monotonic() - begin
+    return model, time.monotonic() - begin, time.process_time() - cpu_begin
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the sums model on the CPU.")
     parser.add_argument("--folder", type=Path, default=Path("out/sums-moe"), help="result")
     parser.add_argument("--keep", type=Path, default=Path("out/sums-moe.pt"), help="progress file")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--long-steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model, spent_s = train(options.steps, options.seed, options.keep)
+    model, spent_s, cpu_s = train(options.steps, options.long_steps, options.seed, options.keep)
     export(model, options.folder)
-    print(f"wrote {options.folder} after {spent_s / 60:.1f} minutes on {options.threads} threads")
+    print(
+        f"wrote {options.folder} after {spent_s / 60:.1f} minutes on {options.threads} threads "
+        f"({cpu_s / 60:.1f} minutes of CPU time)"
+    )
 
 
 if __name__ == "__main__":
