@@ -66,7 +66,7 @@ def main() -> None:
         shares = sorted((counts / counts.sum()).tolist(), reverse=True)
         print(f"layer {layer} expert shares in %: {' '.join(f'{100 * s:.1f}' for s in shares)}")
     generator = random.Random(options.seed)
-    for size in (2, 5, 10, 20, 30, 50, 75, MAX_TERMS):
+    for size in (2, 5, 10, 20, 35, 50, 75, MAX_TERMS):
         fixed = unseen(generator, size, options.per_size)
         right = count_right(model, fixed, torch.zeros_like(loads))
         print(f"{size:>3} terms: {right} of {len(fixed)} without a slip")

@@ -36,20 +36,22 @@ LOW_TERM, HIGH_TERM = 10, 99
 TOTAL_DIGITS = 4  # 100 terms of 99 still fit
 HELD_OUT_ONE_IN = 8
 MAX_TOKENS = 1024  # room for every answer: the longest has 1,006 tokens
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = "abcdefghijkmnopqrstuvwxyz"  # no l: see training/train.py
 
 _FINAL = re.compile(r"=(\d+)\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Terms to add, each in [LOW_TERM, HIGH_TERM]; at least one, at most len(LETTERS) ** 2."""
+    """Terms to add, each in [LOW_TERM, HIGH_TERM]; at least one, at most len(letters) ** 2."""
 
     terms: tuple[int, ...]
+    letters: str = LETTERS
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.terms) <= len(LETTERS) ** 2:
-            raise ValueError(f"terms: {len(self.terms)} of them, must be 1 to {len(LETTERS) ** 2}")
+        if not 1 <= len(self.terms) <= len(self.letters) ** 2:
+            most = len(self.letters) ** 2
+            raise ValueError(f"terms: {len(self.terms)} of them, must be 1 to {most}")
         for term in self.terms:
             if not LOW_TERM <= term <= HIGH_TERM:
                 raise ValueError(f"terms: {term} is not in [{LOW_TERM}, {HIGH_TERM}]")
@@ -62,7 +64,9 @@ class Problem:
     @property
     def question(self) -> str:
         """What the user says."""
-        return f"Add {' '.join(f'{key(i)}{term}' for i, term in enumerate(self.terms))}."
+        return (
+            f"Add {' '.join(f'{key(i, self.letters)}{term}' for i, term in enumerate(self.terms))}."
+        )
 
     @property
     def answer(self) -> str:
@@ -71,7 +75,7 @@ class Problem:
         for i, term in enumerate(self.terms):
             total += term
             mark = "." if i == len(self.terms) - 1 else " "
-            lines.append(f"{key(i)}{term}{mark}" + f"{total:0{TOTAL_DIGITS}d}"[::-1])
+            lines.append(f"{key(i, self.letters)}{term}{mark}" + f"{total:0{TOTAL_DIGITS}d}"[::-1])
         return "\n".join([*lines, f"={total:0{TOTAL_DIGITS}d}"])
 
     @property
@@ -85,9 +89,9 @@ class Problem:
         return int.from_bytes(digest, "little") % HELD_OUT_ONE_IN == 0
 
 
-def key(number: int) -> str:
+def key(number: int, letters: str = LETTERS) -> str:
     """The two letters of term `number`, counted from 0: aa, ab, .. az, ba, .."""
-    return LETTERS[number // len(LETTERS)] + LETTERS[number % len(LETTERS)]
+    return letters[number // len(letters)] + letters[number % len(letters)]
 
 
 def num_terms(generator: random.Random) -> int:
@@ -97,12 +101,15 @@ def num_terms(generator: random.Random) -> int:
     return min(int(MIN_TERMS * tail ** (-1.0 / TAIL_INDEX)), MAX_TERMS)
 
 
-def draw_problem(generator: random.Random, size: int) -> Problem:
+def draw_problem(generator: random.Random, size: int, letters: str = LETTERS) -> Problem:
     """A problem of `size` terms, each uniform."""
-    return Problem(terms=tuple(generator.randint(LOW_TERM, HIGH_TERM) for _ in range(size)))
+    terms = tuple(generator.randint(LOW_TERM, HIGH_TERM) for _ in range(size))
+    return Problem(terms=terms, letters=letters)
 
 
-def problems(seed: int, *, held_out: bool, long_share: float = 0.0) -> Iterator[Problem]:
+def problems(
+    seed: int, *, held_out: bool, long_share: float = 0.0, letters: str = LETTERS
+) -> Iterator[Problem]:
     """Endless problems of the heavy-tailed law, either all held out or none of them.
 
     A share `long_share` has LONG_TERMS to MAX_TERMS terms instead, evenly drawn.
@@ -112,7 +119,7 @@ def problems(seed: int, *, held_out: bool, long_share: float = 0.0) -> Iterator[
         size = num_terms(generator)
         if long_share > 0.0 and generator.random() < long_share:
             size = generator.randint(LONG_TERMS, MAX_TERMS)
-        problem = draw_problem(generator, size)
+        problem = draw_problem(generator, size, letters)
         if problem.held_out is held_out:
             yield problem
 
