@@ -122,12 +122,13 @@ class LeastWork(PlacementPart):
         donor = view.longest_queue(hungry)
         if donor is None:
             return None
-        # Rows that run count as much as rows that wait: an engine that waits for one long prompt
-        # has not got too many rows.
-        gap = donor.num_unfinished - hungry.num_unfinished
+        # What waits there against all that is left here: an engine that waits for one long prompt
+        # has not got too many rows. Rows that run there do not count, since finishes inside its
+        # step in flight are not known yet.
+        gap = donor.num_waiting - hungry.num_unfinished
         if gap < max(self.config.steal_min, 2):
             return None
-        return donor, min(gap // 2, donor.num_waiting)
+        return donor, gap // 2
 
     def migrate(self, view: Cluster, hungry: Engine) -> tuple[Engine, int] | None:
         if not (self.config.steal and view.total_ready[0]):
@@ -139,10 +140,10 @@ class LeastWork(PlacementPart):
         )
         if donor is None:
             return None
-        gap = donor.num_unfinished - hungry.num_unfinished
+        gap = len(donor.ready) - hungry.num_unfinished
         if gap < max(self.config.steal_min, 2):
             return None
-        return donor, min(gap // 2, len(donor.ready))
+        return donor, gap // 2
 
     def rescue(self, view: Cluster, hungry: Engine) -> Engine | None:
         if not self.config.steal:

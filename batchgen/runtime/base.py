@@ -123,6 +123,9 @@ class RuntimeBase:
     def _hand_over(self, donor: Engine, out: list[Action]) -> None:
         raise NotImplementedError
 
+    def _expect_pace(self, engine: Engine) -> None:
+        raise NotImplementedError
+
     def _note_pace(self, engine: Engine) -> None:
         raise NotImplementedError
 

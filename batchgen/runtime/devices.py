@@ -40,7 +40,7 @@ class DeviceEvents(RuntimeBase):
         engine.layout = "home"
         engine.heir = None
         engine.slow = False
-        engine.turn_passes = engine.turn_ps = 0
+        engine.turn_passes = engine.turn_ps = engine.turn_expected_ps = 0
         cluster.slow.discard(engine.id)
         engine.announced.clear()
         engine.touched.clear()

@@ -87,6 +87,7 @@ class Engine:
         "table",
         "token_budget",
         "touched",
+        "turn_expected_ps",
         "turn_passes",
         "turn_ps",
         "turn_q",
@@ -129,6 +130,7 @@ class Engine:
         self.arriving = 0  # rows whose KV is being copied to this engine's host
         self.heir: int | None = None  # the engine that will take this slow engine's rows
         self.slow = False
+        self.turn_expected_ps = 0  # of the first decode pass since then, by the cost model
         self.turn_passes = self.turn_ps = 0  # decode passes since the last turn, and their time
         self.outbound: dict[int, list[int]] = {}  # copy id -> rows on their way to the host
         self.inbound: dict[int, list[tuple[int, Rank]]] = {}  # copy id -> rows being restored

@@ -156,26 +156,35 @@ class Rebalance(RuntimeBase):
 
     # -- pace -------------------------------------------------------------------------------------
 
-    def _note_pace(self, engine: Engine) -> None:
-        """Compare the decode passes since the last turn with what the cost model expects of them.
-
-        Slowness is no event: it is inferred from durations, over passes and never over calls.
-        """
-        cluster = self.cluster
-        passes, spent_ps = engine.turn_passes, engine.turn_ps
-        engine.turn_passes = engine.turn_ps = 0
-        rows = engine.num_running
-        if not passes or not rows or cluster.advisor is None or engine.layout != "home":
+    def _expect_pace(self, engine: Engine) -> None:
+        """Note what the cost model expects of the first decode pass since the last turn."""
+        advisor = self.cluster.advisor
+        if advisor is None or engine.layout != "home":
             return
+        rows = engine.num_running
         context = sum(
             sum(self.table.v_offset[row] for row in rank.running) for rank in engine.ranks
         ) + rows * (engine.q + 1)
-        expected_ps = cluster.advisor.decode_ps(engine.id, rows, context)
+        engine.turn_expected_ps = advisor.decode_ps(engine.id, rows, context)
+
+    def _note_pace(self, engine: Engine) -> None:
+        """Compare the decode passes since the last turn with what was expected of the first.
+
+        Slowness is no event: it is inferred from durations, over passes and never over calls.
+        """
+        passes, spent_ps, expected_ps = (
+            engine.turn_passes,
+            engine.turn_ps,
+            engine.turn_expected_ps,
+        )
+        engine.turn_passes = engine.turn_ps = engine.turn_expected_ps = 0
+        if not passes or not expected_ps:
+            return
         engine.slow = self.policy["placement"].is_slow(spent_ps // passes, expected_ps)
         if engine.slow:
-            cluster.slow.add(engine.id)
+            self.cluster.slow.add(engine.id)
         else:
-            cluster.slow.discard(engine.id)
+            self.cluster.slow.discard(engine.id)
 
     def _try_switch(self, engine: Engine, draft: Draft, out: list[Action]) -> bool:
         layout = self.policy["tail"].layout(self.cluster, engine)

@@ -217,6 +217,8 @@ class Stepping(RuntimeBase):
             draft.chunks,
             "host" if streaming else "",
         )
+        if self._steals and not draft.chunks and not engine.turn_expected_ps:
+            self._expect_pace(engine)
         engine.inflight = step
         out.append(step)
 

@@ -314,12 +314,13 @@ def cases(
         st.integers(0, 63),
     )
     engines_per_node = draw(st.sampled_from((1, 1, 2)))
-    hosts = (0, 5, 30, LARGE_HOST) if scarce or engines_per_node == 1 else (0, LARGE_HOST)
+    engines = draw(st.integers(1, max_engines))
+    hosts = (0, 5, 30, LARGE_HOST) if scarce or engines == 1 else (0, LARGE_HOST)
     return Case(
         preset=preset,
         engines_per_node=engines_per_node,
         rows=tuple(draw(st.lists(rows(), min_size=1, max_size=most_rows))),
-        engines=draw(st.integers(1, max_engines)),
+        engines=engines,
         ranks=draw(st.sampled_from((1, 1, 2, 4))),
         hbm_pages=draw(st.one_of(st.integers(4, 40), st.integers(20, 200))),
         host_pages=draw(st.sampled_from(hosts)),
