@@ -104,6 +104,7 @@ class Simulation:
         self.last_ps = 0  # time of the latest event
         self._rows_done = 0
         self._reasons = reasons or {}
+        self._landing = -1  # the engine whose step end is being told
 
     # -- scheduling -------------------------------------------------------------------------------
 
@@ -225,6 +226,7 @@ class Simulation:
         assert flight is not None
         step, table = flight.step, self.table
         device.flight = None
+        self._landing = engine
         self.passes += flight.passes
         self.recorder.step(flight, device.start_ps, self.runtime.cluster.engines[engine])
         flight.settle()
@@ -248,6 +250,7 @@ class Simulation:
                 flight.ended_by,
             )
         )
+        self._landing = -1
 
     def _reason(self, row: int) -> str:
         given = self._reasons.get(row)
@@ -258,7 +261,11 @@ class Simulation:
     def _cut(self, engine: int, now: int) -> None:
         device = self.devices[engine]
         flight = device.flight
-        if flight is not None and flight.passes > 1 and flight.shorten(now - device.start_ps):
+        if flight is None or flight.passes < 2:
+            return
+        # At equal time step ends go by engine number: when a later engine's end asks for the cut,
+        # a boundary of this engine at the same time is behind us.
+        if flight.shorten(now - device.start_ps, after=engine < self._landing):
             self._arm(engine, device)
 
     # -- copies -----------------------------------------------------------------------------------

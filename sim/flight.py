@@ -8,7 +8,7 @@ core's.
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -258,10 +258,14 @@ class Flight:
 
     # -- ending early ---------------------------------------------------------------------------
 
-    def shorten(self, elapsed_ps: int) -> bool:
-        """End at the first pass boundary at or after `elapsed_ps`; True if that is earlier."""
+    def shorten(self, elapsed_ps: int, *, after: bool = False) -> bool:
+        """End at the first pass boundary at or after `elapsed_ps`; True if that is earlier.
+
+        after: a boundary at that very time has passed already.
+        """
         ends = np.cumsum(self.pass_times())
-        passes = int(np.searchsorted(ends, elapsed_ps, side="left")) + 1
+        side: Literal["left", "right"] = "right" if after else "left"
+        passes = int(np.searchsorted(ends, elapsed_ps, side=side)) + 1
         if passes >= self.passes:
             return False
         self._stop_after(passes, int(ends[passes - 1]))
