@@ -28,10 +28,15 @@ SEED = 0
 SEATS = 32
 
 
-def load_of(rows: int) -> Trace:
-    """The load of the benchmark: lognormal, mean 700 in (sigma 0.8) and 1,000 out (sigma 1.0)."""
+def load_of(rows: int, *, same: bool = False) -> Trace:
+    """The load of the benchmark: lognormal, mean 700 in (sigma 0.8) and 1,000 out (sigma 1.0).
+
+    same: every row has the mean lengths, so that events look alike at every number of rows.
+    """
     from batchgen.trace.generate import lognormal
 
+    if same:
+        return lognormal(700, 1e-9, 1000, 1e-9, rows, SEED)
     return lognormal(700, 0.8, 1000, 1.0, rows, SEED)
 
 
@@ -92,6 +97,7 @@ def timed(simulation: Simulation) -> dict[str, Any]:
         "wall_s": wall,
         "cpu_s": cpu,
         "us_per_event": cpu / simulation.events * 1e6,
+        "us_per_row": cpu / len(simulation.table) * 1e6,
     }
 
 
@@ -112,13 +118,13 @@ def coalesced(preset: str, rows: int, engines: int) -> dict[str, Any]:
     }
 
 
-def events(preset: str, rows: int, engines: int) -> dict[str, Any]:
+def events(preset: str, rows: int, engines: int, same: bool = False) -> dict[str, Any]:
     """Cost per event of one run, with few enough seats that rows wait on every engine.
 
     Then most events are of one sort, a row that ends and one that follows, whatever the number of
     rows; without the limit a small load would run as a whole, in fewer and heavier events.
     """
-    result = timed(simulation_of(load_of(rows), engines, preset, seats=SEATS))
+    result = timed(simulation_of(load_of(rows, same=same), engines, preset, seats=SEATS))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"engines": engines, **result, "peak_rss_bytes": peak}
 

@@ -94,11 +94,25 @@ class Bench:
     # -- (iii) cost per event ---------------------------------------------------------------------
 
     def rows(self) -> None:
-        """Cost per event at 10,000 and at 1,000,000 rows on the same 16 engines."""
+        """Cost at 10,000 and at 1,000,000 rows on the same 16 engines.
+
+        Per event with rows of one length each way, where events are alike; per row with lognormal
+        lengths, where a small load is mostly tail and its events are light.
+        """
         for preset in PRESETS:
-            few = best(3, lambda p=preset: measure("events", preset=p, rows=10_000, engines=16))
-            many = measure("events", preset=preset, rows=1_000_000, engines=16)
-            self._per_event(f"rows.{preset}", few, many, f"{preset}: 1,000,000 against 10,000 rows")
+            for same, unit in ((True, "event"), (False, "row")):
+                few, many = (
+                    best(
+                        runs,
+                        lambda p=preset, r=rows, s=same: measure(
+                            "events", preset=p, rows=r, engines=16, same=s
+                        ),
+                    )
+                    for rows, runs in ((10_000, 3), (1_000_000, 1))
+                )
+                key = f"rows.{preset}.{'same' if same else 'lognormal'}"
+                text = f"{preset}: 1,000,000 against 10,000 rows"
+                self._cost(key, few, many, text, unit)
 
     def engines(self) -> None:
         """Cost per event on 16 and on 1,024 engines with 100 rows each."""
@@ -107,15 +121,19 @@ class Bench:
             many = best(
                 3, lambda p=preset: measure("events", preset=p, rows=102_400, engines=1_024)
             )
-            self._per_event(f"engines.{preset}", few, many, f"{preset}: 1,024 against 16 engines")
+            self._cost(
+                f"engines.{preset}", few, many, f"{preset}: 1,024 against 16 engines", "event"
+            )
 
-    def _per_event(self, key: str, few: dict[str, Any], many: dict[str, Any], text: str) -> None:
-        ratio = many["us_per_event"] / few["us_per_event"]
+    def _cost(
+        self, key: str, few: dict[str, Any], many: dict[str, Any], text: str, unit: str
+    ) -> None:
+        name = f"us_per_{unit}"
+        ratio = many[name] / few[name]
         self.results[key] = {"few": few, "many": many, "ratio": ratio}
         for run in (few, many):
-            cost = f"{run['us_per_event']:.1f} us/event"
-            say(f"  {run['rows']:,} rows, {run['engines']:,} engines: {cost}")
-        self.check(f"{text}, cost per event", ratio, 1.6, "x")
+            say(f"  {run['rows']:,} rows, {run['engines']:,} engines: {run[name]:.1f} us/{unit}")
+        self.check(f"{text}, cost per {unit}", ratio, 1.6, "x")
 
     # -- (iv) start-up ----------------------------------------------------------------------------
 

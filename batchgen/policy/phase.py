@@ -22,15 +22,13 @@ class Mixed(EnginePart):
 
 
 class RefillNode(EnginePart):
-    """BatchGen's refill-node: decode until the ranks are under-used, then all of them prefill
-    together.
+    """BatchGen's refill-node: decode until under-used, then all ranks prefill together.
 
     Prefill starts when rows wait, nothing suspended is left to refill with, and at least
-    `refill_free`
-    of the HBM pages are free (or nothing runs). It ends when no rank can take another prompt. Rows
-    that decode are parked meanwhile. Decisions fall on boundaries of `Plan.boundary` decode passes
-    and
-    on every prefill pass. Source: BatchGen paper, sections 2.6 and 5.3.
+    `refill_free` of the HBM pages and of the seats are free (or nothing runs). It ends when no rank
+    can take another prompt. Rows that decode are parked meanwhile. Decisions fall on boundaries of
+    `Plan.boundary` decode passes and on every prefill pass. Source: BatchGen paper, sections 2.6
+    and 5.3.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,9 @@ class RefillNode(EnginePart):
         ):
             idle = not (view.num_running or view.num_parked or view.ready or view.inbound)
             starved = not view.ready and not view.inbound
-            under_used = view.free_fraction >= self.config.refill_free
+            seats = view.max_num_seqs * len(view.ranks)
+            free_seats = 1 - (view.num_running + view.num_parked) / seats
+            under_used = min(view.free_fraction, free_seats) >= self.config.refill_free
             prefill = view.phase == "prefill" or idle or (starved and under_used)
         view.phase = "prefill" if prefill else "decode"
         for rank in view.ranks:
