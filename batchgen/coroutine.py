@@ -2,9 +2,8 @@
 
 A body is a generator function of (table, row). It keeps nothing between suspensions that is not in
 the row, so it may be dropped at any suspension and made anew. It yields the stage that it wants
-next
-and is resumed with what happened, at stage changes only, never per pass. A body that returns before
-FINISHED ends its sequence early, with reason "body".
+next and is resumed with what happened, at stage changes only, never per pass. A body that returns
+before FINISHED ends its sequence early, with reason "body".
 
 `advance` is the default body, vectorised: what many rows want after the same outcome.
 """

@@ -34,10 +34,9 @@ class Plan:
     """Everything static that the runtime and both backends agree on before the first event.
 
     Sizes are in pages of `page_tokens` tokens; `host_pages` has one entry per node (0: no host
-    tier).
-    `token_budget` and `max_num_seqs` are per rank and pass. `b_attn` and `b_moe` are sub-batch
-    sizes
-    in sequences and tokens (0: the whole batch at once). `max_context` is in tokens.
+    tier). `token_budget` and `max_num_seqs` are per rank and pass. `b_attn` and `b_moe` are
+    sub-batch sizes in sequences and tokens (0: the whole batch at once). `max_context` is in
+    tokens.
     """
 
     page_tokens: int
@@ -55,5 +54,7 @@ class Plan:
         for name in ("page_tokens", "boundary", "token_budget", "max_num_seqs", "max_context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"plan.{name} must be at least 1, got {getattr(self, name)}")
-        if self.depth not in (1, 2):
-            raise ValueError(f"plan.depth must be 1 or 2, got {self.depth}")
+        if self.depth != 1:
+            raise ValueError(
+                f"plan.depth must be 1 (pipelined steps are not built), got {self.depth}"
+            )

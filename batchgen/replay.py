@@ -55,8 +55,7 @@ def replay(
     byte.
 
     Raises ReplayMismatch that names the first event (by number, from 1) whose actions differ or
-    that
-    was altered, and UserError when the lines are no full decision log.
+    that was altered, and UserError when the lines are no full decision log.
     """
     runtime: Runtime | None = None
     header: Header | None = None

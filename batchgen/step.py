@@ -2,8 +2,7 @@
 holds.
 
 A step names only what changes. The running set is implied: the old one, minus the rows that
-finished,
-minus `left`, plus `joined`, plus the rows whose last chunk ran in the step before.
+finished, minus `left`, plus `joined`, plus the rows whose last chunk ran in the step before.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The simulated cluster: SimPy callbacks for steps, copies, arrivals and faults around one runtime.
 
 One callback per engine and event, plain timeouts, no Store or Resource. At equal time external
-events
-come before step ends, and step ends go by engine number: SimPy priorities carry that order.
+events come before step ends, and step ends go by engine number: SimPy priorities carry that order.
 """
 
 from __future__ import annotations

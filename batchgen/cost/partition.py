@@ -3,8 +3,8 @@
 When few rows are left, most of a pass of a wide engine is the exchange between nodes. Two kinds of
 layout help: attention spread over neighbouring ranks by tensor parallelism (experts stay where they
 are), and the whole model gathered on one node, where the weights of that node's share of experts
-come
-from host memory. The BatchGen paper allows the group inside a node or across nodes (section 2.2).
+come from host memory. The BatchGen paper allows the group inside a node or across nodes (section
+2.2).
 """
 
 from __future__ import annotations

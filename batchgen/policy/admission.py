@@ -19,8 +19,7 @@ class FitsNow(EnginePart):
     """Admit in order while the whole prompt fits the free pages and the pass budget has room.
 
     Optimistic: growth is not reserved. No admission in a pass that preempted somebody, as in vLLM
-    V1.
-    `watermark` is a fraction of the pool that admission leaves free.
+    V1. `watermark` is a fraction of the pool that admission leaves free.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +88,8 @@ class LazyPages(EnginePart):
     """BatchGen's refill: every active row keeps `pages_ahead` pages ahead, no more, so many fit.
 
     Decode (at a boundary): restore suspended rows from the host, first in first out, to the rank
-    with
-    most free pages. Prefill: admit prompts; where HBM is full but the host is not, parked rows
-    whose
-    KV is on the host make room. Source: BatchGen paper, sections 5.2 and 5.3.
+    with most free pages. Prefill: admit prompts; where HBM is full but the host is not, parked rows
+    whose KV is on the host make room. Source: BatchGen paper, sections 5.2 and 5.3.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)

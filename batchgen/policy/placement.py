@@ -68,10 +68,9 @@ class LeastWork(PlacementPart):
     the BatchGen repository balances prefill by L^2 + 16,000 L), plus `output_weight` times its
     predicted output. Queues are filled in that order too: in a lockstep engine a long prompt on one
     rank makes all others wait, so long prompts should run side by side. A hungry engine takes half
-    of
-    the difference from the engine with most waiting rows, when that is at least `steal_min` rows;
-    when nobody waits, ready rows on hosts; when none are ready, the running rows of an engine whose
-    decode passes take more than `slow_factor` times what the cost model expects.
+    of the difference from the engine with most waiting rows, when that is at least `steal_min`
+    rows; when nobody waits, ready rows on hosts; when none are ready, the running rows of an engine
+    whose decode passes take more than `slow_factor` times what the cost model expects.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)

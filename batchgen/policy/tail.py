@@ -30,8 +30,7 @@ class Partition(TailPart):
     Fires when nothing waits anywhere, at most `rows_per_rank` x ranks rows are left on the engine,
     and the predicted gain exceeds the cost of the switch by `min_gain` of the rest; again when a
     better layout has come to fit. The rest of a row is unknown; for a heavy tail it is about as
-    long
-    as what came (mean residual life of a Pareto tail of index 2), never more than its budget.
+    long as what came (mean residual life of a Pareto tail of index 2), never more than its budget.
     Source: BatchGen paper, section 2.6; costs, its table 2.
     """
 

@@ -2,8 +2,7 @@
 
 Its methods are the coroutine primitives as book entries: `admit`, `resume` and `restore` combine,
 `recompute`, `suspend`, `park` and `spill` yield. They keep every count right and collect the
-actions;
-they never choose a row.
+actions; they never choose a row.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ class Draft:
     """The step in the making. `rank` is the rank that parts are being asked about.
 
     tokens_left: pass budget of the rank after its decodes. planned_tokens: decodes plus what is
-    left
-    of every admitted prompt. pages_left: free pages after the growth of the next pass. preempted: a
-    row lost its pages in this draft. passes: the composition of the rank stands for so many passes.
+    left of every admitted prompt. pages_left: free pages after the growth of the next pass.
+    preempted: a row lost its pages in this draft. passes: the composition of the rank stands for so
+    many passes.
     """
 
     __slots__ = (
