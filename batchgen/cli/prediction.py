@@ -138,6 +138,9 @@ def predict(
 
     # The GPU only fills a slot of the signature: with a profile no number of it is used.
     cost = build_cost(load_model(str(model)), load_gpu("h100"), Layout(), profile=profile)
+    # Attention costs depend on the page size, so the run takes that of the profile.
+    if not any(key == "plan.page_tokens" for key, _ in overrides):
+        overrides = (*overrides, ("plan.page_tokens", str(_page_tokens(profile))))
     job = ExecJob(
         model=model,
         input=input_,
@@ -172,6 +175,11 @@ def predict(
         "measured_kv_peak_pages": int(max(ran.driver.steps["kv_pages"], default=0)),
         "predicted_kv_peak_pages": predicted_peak,
     }
+
+
+def _page_tokens(profile: Path) -> int:
+    """The KV page size that a profile (already checked by the reader) was measured with."""
+    return int(json.loads(profile.read_text())["model"]["page_tokens"])
 
 
 def _simulate(
