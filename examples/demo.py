@@ -1,8 +1,9 @@
-"""`make demo`: the whole project in a minute. Prints every command before it runs it; no network.
+"""`make demo`: the whole project in two minutes. Prints each command before running it; no network.
 
-First a real trace on 128 simulated GPUs under three policies, then a tiny random model that really
-runs on this machine under the same policies, then the check that both backends decide alike.
-Replaces out/demo.
+First a real trace on 128 simulated GPUs under three policies. Then the small model of this
+repository answers a batch of prompts on this machine's CPU under the same policies, the answers are
+checked, and the simulator's prediction is shown beside the truth. Last, two checks that both
+backends decide alike. Replaces out/demo, or the folder given as its argument.
 """
 
 from __future__ import annotations
@@ -15,60 +16,73 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
-from batchgen.policy.presets import PRESETS
-
 ROOT = Path(__file__).resolve().parents[1]
-OUT = Path("out") / "demo"  # relative to the repository, so that the commands can be copied
 TRACE = Path("traces") / "vidur-arxiv-summarization.jsonl.gz"
+MODEL = Path("models") / "sums-moe"
+PROMPTS = Path("examples") / "prompts" / "reasoning-200.jsonl"
 POLICIES = ("static", "vllm", "batchgen")
-NUM_PROMPTS = 64
-MAX_TOKENS = 96
-KV_TOKENS = 4096  # room for few rows, so that some must wait or give way and the policies differ
+COMPARE = ",".join(POLICIES)
+PAGE_TOKENS = 64  # the same pages under every policy, and those that the profile measures
+HBM_PAGES = 160  # room for few worst cases, so that some rows must wait and the policies differ
+THREADS = 1  # products this small gain nothing from more
+SHORT_ROWS = 64
+SHORT_TOKENS = 64  # about a quarter of these answers is cut short
 
 
-def main() -> int:
-    """Returns the exit code of the first command that failed, else 0."""
+def main(arguments: list[str]) -> int:
+    """Returns 0; a command that fails ends the demo with its exit code."""
     began = time.perf_counter()
-    target = ROOT / OUT
+    # Relative to the repository, so that the commands can be copied.
+    out = Path(arguments[0]).resolve() if arguments else Path("out") / "demo"
+    target = ROOT / out
     if target.exists():
+        if not (target / "sim").is_dir() and any(target.iterdir()):
+            raise SystemExit(f"{target} holds something else than a demo; name another folder")
         shutil.rmtree(target)
     target.mkdir(parents=True)
 
     title(f"1. {TRACE.name} as one batch on 128 simulated H20 GPUs, DeepSeek-R1, three policies")
-    compare = ",".join(POLICIES)
-    batchgen("sim", "--trace", TRACE, "--gpus", 128, "--compare", compare, "--out", OUT / "sim")
+    batchgen("sim", "--trace", TRACE, "--gpus", 128, "--compare", COMPARE, "--out", out / "sim")
 
-    title(f"2. A tiny random model on this machine, {NUM_PROMPTS} prompts, the same three policies")
-    batchgen("model", "init", OUT / "model")
-    write_prompts(OUT / "prompts.jsonl")
-    answers = {policy: OUT / "exec" / f"{policy}.jsonl" for policy in POLICIES}
-    pages = {policy: KV_TOKENS // PRESETS[policy].page_tokens for policy in POLICIES}
-    for policy, path in answers.items():  # one thread: products this small gain nothing from more
-        (ROOT / path).parent.mkdir(exist_ok=True)
+    title("2. A small model that adds step by step, on this CPU: 200 prompts, the same policies")
+    answers = {policy: out / "exec" / f"{policy}.jsonl" for policy in POLICIES}
+    (target / "exec").mkdir()
+    for policy, path in answers.items():
         batchgen(
-            "exec", "--model", OUT / "model", "-i", OUT / "prompts.jsonl", "-o", path,
-            "--policy", policy, "--max-tokens", MAX_TOKENS, "--hbm-pages", pages[policy],
-            "--threads", 1, "--exact",
-            "--out", OUT / "exec" / policy, "--log", "full", "--progress", "off", "--json",
-            quiet=True,
+            "exec", "--model", MODEL, "-i", PROMPTS, "-o", path, "--policy", policy,
+            "--hbm-pages", HBM_PAGES, "--set", f"plan.page_tokens={PAGE_TOKENS}",
+            "--threads", THREADS, "--exact", "--out", out / "exec" / policy, "--log", "full",
+            "--progress", "off", "--json", quiet=True,
         )  # fmt: skip
-        tell(policy, ROOT / OUT / "exec" / policy / "summary.json")
-    compare_answers(answers)
+        tell(policy, target / "exec" / policy / "summary.json")
+    compare_answers({policy: ROOT / path for policy, path in answers.items()})
+    python("examples/check_answers.py", PROMPTS, answers[POLICIES[-1]])
 
-    title("3. One policy, two backends: are the decisions the same?")
-    batchgen(
-        "validate", "agreement", "--model", OUT / "model", "-i", OUT / "prompts.jsonl",
-        "--policies", compare, "--max-tokens", MAX_TOKENS,
+    title("3. How long will it take? sim with a profile of this machine, beside the truth")
+    profile = out / "profile.json"
+    batchgen("profile", "--model", MODEL, "--quick", "--threads", THREADS, "-o", profile)
+    code = batchgen(
+        "validate", "prediction", "--model", MODEL, "-i", PROMPTS, "--profile", profile,
+        "--policies", COMPARE, "--hbm-pages", HBM_PAGES, "--repeats", 1, "--threads", THREADS,
+        "--set", f"plan.page_tokens={PAGE_TOKENS}", allowed=(0, 1),
     )  # fmt: skip
-    batchgen("validate", "replay", OUT / "exec" / "batchgen")
+    if code:
+        print(
+            "(A quick profile and one run each; other work on this machine slows only the truth.)"
+        )
+
+    title("4. One policy, two backends: are the decisions the same?")
+    write_short(ROOT / out / "short.jsonl")
+    short = out / "short.jsonl"
+    print(f"({short}: {SHORT_ROWS} of the prompts, answers of at most {SHORT_TOKENS} tokens)")
+    batchgen("validate", "agreement", "--model", MODEL, "-i", short, "--policies", COMPARE)
+    batchgen("validate", "replay", out / "exec" / "batchgen")
 
     title(f"Done in {time.perf_counter() - began:.0f} s. The pictures")
-    for name in ("completion", "over_time", "utilisation", "time_split"):
-        print(f"  {OUT / 'sim' / 'plots' / name}.png")
-    for policy in POLICIES:
-        print(f"  {OUT / 'sim' / policy / 'plots'}/  {OUT / 'exec' / policy / 'plots'}/")
+    for folder in ("sim", *(f"{kind}/{policy}" for kind in ("sim", "exec") for policy in POLICIES)):
+        plots = out / folder / "plots"
+        names = ", ".join(sorted(path.name for path in (ROOT / plots).glob("*.png")))
+        print(f"  {plots}/  {names}")
     return 0
 
 
@@ -76,71 +90,61 @@ def title(text: str) -> None:
     print(f"\n{text}\n{'-' * len(text)}", flush=True)
 
 
-def batchgen(*arguments: object, quiet: bool = False) -> None:
-    """Show a batchgen command and run it in the repository; ends the demo when it fails."""
-    words = [str(argument) for argument in arguments]
-    print(f"$ batchgen {shlex.join(words)}", flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "batchgen", *words],
-        cwd=ROOT,
-        check=False,
-        stdout=subprocess.DEVNULL if quiet else None,
-        stderr=subprocess.PIPE if quiet else None,
-        text=True,
-    )
-    if done.returncode:
+def batchgen(*words: object, quiet: bool = False, allowed: tuple[int, ...] = (0,)) -> int:
+    """Show a batchgen command and run it in the repository, as `run` does."""
+    print(f"$ batchgen {shlex.join(map(str, words))}", flush=True)
+    return run([sys.executable, "-m", "batchgen", *map(str, words)], quiet=quiet, allowed=allowed)
+
+
+def python(*words: object) -> int:
+    """Show a command of this Python and run it in the repository, as `run` does."""
+    print(f"$ python {shlex.join(map(str, words))}", flush=True)
+    return run([sys.executable, *map(str, words)], quiet=False, allowed=(0,))
+
+
+def run(command: list[str], *, quiet: bool, allowed: tuple[int, ...]) -> int:
+    """Returns the exit code when it is among `allowed`, else ends the demo with it."""
+    pipe = subprocess.PIPE if quiet else None
+    done = subprocess.run(command, cwd=ROOT, check=False, stdout=pipe, stderr=pipe, text=True)
+    sys.stdout.flush()
+    if done.returncode not in allowed:
         print(done.stderr or "", end="", file=sys.stderr)
         raise SystemExit(done.returncode)
+    return done.returncode
 
 
-def write_prompts(path: Path) -> None:
-    """Word problems of our own with seeded numbers, in the style of school exercises."""
-    rng = np.random.default_rng(0)
-    people = ("Ana", "Bo", "Chen", "Dua", "Emil", "Farah", "Goro", "Hana")
-    things = ("apples", "stamps", "marbles", "tickets", "pages", "shells")
-    stories = (
-        "{a} has {x} {t} and gives {y} of them to {b}. How many {t} are left?",
-        "{a} buys {x} boxes with {y} {t} each and loses {z}. How many {t} remain?",
-        "{a} and {b} share {x} {t}; {a} takes {y} more than {b} in the first round and {z} in the "
-        "second. How many does each of them hold in the end?",
-    )
-    with (ROOT / path).open("w", encoding="utf-8") as file:
-        for _ in range(NUM_PROMPTS):
-            first, second = rng.choice(len(people), size=2, replace=False)
-            x, y, z = rng.integers([40, 2, 1], [90, 20, 9]).tolist()
-            text = stories[rng.integers(len(stories))].format(
-                a=people[first], b=people[second], t=rng.choice(things), x=x, y=y, z=z
-            )
-            file.write(json.dumps({"prompt": text}) + "\n")
-    print(f"(wrote {path}: {NUM_PROMPTS} prompts)")
+def write_short(path: Path) -> None:
+    """The first prompts with a small budget, so that rows end in every way there is."""
+    lines = (ROOT / PROMPTS).read_text(encoding="utf-8").splitlines()[:SHORT_ROWS]
+    rows = [json.loads(line) | {"max_tokens": SHORT_TOKENS} for line in lines]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def tell(policy: str, path: Path) -> None:
     """One line about a finished run."""
-    run = json.loads(path.read_text(encoding="utf-8"))
+    summary = json.loads(path.read_text(encoding="utf-8"))
     print(
-        f"  {policy}: {run['finished_rows']} rows, {run['output_tokens']:,} tokens in "
-        f"{run['bct_s']:.2f} s; {run['passes']} passes, {run['preemptions']} preemptions, "
-        f"{run['suspensions']} suspensions",
+        f"  {policy}: {summary['finished_rows']} rows, {summary['output_tokens']:,} tokens in "
+        f"{summary['bct_s']:.2f} s; {summary['passes']} passes, {summary['preemptions']} "
+        f"preemptions, {summary['suspensions']} suspensions",
         flush=True,
     )
 
 
 def compare_answers(answers: dict[str, Path]) -> None:
-    """Say whether the policies produced the same tokens, row by row."""
-    rows = {policy: read_answers(ROOT / path) for policy, path in answers.items()}
-    first = rows[POLICIES[0]]
-    equal = sum(all(found[i] == first[i] for found in rows.values()) for i in range(NUM_PROMPTS))
-    if equal == NUM_PROMPTS:
-        print(f"All {NUM_PROMPTS} answers are the same under {', '.join(POLICIES)}.")
-    else:
-        raise SystemExit(f"only {equal} of {NUM_PROMPTS} answers are the same, a bug in batchgen")
+    """Say that all policies gave the same answers, row by row; ends the demo where they did not."""
+    rows = [read_answers(path) for path in answers.values()]
+    equal = sum(all(found == alike[0] for found in alike) for alike in zip(*rows, strict=True))
+    if equal < len(rows[0]):
+        raise SystemExit(f"only {equal} of {len(rows[0])} answers are the same, a bug in batchgen")
+    print(f"All {equal} answers are the same under {', '.join(answers)}.", flush=True)
 
 
 def read_answers(path: Path) -> list[object]:
+    """The choices of every output line, in the order of the input."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["response"]["body"]["choices"] for line in lines]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

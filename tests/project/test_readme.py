@@ -28,7 +28,7 @@ def anchor(heading: str) -> str:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A folder in which the README's relative paths lead to the repository, except for out/."""
-    for name in ("traces", "examples"):
+    for name in ("traces", "examples", "models"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
