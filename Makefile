@@ -37,7 +37,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 soak: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow
+	BATCHGEN_SOAK=1 $(BIN)/python -m pytest -q -m slow
 
 gpu-check: $(STAMP)
 	$(BIN)/python -m pytest -q -m gpu

@@ -153,6 +153,8 @@ class Rebalance(RuntimeBase):
         if donor.num_waiting:
             self._steal_waiting(donor, donor.num_waiting, target, out)
         self._decide(target, out)
+        if donor.ready:
+            self._decide(donor, out)  # the other host had no room for these
 
     # -- pace -------------------------------------------------------------------------------------
 
