@@ -16,6 +16,7 @@ import numpy as np
 from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.errors import IllegalTransition
+from batchgen.report import record
 from batchgen.sequence import Status
 from batchgen.step import Step, ended_by, unroll
 
@@ -27,19 +28,7 @@ if TYPE_CHECKING:
 
 Observer = Callable[[ev.Event, int, list[Any]], None]
 
-STEP_COLUMNS = (
-    "engine",
-    "q0",
-    "passes",
-    "start_ps",
-    "duration_ps",
-    "kind",
-    "running",
-    "prompt_tokens",
-    "output_tokens",
-    "finished",
-    "kv_pages",
-)
+STEP_COLUMNS = tuple(name for name in record.STEP_COLUMNS if name not in record.FLOAT_COLUMNS)
 PASS_COLUMNS = (
     "decodes",
     "context",
@@ -265,7 +254,9 @@ class Driver:
     ) -> None:
         tokens = sum(size for _, _, size, _ in step.chunks) * passes
         lasts = sum(last for _, _, _, last in step.chunks)
-        kind = 0 if not step.chunks else 1 if decoded else 2
+        kind = record.KIND_DECODE
+        if step.chunks:
+            kind = record.KIND_MIXED if decoded else record.KIND_PREFILL
         first = decoded // max(passes, 1)
         values = (
             step.engine,

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchgen.cost.api import PassLoad
+from batchgen.report.record import (
+    FLOAT_COLUMNS,
+    KIND_DECODE,
+    KIND_MIXED,
+    KIND_PREFILL,
+    STEP_COLUMNS,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,20 +24,8 @@ if TYPE_CHECKING:
     from batchgen.sequence import Table
     from batchgen.sim.flight import Flight
 
-KIND_DECODE, KIND_MIXED, KIND_PREFILL = 0, 1, 2  # as in batchgen.report.record
-
 _COLUMNS = (
-    "engine",
-    "q0",
-    "passes",
-    "start_ps",
-    "duration_ps",
-    "kind",
-    "running",
-    "prompt_tokens",
-    "output_tokens",
-    "finished",
-    "kv_pages",
+    *(name for name in STEP_COLUMNS if name not in FLOAT_COLUMNS),
     # what the cost model needs to count FLOPs and bytes of the step's mean pass afterwards
     "context",
     "pairs",

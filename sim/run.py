@@ -6,7 +6,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,22 +15,22 @@ import batchgen
 from batchgen.cost.build import build_cost
 from batchgen.cost.partition import PartitionPlanner
 from batchgen.errors import UserError
-from batchgen.hardware import load_gpu
-from batchgen.layout import default_layout, parse_layout
+from batchgen.hardware import GpuSpec, load_gpu
+from batchgen.layout import Layout, default_layout, parse_layout
 from batchgen.log import DecisionLog, Header
-from batchgen.model import load_model
-from batchgen.planning import build_plan, plan_options
+from batchgen.model import ModelSpec, load_model
+from batchgen.planning import PlanOptions, build_plan, plan_options
 from batchgen.policy.presets import build_policy, find_preset
 from batchgen.report.record import RunRecord
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
 from batchgen.sim.cluster import Simulation
 from batchgen.sim.faults import load_faults
+from batchgen.simjob import SimJob
 from batchgen.trace.schema import load
 
 if TYPE_CHECKING:
     from batchgen.plan import Plan
-    from batchgen.simjob import SimJob
     from batchgen.trace.table import Trace
 
 CAPABILITIES = frozenset({"host", "switch", "prefix"})
@@ -66,18 +66,14 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
     """Run one simulation. Raises UserError for anything wrong with the job."""
     began = time.perf_counter()
     trace = load(job.trace, max_rows=job.limit)
-    model, gpu = load_model(job.model), load_gpu(job.gpu)
-    per_node = job.gpus_per_node or min(gpu.gpus_per_node, job.gpus)
-    if job.layout is None:
-        layout, why = default_layout(model, gpu, job.gpus, per_node)
-    else:
-        layout, why = parse_layout(job.layout, job.gpus), "given"
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
     if job.oracle:
         overrides.setdefault("predictor.part", "oracle")
     policy = build_policy(preset, overrides, CAPABILITIES)
     options = plan_options(overrides)
+    machine = resolve(job, options, trace.expert_skew)
+    model, gpu, layout = machine.model, machine.gpu, machine.layout
     budgets = output_budgets(trace, job.max_output_tokens)
     check_contexts(trace, model.max_context, model.name, job.trace)
     plan, sizes = build_plan(
@@ -85,28 +81,11 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         gpu,
         layout,
         preset,
-        gpus_per_node=per_node,
+        gpus_per_node=machine.gpus_per_node,
         max_context=model.max_context,
         options=options,
     )
-    cost = build_cost(
-        model,
-        gpu,
-        layout,
-        plan_b_attn=plan.b_attn,
-        plan_b_moe=plan.b_moe,
-        expert_skew=trace.expert_skew,
-        profile=job.profile,
-        gpus_per_node=per_node,
-    )
-    planner = PartitionPlanner(
-        model=model,
-        gpu=gpu,
-        layout=layout,
-        home=cost,
-        gpus_per_node=per_node,
-        expert_skew=trace.expert_skew,
-    )
+    planner, cost = machine.planner, machine.planner.home
     true_output = np.minimum(trace.output_tokens, budgets).astype(np.int32)
     table = Table(trace.prompt_tokens, budgets, group=trace.group)
     if job.oracle:
@@ -119,24 +98,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         page_keys=page_keys_of(trace, plan.page_tokens) if use_prefix else None,
         advisor=planner,
     )
-    log = None
-    if job.log != "off":
-        keys = runtime.page_keys
-        log = DecisionLog(
-            Header(
-                backend="sim",
-                full=job.log == "full",
-                plan=plan,
-                preset=preset.name,
-                overrides=overrides,
-                capabilities=sorted(CAPABILITIES),
-                prompt_tokens=table.prompt.tolist(),
-                budget_tokens=table.budget.tolist(),
-                groups=table.group.tolist(),
-                predicted=table.predicted.tolist() if job.oracle else None,
-                page_keys=None if keys is None else [list(keys(row)) for row in range(len(table))],
-            )
-        )
+    log = decision_log(job, runtime, preset.name, overrides) if job.log != "off" else None
     simulation = Simulation(
         runtime,
         table,
@@ -164,7 +126,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         num_gpus=layout.num_gpus,
         config={
             "job": {**asdict(job), "overrides": [list(pair) for pair in job.overrides]},
-            "layout_reason": why,
+            "layout_reason": machine.layout_reason,
             "plan": plan_summary(plan),
             "capacity": asdict(sizes),
             "policy": describe_policy(policy),
@@ -195,28 +157,81 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
     )
 
 
-def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:
-    """The advisor of a recorded simulation, from the "job" of its run.json."""
-    model, gpu = load_model(job["model"]), load_gpu(job["gpu"])
-    per_node = job["gpus_per_node"] or min(gpu.gpus_per_node, job["gpus"])
-    if job["layout"] is None:
-        layout, _ = default_layout(model, gpu, job["gpus"], per_node)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a job runs on: the names of the job resolved, and the cost of it all."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    gpus_per_node: int
+    layout: Layout
+    layout_reason: str
+    planner: PartitionPlanner
+
+
+def resolve(job: SimJob, options: PlanOptions, expert_skew: float) -> Machine:
+    """Model, GPU, layout and cost of a job. Raises UserError for a name or layout that is none."""
+    model, gpu = load_model(job.model), load_gpu(job.gpu)
+    per_node = job.gpus_per_node or min(gpu.gpus_per_node, job.gpus)
+    if job.layout is None:
+        layout, why = default_layout(model, gpu, job.gpus, per_node)
     else:
-        layout = parse_layout(job["layout"], job["gpus"])
-    options = plan_options(dict(job["overrides"]))
-    skew = load(job["trace"], max_rows=1).expert_skew
+        layout, why = parse_layout(job.layout, job.gpus), "given"
     home = build_cost(
         model,
         gpu,
         layout,
         plan_b_attn=options.b_attn,
         plan_b_moe=options.b_moe,
-        expert_skew=skew,
-        profile=job["profile"],
+        expert_skew=expert_skew,
+        profile=job.profile,
         gpus_per_node=per_node,
     )
-    return PartitionPlanner(
-        model=model, gpu=gpu, layout=layout, home=home, gpus_per_node=per_node, expert_skew=skew
+    planner = PartitionPlanner(
+        model=model,
+        gpu=gpu,
+        layout=layout,
+        home=home,
+        gpus_per_node=per_node,
+        expert_skew=expert_skew,
+    )
+    return Machine(
+        model=model,
+        gpu=gpu,
+        gpus_per_node=per_node,
+        layout=layout,
+        layout_reason=why,
+        planner=planner,
+    )
+
+
+def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:
+    """The advisor of a recorded simulation, from the "job" of its run.json."""
+    overrides = tuple((key, text) for key, text in job["overrides"])
+    recorded = SimJob(**{**job, "overrides": overrides})
+    skew = load(recorded.trace, max_rows=1).expert_skew
+    return resolve(recorded, plan_options(dict(overrides)), skew).planner
+
+
+def decision_log(
+    job: SimJob, runtime: Runtime, preset: str, overrides: dict[str, str]
+) -> DecisionLog:
+    """An empty log whose header can make this runtime again."""
+    table, keys = runtime.table, runtime.page_keys
+    return DecisionLog(
+        Header(
+            backend="sim",
+            full=job.log == "full",
+            plan=runtime.plan,
+            preset=preset,
+            overrides=overrides,
+            capabilities=sorted(CAPABILITIES),
+            prompt_tokens=table.prompt.tolist(),
+            budget_tokens=table.budget.tolist(),
+            groups=table.group.tolist(),
+            predicted=table.predicted.tolist() if job.oracle else None,
+            page_keys=None if keys is None else [list(keys(row)) for row in range(len(table))],
+        )
     )
 
 

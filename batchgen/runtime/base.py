@@ -11,7 +11,7 @@ from batchgen.actions import Action
 from batchgen.coroutine import Bodies, BodyFactory
 from batchgen.memory.pool import Pool
 from batchgen.plan import Plan
-from batchgen.policy.base import OrderPart
+from batchgen.policy.base import CLUSTER_SLOTS, ENGINE_SLOTS, OrderPart
 from batchgen.policy.presets import Policy
 from batchgen.runtime.cluster import Advisor, Cluster
 from batchgen.runtime.draft import Draft
@@ -77,17 +77,14 @@ class RuntimeBase:
                 )
                 for index in range(spec.num_ranks)
             ]
-            for slot in ("recovery", "phase", "memory", "order", "admission", "batching"):
+            for slot in ENGINE_SLOTS:
                 engine.states[slot] = policy[slot].new_state()
             engines.append(engine)
         self.cluster = Cluster(table, engines, hosts, advisor, total_ready)
-        for slot in ("placement", "tail", "predictor"):
+        for slot in CLUSTER_SLOTS:
             self.cluster.states[slot] = policy[slot].new_state()
         self._streams = bool(getattr(policy["memory"], "streams", False))
-        self._parts = [
-            (policy[slot], slot)
-            for slot in ("recovery", "phase", "memory", "order", "admission", "batching")
-        ]
+        self._parts = [(policy[slot], slot) for slot in ENGINE_SLOTS]
         self._whole_engine = [
             (part, slot) for part, slot in self._parts if _overrides(part, "decide_engine")
         ]
@@ -107,7 +104,6 @@ class RuntimeBase:
         self._learns = _overrides(policy["predictor"], "on_completion")
         self._tail_active = _overrides(policy["tail"], "layout")
         self._steals = _overrides(policy["placement"], "steal")
-        self._now = 0
 
     # -- calls between concerns (each is defined in the file of its concern) -----------------------
 

@@ -84,7 +84,6 @@ class Runtime(RowEvents, DeviceEvents, CopyEvents, StepEvents, Stepping, Rebalan
         Raises IllegalTransition when the event contradicts what was asked for.
         """
         out: list[Action] = []
-        self._now = now
         self._handlers[type(event)](event, out)
         if self.bodies.ended_early:
             self._end_bodies(out)
