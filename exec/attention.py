@@ -1,8 +1,9 @@
-"""Paged attention in plain torch: decode over (row, page) pairs, chunks in padded groups.
+"""Paged attention: compiled where there is a compiler, else in plain torch, the reference.
 
-Exact mode runs decode and chunks alike over (query tile, 64-key block) pairs. Reads nothing but the
-arena. Shapes: T tokens, R decoding rows, C tiles of Q tokens, N query heads, V kv heads, G = N / V
-queries per kv head, D head_dim.
+In torch: decode over (row, page) pairs, chunks in padded groups; exact mode runs decode and chunks
+alike over (query tile, 64-key block) pairs. Reads nothing but the arena. Shapes: T tokens, R
+decoding rows, C tiles of Q tokens, N query heads, V kv heads, G = N / V queries per kv head, D
+head_dim.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch.nn.functional as functional
 from batchgen.exec.arena import KvArena
 from batchgen.exec.batch import BLOCK_TOKENS, ChunkGroup, DecodePages, PassBatch, TileGroup
 from batchgen.exec.blocks import attend
+from batchgen.exec.compiled import run_compiled
 
 
 def paged_attention(
@@ -20,8 +22,10 @@ def paged_attention(
 ) -> torch.Tensor:
     """Attention of all tokens of a pass over their rows' pages, KV of the pass written already.
 
-    Returns [T, N, D] in the dtype of q.
+    Returns [T, N, D] in the dtype of q. A batch laid out for the compiled attention needs it.
     """
+    if batch.segments is not None:
+        return run_compiled(arena, layer, q_TND, batch.segments)
     if batch.decode is not None and not batch.chunks:
         return decode_attention(arena, layer, q_TND, batch.decode)
     out_TND = torch.empty_like(q_TND)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -78,14 +78,30 @@ class ChunkGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentTable:
+    """All S segments as the compiled attention reads them: `tables` [S, W] physical pages, and [S]
+    first flat token, its position, number of tokens."""
+
+    tables: IntArray
+    firsts: IntArray
+    starts: IntArray
+    lengths: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassBatch:
-    """One pass over T tokens. `pages` and `offsets` [T] say where each token's KV is written."""
+    """One pass over T tokens. `pages` and `offsets` [T] say where each token's KV is written.
+
+    What attention reads: `segments` where it is compiled, `tiles` in exact mode, else `decode` and
+    `chunks`.
+    """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     pages: torch.Tensor
     offsets: torch.Tensor
     num_decodes: int
+    segments: SegmentTable | None = None
     decode: DecodePages | None = None
     chunks: tuple[ChunkGroup, ...] = ()
     tiles: tuple[TileGroup, ...] = ()
@@ -98,10 +114,12 @@ def build_batch(
     chunks: Sequence[Segment],
     *,
     exact_queries: int = 0,
+    compiled: bool = False,
 ) -> PassBatch:
     """Lay out one pass. `token_ids` [T]: decodes, then chunks; their pages are reserved already.
 
     `exact_queries`: queries per kv head of the model for exact mode, 0 for the fast one.
+    `compiled`: the attention is that of `exec.compiled`, which serves both modes.
     """
     segments = [*decodes, *chunks]
     lengths = np.array([s.length for s in segments], dtype=np.int64)
@@ -113,16 +131,25 @@ def build_batch(
     columns, offsets = np.divmod(positions, arena.page_tokens)
     pages = arena.tables.pages[np.repeat(slots, lengths), columns]
     n = len(decodes)
-    fast = not exact_queries
-    return PassBatch(
+    batch = PassBatch(
         token_ids=arena.tensor(token_ids),
         positions=arena.tensor(positions),
         pages=arena.tensor(pages),
         offsets=arena.tensor(offsets),
         num_decodes=n,
-        decode=_decode_pages(arena, slots[:n], starts[:n] + 1) if n and fast else None,
-        chunks=_chunk_groups(arena, chunks, firsts[n:]) if fast else (),
-        tiles=() if fast else _tile_groups(arena, slots, starts, lengths, firsts, exact_queries),
+    )
+    if compiled:
+        width = int(positions.max()) // arena.page_tokens + 1
+        tables = np.ascontiguousarray(arena.tables.pages[slots, :width])
+        table = SegmentTable(tables=tables, firsts=firsts, starts=starts, lengths=lengths)
+        return replace(batch, segments=table)
+    if exact_queries:
+        tiles = _tile_groups(arena, slots, starts, lengths, firsts, exact_queries)
+        return replace(batch, tiles=tiles)
+    return replace(
+        batch,
+        decode=_decode_pages(arena, slots[:n], starts[:n] + 1) if n else None,
+        chunks=_chunk_groups(arena, chunks, firsts[n:]),
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from batchgen.exec.arena import KvArena, copy_pages
 from batchgen.exec.attention import paged_attention
 from batchgen.exec.batch import Segment, build_batch
+from batchgen.exec.compiled import is_compiled
 from batchgen.exec.config import ModelConfig
 from batchgen.exec.layers import SparseMlp, linear
 from batchgen.exec.transformer import Layer
@@ -102,7 +103,8 @@ def _attention(
     for segment, end in zip(segments, ends, strict=True):
         arena.reserve(segment.slot, end)
     count = sum(s.length for s in segments)
-    batch = build_batch(arena, np.zeros(count, dtype=np.int64), decodes, chunks)
+    compiled = is_compiled(kind, config.num_heads // config.num_kv_heads)
+    batch = build_batch(arena, np.zeros(count, dtype=np.int64), decodes, chunks, compiled=compiled)
     q = torch.randn(count, config.num_heads, config.head_dim).to(kind)
     kv = torch.randn(count, config.num_kv_heads, config.head_dim).to(kind)
 

@@ -19,6 +19,7 @@ import torch
 from batchgen.errors import IllegalTransition, UserError
 from batchgen.exec.arena import KvArena, copy_pages
 from batchgen.exec.batch import Segment, build_batch
+from batchgen.exec.compiled import is_compiled
 from batchgen.exec.config import ModelConfig, load_config
 from batchgen.exec.sampler import choose
 from batchgen.exec.transformer import Transformer
@@ -107,7 +108,9 @@ class Worker:
             exact=exact,
             device=device,
         )
-        self._exact_queries = self.config.num_heads // self.config.num_kv_heads if exact else 0
+        groups = self.config.num_heads // self.config.num_kv_heads
+        self._exact_queries = groups if exact else 0
+        self.compiled = device == "cpu" and is_compiled(DTYPES[dtype], groups)
         self._dtype = DTYPES[dtype]
         self._rows: dict[int, _Row] = {}
         self._free_slots: list[int] = []
@@ -315,7 +318,12 @@ class Worker:
         ]
         token_ids = np.array([token for part in known for token in part], dtype=np.int64)
         batch = build_batch(
-            self._hbm, token_ids, decoding, chunking, exact_queries=self._exact_queries
+            self._hbm,
+            token_ids,
+            decoding,
+            chunking,
+            exact_queries=self._exact_queries,
+            compiled=self.compiled,
         )
         ends = np.cumsum([s.length for s in segments]) - 1
         samples = [True] * len(decodes) + [last for _, _, _, last in chunks]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchgen.cli.common import parse_names, say
+from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def prediction(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """(b) Predict a real run with a profile: errors of times and memory."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads must not spin
+    calm_threads()
     if repeats < 1:
         raise UserError(f"--repeats is {repeats}", remedy="give at least 1")
     from batchgen.cli.common import parse_overrides

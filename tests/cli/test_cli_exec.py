@@ -259,9 +259,13 @@ def test_the_threads_are_calm_unless_the_user_says_otherwise(
 
     from batchgen.cli.torch_threads import calm_threads
 
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    calm_threads()
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     calm_threads()
-    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    calm_threads()
+    assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 100_000
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    calm_threads()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"

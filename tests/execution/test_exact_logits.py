@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from batchgen.errors import UserError
 from batchgen.exec.arena import KvArena
 from batchgen.exec.batch import Segment, build_batch
+from batchgen.exec.compiled import is_compiled
 from batchgen.exec.config import load_config
 from batchgen.exec.exact import ROW_MULTIPLE, check_products, exact_linear, exact_silu
 from batchgen.exec.init import init_model
@@ -109,9 +110,21 @@ class Passes:
             decodes,
             chunks,
             exact_queries=self.queries,
+            compiled=is_compiled(torch.float32, self.queries),
         )
         logits = self.model.forward(self.arena, batch, torch.arange(len(flat)))
         return list(logits.split([s.length for s in segments]))
+
+
+@pytest.fixture(scope="module", params=["compiled", "torch"], autouse=True)
+def attention(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every promise of this file holds with the compiled attention and with that in torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setenv("BATCHGEN_COMPILED", "0")
+        elif not is_compiled(torch.float32, 2):
+            pytest.skip("no C++ compiler here")
+        yield
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
