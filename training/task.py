@@ -36,7 +36,7 @@ LOW_TERM, HIGH_TERM = 10, 99
 TOTAL_DIGITS = 4  # 100 terms of 99 still fit
 HELD_OUT_ONE_IN = 8
 MAX_TOKENS = 1024  # room for every answer: the longest has 1,006 tokens
-LETTERS = "abcdefghijkmnopqrstuvwxyz"  # no l: see training/train.py
+LETTERS = "abcdefghijkmnopqrstuvwxyz"  # no l: see training/README.md
 
 _FINAL = re.compile(r"=(\d+)\s*")
 
