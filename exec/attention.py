@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as functional
 
+from batchgen.exec import compiled
 from batchgen.exec.arena import KvArena
 from batchgen.exec.batch import BLOCK_TOKENS, ChunkGroup, DecodePages, PassBatch, TileGroup
 from batchgen.exec.blocks import attend
-from batchgen.exec.compiled import run_compiled
 
 
 def paged_attention(
@@ -25,7 +25,7 @@ def paged_attention(
     Returns [T, N, D] in the dtype of q. A batch laid out for the compiled attention needs it.
     """
     if batch.segments is not None:
-        return run_compiled(arena, layer, q_TND, batch.segments)
+        return compiled.attend(arena, layer, q_TND, batch.segments)
     if batch.decode is not None and not batch.chunks:
         return decode_attention(arena, layer, q_TND, batch.decode)
     out_TND = torch.empty_like(q_TND)

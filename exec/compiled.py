@@ -1,6 +1,6 @@
-"""The compiled attention of the CPU: built from `attention_cpu.cpp` when first used, then kept.
+"""The compiled operations of the CPU: built from `native/` when first used, then kept.
 
-Measures nothing and decides nothing: `exec.attention` is the same operation in torch, which runs
+Decides nothing: `exec.attention` and `exec.layers` have the same operations in torch, which run
 where there is no compiler. The library is built by the machine's C++ compiler for its processor,
 and kept in the user's cache folder under a digest of all that shapes it.
 """
@@ -23,16 +23,16 @@ import torch
 from batchgen.exec.arena import KvArena
 from batchgen.exec.batch import SegmentTable
 
-SOURCE = Path(__file__).with_name("attention_cpu.cpp")
+FOLDER = Path(__file__).with_name("native")
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared")
 COMPILERS = ("g++", "c++")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-MAX_GROUPS = 16  # query heads per kv head: TILE_QUERIES of the source
+MAX_GROUPS = 16  # query heads per kv head: TILE_QUERIES of native/attention.cpp
 BUILD_TIMEOUT_S = 120.0
 SWITCH = "BATCHGEN_COMPILED"
 
 
-def is_compiled(dtype: torch.dtype, groups: int) -> bool:
+def is_compiled(dtype: torch.dtype, groups: int = 1) -> bool:
     """Whether the library covers `dtype` with `groups` query heads per kv head, and is there.
 
     Builds it if need be. False where it cannot be built and with BATCHGEN_COMPILED=0.
@@ -41,21 +41,19 @@ def is_compiled(dtype: torch.dtype, groups: int) -> bool:
     return covered and _load() is not None
 
 
-def run_compiled(
-    arena: KvArena, layer: int, q_TND: torch.Tensor, segments: SegmentTable
-) -> torch.Tensor:
+def attend(arena: KvArena, layer: int, q_TND: torch.Tensor, segments: SegmentTable) -> torch.Tensor:
     """Attention [T, N, D] of all tokens of a pass; KV of the pass is written already.
 
     Threads are those of torch. Raises ValueError where `is_compiled` says no.
     """
-    function = _load()
+    library = _load()
     q_TND = q_TND.contiguous()
     out_TND = torch.empty_like(q_TND)
     _, layers, _, kv_heads, page_tokens, head_dim = arena.storage.shape
     sizes = (ctypes.c_int64 * 8)(
         *segments.tables.shape, layer, layers, q_TND.shape[1], kv_heads, page_tokens, head_dim
     )
-    if function is None or function(
+    if library is None or library.batchgen_paged_attention(
         KINDS.get(q_TND.dtype, -1),
         torch.get_num_threads(),
         q_TND.data_ptr(),
@@ -71,19 +69,52 @@ def run_compiled(
     return out_TND
 
 
+def sparse_mlp(
+    x_TH: torch.Tensor,
+    router: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    top_k: int,
+    renormalise: bool,
+) -> torch.Tensor:
+    """Routed experts [T, H]: router [E, H], gate_up [E, 2I, H], down [E, H, I], all contiguous.
+
+    Raises ValueError where `is_compiled` says no.
+    """
+    library = _load()
+    x_TH = x_TH.contiguous()
+    out_TH = torch.empty_like(x_TH)
+    experts, hidden, width = down.shape
+    sizes = (ctypes.c_int64 * 6)(len(x_TH), hidden, width, experts, top_k, renormalise)
+    if library is None or library.batchgen_experts(
+        KINDS.get(x_TH.dtype, -1),
+        torch.get_num_threads(),
+        x_TH.data_ptr(),
+        router.data_ptr(),
+        gate_up.data_ptr(),
+        down.data_ptr(),
+        out_TH.data_ptr(),
+        sizes,
+    ):
+        raise ValueError(f"no compiled experts for {x_TH.dtype}")
+    return out_TH
+
+
 @functools.cache
 def _load() -> Any:
-    """The function of the library, or None."""
+    """The library, or None."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
     if compiler is None:
         return None
     try:
-        function = ctypes.CDLL(str(_build(compiler))).batchgen_paged_attention
+        library = ctypes.CDLL(str(_build(compiler)))
     except (OSError, subprocess.SubprocessError):
         return None  # torch does the work; the report of a run says which of the two did
-    function.restype = ctypes.c_int
-    function.argtypes = [ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 8]
-    return function
+    for function, pointers in (("batchgen_paged_attention", 8), ("batchgen_experts", 6)):
+        entry = getattr(library, function)
+        entry.restype = ctypes.c_int
+        entry.argtypes = [ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * pointers]
+    return library
 
 
 def _build(compiler: str) -> Path:
@@ -91,14 +122,21 @@ def _build(compiler: str) -> Path:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=BUILD_TIMEOUT_S
     ).stdout
-    parts = (SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), _processor().encode())
+    files = sorted(FOLDER.iterdir())
+    parts = (
+        *(file.read_bytes() for file in files),
+        version,
+        " ".join(FLAGS).encode(),
+        _processor().encode(),
+    )
     digest = hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
-    target = _cache_folder() / f"attention-{digest}.so"
+    target = _cache_folder() / f"native-{digest}.so"
     if target.is_file():
         return target
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        sources = [str(file) for file in files if file.suffix == ".cpp"]
+        command = [compiler, *FLAGS, *sources, "-o", str(made)]
         subprocess.run(command, capture_output=True, check=True, timeout=BUILD_TIMEOUT_S)
         made.replace(target)  # at once: another process never sees half a file
     return target

@@ -37,6 +37,7 @@ PASS_COLUMNS = (
     "chunk_reads",
     "samples",
     "duration_ps",
+    "gap_ps",
 )
 
 _ARRIVAL, _OTHER, _COPY = range(3)
@@ -46,7 +47,8 @@ class Driver:
     """Runs rows of a runtime's table on a worker until all have ended.
 
     Every row must be known to the worker before it arrives. `observer` sees each event with its
-    actions (the decision log). After `run`, `row_times` and `steps` hold the record of the run.
+    actions (the decision log). After `run`, `steps` and `passes` hold the record of the run; the
+    gap of a pass is the time since the one before it (decisions, copies, waiting; 0 at first).
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Driver:
         self._running: list[int] = []
         self._launched: Step | None = None
         self._cut = False
+        self._pass_end_ps = 0
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -173,7 +176,7 @@ class Driver:
             end_ps = clock.pass_done(
                 contexts, current.chunks, len(contexts) + tokens if streaming else 0
             )
-            self._record_pass(contexts, current.chunks, end_ps - began_ps)
+            self._record_pass(contexts, current.chunks, began_ps, end_ps)
             passes += 1
             decoded += len(contexts)
             gone = [row for row, _ in result.finished]
@@ -229,7 +232,11 @@ class Driver:
 
     # -- the record -------------------------------------------------------------------------------
 
-    def _record_pass(self, contexts: Sequence[int], chunks: Sequence[Any], duration: int) -> None:
+    def _record_pass(
+        self, contexts: Sequence[int], chunks: Sequence[Any], began_ps: int, end_ps: int
+    ) -> None:
+        gap_ps = began_ps - self._pass_end_ps if self._pass_end_ps else 0
+        self._pass_end_ps = end_ps
         values = (
             len(contexts),
             sum(contexts),
@@ -237,7 +244,8 @@ class Driver:
             sum((start + size) ** 2 - start**2 for _, start, size, _ in chunks),
             sum(start for _, start, _, _ in chunks),
             len(contexts) + sum(last for _, _, _, last in chunks),
-            duration,
+            end_ps - began_ps,
+            gap_ps,
         )
         for name, value in zip(PASS_COLUMNS, values, strict=True):
             self.passes[name].append(value)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import batchgen
+from batchgen.cost.overheads import describe_fit, fit_overheads
 from batchgen.cost.profile import ProfiledCost, gemm_shapes, parse_profile
 from batchgen.cost.profile_schema import PROFILE_KIND, PROFILE_SCHEMA
 from batchgen.exec.init import init_model
@@ -29,7 +30,7 @@ from batchgen.exec.profile_operators import (
     time_gemms,
     time_prefill_attention,
 )
-from batchgen.exec.profile_passes import fit_overheads, relative_errors, time_passes
+from batchgen.exec.profile_passes import random_prompts, read_prompts, run_passes
 from batchgen.exec.worker import DTYPES, Worker
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec, load_model
@@ -43,6 +44,7 @@ Say = Callable[[str], None]
 def measure(
     model_dir: Path | None = None,
     *,
+    prompts: Path | None = None,
     grid: Grid | None = None,
     dtype: str = "float32",
     page_tokens: int = 64,
@@ -51,7 +53,8 @@ def measure(
 ) -> dict[str, Any]:
     """The profile document of this machine for one model (a generic small one if None).
 
-    `say` gets a line of progress per table. Minutes on a large model; `grid=QUICK` takes seconds.
+    `prompts`: rows for `batchgen exec` whose passes are measured, random ones if None. `say` gets a
+    line of progress per table. Minutes on a large model; `grid=QUICK` takes seconds.
     """
     grid = Grid() if grid is None else grid
     with tempfile.TemporaryDirectory() as folder:
@@ -91,11 +94,15 @@ def measure(
         say("copies between the tiers")
         document["copies"] = fit_copies(list(time_copies(config, grid, kind, page_tokens)))
     say("whole passes")
-    passes = time_passes(worker, grid)
-    document["overheads"] = fit_overheads(_cost(spec, document), spec.num_layers, passes)
-    # Beyond the schema, for the reader: what the fit was made from and how well it fits.
-    document["fit"] = relative_errors(_cost(spec, document), passes)
-    document["passes"] = [asdict(item) for item in passes]
+    rows = (
+        random_prompts(worker, grid)
+        if prompts is None
+        else read_prompts(prompts, directory, worker, grid)
+    )
+    passes = run_passes(worker, rows, grid)
+    document["overheads"] = asdict(fit_overheads(_cost(spec, document), passes))
+    # Beyond the schema, for the reader: how well the fit fits.
+    document["fit"] = describe_fit(_cost(spec, document), passes)
     return document
 
 

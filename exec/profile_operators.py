@@ -23,12 +23,16 @@ from batchgen.exec.config import ModelConfig
 from batchgen.exec.layers import SparseMlp, linear
 from batchgen.exec.transformer import Layer
 
-MAX_WEIGHT_BYTES = 256 << 20
+MAX_WEIGHT_BYTES = MAX_KV_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Which points are measured and for how long each. Counts in tokens, rows and pages."""
+    """Which points are measured and for how long each. Counts in tokens, rows and pages.
+
+    Jobs of whole passes: `prompts` rows of at most `outputs` tokens, in so many `seats`, and
+    prompts alone in passes of up to `max_prefill_tokens`.
+    """
 
     tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
     rows: tuple[int, ...] = (1, 4, 16, 64, 128)
@@ -38,6 +42,10 @@ class Grid:
     pages: tuple[int, ...] = (1, 4, 16, 64)
     seconds: float = 0.05
     max_kv_tokens: int = 1 << 17
+    prompts: int = 128
+    outputs: int = 256
+    seats: tuple[int, ...] = (4, 16, 128)
+    max_prefill_tokens: int = 1 << 14
 
 
 QUICK = Grid(
@@ -49,6 +57,10 @@ QUICK = Grid(
     pages=(1, 16),
     seconds=0.01,
     max_kv_tokens=1 << 14,
+    prompts=48,
+    outputs=96,
+    seats=(4, 64),
+    max_prefill_tokens=1 << 12,
 )
 
 
@@ -99,7 +111,19 @@ def _attention(
     """Seconds of one layer's KV write and attention for these segments."""
     segments = [*decodes, *chunks]
     ends = [s.start + s.length for s in segments]
-    arena = _arena(config, sum(-(-end // page_tokens) for end in ends), kind, page_tokens)
+    pages = sum(-(-end // page_tokens) for end in ends)
+    page_bytes = config.kv_page_elements(page_tokens) * kind.itemsize // config.num_layers
+    # As many layers in turn as in a pass, as with the weights of products.
+    layers = max(1, min(config.num_layers, MAX_KV_BYTES // (pages * page_bytes)))
+    arena = KvArena(
+        "profile",
+        pages,
+        num_layers=layers,
+        num_kv_heads=config.num_kv_heads,
+        page_tokens=page_tokens,
+        head_dim=config.head_dim,
+        dtype=kind,
+    )
     for segment, end in zip(segments, ends, strict=True):
         arena.reserve(segment.slot, end)
     count = sum(s.length for s in segments)
@@ -109,23 +133,11 @@ def _attention(
     kv = torch.randn(count, config.num_kv_heads, config.head_dim).to(kind)
 
     def run() -> None:
-        arena.write(0, batch.pages, batch.offsets, kv, kv)
-        paged_attention(arena, 0, q, batch)
+        for layer in range(layers):
+            arena.write(layer, batch.pages, batch.offsets, kv, kv)
+            paged_attention(arena, layer, q, batch)
 
-    return timed(run, seconds)
-
-
-def _arena(config: ModelConfig, pages: int, kind: torch.dtype, page_tokens: int) -> KvArena:
-    """An arena with one layer: attention of a layer touches no other."""
-    return KvArena(
-        "profile",
-        pages,
-        num_layers=1,
-        num_kv_heads=config.num_kv_heads,
-        page_tokens=page_tokens,
-        head_dim=config.head_dim,
-        dtype=kind,
-    )
+    return timed(run, seconds) / layers
 
 
 def _heads(config: ModelConfig) -> dict[str, Any]:

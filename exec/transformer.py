@@ -14,6 +14,7 @@ import torch
 from batchgen.exec.arena import KvArena
 from batchgen.exec.attention import paged_attention
 from batchgen.exec.batch import PassBatch
+from batchgen.exec.compiled import is_compiled
 from batchgen.exec.config import ModelConfig
 from batchgen.exec.exact import check_products
 from batchgen.exec.layers import (
@@ -188,4 +189,5 @@ def _load_mlp(config: ModelConfig, read: Reader, number: int, exact: bool) -> Ml
         experts_per_token=moe.experts_per_token,
         norm_topk_prob=moe.norm_topk_prob,
         exact=exact,
+        compiled=read.device.type == "cpu" and is_compiled(read.dtype),
     )

@@ -202,7 +202,7 @@ def _simulate(
 
 
 def _pass_errors(driver: Driver, cost: CostModel) -> dict[str, dict[str, float]]:
-    """Measured against modelled time of every pass that ran, by kind."""
+    """Measured against modelled time of every pass that ran, by kind, with what came before it."""
     import numpy as np
 
     from batchgen.cost.api import PassLoad
@@ -216,7 +216,7 @@ def _pass_errors(driver: Driver, cost: CostModel) -> dict[str, dict[str, float]]
     load.chunk_reads[0] = columns["chunk_reads"]
     load.samples[0] = columns["samples"]
     modelled = cost.pass_ps(load).astype(np.float64)
-    measured = np.maximum(columns["duration_ps"], 1).astype(np.float64)
+    measured = np.maximum(columns["duration_ps"] + columns["gap_ps"], 1).astype(np.float64)
     chunks, decodes = columns["chunk_tokens"] > 0, columns["decodes"] > 0
     masks = {"decode": ~chunks, "mixed": chunks & decodes, "prefill": chunks & ~decodes}
     return {

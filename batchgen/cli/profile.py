@@ -25,6 +25,10 @@ def profile_command(
         Path | None,
         typer.Option(metavar="DIR", help="Measure with the shapes of this checkpoint."),
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Rows like those to come; default: random tokens."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter points.")] = False,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     page_tokens: Annotated[int, typer.Option(min=1, help="Tokens per KV page.")] = 64,
@@ -48,6 +52,7 @@ def profile_command(
 
     document = measure(
         model,
+        prompts=prompts,
         grid=QUICK if quick else Grid(),
         dtype=dtype,
         page_tokens=page_tokens,

@@ -78,7 +78,7 @@ class ProfiledCost(TabledCost):
             own=self._own_ps,
             union=self._experts_ps,
             head=self._head_ps,
-            slope=lambda rows: PS_PER_S * full * self._decode_slope.at(rows),
+            slope=self._slope_ps,
             fixed=self._decode_fixed_ps,
             step_ps=round(PS_PER_S * overheads.step_s),
             chunks=ChunkRates(
@@ -89,6 +89,7 @@ class ProfiledCost(TabledCost):
                 window_width=2 * model.window,
                 step_ps=round(PS_PER_S * layers * start_s),
             ),
+            chunk_overhead=lambda tokens: PS_PER_S * overheads.prefill_s(tokens),
             copies=CopyRates(per_token=per_token, fixed=fixed, switch_ps=0),
         )
 
@@ -105,17 +106,11 @@ class ProfiledCost(TabledCost):
         if model.shared_ffn:
             shared = curve["shared_gate_up"](tokens) + curve["shared_down"](tokens)
             dense = dense + model.moe_layers * shared
-        overheads = self.profile.overheads
-        overhead = model.num_layers * (overheads.layer_s + tokens * overheads.layer_token_s)
-        return {
-            "projections": PS_PER_S * projections,
-            "dense": PS_PER_S * dense,
-            "overhead": PS_PER_S * overhead,
-        }
+        return {"projections": PS_PER_S * projections, "dense": PS_PER_S * dense}
 
     def _own_ps(self, tokens: FloatArray) -> FloatArray:
         parts = self._modules_ps(tokens)
-        return parts["projections"] + parts["dense"] + parts["overhead"]
+        return parts["projections"] + parts["dense"]
 
     def _experts_ps(self, tokens: FloatArray) -> FloatArray:
         """As measured, or every touched expert on its mean share of the tokens."""
@@ -130,15 +125,21 @@ class ProfiledCost(TabledCost):
         return PS_PER_S * model.moe_layers * touched * pair
 
     def _head_ps(self, samples: FloatArray) -> FloatArray:
-        head = self._shapes["lm_head"](samples) + samples * self.profile.overheads.sample_s
-        return PS_PER_S * head
+        return PS_PER_S * self._shapes["lm_head"](samples)
+
+    def _slope_ps(self, rows: int) -> float:
+        measured_s = self.model.full_layers * self._decode_slope.at(rows)
+        return PS_PER_S * max(0.0, measured_s + self.profile.overheads.context_s)
 
     def _decode_fixed_ps(self, rows: int) -> float:
         model = self.model
         windowed = model.num_layers - model.full_layers
         seconds = model.num_layers * self._decode_constant.at(rows)
         seconds += windowed * rows * model.window * self._decode_slope.at(rows)
-        return PS_PER_S * (seconds + rows * self.profile.overheads.row_s)
+        return PS_PER_S * (seconds + self._decode_overhead_s(rows))
+
+    def _decode_overhead_s(self, rows: int) -> float:
+        return float(self.profile.overheads.decode_s(np.array([float(rows)]))[0])
 
     # Reports --------------------------------------------------------------------------------------
 
@@ -152,10 +153,15 @@ class ProfiledCost(TabledCost):
         }
         union = tokens.sum(axis=0)
         parts["experts"] = self._union.take(union)
-        parts["overhead"] += np.where(union > 0, self._step_ps, 0)
+        parts |= self.attention_parts(load)
+        rows = np.vectorize(self._decode_overhead_s, otypes=[float])(load.decodes)
+        decode = np.rint(PS_PER_S * rows).astype(np.int64).max(axis=0)
+        parts["attention_decode"] -= decode  # a table of its own would slow every pass for this
+        chunks = self._chunk_overhead.take(load.chunk_tokens).max(axis=0)
+        parts["overhead"] = decode + chunks + np.where(union > 0, self._step_ps, 0)
         parts["overhead"] += np.where(load.chunk_tokens.any(axis=0), self._chunks.step_ps, 0)
         parts["collectives"] = np.zeros_like(union)
-        return {**parts, **self.attention_parts(load)}
+        return parts
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -1,9 +1,9 @@
 """The profile: what `batchgen profile` measures, as versioned JSON; it measures nothing itself.
 
-One JSON object, schema 1. Times are seconds of one call on one device; every list may hold any
+One JSON object, schema 2. Times are seconds of one call on one device; every list may hold any
 number of points in any order.
 
-    {"schema": 1, "kind": "batchgen-profile",
+    {"schema": 2, "kind": "batchgen-profile",
      "machine": {"device": "cpu", "name": "...", ...},      free form, copied into run.json
      "gemm": [{"m", "n", "k", "dtype", "seconds"}],          [m, k] x [k, n]
      "decode_attention": [{"heads", "kv_heads", "head_dim", "rows", "context", "seconds"}],
@@ -13,14 +13,14 @@ number of points in any order.
      "experts": [{"m", "hidden", "width", "num_experts", "top_k", "seconds"}],
                                                              optional: one sparse MLP as a whole,
                                                              router and grouping included
-     "overheads": {"step_s", "layer_s", "layer_token_s", "row_s", "sample_s"},
-                                                             missing ones are 0
+     "overheads": {"step_s", "context_s",
+                   "decode": [[rows, seconds]], "prefill": [[tokens, seconds]]},
+                                                             optional: beyond the operators, by
+                                                             rising count; seconds may be negative
      "copies": {"host_bytes_per_s", "host_latency_s",
                 "intra_bytes_per_s", "inter_bytes_per_s"}}   only host_bytes_per_s is required
 
-step_s is paid per pass, layer_s per layer and pass, layer_token_s per layer and token (norms,
-activations, rotary), row_s per decoding row and pass, sample_s per row that needs a token. Shapes
-to measure for a model: `gemm_shapes(model)`.
+What overheads mean: `batchgen.cost.overheads`. Shapes to measure for a model: `gemm_shapes(model)`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from batchgen.cost.overheads import Overheads
 from batchgen.errors import DataError, UserError
 from batchgen.model import ModelSpec
 
-PROFILE_SCHEMA = 1
+PROFILE_SCHEMA = 2
 PROFILE_KIND = "batchgen-profile"
+CURVES = ("decode", "prefill")  # of the overheads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +77,6 @@ class ExpertPoint:
     num_experts: int
     top_k: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overheads:
-    step_s: float = 0.0
-    layer_s: float = 0.0
-    layer_token_s: float = 0.0
-    row_s: float = 0.0
-    sample_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +168,7 @@ def parse_profile(data: Any, place: str = "profile") -> Profile:
             ExpertPoint(**check.point(e, ExpertPoint))
             for e in (check.points(data, "experts") if data.get("experts") else [])
         ),
-        overheads=Overheads(**check.rates(data, "overheads", Overheads, ())),
+        overheads=check.overheads(data.get("overheads", {})),
         copies=Copies(**check.rates(data, "copies", Copies, ("host_bytes_per_s",))),
         machine=dict(data.get("machine") or {}),
         path=place,
@@ -213,12 +206,32 @@ class _Check:
             values[name] = value
         return values
 
-    def rates(
-        self, data: dict[str, Any], name: str, kind: type, required: tuple[str, ...]
-    ) -> dict[str, float]:
-        group = data.get(name, {})
+    def overheads(self, group: Any) -> Overheads:
         if not isinstance(group, dict):
-            raise DataError("must be an object", path=self.place, field=name)
+            raise DataError("must be an object", path=self.place, field="overheads")
+        self._no_extra("overheads", group, Overheads)
+        step_s = self._number("overheads.step_s", group.get("step_s", 0.0))
+        if step_s < 0:
+            raise self._bad("overheads.step_s", "must not be negative", step_s)
+        context_s = self._number("overheads.context_s", group.get("context_s", 0.0))
+        parts = {name: self._curve(f"overheads.{name}", group.get(name, [])) for name in CURVES}
+        return Overheads(step_s=step_s, context_s=context_s, **parts)
+
+    def _curve(self, where: str, points: Any) -> tuple[tuple[int, float], ...]:
+        if not isinstance(points, list | tuple):
+            raise self._bad(where, "must be a list", points)
+        curve: list[tuple[int, float]] = []
+        for index, point in enumerate(points):
+            place = f"{where}[{index}]"
+            if not isinstance(point, list | tuple) or len(point) != 2:
+                raise self._bad(place, "must be a count and seconds", point)
+            count, least = point[0], curve[-1][0] + 1 if curve else 1
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise self._bad(place, f"must begin with an integer >= {least}", count)
+            curve.append((count, self._number(place, point[1])))
+        return tuple(curve)
+
+    def _no_extra(self, name: str, group: dict[str, Any], kind: type) -> None:
         known = kind.__dataclass_fields__  # type: ignore[attr-defined]
         for extra in group:
             if extra not in known:
@@ -226,6 +239,14 @@ class _Check:
                 raise DataError(
                     "is unknown", path=self.place, field=f"{name}.{extra}", remedy=remedy
                 )
+
+    def rates(
+        self, data: dict[str, Any], name: str, kind: type, required: tuple[str, ...]
+    ) -> dict[str, float]:
+        group = data.get(name, {})
+        if not isinstance(group, dict):
+            raise DataError("must be an object", path=self.place, field=name)
+        self._no_extra(name, group, kind)
         values = {key: self._number(f"{name}.{key}", value) for key, value in group.items()}
         for key, value in values.items():
             if value < 0:

@@ -53,7 +53,8 @@ class TabledCost:
     """Everything of `CostModel` but the report of modules; a subclass fills the tables.
 
     own(tokens of a rank), union(tokens of the engine), head(samples), slope(rows) in ps per KV
-    token and fixed(rows) are functions in picoseconds; `step_ps` is paid once per pass.
+    token, fixed(rows) and chunk_overhead(prompt tokens of a rank) are functions in picoseconds;
+    `step_ps` is paid once per pass.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class TabledCost:
         step_ps: int,
         chunks: ChunkRates,
         copies: CopyRates,
+        chunk_overhead: Tokens = np.zeros_like,
     ) -> None:
         self.model, self.layout = model, layout
         self.num_ranks = layout.ranks_per_engine
@@ -76,6 +78,7 @@ class TabledCost:
         self._slope, self._fixed = IntTable(_per_row(slope)), IntTable(_per_row(fixed))
         self._step_ps = step_ps
         self._chunks, self._copies = chunks, copies
+        self._chunk_overhead = IntTable(chunk_overhead)
         self._host_ps = copies.per_token["host"]
         self._affine: dict[int, tuple[int, int]] = {}
 
@@ -87,7 +90,7 @@ class TabledCost:
         base += self._head.take(load.samples)
         base += self._fixed.take(load.decodes)
         if load.chunk_tokens.any():
-            base += self._chunk_ps(load)
+            base += self._chunk_ps(load) + self._chunk_overhead.take(load.chunk_tokens)
             shared += np.where(load.chunk_tokens.any(axis=0), self._chunks.step_ps, 0)
         base += shared
         if load.checkpoint.any():
@@ -132,7 +135,7 @@ class TabledCost:
             if rates.window_pair:
                 seen = min(chunk_pairs, rates.window_width * chunk_tokens)
                 time += seen * rates.window_pair
-            base += round(time) + rates.step_ps
+            base += round(time) + self._chunk_overhead.at(chunk_tokens) + rates.step_ps
         if checkpoint:
             base = max(base, round(checkpoint * self._host_ps))
         return base + self._slope.at(decodes) * context

@@ -1,0 +1,192 @@
+"""What passes cost beyond their operators, from passes of real runs. It measures nothing.
+
+A cost model that knows its operators one by one is wrong about whole passes: calls between them,
+sampling, bookkeeping, caches that the other operators have emptied, experts that real text wakes
+less evenly. The rest, measured time less the operators' time, is kept by decoding rows and by
+prompt tokens of a pass and interpolated:
+
+    pass = operators + step_s + decode(rows) + context_s * context + prefill(tokens)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from batchgen.cost.api import PS_PER_S, FloatArray
+
+TRIMMED = 0.1  # of the passes of a bin, at each end: stalls and clocks that jumped
+STEPS_PER_OCTAVE = 2  # bins of a count: two per doubling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPass:
+    """Load of a pass of a one-rank engine, as in `PassLoad`, and the seconds from the end of the
+    pass before it to its own end."""
+
+    decodes: int
+    context: int
+    chunk_tokens: int
+    chunk_pairs: int
+    chunk_reads: int
+    samples: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """Seconds of a pass beyond its operators. `decode` and `prefill`: points (count, seconds) by
+    rising count; `context_s`: per KV token that decodes read. All but step_s are negative where
+    operators cost less inside a pass than alone."""
+
+    step_s: float = 0.0
+    context_s: float = 0.0
+    decode: tuple[tuple[int, float], ...] = ()
+    prefill: tuple[tuple[int, float], ...] = ()
+
+    def decode_s(self, rows: FloatArray) -> FloatArray:
+        """Seconds by decoding rows; 0 for none."""
+        return _interpolated(self.decode, rows)
+
+    def prefill_s(self, tokens: FloatArray) -> FloatArray:
+        """Seconds by prompt tokens; 0 for none."""
+        return _interpolated(self.prefill, tokens)
+
+
+class PassCost(Protocol):
+    """What the fit asks of a cost model; any `CostModel` of one rank will do."""
+
+    def pass_one_ps(
+        self,
+        decodes: int,
+        context: int,
+        chunk_tokens: int = 0,
+        chunk_pairs: int = 0,
+        chunk_reads: int = 0,
+        samples: int = 0,
+        checkpoint: int = 0,
+    ) -> int: ...
+
+
+def predicted_s(cost: PassCost, item: MeasuredPass) -> float:
+    """Seconds of a measured pass by a cost model."""
+    return (
+        cost.pass_one_ps(
+            item.decodes,
+            item.context,
+            item.chunk_tokens,
+            item.chunk_pairs,
+            item.chunk_reads,
+            item.samples,
+        )
+        / PS_PER_S
+    )
+
+
+def fit_overheads(cost: PassCost, passes: Sequence[MeasuredPass]) -> Overheads:
+    """Overheads that make `cost`, a model without any, right about `passes` on the average.
+
+    Passes of one kind give the sums of step_s and one part; passes with both kinds tell step_s
+    apart. Without those it is the part of the smallest pass.
+    """
+    rest = [item.seconds - predicted_s(cost, item) for item in passes]
+    context_s = _slope([(p, r) for p, r in zip(passes, rest, strict=True) if not p.chunk_tokens])
+    pairs = [(p, r - context_s * p.context) for p, r in zip(passes, rest, strict=True)]
+    decode = _binned((p.decodes, r) for p, r in pairs if not p.chunk_tokens)
+    prefill = _binned((p.chunk_tokens, r) for p, r in pairs if not p.decodes)
+    least = min((points[0][1] for points in (decode, prefill) if points), default=0.0)
+    shared = [
+        _at(decode, p.decodes) + _at(prefill, p.chunk_tokens) - r
+        for p, r in pairs
+        if p.decodes and p.chunk_tokens
+    ]
+    step_s = max(0.0, min(least, float(np.median(shared)) if shared else least))
+    return Overheads(
+        step_s=step_s,
+        context_s=context_s,
+        decode=tuple((count, seconds - step_s) for count, seconds in decode),
+        prefill=tuple((count, seconds - step_s) for count, seconds in prefill),
+    )
+
+
+def describe_fit(cost: PassCost, passes: Sequence[MeasuredPass]) -> dict[str, Any]:
+    """By kind of pass: how many, their seconds, and the relative error of their sum and of the
+    median pass. `cost` is complete; these are the passes that it was fitted to."""
+    kinds: dict[str, list[MeasuredPass]] = {"decode": [], "mixed": [], "prefill": []}
+    for item in passes:
+        mixed = "mixed" if item.decodes else "prefill"
+        kinds[mixed if item.chunk_tokens else "decode"].append(item)
+    result = {}
+    for kind, items in kinds.items():
+        if items:
+            measured = np.array([item.seconds for item in items])
+            modelled = np.array([predicted_s(cost, item) for item in items])
+            result[kind] = {
+                "passes": len(items),
+                "seconds": float(measured.sum()),
+                "error": float(modelled.sum() / measured.sum() - 1.0),
+                "median_error": float(np.median(np.abs(modelled / measured - 1.0))),
+            }
+    return result
+
+
+def _bin(count: int) -> int:
+    return int(np.floor(STEPS_PER_OCTAVE * np.log2(count)))
+
+
+def _slope(samples: Sequence[tuple[MeasuredPass, float]]) -> float:
+    """Seconds per context token, from how the rest grows with the context within bins of rows.
+
+    Errors count relative to the pass; the passes that fit worst are left out and the rest fitted
+    again. 0 where no bin has two contexts.
+    """
+    if not samples:
+        return 0.0
+    names, number = np.unique([_bin(p.decodes) for p, _ in samples], return_inverse=True)
+    context = np.array([float(p.context) for p, _ in samples])
+    rest = np.array([r for _, r in samples])
+    weight = np.array([p.seconds for p, _ in samples]) ** -2.0
+    slope = 0.0
+    for _ in range(2):
+        total = np.bincount(number, weight, len(names))
+        x, y = (
+            column
+            - (np.bincount(number, weight * column, len(names)) / np.maximum(total, 1e-300))[number]
+            for column in (context, rest)
+        )
+        spread = float((weight * x * x).sum())
+        slope = float((weight * x * y).sum()) / spread if spread > 0 else 0.0
+        error = np.abs(y - slope * x) * np.sqrt(weight)
+        weight = np.where(error <= np.quantile(error, 1 - 2 * TRIMMED), weight, 0.0)
+    return slope
+
+
+def _binned(samples: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Mean of the middle samples of each bin of counts, at the bin's mean count."""
+    bins: dict[int, list[tuple[int, float]]] = {}
+    for count, seconds in samples:
+        bins.setdefault(_bin(count), []).append((count, seconds))
+    points = {}
+    for number in sorted(bins):
+        found = sorted(bins[number], key=lambda sample: sample[1])
+        cut = int(TRIMMED * len(found))
+        counts, seconds = np.array(found[cut : len(found) - cut], dtype=np.float64).T
+        points[round(float(counts.mean()))] = float(seconds.mean())
+    return list(points.items())
+
+
+def _at(points: Sequence[tuple[int, float]], count: int) -> float:
+    return float(_interpolated(tuple(points), np.array([float(count)]))[0])
+
+
+def _interpolated(points: tuple[tuple[int, float], ...], counts: FloatArray) -> FloatArray:
+    """Straight lines between the points; before the first its value, beyond the last in proportion
+    to the count. 0 at count 0 and without points."""
+    if not points:
+        return np.zeros_like(counts)
+    xs, ys = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+    inside = np.interp(counts, xs, ys) * np.maximum(counts / xs[-1], 1.0)
+    return np.asarray(np.where(counts > 0, inside, 0.0))
