@@ -55,7 +55,7 @@ def measured(model: ModelSpec) -> dict[str, Any]:
         "head_dim": model.head_dim,
     }
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": "batchgen-profile",
         "machine": {"device": "cpu", "name": "ideal"},
         "gemm": [
@@ -83,7 +83,12 @@ def measured(model: ModelSpec) -> dict[str, Any]:
             for chunk in (64, 256, 1024)
             for start in (0, 512, 4096)
         ],
-        "overheads": {"step_s": 1e-4, "layer_s": 1e-5, "layer_token_s": 1e-8, "sample_s": 1e-6},
+        "overheads": {
+            "step_s": 1e-4,
+            "context_s": 2e-10,
+            "decode": [[1, 1e-5], [64, 64e-5]],
+            "prefill": [[100, 1e-4], [400, 4e-4]],
+        },
         "copies": {"host_bytes_per_s": 5e9},
     }
 
@@ -105,7 +110,7 @@ def test_a_known_machine_is_recovered() -> None:
         for name, (n, k) in gemm_shapes(model).items()
     )
     attention = 4 * (1e-6 * rows + KV_S_PER_TOKEN * context)
-    expected = linear + attention + 1e-4 + 4 * (1e-5 + rows * 1e-8) + rows * 1e-6
+    expected = linear + attention + 1e-4 + rows * 1e-5 + context * 2e-10
     found = cost.pass_one_ps(rows, context, samples=rows) / PS_PER_S
     assert found == pytest.approx(expected, rel=1e-6)
 
@@ -115,7 +120,7 @@ def test_a_known_machine_is_recovered() -> None:
         4 * _gemm_s(chunk, n, k) for name, (n, k) in gemm_shapes(model).items() if name != "lm_head"
     )
     attention = 4 * (2e-6 + PAIR_S * pairs + 1e-9 * start)
-    expected = linear + attention + 1e-4 + 4 * (1e-5 + chunk * 1e-8)
+    expected = linear + attention + 1e-4 + chunk * 1e-6
     found = cost.pass_one_ps(0, 0, chunk, pairs, start) / PS_PER_S
     assert found == pytest.approx(expected, rel=1e-6)
     assert cost.copy_ps(1000, "host") / PS_PER_S == pytest.approx(
@@ -173,13 +178,17 @@ def test_build_reads_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "text"),
     [
-        (("schema",), 2, "field 'schema': schema 2 is not 1"),
+        (("schema",), 1, "field 'schema': schema 1 is not 2"),
         (("kind",), "x", "not a profile"),
         (("gemm",), [], r"field 'gemm': must be a list with at least one point"),
         (("gemm", 0, "m"), 0, r"field 'gemm\[0\].m': must be an integer >= 1, got 0"),
         (("gemm", 3, "seconds"), -1.0, r"field 'gemm\[3\].seconds': must be positive"),
         (("decode_attention", 1, "rows"), "8", r"decode_attention\[1\].rows"),
         (("overheads", "step"), 1.0, r"field 'overheads.step': is unknown; known: step_s"),
+        (("overheads", "step_s"), -1.0, r"'overheads.step_s': must not be negative"),
+        (("overheads", "decode", 1), [1, 2.0], r"decode\[1\]': must begin with an integer >= 2"),
+        (("overheads", "prefill", 0), [3], r"prefill\[0\]': must be a count and seconds"),
+        (("overheads", "prefill"), 3, r"'overheads.prefill': must be a list"),
         (("copies",), {}, "field 'copies.host_bytes_per_s': must be positive"),
         (("copies", "host_bytes_per_s"), float("nan"), "must be a finite number"),
     ],
