@@ -70,7 +70,7 @@ def measure(
             threads=threads,
         )
         spec = load_model(directory)
-    config, kind = worker.config, DTYPES[dtype]
+    config, layers, kind = worker.config, worker.model.layers, DTYPES[dtype]
     shapes = set(gemm_shapes(spec).values())
     if model_dir is None:
         shapes |= {(n, k) for n in GENERIC_SIZES for k in GENERIC_SIZES}
@@ -86,11 +86,13 @@ def measure(
             time_gemms(sorted(shapes), config.num_layers, grid, kind, CATALOG_DTYPES[dtype])
         )
         say("attention of decodes and of prompts")
-        document["decode_attention"] = list(time_decode_attention(config, grid, kind, page_tokens))
-        document["prefill_attention"] = list(
-            time_prefill_attention(config, grid, kind, page_tokens)
+        document["decode_attention"] = list(
+            time_decode_attention(config, layers, grid, kind, page_tokens)
         )
-        document["experts"] = list(time_experts(config, worker.model.layers, grid, kind))
+        document["prefill_attention"] = list(
+            time_prefill_attention(config, layers, grid, kind, page_tokens)
+        )
+        document["experts"] = list(time_experts(config, layers, grid, kind))
         say("copies between the tiers")
         document["copies"] = fit_copies(list(time_copies(config, grid, kind, page_tokens)))
     say("whole passes")

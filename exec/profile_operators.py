@@ -71,13 +71,22 @@ def undisturbed(samples: Sequence[float]) -> float:
 
 def timed(run: Callable[[], object], seconds: float) -> float:
     """Typical undisturbed duration of `run` in seconds: at least three calls, about `seconds`."""
-    run()  # the first call pays for caches and allocations
+
+    def once() -> float:
+        begin = time.perf_counter()
+        run()
+        return time.perf_counter() - begin
+
+    return sampled(once, seconds)
+
+
+def sampled(once: Callable[[], float], seconds: float) -> float:
+    """Typical undisturbed result of `once`: at least three calls, for about `seconds`."""
+    once()  # the first call pays for caches and allocations
     samples: list[float] = []
     end = time.perf_counter() + seconds
     while len(samples) < 3 or time.perf_counter() < end:
-        begin = time.perf_counter()
-        run()
-        samples.append(time.perf_counter() - begin)
+        samples.append(once())
     return undisturbed(samples)
 
 
@@ -102,6 +111,7 @@ def time_gemms(
 
 def _attention(
     config: ModelConfig,
+    model_layers: Sequence[Layer],
     kind: torch.dtype,
     page_tokens: int,
     decodes: Sequence[Segment],
@@ -132,12 +142,23 @@ def _attention(
     q = torch.randn(count, config.num_heads, config.head_dim).to(kind)
     kv = torch.randn(count, config.num_kv_heads, config.head_dim).to(kind)
 
-    def run() -> None:
+    def once() -> float:
+        spent = 0.0
         for layer in range(layers):
+            # As in a pass, where the weights of a layer push its KV out of the caches.
+            _touch(model_layers[layer])
+            begin = time.perf_counter()
             arena.write(layer, batch.pages, batch.offsets, kv, kv)
             paged_attention(arena, layer, q, batch)
+            spent += time.perf_counter() - begin
+        return spent
 
-    return timed(run, seconds) / layers
+    return sampled(once, seconds) / layers
+
+
+def _touch(layer: Layer) -> None:
+    for weight in (layer.qkv, layer.out, layer.mlp.gate_up, layer.mlp.down):
+        weight.sum()
 
 
 def _heads(config: ModelConfig) -> dict[str, Any]:
@@ -149,27 +170,35 @@ def _heads(config: ModelConfig) -> dict[str, Any]:
 
 
 def time_decode_attention(
-    config: ModelConfig, grid: Grid, kind: torch.dtype, page_tokens: int
+    config: ModelConfig,
+    layers: Sequence[Layer],
+    grid: Grid,
+    kind: torch.dtype,
+    page_tokens: int,
 ) -> Iterable[dict[str, Any]]:
     """One layer: KV write and attention of `rows` rows that read `context` tokens each."""
     for rows in grid.rows:
         for context in grid.contexts:
             if context <= config.max_context and rows * context <= grid.max_kv_tokens:
                 segments = [Segment(slot=r, start=context - 1, length=1) for r in range(rows)]
-                seconds = _attention(config, kind, page_tokens, segments, [], grid.seconds)
+                seconds = _attention(config, layers, kind, page_tokens, segments, [], grid.seconds)
                 point = {"rows": rows, "context": context, "seconds": seconds}
                 yield _heads(config) | point
 
 
 def time_prefill_attention(
-    config: ModelConfig, grid: Grid, kind: torch.dtype, page_tokens: int
+    config: ModelConfig,
+    layers: Sequence[Layer],
+    grid: Grid,
+    kind: torch.dtype,
+    page_tokens: int,
 ) -> Iterable[dict[str, Any]]:
     """One layer: KV write and attention of one prompt chunk behind `start` earlier tokens."""
     for chunk in grid.chunks:
         for start in grid.starts:
             if start + chunk <= config.max_context:
                 segment = Segment(slot=0, start=start, length=chunk)
-                seconds = _attention(config, kind, page_tokens, [], [segment], grid.seconds)
+                seconds = _attention(config, layers, kind, page_tokens, [], [segment], grid.seconds)
                 yield _heads(config) | {"chunk": chunk, "start": start, "seconds": seconds}
 
 

@@ -15,7 +15,9 @@ first, four digits wide; the last line is the sum in the usual order:
 The number of terms has a Pareto tail, and so has the answer. Pure Python; needs neither torch nor
 the package. As a command it prints held-out problems as rows of `batchgen exec`:
 
-    python -m training.task > examples/prompts/reasoning-200.jsonl
+    python -m training.task > reasoning-200.jsonl
+    python -m training.task --count 400 --seed 2027 --most-terms 5 > short-400.jsonl
+    python -m training.task --count 128 --seed 2028 --long-share 0.05 > other-128.jsonl
 """
 
 from __future__ import annotations
@@ -155,10 +157,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Print unseen problems as JSON lines.")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--long-share", type=float, default=0.0, help="share of even, long sizes")
+    parser.add_argument("--most-terms", type=int, default=MAX_TERMS, help="leave out larger ones")
     options = parser.parse_args()
     drawn: set[Problem] = set()
-    for problem in problems(options.seed, held_out=True):
-        if problem not in drawn:
+    for problem in problems(options.seed, held_out=True, long_share=options.long_share):
+        if problem not in drawn and len(problem.terms) <= options.most_terms:
             print(json.dumps(prompt_row(len(drawn), problem)))
             drawn.add(problem)
         if len(drawn) == options.count:

@@ -5,7 +5,7 @@ sampling, bookkeeping, caches that the other operators have emptied, experts tha
 less evenly. The rest, measured time less the operators' time, is kept by decoding rows and by
 prompt tokens of a pass and interpolated:
 
-    pass = operators + step_s + decode(rows) + context_s * context + prefill(tokens)
+    pass = operators + step_s + decode(rows) + context(rows) * context + prefill(tokens)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from batchgen.cost.api import PS_PER_S, FloatArray
 
 TRIMMED = 0.1  # of the passes of a bin, at each end: stalls and clocks that jumped
 STEPS_PER_OCTAVE = 2  # bins of a count: two per doubling
+DOUBT = 0.1  # contexts that differ by this part tell half of a slope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,17 +40,24 @@ class MeasuredPass:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
     """Seconds of a pass beyond its operators. `decode` and `prefill`: points (count, seconds) by
-    rising count; `context_s`: per KV token that decodes read. All but step_s are negative where
-    operators cost less inside a pass than alone."""
+    rising count; `context`: points (rows, seconds per KV token that decodes read). All but step_s
+    may be negative, where operators cost less inside a pass than alone."""
 
     step_s: float = 0.0
-    context_s: float = 0.0
+    context: tuple[tuple[int, float], ...] = ()
     decode: tuple[tuple[int, float], ...] = ()
     prefill: tuple[tuple[int, float], ...] = ()
 
     def decode_s(self, rows: FloatArray) -> FloatArray:
         """Seconds by decoding rows; 0 for none."""
         return _interpolated(self.decode, rows)
+
+    def context_s(self, rows: FloatArray) -> FloatArray:
+        """Seconds per KV token by decoding rows: straight lines, the last values beyond."""
+        if not self.context:
+            return np.zeros_like(rows)
+        xs, ys = np.array(self.context, dtype=np.float64).T
+        return np.asarray(np.interp(rows, xs, ys))
 
     def prefill_s(self, tokens: FloatArray) -> FloatArray:
         """Seconds by prompt tokens; 0 for none."""
@@ -93,8 +101,11 @@ def fit_overheads(cost: PassCost, passes: Sequence[MeasuredPass]) -> Overheads:
     apart. Without those it is the part of the smallest pass.
     """
     rest = [item.seconds - predicted_s(cost, item) for item in passes]
-    context_s = _slope([(p, r) for p, r in zip(passes, rest, strict=True) if not p.chunk_tokens])
-    pairs = [(p, r - context_s * p.context) for p, r in zip(passes, rest, strict=True)]
+    context = Overheads(context=_slopes(passes, rest))
+    rows = np.array([float(item.decodes) for item in passes])
+    tokens = np.array([float(item.context) for item in passes])
+    rest = [float(r) for r in np.array(rest) - context.context_s(rows) * tokens]
+    pairs = list(zip(passes, rest, strict=True))
     decode = _binned((p.decodes, r) for p, r in pairs if not p.chunk_tokens)
     prefill = _binned((p.chunk_tokens, r) for p, r in pairs if not p.decodes)
     least = min((points[0][1] for points in (decode, prefill) if points), default=0.0)
@@ -106,7 +117,7 @@ def fit_overheads(cost: PassCost, passes: Sequence[MeasuredPass]) -> Overheads:
     step_s = max(0.0, min(least, float(np.median(shared)) if shared else least))
     return Overheads(
         step_s=step_s,
-        context_s=context_s,
+        context=context.context,
         decode=tuple((count, seconds - step_s) for count, seconds in decode),
         prefill=tuple((count, seconds - step_s) for count, seconds in prefill),
     )
@@ -137,28 +148,36 @@ def _bin(count: int) -> int:
     return int(np.floor(STEPS_PER_OCTAVE * np.log2(count)))
 
 
-def _slope(samples: Sequence[tuple[MeasuredPass, float]]) -> float:
-    """Seconds per context token, from how the rest grows with the context within bins of rows.
+def _slopes(passes: Sequence[MeasuredPass], rest: Sequence[float]) -> tuple[tuple[int, float], ...]:
+    """Points (rows, seconds per context token) from decode passes, one per two octaves."""
+    groups: dict[int, list[tuple[MeasuredPass, float]]] = {}
+    for item, seconds in zip(passes, rest, strict=True):
+        if not item.chunk_tokens:
+            groups.setdefault(int(np.log2(item.decodes) / 2), []).append((item, seconds))
+    points = {}
+    for number in sorted(groups):
+        rows = round(float(np.mean([item.decodes for item, _ in groups[number]])))
+        points[rows] = _slope(groups[number])
+    return tuple(points.items())
 
-    Errors count relative to the pass; the passes that fit worst are left out and the rest fitted
-    again. 0 where no bin has two contexts.
-    """
-    if not samples:
-        return 0.0
+
+def _slope(samples: Sequence[tuple[MeasuredPass, float]]) -> float:
+    """How the rest grows with the context within bins of rows, drawn towards 0 where contexts
+    hardly differ. Errors count relative to the pass; those that fit worst are left out once."""
     names, number = np.unique([_bin(p.decodes) for p, _ in samples], return_inverse=True)
     context = np.array([float(p.context) for p, _ in samples])
     rest = np.array([r for _, r in samples])
     weight = np.array([p.seconds for p, _ in samples]) ** -2.0
     slope = 0.0
     for _ in range(2):
-        total = np.bincount(number, weight, len(names))
-        x, y = (
-            column
-            - (np.bincount(number, weight * column, len(names)) / np.maximum(total, 1e-300))[number]
+        total = np.maximum(np.bincount(number, weight, len(names)), 1e-300)
+        mean_context, mean_rest = (
+            (np.bincount(number, weight * column, len(names)) / total)[number]
             for column in (context, rest)
         )
-        spread = float((weight * x * x).sum())
-        slope = float((weight * x * y).sum()) / spread if spread > 0 else 0.0
+        x, y = context - mean_context, rest - mean_rest
+        doubt = float((weight * (DOUBT * mean_context) ** 2).sum())
+        slope = float((weight * x * y).sum()) / (float((weight * x * x).sum()) + doubt)
         error = np.abs(y - slope * x) * np.sqrt(weight)
         weight = np.where(error <= np.quantile(error, 1 - 2 * TRIMMED), weight, 0.0)
     return slope

@@ -129,7 +129,8 @@ class ProfiledCost(TabledCost):
 
     def _slope_ps(self, rows: int) -> float:
         measured_s = self.model.full_layers * self._decode_slope.at(rows)
-        return PS_PER_S * max(0.0, measured_s + self.profile.overheads.context_s)
+        extra_s = float(self.profile.overheads.context_s(np.array([float(rows)]))[0])
+        return PS_PER_S * max(0.0, measured_s + extra_s)
 
     def _decode_fixed_ps(self, rows: int) -> float:
         model = self.model

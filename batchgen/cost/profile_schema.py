@@ -13,8 +13,8 @@ number of points in any order.
      "experts": [{"m", "hidden", "width", "num_experts", "top_k", "seconds"}],
                                                              optional: one sparse MLP as a whole,
                                                              router and grouping included
-     "overheads": {"step_s", "context_s",
-                   "decode": [[rows, seconds]], "prefill": [[tokens, seconds]]},
+     "overheads": {"step_s", "decode": [[rows, seconds]], "prefill": [[tokens, seconds]],
+                   "context": [[rows, seconds per KV token]]},
                                                              optional: beyond the operators, by
                                                              rising count; seconds may be negative
      "copies": {"host_bytes_per_s", "host_latency_s",
@@ -37,7 +37,7 @@ from batchgen.model import ModelSpec
 
 PROFILE_SCHEMA = 2
 PROFILE_KIND = "batchgen-profile"
-CURVES = ("decode", "prefill")  # of the overheads
+CURVES = ("context", "decode", "prefill")  # of the overheads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +213,8 @@ class _Check:
         step_s = self._number("overheads.step_s", group.get("step_s", 0.0))
         if step_s < 0:
             raise self._bad("overheads.step_s", "must not be negative", step_s)
-        context_s = self._number("overheads.context_s", group.get("context_s", 0.0))
         parts = {name: self._curve(f"overheads.{name}", group.get(name, [])) for name in CURVES}
-        return Overheads(step_s=step_s, context_s=context_s, **parts)
+        return Overheads(step_s=step_s, **parts)
 
     def _curve(self, where: str, points: Any) -> tuple[tuple[int, float], ...]:
         if not isinstance(points, list | tuple):

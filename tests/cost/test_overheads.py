@@ -35,14 +35,15 @@ class KnownCost:
         if self.overheads is not None:
             rows, tokens = np.array([float(decodes)]), np.array([float(chunk_tokens)])
             extra = self.overheads.decode_s(rows) + self.overheads.prefill_s(tokens)
-            seconds = self.overheads.step_s + self.overheads.context_s * context + extra[0]
+            extra = extra + self.overheads.context_s(rows) * context
+            seconds = self.overheads.step_s + extra[0]
             micros += 1e6 * seconds
         return round(micros * PS_PER_US)
 
 
 TRUE = Overheads(
     step_s=300e-6,
-    context_s=-0.4e-9,
+    context=((1, -0.4e-9), (64, -0.4e-9)),
     decode=((1, 10e-6), (8, 80e-6), (64, 640e-6)),
     prefill=((16, -8e-6), (256, 500e-6)),
 )
@@ -73,7 +74,7 @@ def test_known_overheads_are_found_again() -> None:
     found = fit_overheads(KnownCost(), job())
     # The part of one row cannot be told from the step's when both are always there.
     assert found.step_s == pytest.approx(TRUE.step_s - 8e-6, rel=0.05)
-    assert found.context_s == pytest.approx(TRUE.context_s, rel=1e-6)
+    assert found.context_s(np.array([1.0, 64.0])) == pytest.approx(-0.4e-9, rel=0.05)
     complete = KnownCost(found)
     for item in job():
         assert predicted_s(complete, item) == pytest.approx(item.seconds, rel=0.02)
@@ -112,7 +113,7 @@ def test_stalls_do_not_count() -> None:
 def test_no_passes_and_passes_of_one_kind() -> None:
     assert fit_overheads(KnownCost(), []) == Overheads()
     alone = fit_overheads(KnownCost(), [measured(1, 40, 0)])
-    assert (alone.context_s, alone.prefill) == (0.0, ())
+    assert (alone.context, alone.prefill) == (((1, 0.0),), ())
     assert predicted_s(KnownCost(alone), measured(1, 40, 0)) == pytest.approx(
         measured(1, 40, 0).seconds
     )

@@ -85,7 +85,7 @@ def measured(model: ModelSpec) -> dict[str, Any]:
         ],
         "overheads": {
             "step_s": 1e-4,
-            "context_s": 2e-10,
+            "context": [[1, 2e-10]],
             "decode": [[1, 1e-5], [64, 64e-5]],
             "prefill": [[100, 1e-4], [400, 4e-4]],
         },
