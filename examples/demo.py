@@ -1,4 +1,4 @@
-"""`make demo`: the whole project in two minutes. Prints each command before running it; no network.
+"""`make demo`: the whole project in a minute. Prints each command before running it; no network.
 
 First a real trace on 128 simulated GPUs under three policies. Then the small model of this
 repository answers a batch of prompts on this machine's CPU under the same policies, the answers are
@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TRACE = Path("traces") / "vidur-arxiv-summarization.jsonl.gz"
 MODEL = Path("models") / "sums-moe"
 PROMPTS = Path("examples") / "prompts" / "reasoning-200.jsonl"
+SHORT = PROMPTS.with_name("short-400.jsonl")
+OTHER = PROMPTS.with_name("other-128.jsonl")  # for the profile
 POLICIES = ("static", "vllm", "batchgen")
 COMPARE = ",".join(POLICIES)
 PAGE_TOKENS = 64  # the same pages under every policy, and those that the profile measures
@@ -60,15 +62,17 @@ def main(arguments: list[str]) -> int:
 
     title("3. How long will it take? sim with a profile of this machine, beside the truth")
     profile = out / "profile.json"
-    batchgen("profile", "--model", MODEL, "--quick", "--threads", THREADS, "-o", profile)
+    batchgen(
+        "profile", "--model", MODEL, "--prompts", OTHER, "--threads", THREADS, "-o", profile
+    )  # fmt: skip
     code = batchgen(
-        "validate", "prediction", "--model", MODEL, "-i", PROMPTS, "--profile", profile,
-        "--policies", COMPARE, "--hbm-pages", HBM_PAGES, "--repeats", 1, "--threads", THREADS,
-        "--set", f"plan.page_tokens={PAGE_TOKENS}", allowed=(0, 1),
+        "validate", "prediction", "--model", MODEL, "-i", PROMPTS, "-i", SHORT,
+        "--profile", profile, "--policies", COMPARE, "--hbm-pages", HBM_PAGES,
+        "--repeats", 1, "--threads", THREADS, "--set", f"plan.page_tokens={PAGE_TOKENS}", allowed=(0, 1),
     )  # fmt: skip
     if code:
         print(
-            "(A quick profile and one run each; other work on this machine slows only the truth.)"
+            "(One run each: other work on this machine slows the profile or the truth, not both.)"
         )
 
     title("4. One policy, two backends: are the decisions the same?")
