@@ -68,7 +68,8 @@ def main(arguments: list[str]) -> int:
     code = batchgen(
         "validate", "prediction", "--model", MODEL, "-i", PROMPTS, "-i", SHORT,
         "--profile", profile, "--policies", COMPARE, "--hbm-pages", HBM_PAGES,
-        "--repeats", 1, "--threads", THREADS, "--set", f"plan.page_tokens={PAGE_TOKENS}", allowed=(0, 1),
+        "--repeats", 1, "--threads", THREADS,
+        "--set", f"plan.page_tokens={PAGE_TOKENS}", allowed=(0, 1),
     )  # fmt: skip
     if code:
         print(

@@ -162,6 +162,12 @@ def prepare(job: ExecJob) -> Prepared:
     )
     rows = read_job(job.input, tokenizer, limits)[: job.limit]
     jobs = [row for row in rows if isinstance(row, JobRow)]
+    if not jobs:
+        bad = next(row for row in rows if isinstance(row, BadRow))
+        raise UserError(
+            f"no row of {job.input} can run; line {bad.line}: {bad.message}",
+            remedy="mend the rows",
+        )
     table = Table([len(row.prompt_ids) for row in jobs], [row.max_output for row in jobs])
     plan = _plan(job, options, preset, worker, jobs, max_context)
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=sum(plan.host_pages))

@@ -211,15 +211,30 @@ def test_exec_on_a_model_that_memory_cannot_hold(
     refused(here, capsys, exec_args([]), "model tiny needs", "GB of memory are free", "smaller")
 
 
-def test_a_prompt_longer_than_the_context_is_an_error_row(
+def test_a_prompt_longer_than_the_context_is_an_error_row_among_others(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (here / "in.jsonl").write_text(json.dumps({"prompt": "x" * 5000}) + "\n")
+    long, short = (json.dumps({"prompt": "x" * n, "max_tokens": 3}) + "\n" for n in (5000, 5))
+    (here / "in.jsonl").write_text(long + short)
     assert main(exec_args([])) == 1
     assert "Traceback" not in capsys.readouterr().err
-    (answer,) = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
-    assert answer["error"]["code"] == "context_length_exceeded"
-    assert "line 1: the prompt has 5000 tokens" in answer["error"]["message"]
+    bad, good = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
+    assert bad["error"]["code"] == "context_length_exceeded"
+    assert "line 1: the prompt has 5000 tokens" in bad["error"]["message"]
+    assert good["error"] is None
+
+
+def test_a_job_without_any_row_that_can_run_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in.jsonl").write_text(json.dumps({"prompt": "x" * 5000}) + "\n{}\n")
+    refused(
+        here,
+        capsys,
+        exec_args([]),
+        "no row of in.jsonl can run; line 1: the prompt has 5000 tokens",
+        "mend the rows",
+    )
 
 
 def test_a_real_process_shows_no_traceback(here: Path) -> None:

@@ -183,10 +183,9 @@ def test_bad_rows_become_error_rows(
 
 def test_only_bad_rows(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = write(tmp_path / "in.jsonl", ["nope", {"prompt": ""}])
-    assert run(model, rows, tmp_path / "out.jsonl", "--json") == 1
-    (summary,) = json.loads(capsys.readouterr().out)["runs"]
-    assert (summary["rows"], summary["bct_s"]) == (0, 0.0)
-    assert len(read(tmp_path / "out.jsonl")) == 2
+    assert run(model, rows, tmp_path / "out.jsonl", "--json") == 2
+    assert "can run; line 1: " in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_a_row_that_never_fits_is_an_error_row(model: Path, tmp_path: Path) -> None:

@@ -180,4 +180,4 @@ def test_an_input_of_bad_rows_only(
     rows.write_text("{}\n[]\n")
     args = ["validate", "agreement", "--model", str(tiny_models["llama"]), "-i", str(rows)]
     assert main(args) == 2
-    assert "has no row that can run" in capsys.readouterr().err
+    assert "bad.jsonl can run; line 1: " in capsys.readouterr().err
