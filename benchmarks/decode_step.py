@@ -4,7 +4,8 @@
 
 Prints one JSON object: machine, load, median and quartiles of the step, and where its time went.
 `outside_fraction` is what a pass spends outside `Transformer.forward`: laying out the batch,
-sampling, bookkeeping. Other programs stretch the times: `load_average` says how busy it was, and
+sampling, bookkeeping. `speedup` is over the same steps with attention and experts in torch, in this
+very run. Other programs stretch the times: `load_average` says how busy it was, and
 `cpu_s`, the processor time of all threads, is stretched less (not waited for, but shared caches).
 """
 
@@ -150,6 +151,7 @@ def measure(rows: int, context: int, threads: int, steps: int, dtype: str, exact
     median = statistics.median(durations)
     share = statistics.median(o / d for o, d in zip(outside, durations, strict=True))
     return {
+        "kernels": worker.kernels,
         "parameters": parameters,
         "rows": rows,
         "mean_context": round(float(lengths.mean()) + warm + steps / 2, 1),
@@ -202,6 +204,18 @@ def main() -> int:
         ),
     }
     result["load_average"].append(os.getloadavg()[0])
+    if result["kernels"] == "compiled":
+        os.environ["BATCHGEN_COMPILED"] = "0"
+        reference = measure(
+            options.rows,
+            options.context,
+            options.threads,
+            options.steps,
+            options.dtype,
+            options.exact,
+        )
+        result["in_torch"] = reference
+        result["speedup"] = reference["step_s"]["median"] / result["step_s"]["median"]
     text = json.dumps(result, indent=2)
     if options.output is not None:
         options.output.write_text(text + "\n", encoding="utf-8")

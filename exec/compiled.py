@@ -108,8 +108,8 @@ def _load() -> Any:
         return None
     try:
         library = ctypes.CDLL(str(_build(compiler)))
-    except (OSError, subprocess.SubprocessError):
-        return None  # torch does the work; the report of a run says which of the two did
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: no home folder
+        return None  # torch does the work, and run.json says so
     for function, pointers in (("batchgen_paged_attention", 8), ("batchgen_experts", 6)):
         entry = getattr(library, function)
         entry.restype = ctypes.c_int

@@ -77,7 +77,7 @@ def measure(
     document: dict[str, Any] = {
         "schema": PROFILE_SCHEMA,
         "kind": PROFILE_KIND,
-        "machine": _machine(dtype) | {"attention": "compiled" if worker.compiled else "torch"},
+        "machine": _machine(dtype) | {"kernels": worker.kernels},
         "model": {"name": None if model_dir is None else spec.name, "page_tokens": page_tokens},
     }
     with torch.inference_mode():

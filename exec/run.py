@@ -374,7 +374,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         "batchgen": batchgen.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "attention": "compiled" if prepared.worker.compiled else "torch",
+        "kernels": prepared.worker.kernels,
         "seed": job.seed,
         "load_s": prepared.load_s,
     }

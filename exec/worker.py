@@ -110,12 +110,17 @@ class Worker:
         )
         groups = self.config.num_heads // self.config.num_kv_heads
         self._exact_queries = groups if exact else 0
-        self.compiled = device == "cpu" and is_compiled(DTYPES[dtype], groups)
+        self._compiled = device == "cpu" and is_compiled(DTYPES[dtype], groups)
         self._dtype = DTYPES[dtype]
         self._rows: dict[int, _Row] = {}
         self._free_slots: list[int] = []
         self._prefix: dict[int, int] = {}  # page key of the runtime -> physical page
         self.resize(hbm_pages=hbm_pages, host_pages=host_pages)
+
+    @property
+    def kernels(self) -> str:
+        """What computes attention, for reports: "compiled" or "torch"."""
+        return "compiled" if self._compiled else "torch"
 
     def resize(self, *, hbm_pages: int, host_pages: int) -> None:
         """Give the worker arenas of other sizes; only while it has no rows and no prefixes."""
@@ -323,7 +328,7 @@ class Worker:
             decoding,
             chunking,
             exact_queries=self._exact_queries,
-            compiled=self.compiled,
+            compiled=self._compiled,
         )
         ends = np.cumsum([s.length for s in segments]) - 1
         samples = [True] * len(decodes) + [last for _, _, _, last in chunks]
