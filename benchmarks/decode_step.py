@@ -188,32 +188,26 @@ def main() -> int:
 
     calm_threads()  # as `batchgen exec` does, before torch is loaded
     before = os.getloadavg()[0]
+    settings = (
+        options.rows,
+        options.context,
+        options.threads,
+        options.steps,
+        options.dtype,
+        options.exact,
+    )
     result = {
         "benchmark": "decode_step",
         "machine": machine.describe(),
         "commit": machine.commit(),
         "load_average": [before],
         "target": {"step_s": TARGET_S, "outside_fraction": TARGET_OUTSIDE},
-        **measure(
-            options.rows,
-            options.context,
-            options.threads,
-            options.steps,
-            options.dtype,
-            options.exact,
-        ),
+        **measure(*settings),
     }
     result["load_average"].append(os.getloadavg()[0])
     if result["kernels"] == "compiled":
         os.environ["BATCHGEN_COMPILED"] = "0"
-        reference = measure(
-            options.rows,
-            options.context,
-            options.threads,
-            options.steps,
-            options.dtype,
-            options.exact,
-        )
+        reference = measure(*settings)
         result["in_torch"] = reference
         result["speedup"] = reference["step_s"]["median"] / result["step_s"]["median"]
     text = json.dumps(result, indent=2)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from batchgen.cost.api import PS_PER_S, FloatArray
+from batchgen.cost.api import PS_PER_S, CostModel, FloatArray
 
 TRIMMED = 0.1  # of the passes of a bin, at each end: stalls and clocks that jumped
 STEPS_PER_OCTAVE = 2  # bins of a count: two per doubling
@@ -64,22 +64,7 @@ class Overheads:
         return _interpolated(self.prefill, tokens)
 
 
-class PassCost(Protocol):
-    """What the fit asks of a cost model; any `CostModel` of one rank will do."""
-
-    def pass_one_ps(
-        self,
-        decodes: int,
-        context: int,
-        chunk_tokens: int = 0,
-        chunk_pairs: int = 0,
-        chunk_reads: int = 0,
-        samples: int = 0,
-        checkpoint: int = 0,
-    ) -> int: ...
-
-
-def predicted_s(cost: PassCost, item: MeasuredPass) -> float:
+def predicted_s(cost: CostModel, item: MeasuredPass) -> float:
     """Seconds of a measured pass by a cost model."""
     return (
         cost.pass_one_ps(
@@ -94,7 +79,7 @@ def predicted_s(cost: PassCost, item: MeasuredPass) -> float:
     )
 
 
-def fit_overheads(cost: PassCost, passes: Sequence[MeasuredPass]) -> Overheads:
+def fit_overheads(cost: CostModel, passes: Sequence[MeasuredPass]) -> Overheads:
     """Overheads that make `cost`, a model without any, right about `passes` on the average.
 
     Passes of one kind give the sums of step_s and one part; passes with both kinds tell step_s
@@ -123,7 +108,7 @@ def fit_overheads(cost: PassCost, passes: Sequence[MeasuredPass]) -> Overheads:
     )
 
 
-def describe_fit(cost: PassCost, passes: Sequence[MeasuredPass]) -> dict[str, Any]:
+def describe_fit(cost: CostModel, passes: Sequence[MeasuredPass]) -> dict[str, Any]:
     """By kind of pass: how many, their seconds, and the relative error of their sum and of the
     median pass. `cost` is complete; these are the passes that it was fitted to."""
     kinds: dict[str, list[MeasuredPass]] = {"decode": [], "mixed": [], "prefill": []}
