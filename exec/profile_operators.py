@@ -30,8 +30,8 @@ MAX_WEIGHT_BYTES = MAX_KV_BYTES = 256 << 20
 class Grid:
     """Which points are measured and for how long each. Counts in tokens, rows and pages.
 
-    Jobs of whole passes: `prompts` rows of at most `outputs` tokens, in so many `seats`, and
-    prompts alone in passes of up to `max_prefill_tokens`.
+    Jobs of whole passes, `rounds` times: `prompts` rows of at most `outputs` tokens, in so many
+    `seats`, and prompts alone in passes of up to `max_prefill_tokens`.
     """
 
     tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -46,6 +46,7 @@ class Grid:
     outputs: int = 256
     seats: tuple[int, ...] = (4, 16, 128)
     max_prefill_tokens: int = 1 << 14
+    rounds: int = 3  # processors change their speed within seconds
 
 
 QUICK = Grid(
@@ -61,6 +62,7 @@ QUICK = Grid(
     outputs=96,
     seats=(4, 64),
     max_prefill_tokens=1 << 12,
+    rounds=1,
 )
 
 

@@ -83,11 +83,12 @@ def run_passes(worker: Worker, prompts: Sequence[Prompt], grid: Grid) -> list[Me
     what is new."""
     passes: list[MeasuredPass] = []
     _run(worker, "static", [_first_token(prompts[0])], 1)
-    for group in _prefill_groups(prompts, grid.max_prefill_tokens):
-        passes += _run(worker, "static", group, len(group))
     _run(worker, "vllm", prompts[:4], 2)
-    for seats in grid.seats:
-        passes += _run(worker, "vllm", prompts[: 4 * seats], seats)  # every seat is taken again
+    for _ in range(grid.rounds):
+        for group in _prefill_groups(prompts, grid.max_prefill_tokens):
+            passes += _run(worker, "static", group, len(group))
+        for seats in grid.seats:  # every seat is taken again
+            passes += _run(worker, "vllm", prompts[: 4 * seats], seats)
     return passes
 
 

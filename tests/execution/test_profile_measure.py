@@ -32,6 +32,7 @@ TINY = Grid(
     outputs=12,
     seats=(2, 4),
     max_prefill_tokens=100,
+    rounds=1,
 )
 
 
