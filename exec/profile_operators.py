@@ -31,7 +31,8 @@ class Grid:
     """Which points are measured and for how long each. Counts in tokens, rows and pages.
 
     Jobs of whole passes, `rounds` times: `prompts` rows of at most `outputs` tokens, in so many
-    `seats`, and prompts alone in passes of up to `max_prefill_tokens`.
+    `seats`, and prompts alone in passes of up to `max_prefill_tokens`; no further job is begun
+    after `patience_s`.
     """
 
     tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -47,6 +48,7 @@ class Grid:
     seats: tuple[int, ...] = (4, 16, 128)
     max_prefill_tokens: int = 1 << 14
     rounds: int = 3  # processors change their speed within seconds
+    patience_s: float = 60.0
 
 
 QUICK = Grid(

@@ -7,6 +7,7 @@ such as the model will meet, which decides how many experts a pass wakes; withou
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,17 +80,27 @@ def random_prompts(worker: Worker, grid: Grid) -> list[Prompt]:
 
 
 def run_passes(worker: Worker, prompts: Sequence[Prompt], grid: Grid) -> list[MeasuredPass]:
-    """Every pass of all jobs. Each kind of job runs once before it counts: first calls pay for
+    """Every pass of the jobs that `grid.patience_s` is enough for, at least of one prompt alone and
+    of the job with the fewest seats. Each kind runs once before it counts: first calls pay for
     what is new."""
     passes: list[MeasuredPass] = []
     _run(worker, "static", [_first_token(prompts[0])], 1)
     _run(worker, "vllm", prompts[:4], 2)
-    for _ in range(grid.rounds):
-        for group in _prefill_groups(prompts, grid.max_prefill_tokens):
-            passes += _run(worker, "static", group, len(group))
-        for seats in grid.seats:  # every seat is taken again
-            passes += _run(worker, "vllm", prompts[: 4 * seats], seats)
+    end = time.perf_counter() + grid.patience_s
+    for number, (preset, rows, seats) in enumerate(_jobs(prompts, grid)):
+        if number < 2 or time.perf_counter() < end:
+            passes += _run(worker, preset, rows, seats)
     return passes
+
+
+def _jobs(prompts: Sequence[Prompt], grid: Grid) -> Iterator[tuple[str, Sequence[Prompt], int]]:
+    """Preset, rows and seats of each job."""
+    for _ in range(grid.rounds):
+        yield "static", [_first_token(prompts[0])], 1
+        for seats in grid.seats:  # every seat is taken again
+            yield "vllm", prompts[: 4 * seats], seats
+        for group in _prefill_groups(prompts, grid.max_prefill_tokens):
+            yield "static", group, len(group)
 
 
 def _first_token(prompt: Prompt) -> Prompt:
