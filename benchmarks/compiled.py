@@ -1,0 +1,181 @@
+"""What the compiled CPU operations earn over torch, case by case, in one run. Measures no pass.
+
+    python benchmarks/compiled.py [--threads N] [--output PATH]
+
+Prints a JSON object: per case the lower quartile of both times and their ratio. Keep the machine
+quiet: threads of one operation wait for each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+
+SECONDS = 0.3  # per operation and case
+WORTH = 1.3  # times faster than torch, or it should not be there
+LAYERS = 6  # taken in turn, so that caches help as much as in a pass
+
+# heads, kv heads, head_dim; decoding contexts; (start, length) of chunks
+ATTENTION: list[tuple[str, tuple[int, int, int], list[int], list[tuple[int, int]]]] = [
+    ("decode 128 rows of 64 to 192", (8, 4, 64), [64 + i for i in range(128)], []),
+    ("decode 16 rows of 1000", (32, 8, 128), [1000] * 16, []),
+    ("decode 1 row of 1000", (32, 8, 128), [1000], []),
+    ("32 ragged prompts of 20 to 299", (4, 2, 32), [], [(0, 20 + 9 * i) for i in range(32)]),
+    ("2 prompts of 512", (16, 8, 128), [], [(0, 512)] * 2),
+    ("chunk of 512 behind 1024", (16, 8, 128), [], [(1024, 512)]),
+    ("32 decodes of 300 and a prompt of 200", (16, 8, 128), [300] * 32, [(0, 200)]),
+]
+# hidden, width, experts, top k
+EXPERTS = [("small", (128, 80, 16, 2)), ("medium", (512, 256, 16, 4))]
+TOKENS = (1, 16, 128, 1024)
+
+
+def attention_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
+    """Name, in torch, compiled."""
+    import torch
+
+    from batchgen.exec.arena import KvArena
+    from batchgen.exec.attention import paged_attention
+    from batchgen.exec.batch import Segment, build_batch
+
+    page = 64
+    for name, (heads, kv_heads, head_dim), contexts, chunks in ATTENTION:
+        parts = [(context - 1, 1) for context in contexts] + chunks
+        segments = [Segment(slot=i, start=s, length=n) for i, (s, n) in enumerate(parts)]
+        arena = KvArena(
+            "benchmark",
+            sum(-(-(s.start + s.length) // page) for s in segments),
+            num_layers=LAYERS,
+            num_kv_heads=kv_heads,
+            page_tokens=page,
+            head_dim=head_dim,
+            dtype=dtype,
+        )
+        arena.storage.copy_(torch.randn(arena.storage.shape))
+        for segment in segments:
+            arena.reserve(segment.slot, segment.start + segment.length)
+        tokens = sum(s.length for s in segments)
+        split = len(contexts)
+        q = torch.randn(tokens, heads, head_dim).to(dtype)
+        batches = [
+            build_batch(
+                arena,
+                np.zeros(tokens, dtype=np.int64),
+                segments[:split],
+                segments[split:],
+                compiled=compiled,
+            )
+            for compiled in (False, True)
+        ]
+
+        def run(batch: Any, arena: KvArena = arena, q: Any = q) -> None:
+            for layer in range(LAYERS):
+                paged_attention(arena, layer, q, batch)
+
+        yield (
+            f"attention: {name}",
+            lambda run=run, batch=batches[0]: run(batch),
+            lambda run=run, batch=batches[1]: run(batch),
+        )
+
+
+def expert_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
+    """Name, in torch, compiled (which leaves large groups of bfloat16 to torch)."""
+    import torch
+
+    from batchgen.exec.layers import SparseMlp
+
+    for name, (hidden, width, experts, top_k) in EXPERTS:
+        layers = [
+            SparseMlp(
+                router=(torch.randn(experts, hidden) * hidden**-0.5).to(dtype),
+                gate_up=(torch.randn(experts, 2 * width, hidden) * hidden**-0.5).to(dtype),
+                down=(torch.randn(experts, hidden, width) * width**-0.5).to(dtype),
+                experts_per_token=top_k,
+                norm_topk_prob=True,
+                compiled=True,
+            )
+            for _ in range(LAYERS)
+        ]
+        plain = [dataclasses.replace(layer, compiled=False) for layer in layers]
+        for tokens in TOKENS:
+            x = torch.randn(tokens, hidden).to(dtype)
+
+            def run(chosen: list[SparseMlp], x: Any = x) -> None:
+                for layer in chosen:
+                    layer(x)
+
+            yield (
+                f"experts: {name}, {tokens} tokens",
+                lambda run=run, plain=plain: run(plain),
+                lambda run=run, layers=layers: run(layers),
+            )
+
+
+def measure(threads: int) -> list[dict[str, Any]]:
+    import torch
+
+    from batchgen.exec.profile_operators import timed
+
+    torch.set_num_threads(threads)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for cases in (attention_cases, expert_cases):
+            for name, plain, compiled in cases(dtype):
+                in_torch_s, compiled_s = (timed(run, SECONDS) / LAYERS for run in (plain, compiled))
+                results.append(
+                    {
+                        "case": name,
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "in_torch_s": in_torch_s,
+                        "compiled_s": compiled_s,
+                        "ratio": in_torch_s / compiled_s,
+                    }
+                )
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    options = parser.parse_args()
+    from batchgen.cli.torch_threads import calm_threads
+
+    calm_threads()
+    import torch
+
+    from batchgen.exec.compiled import is_compiled
+
+    if not is_compiled(torch.float32):
+        parser.error("there is no C++ compiler here")
+    with torch.inference_mode():
+        cases = measure(options.threads)
+    result = {
+        "benchmark": "compiled",
+        "machine": machine.describe(),
+        "commit": machine.commit(),
+        "load_average": os.getloadavg()[0],
+        "threads": options.threads,
+        "worth": WORTH,
+        "cases": cases,
+        "below_worth": [c["case"] + " " + c["dtype"] for c in cases if c["ratio"] < WORTH],
+    }
+    text = json.dumps(result, indent=2)
+    if options.output is not None:
+        options.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
