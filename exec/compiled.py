@@ -53,8 +53,9 @@ def attend(arena: KvArena, layer: int, q_TND: torch.Tensor, segments: SegmentTab
     sizes = (ctypes.c_int64 * 8)(
         *segments.tables.shape, layer, layers, q_TND.shape[1], kv_heads, page_tokens, head_dim
     )
+    kind = KINDS[q_TND.dtype] if q_TND.dtype == arena.storage.dtype else -1
     if library is None or library.batchgen_paged_attention(
-        KINDS.get(q_TND.dtype, -1),
+        kind,
         torch.get_num_threads(),
         q_TND.data_ptr(),
         arena.storage.data_ptr(),
@@ -122,7 +123,7 @@ def _build(compiler: str) -> Path:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=BUILD_TIMEOUT_S
     ).stdout
-    files = sorted(FOLDER.iterdir())
+    files = sorted(file for file in FOLDER.iterdir() if file.suffix in (".cpp", ".h"))
     parts = (
         *(file.read_bytes() for file in files),
         version,
