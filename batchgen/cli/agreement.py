@@ -127,16 +127,17 @@ def compare_backends(
 
 
 def small_pages(prepared: Prepared) -> tuple[tuple[str, str], ...]:
-    """Pages and boundaries for short rows: an eighth of the longest output, so that rows grow.
+    """Pages for short rows: an eighth of the longest output, so they grow; a boundary per page.
 
-    With pages longer than their outputs rows would hardly ever need another one.
+    With pages longer than their outputs rows would hardly ever need another one, and steps much
+    shorter than a page would hardly ever be cut.
     """
-    page, boundary = prepared.plan.page_tokens, prepared.plan.boundary
+    page = prepared.plan.page_tokens
     longest = int(prepared.table.budget.max())
     small = page
     while small > 4 and small * 8 > longest:
         small //= 2
-    chosen = {"plan.page_tokens": small, "plan.boundary": max(1, boundary * small // page)}
+    chosen = {"plan.page_tokens": small, "plan.boundary": small}
     return tuple((k, str(v)) for k, v in chosen.items() if k not in prepared.overrides)
 
 

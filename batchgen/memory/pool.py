@@ -20,6 +20,12 @@ def pages_for(tokens: int, page_tokens: int) -> int:
     return -(-tokens // page_tokens)
 
 
+def pages_ahead(boundary: int, boundaries: int, page_tokens: int) -> int:
+    """Pages that a decoding row can need before so many boundaries have passed, on the average over
+    where its last page ends. BatchGen's two pages are two boundaries of 64 passes, pages of 64."""
+    return pages_for(boundary * boundaries, page_tokens)
+
+
 class Pool:
     """`size` pages of which `used` are leased. Raises IllegalTransition when counts would break."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from batchgen.memory.pool import FOREVER, pages_for
+from batchgen.memory.pool import FOREVER, pages_ahead, pages_for
 from batchgen.policy.base import EnginePart, Part
 from batchgen.runtime.draft import Draft
 from batchgen.runtime.engine import Engine
@@ -85,7 +85,7 @@ class WholeBatch(WorstCase):
 
 
 class LazyPages(EnginePart):
-    """BatchGen's refill: every active row keeps `pages_ahead` pages ahead, no more, so many fit.
+    """BatchGen's refill: active rows keep pages for `boundaries_ahead` boundaries, so many fit.
 
     Decode (at a boundary): restore suspended rows from the host, first in first out, to the rank
     with most free pages. Prefill: admit prompts; where HBM is full but the host is not, parked rows
@@ -94,12 +94,16 @@ class LazyPages(EnginePart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        pages_ahead: int = 2
+        boundaries_ahead: int = 2
+
+    def _ahead(self, view: Engine) -> int:
+        page_tokens = view.ranks[0].page_tokens
+        return pages_ahead(view.boundary, self.config.boundaries_ahead, page_tokens)
 
     def decide_engine(self, view: Engine, draft: Draft, state: Any) -> None:
         if view.phase != "decode" or not view.ready:
             return
-        ahead, table = self.config.pages_ahead, draft.table
+        ahead, table = self._ahead(view), draft.table
         room = {
             rank.index: rank.pool.free - ahead * (rank.num_resident + inbound)
             for rank, inbound in zip(view.ranks, _inbound_per_rank(view, draft), strict=True)
@@ -130,7 +134,7 @@ class LazyPages(EnginePart):
         if view.phase != "prefill":
             return
         rank, table = draft.rank, draft.table
-        size, ahead = rank.page_tokens, self.config.pages_ahead
+        size, ahead = rank.page_tokens, self._ahead(view)
         has_host = rank.host.size > 0
         while rank.waiting and draft.planned_tokens < view.token_budget:
             row = rank.lane.peek()

@@ -58,20 +58,20 @@ class SuspendMostDecoded(EnginePart):
     """BatchGen's extension: rows near their page limit get pages, or the most decoded row yields.
 
     Pages of a suspended row come free only when its last page is on the host, so the part looks
-    `pages_ahead` pages ahead and yields before the next boundary is in danger.
+    `boundaries_ahead` boundaries ahead and yields before the next boundary is in danger.
     """
 
     streams: ClassVar[bool] = True  # closed pages go to the host while rows decode
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        pages_ahead: int = 2
+        boundaries_ahead: int = 2
 
     def decide(self, view: Engine, draft: Draft, state: Any) -> None:
         rank, table, q = draft.rank, draft.table, draft.q
         if view.phase != "decode" or not rank.running:
             return
-        need = rank.growth.growth(q, view.boundary * self.config.pages_ahead)
+        need = rank.growth.growth(q, view.boundary * self.config.boundaries_ahead)
         free = rank.pool.free + self._coming_free(view, rank.index)
         if need <= free:
             return
@@ -83,7 +83,7 @@ class SuspendMostDecoded(EnginePart):
             offset = table.v_offset[row]
             free += -(-(offset + q) // rank.page_tokens)
             draft.suspend(row)
-            need = rank.growth.growth(q, view.boundary * self.config.pages_ahead)
+            need = rank.growth.growth(q, view.boundary * self.config.boundaries_ahead)
         alone = len(rank.running) == 1 and rank.num_resident == 1
         if alone and free == rank.pool.free and not rank.growth.passes_that_fit(q, rank.pool.free):
             draft.fail(victims[0], "capacity")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from batchgen.memory.pool import FOREVER, pages_for
+from batchgen.memory.pool import FOREVER, pages_ahead, pages_for
 from batchgen.policy.base import EnginePart, Part
 from batchgen.runtime.draft import Draft
 from batchgen.runtime.engine import Engine
@@ -26,14 +26,15 @@ class RefillNode(EnginePart):
 
     Prefill starts when rows wait, nothing suspended is left to refill with, and at least
     `refill_free` of the HBM pages and of the seats are free (or nothing runs). It ends when no rank
-    can take another prompt. Rows that decode are parked meanwhile. Decisions fall on boundaries of
-    `Plan.boundary` decode passes and on every prefill pass. Source: BatchGen paper, sections 2.6
-    and 5.3.
+    can take another prompt and keep pages for `boundaries_ahead` boundaries. Rows that decode are
+    parked meanwhile. Decisions fall on boundaries of `Plan.boundary` decode passes and on every
+    prefill pass. Source: BatchGen paper, sections 2.6 and 5.3.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
         refill_free: float = 0.2
+        boundaries_ahead: int = 2
 
     def decide_engine(self, view: Engine, draft: Draft, state: Any) -> None:
         view.dirty.update(range(len(view.ranks)))
@@ -60,8 +61,7 @@ class RefillNode(EnginePart):
                     draft.resume(row)
         view.decide_q = view.q if prefill else view.q + view.boundary
 
-    @staticmethod
-    def _can_admit(view: Engine, rank: Any) -> bool:
+    def _can_admit(self, view: Engine, rank: Any) -> bool:
         row = rank.lane.peek() if rank.waiting else None
         if row is None:
             return False
@@ -79,7 +79,8 @@ class RefillNode(EnginePart):
             if table.v_host_valid[other] >= table.v_computed[other]
         )
         # A row that has the rank to itself needs no pages ahead of others.
-        ahead = 2 * (rank.num_resident + 1) if rank.num_resident else 0
+        each = pages_ahead(view.boundary, self.config.boundaries_ahead, rank.page_tokens)
+        ahead = each * (rank.num_resident + 1) if rank.num_resident else 0
         return bool(pages + ahead <= rank.pool.free + spill)
 
     def horizon(self, view: Engine, draft: Draft, state: Any) -> int:
