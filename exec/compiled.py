@@ -27,7 +27,7 @@ FOLDER = Path(__file__).with_name("native")
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared")
 COMPILERS = ("g++", "c++")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-MAX_GROUPS = 16  # query heads per kv head: TILE_QUERIES of native/attention.cpp
+MAX_GROUPS = 32  # query heads per kv head: TILE_QUERIES of native/attention.cpp
 BUILD_TIMEOUT_S = 120.0
 SWITCH = "BATCHGEN_COMPILED"
 

@@ -7,8 +7,6 @@
 // position, and BLOCK: not on the other tokens of the pass, the page size or the threads. Keys are
 // taken in blocks of BLOCK that begin at multiples of BLOCK, with a running maximum and sum.
 
-#include <vector>
-
 #include "vectors.h"
 
 namespace {
@@ -16,7 +14,7 @@ namespace {
 using namespace batchgen;
 
 constexpr int BLOCK = 32;        // keys that share one rescaling of the running sums
-constexpr int TILE_QUERIES = 16; // query heads times tokens that share a block in the cache
+constexpr int TILE_QUERIES = 32; // query heads times tokens that share a block in the cache
 constexpr float LOWEST = -1e30f; // finite: the difference of two of them must not be NaN
 
 struct Job {
@@ -29,7 +27,7 @@ struct Job {
 };
 
 struct Buffers {
-  std::vector<float> queries, keys, values, outputs;
+  Lines<float> queries, keys, values, outputs;
   explicit Buffers(int64_t rows, int64_t width)
       : queries(rows * width), keys(BLOCK * width), values(BLOCK * width), outputs(rows * width) {}
 };
@@ -77,10 +75,14 @@ inline void attend_block(const float *query, const Buffers &block, int64_t seen,
     }
     Vec products[LANES];
     const float *keys = block.keys.data() + part * LANES * width;
-    for (int k = 0; k < LANES; k++) {
-      Vec sum = load(query) * load(keys + k * width);
-      for (int j = 1; j < n; j++) sum += load(query + j * LANES) * load(keys + k * width + j * LANES);
-      products[k] = sum;
+    for (int k = 0; k < LANES; k += 4) { // four sums side by side: one waits for its own last step
+      Vec sum[4];
+      for (int i = 0; i < 4; i++) sum[i] = load(query) * load(keys + (k + i) * width);
+      for (int j = 1; j < n; j++) {
+        Vec part = load(query + j * LANES);
+        for (int i = 0; i < 4; i++) sum[i] += part * load(keys + (k + i) * width + j * LANES);
+      }
+      for (int i = 0; i < 4; i++) products[k + i] = sum[i];
     }
     Ints number;
     for (int i = 0; i < LANES; i++) number[i] = part * LANES + i;

@@ -7,7 +7,6 @@
 // comes out for a token does not depend on the other tokens or the threads.
 
 #include <algorithm>
-#include <vector>
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -150,7 +149,7 @@ template <class T> void run(const Job &job, int threads) {
   const int64_t tokens = job.tokens, hidden = job.hidden, width = job.width, top_k = job.top_k;
   const int64_t slots = tokens * top_k, wide_hidden = padded(hidden), wide_width = padded(width);
   using Input = typename Product<T>::Input;
-  std::vector<Input> x(tokens * wide_hidden, Input{}), inner(slots * wide_width, Input{});
+  Lines<Input> x(tokens * wide_hidden, Input{}), inner(slots * wide_width, Input{});
   std::vector<float> outputs(slots * hidden), weights(slots);
   std::vector<int32_t> chosen(slots), places(slots), owners(slots), begins(job.experts + 1);
   std::vector<int64_t> items, pieces; // (expert, first neuron) of each piece of work

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 
 namespace batchgen {
 
@@ -13,6 +15,21 @@ constexpr int LANES = 16;        // of a vector; the compiler splits them where 
 
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
+
+// Vectors whose elements begin on a cache line: a load across two lines costs two.
+template <class T> struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t LINE{64};
+  LineAllocator() = default;
+  template <class U> LineAllocator(const LineAllocator<U> &) {}
+  T *allocate(std::size_t count) {
+    return static_cast<T *>(::operator new(count * sizeof(T), LINE));
+  }
+  void deallocate(T *at, std::size_t) { ::operator delete(at, LINE); }
+  template <class U> bool operator==(const LineAllocator<U> &) const { return true; }
+  template <class U> bool operator!=(const LineAllocator<U> &) const { return false; }
+};
+template <class T> using Lines = std::vector<T, LineAllocator<T>>;
 
 enum Kind { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
