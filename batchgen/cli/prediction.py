@@ -38,7 +38,7 @@ def prediction(
     ),
     max_tokens: Annotated[int, typer.Option(help="Output budget per row, in tokens.")] = 256,
     hbm_pages: Annotated[int | None, typer.Option(help="KV pages of the device.")] = None,
-    repeats: Annotated[int, typer.Option(help="Measured runs per policy; the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Measured runs per policy; the median counts.")] = 5,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     overrides: Annotated[
