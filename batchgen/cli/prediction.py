@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +18,11 @@ import typer
 from batchgen.cli.common import parse_names, say
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
+from batchgen.units import PS_PER_S
 
 if TYPE_CHECKING:
     from batchgen.cost.api import CostModel
-    from batchgen.exec.driver import Driver
-    from batchgen.exec.run import Prepared
+    from batchgen.exec.run import ExecJob
 
 KINDS = ("decode", "mixed", "prefill")
 CLOSE = 0.10
@@ -55,29 +57,42 @@ def prediction(
     if repeats < 1:
         raise UserError(f"--repeats is {repeats}", remedy="give at least 1")
     from batchgen.cli.common import parse_overrides
+    from batchgen.cost.profile import load_profile
+    from batchgen.exec.run import ExecJob
 
-    runs: list[dict[str, Any]] = []
-    ordered = True
-    for input_ in inputs:
-        group = []
-        for name in parse_names("--policies", policies):
-            result = predict(
-                model,
-                input_,
-                profile,
-                name,
-                max_tokens=max_tokens,
-                hbm_pages=hbm_pages,
-                repeats=repeats,
-                limit=limit,
-                threads=threads,
-                overrides=parse_overrides(overrides or ()),
-            )
-            if not as_json:
-                _print(result)
-            group.append(result)
-        ordered &= orders_agree([(r["measured_bct_s"], r["predicted_bct_s"]) for r in group])
-        runs += group
+    # Attention costs depend on the page size, so the runs take that of the profile.
+    settings = parse_overrides(overrides or ())
+    load_profile(profile)  # refuses what is no profile, in one line and before anything runs
+    page_tokens = json.loads(profile.read_text()).get("model", {}).get("page_tokens")
+    if page_tokens and not any(key == "plan.page_tokens" for key, _ in settings):
+        settings = (*settings, ("plan.page_tokens", str(page_tokens)))
+    jobs = [
+        ExecJob(
+            model=model,
+            input=input_,
+            output=Path(os.devnull),
+            policy=name,
+            overrides=settings,
+            max_tokens=max_tokens,
+            hbm_pages=hbm_pages,
+            limit=limit,
+            threads=threads,
+        )
+        for input_ in inputs
+        for name in parse_names("--policies", policies)
+    ]
+    # In turn, and again: a machine that changes its speed then does so under every policy.
+    rounds = [[measure(job) for job in jobs] for _ in range(repeats)]
+    runs = [
+        compare(job, [taken[number] for taken in rounds], profile)
+        for number, job in enumerate(jobs)
+    ]
+    ordered = all(
+        orders_agree([run for run in runs if run["input"] == str(input_)]) for input_ in inputs
+    )
+    if not as_json:
+        for run in runs:
+            _print(run)
     worst = max(abs(run["bct_error"]) for run in runs)
     if as_json:
         report = {"schema": 1, "runs": runs, "order_agrees": ordered, "worst_bct_error": worst}
@@ -94,7 +109,7 @@ def prediction(
 
 def _print(result: dict[str, Any]) -> None:
     print(
-        f"{result['input']}, {result['policy']}: "
+        f"{Path(result['input']).name}, {result['policy']}: "
         f"BCT measured {result['measured_bct_s']:.3f} s, predicted "
         f"{result['predicted_bct_s']:.3f} s ({result['bct_error']:+.1%}); "
         f"KV peak {result['measured_kv_peak_pages']} pages, predicted "
@@ -107,8 +122,9 @@ def _print(result: dict[str, Any]) -> None:
         )
 
 
-def orders_agree(pairs: list[tuple[float, float]]) -> bool:
+def orders_agree(runs: list[dict[str, Any]]) -> bool:
     """Whether predicted times order the runs as measured ones do, where those differ enough."""
+    pairs = [(run["measured_bct_s"], run["predicted_bct_s"]) for run in runs]
     return all(
         (left[0] < right[0]) == (left[1] < right[1])
         for index, left in enumerate(pairs)
@@ -117,86 +133,72 @@ def orders_agree(pairs: list[tuple[float, float]]) -> bool:
     )
 
 
-def predict(
-    model: Path,
-    input_: Path,
-    profile: Path,
-    policy: str,
-    *,
-    max_tokens: int,
-    hbm_pages: int | None = None,
-    repeats: int = 1,
-    limit: int | None = None,
-    threads: int | None = None,
-    overrides: tuple[tuple[str, str], ...] = (),
-) -> dict[str, Any]:
-    """One policy: measured `repeats` times (the run of median time counts), and predicted."""
-    import numpy as np
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A real run: its BCT, the tokens that each row produced, why it ended, passes, KV pages."""
 
-    from batchgen.cost.build import build_cost
+    bct_ps: int
+    produced: list[int]
+    reasons: dict[int, str]
+    passes: dict[str, array[int]]
+    kv_peak_pages: int
+
+
+def measure(job: ExecJob) -> Measured:
+    """Run a job on the wall clock."""
     from batchgen.exec.clock import WallClock
-    from batchgen.exec.run import ExecJob, drive, prepare
+    from batchgen.exec.run import drive, prepare
+
+    prepared = prepare(job)
+    ran = drive(prepared, WallClock())
+    return Measured(
+        bct_ps=int(ran.driver.end_ps.max()),
+        produced=[len(ran.tokens[row]) for row in range(len(prepared.jobs))],
+        reasons=ran.reasons,
+        passes=ran.driver.passes,
+        kv_peak_pages=int(max(ran.driver.steps["kv_pages"], default=0)),
+    )
+
+
+def compare(job: ExecJob, runs: list[Measured], profile: Path) -> dict[str, Any]:
+    """The run of median time against its simulation with the profile."""
+    from batchgen.cost.build import build_cost
     from batchgen.hardware import load_gpu
     from batchgen.layout import Layout
     from batchgen.model import load_model
 
     # The GPU only fills a slot of the signature: with a profile no number of it is used.
-    cost = build_cost(load_model(str(model)), load_gpu("h100"), Layout(), profile=profile)
-    # Attention costs depend on the page size, so the run takes that of the profile.
-    if not any(key == "plan.page_tokens" for key, _ in overrides):
-        overrides = (*overrides, ("plan.page_tokens", str(_page_tokens(profile))))
-    job = ExecJob(
-        model=model,
-        input=input_,
-        output=Path(os.devnull),
-        policy=policy,
-        overrides=overrides,
-        max_tokens=max_tokens,
-        hbm_pages=hbm_pages,
-        limit=limit,
-        threads=threads,
-    )
-    runs = []
-    for _ in range(repeats):
-        prepared = prepare(job)
-        ran = drive(prepared, WallClock())
-        runs.append((int(ran.driver.end_ps.max()), prepared, ran))
-    runs.sort(key=lambda run: run[0])
-    bct_ps, prepared, ran = runs[len(runs) // 2]
-    produced = [len(ran.tokens[row]) for row in range(len(prepared.jobs))]
-    predicted_ps, predicted_peak = _simulate(
-        prepared, cost, np.maximum(np.array(produced, dtype=np.int32), 1), ran.reasons
-    )
+    cost = build_cost(load_model(str(job.model)), load_gpu("h100"), Layout(), profile=profile)
+    runs = sorted(runs, key=lambda run: run.bct_ps)
+    ran = runs[len(runs) // 2]
+    predicted_ps, predicted_peak = _simulate(job, cost, ran)
     return {
-        "input": input_.name,
-        "policy": policy,
-        "rows": len(produced),
-        "output_tokens": int(sum(produced)),
-        "measured_bct_s": bct_ps / 1e12,
-        "measured_bct_s_all": [run[0] / 1e12 for run in runs],
-        "predicted_bct_s": predicted_ps / 1e12,
-        "bct_error": predicted_ps / bct_ps - 1,
-        "passes": _pass_errors(ran.driver, cost),
-        "measured_kv_peak_pages": int(max(ran.driver.steps["kv_pages"], default=0)),
+        "input": str(job.input),
+        "policy": job.policy,
+        "rows": len(ran.produced),
+        "output_tokens": sum(ran.produced),
+        "measured_bct_s": ran.bct_ps / PS_PER_S,
+        "measured_bct_s_all": [run.bct_ps / PS_PER_S for run in runs],
+        "predicted_bct_s": predicted_ps / PS_PER_S,
+        "bct_error": predicted_ps / ran.bct_ps - 1,
+        "passes": _pass_errors(ran.passes, cost),
+        "measured_kv_peak_pages": ran.kv_peak_pages,
         "predicted_kv_peak_pages": predicted_peak,
     }
 
 
-def _page_tokens(profile: Path) -> int:
-    """The KV page size that a profile (already checked by the reader) was measured with."""
-    return int(json.loads(profile.read_text())["model"]["page_tokens"])
+def _simulate(job: ExecJob, cost: CostModel, ran: Measured) -> tuple[int, int]:
+    """BCT in ps and peak of KV pages of the same job, told the lengths that came out."""
+    import numpy as np
 
-
-def _simulate(
-    prepared: Prepared, cost: CostModel, produced: Any, reasons: dict[int, str]
-) -> tuple[int, int]:
-    from batchgen.sequence import Table
+    from batchgen.exec.run import prepare
     from batchgen.sim.cluster import Simulation
 
-    table = Table(prepared.table.prompt, prepared.table.budget)
-    prepared.table = table
+    prepared = prepare(job)
+    table = prepared.table
+    produced = np.maximum(np.array(ran.produced, dtype=np.int32), 1)
     simulation = Simulation(
-        prepared.runtime(), table, prepared.plan, cost, produced, reasons=reasons
+        prepared.runtime(), table, prepared.plan, cost, produced, reasons=ran.reasons
     )
     simulation.arrive(list(range(len(table))), 0)
     simulation.close_input(0)
@@ -205,13 +207,13 @@ def _simulate(
     return int(simulation.recorder.end_ps.max()), int(max(steps["kv_pages"], default=0))
 
 
-def _pass_errors(driver: Driver, cost: CostModel) -> dict[str, dict[str, float]]:
+def _pass_errors(passes: dict[str, array[int]], cost: CostModel) -> dict[str, dict[str, float]]:
     """Measured against modelled time of every pass that ran, by kind, with what came before it."""
     import numpy as np
 
     from batchgen.cost.api import PassLoad
 
-    columns = {name: np.array(values, dtype=np.int64) for name, values in driver.passes.items()}
+    columns = {name: np.array(values, dtype=np.int64) for name, values in passes.items()}
     load = PassLoad.zeros(1, len(columns["decodes"]))
     load.decodes[0] = columns["decodes"]
     load.context[0] = columns["context"]
