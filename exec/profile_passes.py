@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +94,18 @@ def run_passes(worker: Worker, prompts: Sequence[Prompt], grid: Grid) -> list[Me
 
 
 def _jobs(prompts: Sequence[Prompt], grid: Grid) -> Iterator[tuple[str, Sequence[Prompt], int]]:
-    """Preset, rows and seats of each job."""
+    """Preset, rows and seats of each job.
+
+    Rows of all lengths, and the short half of them with short answers: a full batch then reads
+    little KV, which caches may hold, and much, which they do not.
+    """
+    half = sorted(prompts, key=lambda prompt: len(prompt.ids))[: (len(prompts) + 1) // 2]
+    short = [replace(p, max_output=min(p.max_output, max(2, grid.outputs // 8))) for p in half]
     for _ in range(grid.rounds):
         yield "static", [_first_token(prompts[0])], 1
         for seats in grid.seats:  # every seat is taken again
             yield "vllm", prompts[: 4 * seats], seats
+            yield "vllm", short[: 4 * seats], seats
         for group in _prefill_groups(prompts, grid.max_prefill_tokens):
             yield "static", group, len(group)
 

@@ -79,8 +79,9 @@ def test_passes_are_measured_on_the_rows_that_are_given(
     alone = {p.chunk_tokens for p in passes if not p.decodes and p.samples == 1}
     assert alone == set(lengths)
     assert max(p.decodes for p in passes) == 3
-    # Two jobs, every row decodes all its tokens but the first, which its prompt gave.
-    assert sum(p.decodes for p in passes) == 2 * sum([8, 8, 8])
+    # Per number of seats one job of all rows and one of the short half, cut to two tokens: a row
+    # decodes all its tokens but the first, which its prompt gave.
+    assert sum(p.decodes for p in passes) == 2 * (3 * 8 + 2 * 1)
     assert all(p.seconds > 0 for p in passes)
     assert worker.pages_used("hbm") == 0
     rows.write_text("broken\n")
