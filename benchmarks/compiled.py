@@ -1,6 +1,6 @@
 """What the compiled CPU operations earn over torch, case by case, in one run. Measures no pass.
 
-    python benchmarks/compiled.py [--threads N] [--output PATH]
+    python benchmarks/compiled.py [--threads N] [--large-groups] [--output PATH]
 
 Prints a JSON object: per case the lower quartile of both times and their ratio. Keep the machine
 quiet: threads of one operation wait for each other.
@@ -36,7 +36,7 @@ ATTENTION: list[tuple[str, tuple[int, int, int], list[int], list[tuple[int, int]
 ]
 # hidden, width, experts, top k
 EXPERTS = [("small", (128, 80, 16, 2)), ("medium", (512, 256, 16, 4))]
-TOKENS = (1, 16, 128, 1024)
+TOKENS = (1, 16, 64, 96, 128, 1024)
 
 
 def attention_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
@@ -147,6 +147,9 @@ def measure(threads: int) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--large-groups", action="store_true", help="leave no group of experts to torch"
+    )
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     options = parser.parse_args()
     from batchgen.cli.torch_threads import calm_threads
@@ -154,8 +157,11 @@ def main() -> int:
     calm_threads()
     import torch
 
+    from batchgen.exec import layers
     from batchgen.exec.compiled import is_compiled
 
+    if options.large_groups:
+        layers.LARGE_GROUP = sys.maxsize
     if not is_compiled(torch.float32):
         parser.error("there is no C++ compiler here")
     with torch.inference_mode():

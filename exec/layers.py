@@ -18,7 +18,10 @@ from batchgen.exec import compiled
 from batchgen.exec.config import RopeConfig
 from batchgen.exec.exact import ROW_MULTIPLE, exact_linear, exact_silu
 
-LARGE_GROUP = 24  # rows; hidden 512, width 256, one thread: 18 rows 1.3x faster, 32 rows 0.75x
+# Rows of an expert. Over torch with one and two threads (hidden 512, width 256): 16 rows 0.94 and
+# 1.24 times as fast, 24 rows 0.89 and 1.14, 32 rows 0.86 and 1.05 (benchmarks/compiled.py
+# --large-groups).
+LARGE_GROUP = 24
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
