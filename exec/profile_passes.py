@@ -20,11 +20,10 @@ from batchgen.errors import UserError
 from batchgen.exec.clock import WallClock
 from batchgen.exec.driver import Driver
 from batchgen.exec.profile_operators import Grid
-from batchgen.exec.run import CAPABILITIES, CPU_TOKEN_BUDGET, PAGES_AHEAD
+from batchgen.exec.run import CAPABILITIES, CPU_BOUNDARY, CPU_TOKEN_BUDGET, pages_wanted
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.worker import Worker
 from batchgen.job.rows import JobRow, RowLimits, read_job
-from batchgen.memory.pool import pages_for
 from batchgen.plan import EngineSpec, Plan
 from batchgen.policy.presets import build_policy, find_preset
 from batchgen.runtime.core import Runtime
@@ -138,13 +137,13 @@ def _run(
     """One job by one preset, with memory for all its rows."""
     preset = find_preset(preset_name)
     page = worker.page_tokens
-    worst = [pages_for(len(p.ids) + p.max_output, page) + PAGES_AHEAD for p in prompts]
-    worker.resize(hbm_pages=max(2, sum(worst)), host_pages=0)
+    hbm_pages = pages_wanted([len(p.ids) + p.max_output for p in prompts], page, CPU_BOUNDARY)
+    worker.resize(hbm_pages=hbm_pages, host_pages=0)
     table = Table([len(p.ids) for p in prompts], [p.max_output for p in prompts])
     plan = Plan(
         page_tokens=page,
-        boundary=preset.boundary,
-        engines=(EngineSpec(engine=0, node=0, hbm_pages=max(2, sum(worst))),),
+        boundary=CPU_BOUNDARY,
+        engines=(EngineSpec(engine=0, node=0, hbm_pages=hbm_pages),),
         host_pages=(0,),
         token_budget=CPU_TOKEN_BUDGET,
         max_num_seqs=seats,

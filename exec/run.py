@@ -28,7 +28,7 @@ from batchgen.exec.worker import Worker
 from batchgen.job.output import OutputWriter, answer_object, bad_row_object, error_object
 from batchgen.job.rows import BadRow, JobRow, RowLimits, read_job
 from batchgen.log import DecisionLog, Header
-from batchgen.memory.pool import pages_for
+from batchgen.memory.pool import BOUNDARIES_AHEAD, pages_ahead, pages_for
 from batchgen.plan import EngineSpec, Plan
 from batchgen.planning import PlanOptions, plan_options
 from batchgen.policy.presets import Preset, build_policy, find_preset
@@ -47,8 +47,6 @@ CPU_MAX_NUM_SEQS = 256
 # with 16 (`batchgen exec`, 160 pages of 64 tokens, --set plan.boundary=N).
 CPU_BOUNDARY = 16
 GZIP_MAGIC = b"\x1f\x8b"
-# What lazy admission keeps free for each row that it lets in; with less, few rows run at once.
-PAGES_AHEAD = 2
 # Part of the free memory that the KV arenas of a CPU run may take when no size is given.
 MEMORY_FRACTION = 0.25
 
@@ -206,8 +204,8 @@ def _plan(
     max_context: int,
 ) -> Plan:
     page = worker.page_tokens
-    worst = [pages_for(len(row.prompt_ids) + row.max_output, page) for row in jobs]
-    wanted = max(sum(worst) + PAGES_AHEAD * len(worst), 2)
+    boundary = options.boundary or (CPU_BOUNDARY if job.device == "cpu" else preset.boundary)
+    wanted = pages_wanted([len(row.prompt_ids) + row.max_output for row in jobs], page, boundary)
     page_bytes = worker.config.kv_page_elements(page) * _itemsize(job)
     free = _free_memory_bytes()
     room = max(2, int(free * MEMORY_FRACTION) // page_bytes)
@@ -226,7 +224,7 @@ def _plan(
         )
     return Plan(
         page_tokens=page,
-        boundary=options.boundary or (CPU_BOUNDARY if job.device == "cpu" else preset.boundary),
+        boundary=boundary,
         engines=(EngineSpec(engine=0, node=0, hbm_pages=hbm),),
         host_pages=(host,),
         token_budget=options.token_budget or preset.token_budget or CPU_TOKEN_BUDGET,
@@ -235,6 +233,13 @@ def _plan(
         b_attn=options.b_attn,
         b_moe=options.b_moe,
     )
+
+
+def pages_wanted(longest_tokens: Sequence[int], page_tokens: int, boundary: int) -> int:
+    """Pages with which no row of these lengths ever waits for memory: its own and those that lazy
+    admission keeps free for it."""
+    ahead = pages_ahead(boundary, BOUNDARIES_AHEAD, page_tokens)
+    return max(2, sum(pages_for(tokens, page_tokens) + ahead for tokens in longest_tokens))
 
 
 def _itemsize(job: ExecJob) -> int:

@@ -20,6 +20,10 @@ def pages_for(tokens: int, page_tokens: int) -> int:
     return -(-tokens // page_tokens)
 
 
+BOUNDARIES_AHEAD = 2
+"""Boundaries of decode passes for which BatchGen's parts keep pages, unless told otherwise."""
+
+
 def pages_ahead(boundary: int, boundaries: int, page_tokens: int) -> int:
     """Pages that a decoding row can need before so many boundaries have passed, on the average over
     where its last page ends. BatchGen's two pages are two boundaries of 64 passes, pages of 64."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from batchgen.memory.pool import FOREVER, pages_ahead, pages_for
+from batchgen.memory.pool import BOUNDARIES_AHEAD, FOREVER, pages_ahead, pages_for
 from batchgen.policy.base import EnginePart, Part
 from batchgen.runtime.draft import Draft
 from batchgen.runtime.engine import Engine
@@ -94,7 +94,7 @@ class LazyPages(EnginePart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        boundaries_ahead: int = 2
+        boundaries_ahead: int = BOUNDARIES_AHEAD
 
     def _ahead(self, view: Engine) -> int:
         page_tokens = view.ranks[0].page_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from batchgen.memory.pool import FOREVER
+from batchgen.memory.pool import BOUNDARIES_AHEAD, FOREVER
 from batchgen.policy.base import EnginePart, Part
 from batchgen.runtime.draft import Draft
 from batchgen.runtime.engine import Engine
@@ -65,7 +65,7 @@ class SuspendMostDecoded(EnginePart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        boundaries_ahead: int = 2
+        boundaries_ahead: int = BOUNDARIES_AHEAD
 
     def decide(self, view: Engine, draft: Draft, state: Any) -> None:
         rank, table, q = draft.rank, draft.table, draft.q

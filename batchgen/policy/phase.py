@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from batchgen.memory.pool import FOREVER, pages_ahead, pages_for
+from batchgen.memory.pool import BOUNDARIES_AHEAD, FOREVER, pages_ahead, pages_for
 from batchgen.policy.base import EnginePart, Part
 from batchgen.runtime.draft import Draft
 from batchgen.runtime.engine import Engine
@@ -34,7 +34,7 @@ class RefillNode(EnginePart):
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
         refill_free: float = 0.2
-        boundaries_ahead: int = 2
+        boundaries_ahead: int = BOUNDARIES_AHEAD
 
     def decide_engine(self, view: Engine, draft: Draft, state: Any) -> None:
         view.dirty.update(range(len(view.ranks)))
