@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import batchgen
-from batchgen.cost.overheads import describe_fit, fit_overheads
+from batchgen.cost.overheads import errors_by_kind, fit_overheads
 from batchgen.cost.profile import ProfiledCost, gemm_shapes, parse_profile
 from batchgen.cost.profile_schema import PROFILE_KIND, PROFILE_SCHEMA
 from batchgen.exec.init import init_model
@@ -104,7 +104,7 @@ def measure(
     passes = run_passes(worker, rows, grid)
     document["overheads"] = asdict(fit_overheads(_cost(spec, document), passes))
     # Beyond the schema, for the reader: how well the fit fits.
-    document["fit"] = describe_fit(_cost(spec, document), passes)
+    document["fit"] = errors_by_kind(_cost(spec, document), passes)
     return document
 
 

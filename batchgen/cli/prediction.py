@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,9 +21,9 @@ from batchgen.units import PS_PER_S
 
 if TYPE_CHECKING:
     from batchgen.cost.api import CostModel
+    from batchgen.cost.overheads import MeasuredPass
     from batchgen.exec.run import ExecJob
 
-KINDS = ("decode", "mixed", "prefill")
 CLOSE = 0.10
 """Policies whose measured times differ by less than this have no order."""
 
@@ -140,13 +139,14 @@ class Measured:
     bct_ps: int
     produced: list[int]
     reasons: dict[int, str]
-    passes: dict[str, array[int]]
+    passes: list[MeasuredPass]
     kv_peak_pages: int
 
 
 def measure(job: ExecJob) -> Measured:
     """Run a job on the wall clock."""
     from batchgen.exec.clock import WallClock
+    from batchgen.exec.profile_passes import measured_passes
     from batchgen.exec.run import drive, prepare
 
     prepared = prepare(job)
@@ -155,7 +155,7 @@ def measure(job: ExecJob) -> Measured:
         bct_ps=int(ran.driver.end_ps.max()),
         produced=[len(ran.tokens[row]) for row in range(len(prepared.jobs))],
         reasons=ran.reasons,
-        passes=ran.driver.passes,
+        passes=measured_passes(ran.driver),
         kv_peak_pages=int(max(ran.driver.steps["kv_pages"], default=0)),
     )
 
@@ -163,6 +163,7 @@ def measure(job: ExecJob) -> Measured:
 def compare(job: ExecJob, runs: list[Measured], profile: Path) -> dict[str, Any]:
     """The run of median time against its simulation with the profile."""
     from batchgen.cost.build import build_cost
+    from batchgen.cost.overheads import errors_by_kind
     from batchgen.hardware import load_gpu
     from batchgen.layout import Layout
     from batchgen.model import load_model
@@ -181,7 +182,7 @@ def compare(job: ExecJob, runs: list[Measured], profile: Path) -> dict[str, Any]
         "measured_bct_s_all": [run.bct_ps / PS_PER_S for run in runs],
         "predicted_bct_s": predicted_ps / PS_PER_S,
         "bct_error": predicted_ps / ran.bct_ps - 1,
-        "passes": _pass_errors(ran.passes, cost),
+        "passes": errors_by_kind(cost, ran.passes),
         "measured_kv_peak_pages": ran.kv_peak_pages,
         "predicted_kv_peak_pages": predicted_peak,
     }
@@ -205,35 +206,3 @@ def _simulate(job: ExecJob, cost: CostModel, ran: Measured) -> tuple[int, int]:
     simulation.run()
     steps = simulation.recorder.steps(cost)
     return int(simulation.recorder.end_ps.max()), int(max(steps["kv_pages"], default=0))
-
-
-def _pass_errors(passes: dict[str, array[int]], cost: CostModel) -> dict[str, dict[str, float]]:
-    """Measured against modelled time of every pass that ran, by kind, with what came before it."""
-    import numpy as np
-
-    from batchgen.cost.api import PassLoad
-
-    columns = {name: np.array(values, dtype=np.int64) for name, values in passes.items()}
-    load = PassLoad.zeros(1, len(columns["decodes"]))
-    load.decodes[0] = columns["decodes"]
-    load.context[0] = columns["context"]
-    load.chunk_tokens[0] = columns["chunk_tokens"]
-    load.chunk_pairs[0] = columns["chunk_pairs"]
-    load.chunk_reads[0] = columns["chunk_reads"]
-    load.samples[0] = columns["samples"]
-    modelled = cost.pass_ps(load).astype(np.float64)
-    measured = np.maximum(columns["duration_ps"] + columns["gap_ps"], 1).astype(np.float64)
-    chunks, decodes = columns["chunk_tokens"] > 0, columns["decodes"] > 0
-    masks = {"decode": ~chunks, "mixed": chunks & decodes, "prefill": chunks & ~decodes}
-    return {
-        kind: {
-            "count": int(masks[kind].sum()),
-            "measured_s": float(measured[masks[kind]].sum() / 1e12),
-            "error": float(modelled[masks[kind]].sum() / measured[masks[kind]].sum() - 1),
-            "median_error": float(
-                np.median(np.abs(modelled[masks[kind]] / measured[masks[kind]] - 1))
-            ),
-        }
-        for kind in KINDS
-        if masks[kind].any()
-    }

@@ -108,9 +108,9 @@ def fit_overheads(cost: CostModel, passes: Sequence[MeasuredPass]) -> Overheads:
     )
 
 
-def describe_fit(cost: CostModel, passes: Sequence[MeasuredPass]) -> dict[str, Any]:
-    """By kind of pass: how many, their seconds, and the relative error of their sum and of the
-    median pass. `cost` is complete; these are the passes that it was fitted to."""
+def errors_by_kind(cost: CostModel, passes: Sequence[MeasuredPass]) -> dict[str, Any]:
+    """By kind of pass, as far as there are any: count, measured seconds together, the relative
+    error of their modelled sum, and the median absolute error of a pass."""
     kinds: dict[str, list[MeasuredPass]] = {"decode": [], "mixed": [], "prefill": []}
     for item in passes:
         mixed = "mixed" if item.decodes else "prefill"
@@ -121,8 +121,8 @@ def describe_fit(cost: CostModel, passes: Sequence[MeasuredPass]) -> dict[str, A
             measured = np.array([item.seconds for item in items])
             modelled = np.array([predicted_s(cost, item) for item in items])
             result[kind] = {
-                "passes": len(items),
-                "seconds": float(measured.sum()),
+                "count": len(items),
+                "measured_s": float(measured.sum()),
                 "error": float(modelled.sum() / measured.sum() - 1.0),
                 "median_error": float(np.median(np.abs(modelled / measured - 1.0))),
             }

@@ -8,7 +8,7 @@ import pytest
 from batchgen.cost.overheads import (
     MeasuredPass,
     Overheads,
-    describe_fit,
+    errors_by_kind,
     fit_overheads,
     predicted_s,
 )
@@ -82,8 +82,8 @@ def test_known_overheads_are_found_again() -> None:
     assert predicted_s(complete, between) == pytest.approx(between.seconds, rel=0.02)
     beyond = measured(128, 128 * 100, 0)
     assert predicted_s(complete, beyond) == pytest.approx(beyond.seconds, rel=0.2)
-    report = describe_fit(complete, job())
-    assert {kind: entry["passes"] for kind, entry in report.items()} == {
+    report = errors_by_kind(complete, job())
+    assert {kind: entry["count"] for kind, entry in report.items()} == {
         "decode": 9,
         "mixed": 3,
         "prefill": 6,

@@ -53,9 +53,7 @@ def test_a_profile_is_what_the_cost_model_reads(arch: str, tmp_path: Path) -> No
     # No order between the two: a stall in a single short measurement could turn it around.
     assert min(cost.pass_one_ps(4, 4 * 64, samples=4), cost.pass_one_ps(1, 64, samples=1)) > 0
     # How well it fits is no test: a busy machine would fail it. `fit` reports it to the reader.
-    assert all(
-        kind["passes"] > 0 and kind["median_error"] >= 0 for kind in document["fit"].values()
-    )
+    assert all(kind["count"] > 0 and kind["median_error"] >= 0 for kind in document["fit"].values())
     assert {"decode", "prefill"} <= set(document["fit"])
 
 
