@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -176,10 +175,7 @@ def main() -> int:
         "cases": cases,
         "below_worth": [c["case"] + " " + c["dtype"] for c in cases if c["ratio"] < WORTH],
     }
-    text = json.dumps(result, indent=2)
-    if options.output is not None:
-        options.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    machine.publish(result, options.output)
     return 0
 
 

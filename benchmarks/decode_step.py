@@ -210,10 +210,7 @@ def main() -> int:
         reference = measure(*settings)
         result["in_torch"] = reference
         result["speedup"] = reference["step_s"]["median"] / result["step_s"]["median"]
-    text = json.dumps(result, indent=2)
-    if options.output is not None:
-        options.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    machine.publish(result, options.output)
     return 0
 
 

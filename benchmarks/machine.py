@@ -6,6 +6,7 @@ memory at the fork towards the peak of its child.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -67,3 +68,11 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def publish(result: dict[str, Any], output: Path | None) -> None:
+    """Print a result as JSON, and write it to `output` as well if that is given."""
+    text = json.dumps(result, indent=2)
+    if output is not None:
+        output.write_text(text + "\n", encoding="utf-8")
+    print(text)
