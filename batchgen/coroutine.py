@@ -1,33 +1,25 @@
 """Sequence coroutines: the body that every sequence runs, and the bookkeeper that resumes bodies.
 
-A body is a generator function of (table, row). It keeps nothing between suspensions that is not in
-the row, so it may be dropped at any suspension and made anew. It yields the stage that it wants
-next and is resumed with what happened, at stage changes only, never per pass. A body that returns
-before FINISHED ends its sequence early, with reason "body".
+A body is a generator function of a `SequenceView`. It keeps nothing between suspensions that is not
+in the row, so it may be dropped at any suspension and made anew. It yields a request and is resumed
+with what happened, at stage changes only, never per pass. What it yields is obeyed:
 
-`advance` is the default body, vectorised: what many rows want after the same outcome.
+    Decode()               go on: generate until a stop token or the budget
+    Extend(tokens, budget) after FINISHED: append a follow-up and generate again on the same KV
+    Wait(seconds)          after PROMPT_DONE or FINISHED: sleep, then be resumed with WOKEN
+    End(), or a return     end the row (before its generation has ended: reason "body")
+
+The default body asks for nothing but `Decode` and costs nothing: no generator is made for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from batchgen.sequence import Phase, Status, Table
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-
-class Stage(IntEnum):
-    """What a sequence asks to do next."""
-
-    PREFILL = 0  # combine into a batch that computes its known tokens
-    DECODE = 1  # combine into a batch that produces one token per pass
-    END = 2  # nothing
+from batchgen.sequence import Table
+from batchgen.units import to_ps
 
 
 class Outcome(IntEnum):
@@ -36,108 +28,164 @@ class Outcome(IntEnum):
     PROMPT_DONE = 0  # every known token has KV and a new token was sampled
     SUSPENDED = 1  # it yielded; its KV is, or is going, to a lower tier
     RESUMED = 2  # its KV is back
-    LOST = 3  # its KV is gone everywhere
-    FINISHED = 4  # it ended
+    LOST = 3  # its KV is gone everywhere; its known tokens will be prefilled again
+    FINISHED = 4  # its generation ended: a stop token, or the budget
+    WOKEN = 5  # the time that it waited for has come
 
 
-Body = Generator[Stage, Outcome, None]
-BodyFactory = Callable[[Table, int], Body]
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Go on."""
 
 
-def wanted(table: Table, row: int) -> Stage:
-    """The stage that a row's columns call for."""
-    if table.v_status[row] >= Status.DONE:
-        return Stage.END
-    return Stage.PREFILL if table.v_phase[row] == Phase.PREFILL else Stage.DECODE
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Append `tokens` (ids, or their number where there is no text) and generate up to `budget`
+    further tokens on the same KV."""
+
+    tokens: int | Sequence[int]
+    budget: int
+
+    @property
+    def count(self) -> int:
+        return self.tokens if isinstance(self.tokens, int) else len(self.tokens)
 
 
-def default_body(table: Table, row: int) -> Body:
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Sleep for some time of the run's clock; then the body is resumed with WOKEN."""
+
+    seconds: float
+
+    @property
+    def delay_ps(self) -> int:
+        return to_ps(self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Nothing more."""
+
+
+Request = Decode | Extend | Wait | End
+Body = Generator[Request, Outcome, None]
+DECODE, END = Decode(), End()
+
+# What a body may ask for when it is resumed with an outcome (None: when it begins).
+ALLOWED: dict[Outcome | None, tuple[type, ...]] = {
+    None: (Decode, End),
+    Outcome.PROMPT_DONE: (Decode, Wait, End),
+    Outcome.SUSPENDED: (Decode, End),
+    Outcome.RESUMED: (Decode, End),
+    Outcome.LOST: (Decode, End),
+    Outcome.FINISHED: (Extend, Wait, End),
+    Outcome.WOKEN: (Decode, Extend, Wait, End),
+}
+
+
+class SequenceView:
+    """What a body may know of its row. A backend with text gives a richer one."""
+
+    def __init__(self, table: Table, row: int) -> None:
+        self._table = table
+        self.row = row
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens, follow-ups included."""
+        return self._table.v_prompt[self.row]
+
+    @property
+    def produced_tokens(self) -> int:
+        """Tokens generated so far, over all stages."""
+        return self._table.v_produced[self.row]
+
+    @property
+    def stage(self) -> int:
+        """Follow-ups appended so far: 0 while the first answer is generated."""
+        return self._table.v_stage[self.row]
+
+
+BodyFactory = Callable[[SequenceView], Body]
+MakeView = Callable[[Table, int], SequenceView]
+
+
+def default_body(sequence: SequenceView) -> Body:
     """Prefill, decode until the end, and start over whenever the KV is lost."""
-    while (stage := wanted(table, row)) is not Stage.END:
-        outcome = yield stage
+    while True:
+        outcome = yield DECODE
         if outcome is Outcome.FINISHED:
             return
 
 
-_AFTER = {
-    Outcome.PROMPT_DONE: Stage.DECODE,
-    Outcome.LOST: Stage.PREFILL,
-    Outcome.FINISHED: Stage.END,
-}
-
-
-def advance(table: Table, rows: NDArray[np.intp], outcome: Outcome) -> NDArray[np.int8]:
-    """The default body for many rows: [n] stages wanted after `outcome`."""
-    if outcome in _AFTER:
-        return np.full(len(rows), _AFTER[outcome], dtype=np.int8)
-    stages = table.phase[rows].astype(np.int8)
-    stages[table.status[rows] >= Status.DONE] = Stage.END
-    return stages
+class BodyError(Exception):
+    """A body raised, or asked for what it may not; the text says what."""
 
 
 class Bodies:
-    """Makes, resumes and drops the bodies of active rows. With no factory rows use `advance`'s
-    rule.
+    """Makes, resumes and drops the bodies of rows. Made only when there is a factory.
 
-    `ended_early` collects rows whose body returned although they are unfinished; the runtime ends
-    them at its next decision.
+    follow_ups: ids of the last `Extend` of a row, for a backend with text.
     """
 
-    __slots__ = ("_factory", "_live", "_table", "ended_early")
+    __slots__ = ("_factory", "_live", "_table", "_view", "follow_ups")
 
-    def __init__(self, table: Table, factory: BodyFactory | None = None) -> None:
+    def __init__(self, table: Table, factory: BodyFactory, view: MakeView = SequenceView) -> None:
         self._table = table
         self._factory = factory
+        self._view = view
         self._live: dict[int, Body] = {}
-        self.ended_early: list[int] = []
+        self.follow_ups: dict[int, Sequence[int]] = {}
 
-    def start(self, row: int) -> None:
-        """The row became active."""
-        if self._factory is not None and row not in self._live:
-            self._make(row)
-
-    def _make(self, row: int) -> Body | None:
-        assert self._factory is not None
-        body = self._factory(self._table, row)
+    def start(self, row: int) -> Request:
+        """The row becomes active: make its body and ask what it wants. Raises BodyError."""
+        if row in self._live:
+            return DECODE
         try:
-            next(body)
+            body = self._factory(self._view(self._table, row))
+            request = next(body)
         except StopIteration:
-            self.ended_early.append(row)
-            return None
+            return END
+        except Exception as error:
+            raise BodyError(f"its body raised {type(error).__name__}: {error}") from None
         self._live[row] = body
-        return body
+        return self._checked(row, None, request)
 
-    def _send(self, row: int, outcome: Outcome) -> None:
-        body = self._live.get(row) or self._make(row)
-        if body is None:
-            return
+    def resume(self, row: int, outcome: Outcome) -> Request:
+        """Tell the body what happened; returns what it wants. Raises BodyError."""
+        if row not in self._live and self.start(row) == END:
+            return END
+        body = self._live[row]
         try:
-            body.send(outcome)
+            request = body.send(outcome)
         except StopIteration:
-            self._live.pop(row, None)
-            if outcome is not Outcome.FINISHED:
-                self.ended_early.append(row)
+            del self._live[row]
+            return END
+        except Exception as error:
+            del self._live[row]
+            raise BodyError(f"its body raised {type(error).__name__}: {error}") from None
+        return self._checked(row, outcome, request)
 
-    def prompt_done(self, row: int) -> None:
-        if self._factory is not None:
-            self._send(row, Outcome.PROMPT_DONE)
+    def _checked(self, row: int, outcome: Outcome | None, request: Request) -> Request:
+        allowed = ALLOWED[outcome]
+        if not isinstance(request, allowed):
+            if outcome is Outcome.FINISHED and isinstance(request, Decode):
+                return END  # nothing is left to go on with
+            names = ", ".join(kind.__name__ for kind in allowed)
+            told = "when it begins" if outcome is None else f"after {outcome.name}"
+            raise BodyError(f"its body yielded {request!r:.60} {told}; it may yield {names}")
+        if isinstance(request, Extend):
+            if request.count < 1 or request.budget < 1:
+                raise BodyError(f"its body yielded {request!r:.60}; both need at least 1 token")
+            if not isinstance(request.tokens, int):
+                self.follow_ups[row] = request.tokens
+        elif isinstance(request, Wait) and not 0 <= request.seconds <= 1e6:
+            raise BodyError(f"its body yielded {request!r}; a wait is 0 to 1e6 seconds")
+        return request
 
-    def suspended(self, row: int) -> None:
-        if self._factory is not None:
-            self._send(row, Outcome.SUSPENDED)
-
-    def resumed(self, row: int) -> None:
-        if self._factory is not None:
-            self._send(row, Outcome.RESUMED)
-
-    def lost(self, row: int) -> None:
-        if self._factory is not None:
-            self._send(row, Outcome.LOST)
-
-    def finished(self, row: int) -> None:
-        if self._factory is not None and row in self._live:
-            self._send(row, Outcome.FINISHED)
-            self._live.pop(row, None)
+    def live(self) -> list[int]:
+        """Rows that have a generator now."""
+        return list(self._live)
 
     def drop(self, row: int) -> None:
         """Forget the generator; the next resume makes it anew from the row."""

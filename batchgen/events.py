@@ -1,7 +1,8 @@
 """Events: everything a backend may tell the runtime. Plain records; they decide nothing.
 
-Engine events carry (engine, epoch); a step's identity is its q0. Times reach the runtime as the
-`now` argument of `Runtime.on`, in integer picoseconds, and are never part of a decision's key.
+Engine events carry (engine, epoch). Times reach the runtime as the `now` argument of `Runtime.on`,
+in integer picoseconds, and are never part of a decision's key. At equal times external events come
+before step ends; step ends go by engine number.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 Finish = tuple[int, int, str]
-"""(row, offset of the pass inside the step, reason: "stop", "length" or an error code)."""
+"""(row, tokens it has produced in all, reason: "stop" or "length")."""
 
 
 class Arrived(msgspec.Struct, frozen=True, tag="arrived", gc=False):
@@ -24,24 +25,31 @@ class Cancelled(msgspec.Struct, frozen=True, tag="cancelled", gc=False):
     rows: list[int]
 
 
-class StepDone(msgspec.Struct, frozen=True, tag="step_done", gc=False):
-    """A step ended after `passes` whole passes.
+class Landed(msgspec.Struct, frozen=True, tag="landed", gc=False):
+    """A step is over, or its last pass is all that is left of it.
 
-    ended_by: "finish" | "n" | "cut" | "failed". Tokens are implied: every decoding row got one per
-    pass, every last chunk one. After "failed" only the passes that completed count.
+    end: the pass counter behind the step's last pass. The event comes when pass end - 1 - lag ends
+    (lag = plan.depth - 1), with every outcome up to that pass that was not reported before. Tokens
+    are implied: every decoding row got one per pass, every last chunk one.
+    duration_ps: time of the passes that ended since the engine's last report.
+    ended_by: "finish" | "n" | "cut".
     """
 
     engine: int
     epoch: int
-    q0: int
-    passes: int
+    end: int
     finished: list[Finish]
     duration_ps: int
     ended_by: str
 
 
-class SlotFree(msgspec.Struct, frozen=True, tag="slot_free", gc=False):
+class Drained(msgspec.Struct, frozen=True, tag="drained", gc=False):
+    """With lag: the engine's last pass ended and nothing was launched behind it."""
+
     engine: int
+    epoch: int
+    finished: list[Finish]
+    duration_ps: int
 
 
 class CopiesDone(msgspec.Struct, frozen=True, tag="copies_done", gc=False):
@@ -49,6 +57,8 @@ class CopiesDone(msgspec.Struct, frozen=True, tag="copies_done", gc=False):
 
 
 class CopiesFailed(msgspec.Struct, frozen=True, tag="copies_failed", gc=False):
+    """Nothing of the batch arrived; its source is as it was."""
+
     copy_id: int
 
 
@@ -63,18 +73,31 @@ class LayoutFailed(msgspec.Struct, frozen=True, tag="layout_failed", gc=False):
 
 
 class DeviceNotice(msgspec.Struct, frozen=True, tag="device_notice", gc=False):
-    """The engine's device will go away at `deadline_ps` (a spot notice)."""
+    """A device of the engine will go away at `deadline_ps` (a spot notice)."""
 
     engine: int
+    device: int
     deadline_ps: int
 
 
 class DeviceLost(msgspec.Struct, frozen=True, tag="device_lost", gc=False):
+    """A device of the engine is gone, and with it the HBM of all its ranks.
+
+    end: passes below this number had ended before (at most one behind what was launched, with lag).
+    finished: outcomes of those passes that were not reported.
+    """
+
     engine: int
+    device: int
+    end: int
+    finished: list[Finish]
 
 
 class DeviceBack(msgspec.Struct, frozen=True, tag="device_back", gc=False):
+    """A device returns, or its notice is withdrawn; the engine lives again when all are there."""
+
     engine: int
+    device: int
 
 
 class RowFailed(msgspec.Struct, frozen=True, tag="row_failed", gc=False):
@@ -106,8 +129,8 @@ Event = (
     Arrived
     | InputClosed
     | Cancelled
-    | StepDone
-    | SlotFree
+    | Landed
+    | Drained
     | CopiesDone
     | CopiesFailed
     | LayoutReady

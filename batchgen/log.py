@@ -17,17 +17,18 @@ import msgspec
 
 from batchgen.actions import Action
 from batchgen.errors import ReplayMismatch, UserError
-from batchgen.events import Event, StepDone
+from batchgen.events import Event, Landed
 from batchgen.plan import Plan
 from batchgen.step import Step
 
-LOG_VERSION = 1
+LOG_VERSION = 2
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """What a runtime is made from. `page_keys` per row, or None without a prefix index.
 
-    full False: entries hold steps and their ends only (no replay).
+    full False: entries hold steps and their ends only (no replay). bodies: name of the body factory;
+    what bodies asked for is in the actions.
     """
 
     batchgen_log: int = LOG_VERSION
@@ -43,6 +44,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     predicted: list[int] | None = None
     page_keys: list[list[int]] | None = None
     reference: bool = False
+    bodies: str = ""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -77,7 +79,7 @@ class DecisionLog:
         """Observe one event (the `observer` of both backends)."""
         if not self._full:
             actions = [action for action in actions if type(action) is Step]
-            if type(event) is not StepDone and not actions:
+            if type(event) is not Landed and not actions:
                 return
         body = _ENCODER.encode(Entry(now, event, actions))
         self._digest = _chain(self._digest, body)

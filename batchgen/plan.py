@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ROLES = ("both", "prefill", "decode")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
@@ -15,7 +17,8 @@ class EngineSpec:
 
     `num_ranks` is the number of scheduling ranks: 1 for a tensor-parallel group (one KV pool, split
     by heads), the DP-attention degree for a lockstep engine (one KV pool per rank).
-    `hbm_pages` is per rank.
+    `hbm_pages` is per rank, `host_pages` the engine's share of its node's host memory. An engine of
+    role "prefill" hands its rows over to one of role "decode" when their prompts are complete.
     """
 
     engine: int
@@ -23,6 +26,8 @@ class EngineSpec:
     num_ranks: int = 1
     gpus_per_rank: int = 1
     hbm_pages: int
+    host_pages: int = 0
+    role: str = "both"
 
     @property
     def num_gpus(self) -> int:
@@ -33,16 +38,16 @@ class EngineSpec:
 class Plan:
     """Everything static that the runtime and both backends agree on before the first event.
 
-    Sizes are in pages of `page_tokens` tokens; `host_pages` has one entry per node (0: no host
-    tier). `token_budget` and `max_num_seqs` are per rank and pass. `b_attn` and `b_moe` are
+    Sizes are in pages of `page_tokens` tokens. `token_budget` and `max_num_seqs` are per rank and
+    pass; no pass holds more tokens, so that its workspace can be planned. `b_attn` and `b_moe` are
     sub-batch sizes in sequences and tokens (0: the whole batch at once). `max_context` is in
-    tokens.
+    tokens. `depth` is the number of steps that may be launched at once, 1 or 2: with 2 a pass is
+    decided while the one before it runs, and outcomes are known one pass later.
     """
 
     page_tokens: int
     boundary: int
     engines: tuple[EngineSpec, ...]
-    host_pages: tuple[int, ...]
     token_budget: int
     max_num_seqs: int
     max_context: int
@@ -54,7 +59,18 @@ class Plan:
         for name in ("page_tokens", "boundary", "token_budget", "max_num_seqs", "max_context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"plan.{name} must be at least 1, got {getattr(self, name)}")
-        if self.depth != 1:
-            raise ValueError(
-                f"plan.depth must be 1 (pipelined steps are not built), got {self.depth}"
-            )
+        if self.depth not in (1, 2):
+            raise ValueError(f"plan.depth must be 1 or 2, got {self.depth}")
+        roles = [spec.role for spec in self.engines]
+        for role in roles:
+            if role not in ROLES:
+                raise ValueError(f"an engine's role must be one of {ROLES}, got {role!r}")
+        if ("prefill" in roles) != ("decode" in roles) or len({*roles} - {"both"}) == 1:
+            raise ValueError("engines that prefill need engines that decode, and the other way")
+        if "both" in roles and "prefill" in roles:
+            raise ValueError("either all engines do both, or each prefills or decodes")
+
+    @property
+    def lag(self) -> int:
+        """Passes between a pass and the first decision that knows its outcome, less one."""
+        return self.depth - 1

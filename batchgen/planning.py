@@ -37,6 +37,8 @@ class PlanOptions:
     b_attn: int = 0
     b_moe: int = 0
     prefix_cache: bool | None = None
+    depth: int = 1
+    prefill_engines: int = 0
 
 
 def plan_options(overrides: Mapping[str, str]) -> PlanOptions:
@@ -66,6 +68,9 @@ def plan_options(overrides: Mapping[str, str]) -> PlanOptions:
         value = values.get(name)
         if isinstance(value, int) and value < 1:
             raise UserError(f"--set plan.{name}={value}", remedy="give at least 1")
+    depth = values.get("depth", 1)
+    if depth not in (1, 2):
+        raise UserError(f"--set plan.depth={depth}", remedy="give 1 or 2 steps in flight")
     return PlanOptions(**values)  # type: ignore[arg-type]
 
 
@@ -103,6 +108,14 @@ def build_plan(
     per_engine = layout.gpus_per_engine
     nodes_per_engine = max(1, per_engine // gpus_per_node)
     engines_per_node = max(1, gpus_per_node // per_engine)
+    prefill = options.prefill_engines
+    if prefill and not 0 < prefill < layout.num_engines:
+        raise UserError(
+            f"--set plan.prefill_engines={prefill}: the layout has {layout.num_engines} engines",
+            remedy="leave at least one engine to decode, or choose a layout with more engines",
+        )
+    # A fixed share each, so that no engine sees what another plans (DESIGN section 5).
+    host_pages = sizes.host_pages * nodes_per_engine // engines_per_node if options.host else 0
     engines = tuple(
         EngineSpec(
             engine=index,
@@ -110,20 +123,20 @@ def build_plan(
             num_ranks=layout.ranks_per_engine,
             gpus_per_rank=layout.gpus_per_rank,
             hbm_pages=sizes.hbm_pages,
+            host_pages=host_pages,
+            role="both" if not prefill else "prefill" if index < prefill else "decode",
         )
         for index in range(layout.num_engines)
     )
-    num_hosts = engines[-1].node + 1
-    host_pages = sizes.host_pages * nodes_per_engine if options.host else 0
     plan = Plan(
         page_tokens=page_tokens,
         boundary=options.boundary or preset.boundary,
         engines=engines,
-        host_pages=(host_pages,) * num_hosts,
         token_budget=token_budget,
         max_num_seqs=max_num_seqs,
         max_context=max_context,
         b_attn=options.b_attn,
         b_moe=options.b_moe,
+        depth=options.depth,
     )
     return plan, sizes

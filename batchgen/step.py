@@ -1,28 +1,33 @@
-"""The step: a constant composition for up to n passes, and `unroll`, which says what each pass
+"""The step: a constant composition for up to n passes, and `Composition`, which says what each pass
 holds.
 
-A step names only what changes. The running set is implied: the old one, minus the rows that
-finished, minus `left`, plus `joined`, plus the rows whose last chunk ran in the step before.
+A step names only what changes. Two clocks count: q numbers the passes of an engine, and k, the
+decode clock, those of them in which its rows decode (steps of a prefill phase leave it alone).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 import msgspec
 
 Chunk = tuple[int, int, int, bool]
-"""(row, start, length, last): pass k of the step prefills [start + k*length, start +
-(k+1)*length)."""
+"""(row, start, length, last): pass j of the step prefills [start + j*length, start +
+(j+1)*length)."""
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", gc=False):
     """Run up to `n` passes of one composition on an engine. Identity: (engine, q0).
 
     until: "first" ends the step with the first finish, "n" lets finished rows leave the following
-    passes. A chunk with `last` implies n == 1. `checkpoint` is "host" when closed pages stream
-    down.
+    passes, "all" keeps them as dead rows until a step names them in `left` (a static batch, whose
+    prompts are padded to the longest of the pass). With lag 1 a finished row stays for one more
+    pass, its token dropped, and "first" ends one pass after the finish; a finish that was not
+    reported when the step was launched counts.
+    decode False: a pass of a prefill phase; the running set pauses and k stands still.
+    A chunk with `last` implies n == 1; its row decodes from the next pass on, unless it is handed
+    over (`hand`: the engine only prefills). `checkpoint` is "host" when KV streams to the host.
     """
 
     engine: int
@@ -30,10 +35,12 @@ class Step(msgspec.Struct, frozen=True, tag="step", gc=False):
     q0: int
     n: int
     until: str
+    decode: bool
     joined: list[int]
     left: list[int]
     chunks: list[Chunk]
     checkpoint: str
+    hand: bool = False
 
 
 class Pass(NamedTuple):
@@ -44,35 +51,103 @@ class Pass(NamedTuple):
     chunks: list[Chunk]
 
 
-def unroll(step: Step, running: Iterable[int]) -> Generator[Pass, Collection[int], None]:
-    """Yield the composition of every pass of `step`; send back the rows that finished in it.
+class Composition:
+    """The running set of one engine as its backend sees it, and the passes of its steps.
 
-    `running` is the running set before the step, in its order. The generator ends when the step
-    does: after n passes, after the first finish (until "first"), or when nothing is left to run.
+    `launch(step)`, then `next_pass()` and `report(finished rows)` by turns, `report` lagging behind
+    by `lag` passes; `next_pass` returns None when the step is over. With lag 0 every pass is
+    reported before the next is asked for; with lag 1 pass j is asked for when pass j - 2 is
+    reported, across steps too.
     """
-    left = set(step.left)
-    decodes = [row for row in running if row not in left]
-    decodes.extend(step.joined)
-    for k in range(step.n):
-        chunks = [(row, start + k * size, size, last) for row, start, size, last in step.chunks]
-        if not decodes and not chunks:
+
+    def __init__(self, lag: int) -> None:
+        self.lag = lag
+        self.rows: dict[int, None] = {}
+        self._step: Step | None = None
+        self._made = 0
+        self._limit = 0
+        self._dead: dict[int, None] = {}
+        self._fresh_finish = False
+
+    def launch(self, step: Step) -> None:
+        """The step begins; its changes of the running set happen now."""
+        for row in step.left:
+            self.rows.pop(row, None)
+            self._dead.pop(row, None)
+        for row in step.joined:
+            self.rows[row] = None
+        self._step, self._made, self._limit, self._fresh_finish = step, 0, step.n, False
+
+    def forget(self, rows: Collection[int]) -> None:
+        """Rows leave without a step."""
+        for row in rows:
+            self.rows.pop(row, None)
+            self._dead.pop(row, None)
+
+    def clear(self) -> None:
+        """The device is lost, or its layout changes."""
+        self.__init__(self.lag)  # type: ignore[misc]
+
+    def cut(self) -> None:
+        """End the step early. With lag 1 the report of what runs now is the next one, so one more
+        pass begins behind it."""
+        self._limit = min(self._limit, max(self._made + self.lag, 1))
+
+    @property
+    def passes(self) -> int:
+        """Passes of the step that were asked for."""
+        return self._made
+
+    @property
+    def decodes(self) -> list[int]:
+        """Rows that decode in the next pass of a decoding step."""
+        return list(self.rows)
+
+    def over(self) -> bool:
+        """Whether the step has no further pass, as far as reported outcomes tell."""
+        step = self._step
+        return step is None or self._made >= self._limit or self._finished(step)
+
+    def _finished(self, step: Step) -> bool:
+        if self._made == 0:
+            return False
+        if step.until == "first":
+            return self._fresh_finish
+        return len(self.rows) == len(self._dead) and not step.chunks
+
+    def next_pass(self) -> Pass | None:
+        """The next pass of the step, or None when it is over."""
+        step = self._step
+        if step is None or self.over():
+            return None
+        j = self._made
+        chunks = [(row, start + j * size, size, last) for row, start, size, last in step.chunks]
+        one = Pass(j, list(self.rows) if step.decode else [], chunks)
+        self._made += 1
+        for row, _, _, last in chunks:
+            if last and not step.hand:
+                self.rows[row] = None
+        return one
+
+    def report(self, finished: Collection[int]) -> None:
+        """Outcomes of the oldest pass that was not reported. With lag 1 the next pass has been asked
+        for, so that finished rows are in it as ghosts, and in none after it."""
+        step = self._step
+        if not finished:
             return
-        finished = yield Pass(k, decodes, chunks)
-        if finished:
-            if step.until == "first":
-                return
-            gone = set(finished)
-            decodes = [row for row in decodes if row not in gone]
+        self._fresh_finish = True
+        for row in finished:
+            if row not in self.rows:
+                continue
+            if step is not None and step.until == "all":
+                self._dead[row] = None
+            else:
+                del self.rows[row]
 
-
-def ended_by(step: Step, passes: int, *, finished: bool, nothing_left: bool) -> str:
-    """Why a step is over after `passes`: "finish", "n" or "cut". One rule for both backends.
-
-    finished: a decoding row ended in the last pass. nothing_left: no row decodes any more.
-    """
-    if step.until == "first":
-        if finished:
-            return "finish"
-    elif nothing_left and not step.chunks:
-        return "finish"
-    return "n" if passes == step.n else "cut"
+    def why(self) -> str:
+        """Why the step is over: "n", "finish" or "cut", the first that holds."""
+        step = self._step
+        assert step is not None
+        if self._made >= step.n:
+            return "n"
+        return "finish" if self._finished(step) else "cut"

@@ -1,7 +1,8 @@
-"""The simulated cluster: SimPy callbacks for steps, copies, arrivals and faults around one runtime.
+"""The simulated cluster: SimPy callbacks for steps, copies, arrivals and troubles around one
+runtime.
 
-One callback per engine and event, plain timeouts, no Store or Resource. At equal time external
-events come before step ends, and step ends go by engine number: SimPy priorities carry that order.
+One callback per event, plain timeouts, no Store or Resource. At equal time external events come
+before step ends, and step ends go by engine number: SimPy priorities carry that order.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from simpy.events import Event as SimpyEvent
 
 from batchgen import actions as act
 from batchgen import events as ev
-from batchgen.sim.flight import NORMAL_SPEED, Flight, Mirror
+from batchgen.runtime.advisor import HOME
+from batchgen.sim.faults import Troubles
+from batchgen.sim.flight import Flight
 from batchgen.sim.recorder import Recorder
+from batchgen.sim.rowbook import RowBook
 from batchgen.step import Step
 
 if TYPE_CHECKING:
@@ -39,28 +43,24 @@ class Observer(Protocol):
     def __call__(self, event: ev.Event, now: int, actions: list[Action]) -> None: ...
 
 
+class _StepEnd(SimpyEvent):
+    """The report of a step, or the end of the last pass; void once its generation is over."""
+
+    __slots__ = ("generation", "number")
+
+
 class _Device:
-    """One engine's mirror, its flight and its links."""
+    """One engine's flight, its troubles and its link."""
 
-    __slots__ = (
-        "cost",
-        "flight",
-        "generation",
-        "life",
-        "link_free_ps",
-        "mirror",
-        "speed",
-        "start_ps",
-    )
+    __slots__ = ("epoch", "flight", "generation", "life", "link_free_ps", "newest", "troubles")
 
-    def __init__(self, mirror: Mirror, cost: CostModel) -> None:
-        self.mirror = mirror
-        self.cost = cost
-        self.flight: Flight | None = None
-        self.start_ps = 0
+    def __init__(self, flight: Flight, num_gpus: int) -> None:
+        self.flight = flight
+        self.troubles = Troubles(num_gpus)
         self.generation = 0
-        self.life = 0  # copies of an earlier life never end
-        self.speed = NORMAL_SPEED
+        self.epoch = 0  # of the newest launched step
+        self.newest: Step | None = None  # the step that was reported last
+        self.life = 0  # copies to and from the HBM of an earlier life never end
         self.link_free_ps = 0
 
 
@@ -68,7 +68,7 @@ class Simulation:
     """Runs one runtime to the end of its rows. `true_output` [rows] is known to the backend only.
 
     reasons: finish reasons of rows whose reason is known (validation); else "stop" below the budget
-    and "length" at it.
+    and "length" at it. stages: true outputs of a row's further stages.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class Simulation:
         true_output: NDArray[Any],
         *,
         reasons: dict[int, str] | None = None,
-        partition_cost: Callable[[str], CostModel] | None = None,
+        stages: dict[int, list[int]] | None = None,
+        layout_cost: Callable[[str], CostModel] | None = None,
         observer: Observer | None = None,
         progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
@@ -88,22 +89,25 @@ class Simulation:
         self.table = table
         self.plan = plan
         self.cost = cost
+        self.lag = plan.lag
         self.env = simpy.Environment(initial_time=0)
-        lengths = memoryview(true_output)  # type: ignore[arg-type]
-        self.true_output = lengths
+        self.book = RowBook(table, true_output)
         self.devices = [
-            _Device(Mirror(table, spec.num_ranks, lengths), cost) for spec in plan.engines
+            _Device(Flight(spec.engine, self.book, cost, plan.lag), spec.num_gpus)
+            for spec in plan.engines
         ]
         self.recorder = Recorder(len(table))
         self.observer = observer
         self.progress = progress
-        self.partition_cost = partition_cost
+        self.layout_cost = layout_cost
         self.events = 0
         self.passes = 0
         self.last_ps = 0  # time of the latest event
         self._rows_done = 0
         self._reasons = reasons or {}
+        self._stages = {row: list(more) for row, more in (stages or {}).items()}
         self._landing = -1  # the engine whose step end is being told
+        self._on_step_end = [self._step_end]  # callbacks are consumed: a copy per event
 
     # -- scheduling -------------------------------------------------------------------------------
 
@@ -129,20 +133,20 @@ class Simulation:
 
     def add_fault(self, fault: Fault, gpus_per_engine: int) -> None:
         """Device trouble at its time; it acts at the next pass boundary, or at once for a loss."""
-        engine = fault.gpu // gpus_per_engine
-        self._at(fault.at_ps, FAULT, lambda _: self._fault(fault, engine))
+        engine, device = divmod(fault.gpu, gpus_per_engine)
+        self._at(fault.at_ps, FAULT, lambda _: self._fault(fault, engine, device))
 
     def run(self) -> None:
         """Until no event is left. Rows that nobody can serve any more fail by name."""
         self.env.run()
         table = self.table
-        if self.runtime.unfinished:
-            for row in list(self.runtime.cluster.homeless):
+        while self.runtime.unfinished and self.runtime.homeless:
+            for row in self.runtime.homeless:
                 # Not the clock's time: timers of steps that were cut may have run on.
                 self._tell_at(ev.RowFailed(row, "no_device"), self.last_ps)
             self.env.run()
         if self.runtime.unfinished:
-            stuck = [row for row in range(len(table)) if table.v_status[row] < 3][:3]
+            stuck = [row for row in range(len(table)) if not table.ended(row)][:3]
             raise AssertionError("; ".join(table.story(row) for row in stuck))
         if self.progress is not None:
             self.progress(self.last_ps, self._rows_done, len(table))
@@ -165,173 +169,212 @@ class Simulation:
                 self._launch(action, now)  # type: ignore[arg-type]
             elif kind is act.Finished:
                 self._rows_done += 1
-                self._finished(action, now)  # type: ignore[arg-type]
-            elif kind is act.Copy:
-                self._copy(action, now)  # type: ignore[arg-type]
+                self.recorder.ended(action.row, action.reason, now)  # type: ignore[union-attr]
             elif kind is act.Cut:
                 self._cut(action.engine, now)  # type: ignore[union-attr]
-            elif kind is act.Failed:
-                self._rows_done += 1
-                self._failed(action, now)  # type: ignore[arg-type]
-            elif kind is act.Switch:
-                self._switch(action, now)  # type: ignore[arg-type]
-            elif kind is act.Wake:
-                self._wake(action, now)  # type: ignore[arg-type]
+            else:
+                self._carry_out(action, now)
         if self.progress is not None and self.events % PROGRESS_EVERY == 0:
             self.progress(now, self._rows_done, len(self.table))
 
-    def _wake(self, action: act.Wake, now: int) -> None:
-        timer = ev.Timer(action.timer_id)
-        self._at(max(0, action.at_ps - now), TIMER, lambda _: self._tell(timer))
-
-    def _finished(self, action: act.Finished, now: int) -> None:
-        self.recorder.reasons[action.row] = action.reason
-        if self.recorder.v_end[action.row] < 0:  # its body ended it, not its last token
-            self._stopped(action.row, now)
-
-    def _failed(self, action: act.Failed, now: int) -> None:
-        self.recorder.reasons[action.row] = action.code
-        self._stopped(action.row, now)
-
-    def _stopped(self, row: int, now: int) -> None:
-        self.recorder.v_end[row] = now
-        for device in self.devices:
-            if row in device.mirror.finish_q:
-                device.mirror.remove(row)
+    def _carry_out(self, action: Action, now: int) -> None:
+        """The rarer actions; placing, releasing and shared pages change nothing here."""
+        if isinstance(action, act.Copy):
+            self._copy(action, now)
+        elif isinstance(action, act.Leave):
+            flight = self.devices[action.engine].flight
+            for row in action.rows:
+                flight.remove(row)
+        elif isinstance(action, act.Failed):
+            self._rows_done += 1
+            self.recorder.failed(action.row, action.code, action.why, now)
+        elif isinstance(action, act.Switch):
+            self._switch(action, now)
+        elif isinstance(action, act.Wake):
+            timer = ev.Timer(action.timer_id)
+            self._at(max(0, action.at_ps - now), TIMER, lambda _: self._tell(timer))
+        elif isinstance(action, act.Extend):
+            self.book.total[action.row] += self._stages[action.row].pop(0)
 
     # -- steps ------------------------------------------------------------------------------------
 
     def _launch(self, step: Step, now: int) -> None:
         device = self.devices[step.engine]
-        device.flight = Flight(step, device.mirror, device.cost, device.speed)
-        device.start_ps = now
-        self._arm(step.engine, device)
+        device.epoch = step.epoch
+        device.flight.launch(step, now)
+        self._arm(step.engine, device, device.flight.report_ps)
 
-    def _arm(self, engine: int, device: _Device) -> None:
+    def _arm(self, engine: int, device: _Device, at_ps: int) -> None:
         device.generation += 1
-        generation = device.generation
-        flight = device.flight
-        assert flight is not None
-        delay = device.start_ps + flight.duration_ps - self.env.now
+        event = _StepEnd(self.env)
+        event.number = engine
+        event.generation = device.generation
+        event._ok = True
+        event._value = None
+        event.callbacks = self._on_step_end.copy()
+        self.env.schedule(event, STEP + engine, at_ps - self.env.now)  # type: ignore[arg-type]
 
-        def end(_: SimpyEvent) -> None:
-            if device.generation == generation:
-                self._land(engine, device)
-
-        self._at(delay, STEP + engine, end)  # type: ignore[arg-type]
+    def _step_end(self, event: SimpyEvent) -> None:
+        device = self.devices[event.number]  # type: ignore[attr-defined]
+        if device.generation == event.generation:  # type: ignore[attr-defined]
+            self._land(event.number, device)  # type: ignore[attr-defined]
 
     def _land(self, engine: int, device: _Device) -> None:
         flight = device.flight
-        assert flight is not None
-        step, table = flight.step, self.table
-        device.flight = None
+        now: int = self.env.now  # type: ignore[assignment]
+        step = flight.step
         self._landing = engine
-        self.passes += flight.passes
-        self.recorder.step(flight, device.start_ps, self.runtime.cluster.engines[engine])
-        flight.settle()
-        gone = {row for row, _ in flight.finishes[: flight.chunk_finishes]}
-        for row, _, _, last in step.chunks if flight.passes else ():
-            if last and row not in gone:
-                # Its token is implied: the mirror counts it before the runtime hears of it.
-                produced = table.v_produced[row]
-                table.v_produced[row] = produced + 1
-                device.mirror.add(row, step.q0 + 1)
-                table.v_produced[row] = produced
-        finished = sorted((row, offset, self._reason(row)) for row, offset in flight.finishes)
-        self._tell(
-            ev.StepDone(
-                engine,
-                step.epoch,
-                step.q0,
-                flight.passes,
-                finished,
-                flight.duration_ps,
-                flight.ended_by,
+        if step is None:
+            report: ev.Event = self._drained(engine, device, now)
+            self._tell_at(report, now)
+        else:
+            passes, why = flight.passes, flight.why
+            base = sum(flight.counts), sum(flight.offsets), flight.k
+            begin, end_ps = flight.begin_ps, flight.end_ps
+            end, done = flight.land()
+            self.passes += passes
+            duration = now - flight.covered_ps
+            flight.covered_ps = now
+            self.recorder.first_tokens(step, end_ps)
+            device.newest = step
+            finished = self._finished(done)
+            self._tell_at(
+                ev.Landed(engine, step.epoch, end, finished, duration, why), now
             )
-        )
+            self.recorder.step(
+                step, passes, begin, end_ps, base, done, self.runtime.kv_pages(engine)
+            )
+            if self.lag and flight.step is None and flight.end_ps > now:
+                self._arm(engine, device, flight.end_ps)
+            elif self.lag and flight.step is None and flight.end_ps == now > begin:
+                self._arm(engine, device, now)
         self._landing = -1
 
-    def _reason(self, row: int) -> str:
-        given = self._reasons.get(row)
-        if given is not None:
-            return given
-        return "length" if self.true_output[row] >= self.table.v_budget[row] else "stop"
+    def _drained(self, engine: int, device: _Device, now: int) -> ev.Drained:
+        flight = device.flight
+        done = flight.drain()
+        duration = now - flight.covered_ps
+        flight.covered_ps = now
+        return ev.Drained(engine, device.epoch, self._finished(done), duration)
+
+    def _finished(self, done: list[tuple[int, int, int]]) -> list[ev.Finish]:
+        """Outcomes for the runtime, in order of rows; their times go into the record."""
+        if not done:
+            return []
+        total, budget, ends = self.book.total, self.table.v_budget, self.recorder.v_end
+        given, finished = self._reasons, []
+        for row, _, at_ps in done:
+            ends[row] = at_ps
+            produced = total[row]
+            reason = "length" if produced >= budget[row] else "stop"
+            if given and row in given:
+                reason = given[row]
+            finished.append((row, produced, reason))
+        finished.sort()
+        return finished
 
     def _cut(self, engine: int, now: int) -> None:
         device = self.devices[engine]
-        flight = device.flight
-        if flight is None or flight.passes < 2:
-            return
         # At equal time step ends go by engine number: when a later engine's end asks for the cut,
         # a boundary of this engine at the same time is behind us.
-        if flight.shorten(now - device.start_ps, after=engine < self._landing):
-            self._arm(engine, device)
+        if device.flight.cut(now, after=engine < self._landing):
+            self._arm(engine, device, device.flight.report_ps)
 
     # -- copies -----------------------------------------------------------------------------------
 
     def _copy(self, action: act.Copy, now: int) -> None:
-        """Each rank has its own link; a batch ends with its slowest rank; batches queue per
-        engine."""
-        device = self.devices[action.engine]
+        """Each rank has its own link; a batch ends with its slowest rank; batches queue at their
+        source."""
+        device, target = self.devices[action.engine], self.devices[action.to_engine]
         per_rank: dict[int, int] = {}
-        for row, tokens in zip(action.rows, action.tokens, strict=True):
-            rank = self.table.v_rank[row]
+        for rank, tokens in zip(action.ranks, action.tokens, strict=True):
             per_rank[rank] = per_rank.get(rank, 0) + tokens
-        link = "host" if action.engine == action.to_engine else "inter"
-        duration = max(self.cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
+        cost = device.flight.cost
+        link = self._link(action)
+        duration = max(cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
         start = max(now, device.link_free_ps)
         device.link_free_ps = start + duration
-        copy_id, life = action.copy_id, device.life
-        outlives = action.purpose == "migrate"  # hosts outlive devices
+        copy_id = action.copy_id
+        # A copy ends nowhere when HBM at either end of it is lost; hosts outlive their devices.
+        lives = [one for one in (device, target) if one is target or action.from_pool == "hbm"]
+        then = [one.life for one in lives]
 
         def done(_: SimpyEvent) -> None:
-            if outlives or device.life == life:
+            if [one.life for one in lives] == then:
                 self._tell(ev.CopiesDone(copy_id))
 
         self._at(start + duration - now, COPY, done)
-        if outlives:
+        if action.purpose == "migrate":
             text = f"{len(action.rows)} rows to engine {action.to_engine}"
             self.recorder.mark(now, action.engine, "copy", text)
+
+    def _link(self, action: act.Copy) -> str:
+        if action.engine == action.to_engine:
+            return "host"
+        nodes = self.plan.engines[action.engine].node, self.plan.engines[action.to_engine].node
+        return "intra" if nodes[0] == nodes[1] else "inter"
 
     # -- layouts ----------------------------------------------------------------------------------
 
     def _switch(self, action: act.Switch, now: int) -> None:
         device = self.devices[action.engine]
-        assert self.partition_cost is not None
-        device.cost = self.partition_cost(action.layout)
-        self.recorder.mark(
-            now, action.engine, "switch", f"{action.layout} for {len(action.rows)} rows"
-        )
-        self._at(
-            self.cost.switch_ps(),
-            LAYOUT,
-            lambda _: self._tell(ev.LayoutReady(action.engine, action.epoch)),
-        )
+        assert self.layout_cost is not None
+        cost = self.cost if action.layout == HOME else self.layout_cost(action.layout)
+        for row in action.rows:
+            device.flight.remove(row)
+        text = f"{action.layout} for {len(action.rows)} rows"
+        self.recorder.mark(now, action.engine, "switch", text)
+        life = device.life
 
-    # -- faults -----------------------------------------------------------------------------------
+        def ready(_: SimpyEvent) -> None:
+            if device.life == life:
+                device.flight.reset(cost)
+                self._tell(ev.LayoutReady(action.engine, action.epoch))
 
-    def _fault(self, fault: Fault, engine: int) -> None:
+        self._at(self.cost.switch_ps(), LAYOUT, ready)
+
+    # -- troubles ---------------------------------------------------------------------------------
+
+    def _fault(self, fault: Fault, engine: int, gpu: int) -> None:
         device = self.devices[engine]
         now: int = self.env.now  # type: ignore[assignment]
-        core = self.runtime.cluster.engines[engine]
-        text = {"slow": f"slow x{fault.speed / 1000:g}"}.get(fault.kind, fault.kind)
-        if fault.kind == "slow" and fault.speed == NORMAL_SPEED:
-            text = "back to speed"
-        self.recorder.mark(now, engine, "fault", f"{text} (gpu {fault.gpu})")
+        self.recorder.mark(now, engine, "fault", fault.text())
         if fault.kind == "slow":
-            device.speed = fault.speed
-            self._cut(engine, now)  # the pass in flight ends at its old speed
+            device.troubles.change(gpu, fault)
+            if device.flight.change_speed(device.troubles.speed, now):
+                self._arm(engine, device, device.flight.report_ps)
         elif fault.kind == "notice":
-            self._tell(ev.DeviceNotice(engine, fault.deadline_ps))
-        elif fault.kind == "lost" and core.alive:
-            if device.flight is not None:
-                device.flight.fail(now - device.start_ps)
-                self._land(engine, device)
-            device.generation += 1
-            device.life += 1
-            device.mirror.clear()
-            device.link_free_ps = 0
-            device.cost = self.cost
-            self._tell(ev.DeviceLost(engine))
-        elif fault.kind == "back" and (core.draining or not core.alive):
-            self._tell(ev.DeviceBack(engine))
+            self._tell(ev.DeviceNotice(engine, gpu, fault.deadline_ps))
+        elif fault.kind == "lost":
+            self._lose(engine, gpu, device, now)
+        else:
+            self._tell(ev.DeviceBack(engine, gpu))
+
+    def _lose(self, engine: int, gpu: int, device: _Device, now: int) -> None:
+        flight = device.flight
+        if not self.runtime.alive(engine):
+            self._tell(ev.DeviceLost(engine, gpu, flight.q, []))
+            return
+        step, begin, base = flight.step, flight.begin_ps, (0, 0, flight.k)
+        before = flight.q
+        if step is not None:
+            base = sum(flight.counts), sum(flight.offsets), flight.k
+        end, done = flight.lose(now)
+        finished = self._finished(done)
+        if step is not None and end > step.q0:
+            ran = end - step.q0
+            self.passes += ran
+            span = begin + flight.elapsed(ran)
+            pages = self.runtime.kv_pages(engine)
+            self.recorder.step(step, ran, begin, span, base, done, pages)
+        elif end < before:  # the pass in flight never ended
+            self.passes -= 1
+            assert device.newest is not None
+            self.recorder.no_first_tokens(device.newest, flight.last_end())
+        flight.clear()
+        device.generation += 1
+        device.life += 1
+        device.link_free_ps = 0
+        flight.reset(self.cost)
+        flight.end_ps = flight.covered_ps = now
+        self._tell(ev.DeviceLost(engine, gpu, end, finished))

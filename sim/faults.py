@@ -19,6 +19,7 @@ from batchgen.units import to_ps
 
 MAX_S = 4_000_000  # a time and a spell on top of it stay inside int64 picoseconds
 FACTORS = (0.001, 1000.0)  # factors are kept in thousandths
+NORMAL_SPEED = 1000
 KINDS = ("slow", "lost", "notice", "back")
 
 
@@ -31,14 +32,53 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     deadline_s: float = 0.0
 
 
+STANDING = -1
+"""The spell of a slow line without an end: it stands until the next such line of its GPU."""
+
+
 class Fault(msgspec.Struct, frozen=True):
-    """One change of one device. `speed` is the pass time in thousandths of normal (kind "slow")."""
+    """One change of one device. `speed` is the pass time in thousandths of normal (kind "slow"), for
+    the trouble `spell`; 1000 ends it."""
 
     at_ps: int
     kind: str
     gpu: int
     speed: int = 1000
     deadline_ps: int = 0
+    spell: int = STANDING
+
+    def text(self) -> str:
+        """For a person."""
+        what = {"slow": f"slow x{self.speed / 1000:g}"}.get(self.kind, self.kind)
+        if self.kind == "slow" and self.speed == NORMAL_SPEED:
+            what = "back to speed"
+        return f"{what} (gpu {self.gpu})"
+
+
+class Troubles:
+    """Slowness of the GPUs of one engine. Several troubles of a GPU compose: the worst counts, and
+    it is healed when all are over. A lockstep engine is as slow as its slowest GPU."""
+
+    def __init__(self, num_gpus: int) -> None:
+        self._num_gpus = num_gpus
+        self._spells: dict[int, dict[int, int]] = {}  # gpu -> spell -> factor
+
+    def change(self, gpu: int, fault: Fault) -> None:
+        """A trouble of a GPU begins, changes or ends."""
+        spells = self._spells.setdefault(gpu, {})
+        spells.pop(fault.spell, None)
+        if fault.speed != NORMAL_SPEED:
+            spells[fault.spell] = fault.speed
+        if not spells:
+            del self._spells[gpu]
+
+    @property
+    def speed(self) -> int:
+        """Pass time of the engine in thousandths of normal."""
+        factors = [max(spells.values()) for spells in self._spells.values()]
+        if len(factors) < self._num_gpus:
+            factors.append(NORMAL_SPEED)
+        return max(factors)
 
 
 def load_faults(path: str, num_gpus: int) -> list[Fault]:
@@ -91,9 +131,13 @@ def load_faults(path: str, num_gpus: int) -> list[Fault]:
                     field="factor",
                     remedy="2.0 makes every pass take twice as long",
                 )
-            faults.append(Fault(at_ps, "slow", line.gpu, round(line.factor * 1000)))
+            spell = number if line.for_s else STANDING
+            faults.append(
+                Fault(at_ps, "slow", line.gpu, round(line.factor * 1000), spell=spell)
+            )
             if line.for_s:
-                faults.append(Fault(at_ps + to_ps(line.for_s), "slow", line.gpu, 1000))
+                end_ps = at_ps + to_ps(line.for_s)
+                faults.append(Fault(end_ps, "slow", line.gpu, NORMAL_SPEED, spell=spell))
         elif line.kind == "notice":
             faults.append(Fault(at_ps, "notice", line.gpu, 1000, to_ps(line.deadline_s)))
         else:

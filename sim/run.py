@@ -20,7 +20,7 @@ from batchgen.layout import Layout, default_layout, parse_layout
 from batchgen.log import DecisionLog, Header
 from batchgen.model import ModelSpec, load_model
 from batchgen.planning import PlanOptions, build_plan, plan_options
-from batchgen.policy.presets import build_policy, find_preset
+from batchgen.policy.presets import CAPABILITIES, build_policy, find_preset
 from batchgen.report.record import RunRecord
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from batchgen.plan import Plan
     from batchgen.trace.table import Trace
 
-CAPABILITIES = frozenset({"host", "switch", "prefix"})
 
 
 def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int]] | None:
@@ -72,7 +71,8 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         overrides.setdefault("predictor.part", "oracle")
     policy = build_policy(preset, overrides, CAPABILITIES)
     options = plan_options(overrides)
-    machine = resolve(job, options, trace.expert_skew)
+    page_tokens = options.page_tokens or preset.page_tokens
+    machine = resolve(job, options, trace.expert_skew, page_tokens)
     model, gpu, layout = machine.model, machine.gpu, machine.layout
     budgets = output_budgets(trace, job.max_output_tokens)
     check_contexts(trace, model.max_context, model.name, job.trace)
@@ -105,7 +105,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         plan,
         cost,
         true_output,
-        partition_cost=planner.cost,
+        layout_cost=planner.cost,
         observer=log,
         progress=progress,
     )
@@ -137,7 +137,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
             "events": simulation.events,
         },
         rows=recorder.rows(table, arrival_ps),
-        row_reasons=[recorder.reasons.get(row, "") for row in range(len(table))],
+        row_reasons=recorder.row_reasons(),
         steps=recorder.steps(cost),
         marks=recorder.marks,
         engines=[
@@ -169,7 +169,9 @@ class Machine:
     planner: PartitionPlanner
 
 
-def resolve(job: SimJob, options: PlanOptions, expert_skew: float) -> Machine:
+def resolve(
+    job: SimJob, options: PlanOptions, expert_skew: float, page_tokens: int
+) -> Machine:
     """Model, GPU, layout and cost of a job. Raises UserError for a name or layout that is none."""
     model, gpu = load_model(job.model), load_gpu(job.gpu)
     per_node = job.gpus_per_node or min(gpu.gpus_per_node, job.gpus)
@@ -194,6 +196,7 @@ def resolve(job: SimJob, options: PlanOptions, expert_skew: float) -> Machine:
         home=home,
         gpus_per_node=per_node,
         expert_skew=expert_skew,
+        page_tokens=page_tokens,
     )
     return Machine(
         model=model,
@@ -210,7 +213,9 @@ def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:
     overrides = tuple((key, text) for key, text in job["overrides"])
     recorded = SimJob(**{**job, "overrides": overrides})
     skew = load(recorded.trace, max_rows=1).expert_skew
-    return resolve(recorded, plan_options(dict(overrides)), skew).planner
+    options = plan_options(dict(overrides))
+    page_tokens = options.page_tokens or find_preset(recorded.policy).page_tokens
+    return resolve(recorded, options, skew, page_tokens).planner
 
 
 def decision_log(
@@ -274,7 +279,8 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
         "token_budget": plan.token_budget,
         "max_num_seqs": plan.max_num_seqs,
         "hbm_pages_per_rank": plan.engines[0].hbm_pages,
-        "host_pages_per_node": plan.host_pages[0] if plan.host_pages else 0,
+        "host_pages_per_engine": plan.engines[0].host_pages,
+        "prefill_engines": sum(spec.role == "prefill" for spec in plan.engines),
         "num_engines": len(plan.engines),
         "ranks_per_engine": plan.engines[0].num_ranks,
         "b_attn": plan.b_attn,

@@ -12,26 +12,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from batchgen.cost.api import CostModel, PassLoad
 from batchgen.cost.build import build_cost
 from batchgen.cost.capacity import capacity
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout
+from batchgen.memory.pool import pages_for
 from batchgen.model import ModelSpec
+from batchgen.runtime.advisor import HOME, Offer, RankLoad
 
 # A survivor is expected to grow to about twice its context (see policy.tail), so twice must fit.
 GROWTH = 2
 # Passes of a few rows need no room for spikes, so the tail may use more of the memory.
 TAIL_MEMORY_FRACTION = 0.95
-HOME = "home"
 
 
 @dataclass(slots=True, kw_only=True)
 class PartitionPlanner:
     """The tail layouts of one engine of `layout`; answers the tail part's cost questions.
 
-    `home` is the cost of the engine as it is. Cost models are built once per layout and kept.
+    `home` is the cost of the engine as it is; `page_tokens` the size of its pages. Cost models are
+    built once per layout and kept.
     """
 
     model: ModelSpec
@@ -40,6 +44,7 @@ class PartitionPlanner:
     home: CostModel
     gpus_per_node: int
     expert_skew: float = 0.0
+    page_tokens: int = 64
     _costs: dict[str, CostModel] = field(default_factory=dict)
 
     def cost(self, name: str) -> CostModel:
@@ -72,7 +77,8 @@ class PartitionPlanner:
     def _splits(self, width: int) -> bool:
         return self.model.num_heads % width == 0
 
-    def _fits(self, layout: Layout, tokens: int) -> bool:
+    def _pages(self, layout: Layout) -> int:
+        """KV pages of every rank of a layout; 0 when the model does not fit."""
         try:
             sizes = capacity(
                 self.model,
@@ -81,35 +87,48 @@ class PartitionPlanner:
                 token_budget=512,
                 max_num_seqs=64,
                 memory_fraction=TAIL_MEMORY_FRACTION,
+                page_tokens=self.page_tokens,
                 gpus_per_node=self.gpus_per_node,
             )
         except UserError:
-            return False
-        return sizes.hbm_tokens * layout.ranks_per_engine >= tokens
+            return 0
+        return sizes.hbm_pages
 
-    def partition_ps(
-        self, engine: int, contexts: Sequence[int], current: str
-    ) -> tuple[str, int, int, int]:
-        """(best layout, pass time now, pass time then, cost of the switch), for decoding rows with
+    def _fits(self, layout: Layout, contexts: Sequence[int]) -> bool:
+        """Whether the ranks hold rows that grow to GROWTH times their contexts, each row on one
+        rank, dealt out like the runtime does: the largest first, to the emptiest."""
+        pages = self._pages(layout)
+        used = [0] * layout.ranks_per_engine
+        for context in sorted(contexts, reverse=True):
+            rank = used.index(min(used))
+            used[rank] += pages_for(GROWTH * context, self.page_tokens)
+        return max(used, default=0) <= pages
 
-        these KV lengths under the layout `current`. Without a better one both names are the same.
-        """
+    def partition(self, engine: int, contexts: Sequence[int], current: str) -> Offer:
+        """The fastest layout for decoding rows of these KV lengths whose pools hold them."""
         now_ps = even_pass_ps(self.home if current == HOME else self.cost(current), contexts)
         best, then_ps = current, now_ps
         for name, layout in self._layouts().items():
-            if not self._fits(layout, GROWTH * sum(contexts)):
+            if not self._fits(layout, contexts):
                 continue
             time_ps = even_pass_ps(self.cost(name), contexts)
             if time_ps < then_ps:
                 best, then_ps = name, time_ps
-        return best, now_ps, then_ps, self.home.switch_ps()
+        layout = self.layout if best == HOME else self._layouts()[best]
+        return Offer(
+            layout=best,
+            num_ranks=layout.ranks_per_engine,
+            hbm_pages=self._pages(layout),
+            now_ps=now_ps,
+            then_ps=then_ps,
+            switch_ps=self.home.switch_ps(),
+        )
 
-    def decode_ps(self, engine: int, decodes: int, context: int) -> int:
-        """Expected time of a decode pass at home, rows and KV spread evenly over the ranks, in
-        ps."""
-        ranks = self.home.num_ranks
-        rows = -(-decodes // ranks)
-        return self.home.pass_one_ps(rows, -(-context // ranks), samples=rows)
+    def expected_ps(self, engine: int, layout: str, loads: Sequence[RankLoad]) -> int:
+        """One pass of exactly these loads on a healthy engine, in ps."""
+        cost = self.home if layout == HOME else self.cost(layout)
+        columns = np.array(loads, dtype=np.int64).T
+        return int(cost.pass_ps(PassLoad(*(column[:, None] for column in columns)))[0])
 
 
 def even_pass_ps(cost: CostModel, contexts: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""The prefix index of one rank: which leading prompt pages are computed, who leases them, who goes
+"""The prefix index of one rank: which leading prompt pages are known, who leases them, who goes
 first.
 
 Keys are chained page hashes (a key names all tokens up to its page), made by the caller. The index
@@ -13,15 +13,19 @@ from collections.abc import Sequence
 
 from batchgen.errors import IllegalTransition
 
+Run = tuple[int, int, int]
+"""(row, first, count): keys first .. first+count-1 of the row that published them."""
+
 
 class PrefixIndex:
     """Reference counts of shared pages. Every method returns page counts for the pool's books."""
 
-    __slots__ = ("_cached", "_leases", "evictions", "hit_pages")
+    __slots__ = ("_cached", "_leases", "_origin", "evictions", "hit_pages")
 
     def __init__(self) -> None:
         self._leases: dict[int, int] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._origin: dict[int, tuple[int, int]] = {}  # key -> (row, page) that published it
         self.hit_pages = 0
         self.evictions = 0
 
@@ -36,8 +40,9 @@ class PrefixIndex:
     def match(self, keys: Sequence[int]) -> int:
         """How many leading keys are present (leased or cached)."""
         hits = 0
+        origin = self._origin
         for key in keys:
-            if key not in self._leases and key not in self._cached:
+            if key not in origin:
                 break
             hits += 1
         return hits
@@ -62,16 +67,17 @@ class PrefixIndex:
         self.hit_pages += len(keys)
         return newly
 
-    def publish(self, keys: Sequence[int]) -> int:
-        """A row offers its private pages, in order; stops at a key that another row owns.
+    def publish(self, keys: Sequence[int], row: int, first: int) -> int:
+        """A row offers its private pages `first` .. in order; stops at a key that is known.
 
         Returns how many became shared (leased by this row alone); their pool pages do not change.
         """
         count = 0
         for key in keys:
-            if key in self._leases or key in self._cached:
+            if key in self._origin:
                 break
             self._leases[key] = 1
+            self._origin[key] = (row, first + count)
             count += 1
         return count
 
@@ -93,12 +99,20 @@ class PrefixIndex:
                 idle += 1
         return idle
 
-    def shrink(self, capacity: int) -> list[int]:
-        """Forget the least recently used cached pages until at most `capacity` stay; returns
-        them."""
-        forgotten: list[int] = []
+    def shrink(self, capacity: int) -> list[Run]:
+        """Forget the least recently used cached pages until at most `capacity` stay.
+
+        Returns them as runs of neighbouring pages that one row published.
+        """
+        gone: list[tuple[int, int]] = []
         while len(self._cached) > max(capacity, 0):
             key, _ = self._cached.popitem(last=False)
-            forgotten.append(key)
-        self.evictions += len(forgotten)
-        return forgotten
+            gone.append(self._origin.pop(key))
+        self.evictions += len(gone)
+        runs: list[Run] = []
+        for row, page in gone:
+            if runs and runs[-1][0] == row and runs[-1][1] == page + 1:
+                runs[-1] = (row, page, runs[-1][2] + 1)  # leaves go first, so runs grow downwards
+            else:
+                runs.append((row, page, 1))
+        return runs

@@ -1,16 +1,11 @@
-"""What a policy part is. A part decides one concern, purely: it reads the view and writes the
-draft.
+"""What a policy part is: a frozen `Config`, a few pure methods, and declarations.
 
-A part is made from a frozen `Config`, holds no state of its own and may keep a small `State` per
-engine (made by `new_state`, owned by the runtime). Two kinds:
+A part declares what it needs of the backend (`needs`), how it works (class attributes of its slot)
+and when its answers may change without an event (`changes`). Nothing is inferred from what a class
+overrides. A policy is compiled once (`batchgen.policy.compiled`); a part that cannot change its
+mind is not asked again.
 
-EnginePart   asked at decision points of an engine. `decide_engine` sees the whole engine once,
-             `decide` sees every rank whose answer may have changed.
-ClusterPart  asked on arrival, idleness and loss; sees the runtime's read-only cluster view.
-
-Horizon: after a decision, for how many passes can the part not change its mind unless an event
-comes?
-Default 1, which is always right; say more only with a monotonicity argument.
+Parts read engines, ranks and the table and never write them; `batchgen policy check` proves it.
 """
 
 from __future__ import annotations
@@ -19,48 +14,224 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from batchgen.runtime.draft import Draft
-    from batchgen.runtime.engine import Engine
+    from collections.abc import Sequence
+
+    from batchgen.runtime.cluster.machine import ClusterMachine
+    from batchgen.runtime.engine.machine import EngineMachine
+    from batchgen.runtime.engine.rank import Rank
     from batchgen.sequence import Table
 
-ENGINE_SLOTS = ("recovery", "phase", "memory", "order", "admission", "batching")
-CLUSTER_SLOTS = ("placement", "tail", "predictor")
-SLOTS = (*ENGINE_SLOTS, *CLUSTER_SLOTS)
+SLOTS = (
+    "recovery",
+    "phase",
+    "memory",
+    "order",
+    "admission",
+    "batching",
+    "placement",
+    "tail",
+    "predictor",
+)
+
+CHANGES = ("never", "finish", "pass")
+"""When answers may change without an event: never; when a row ends (steps then end at the first
+finish); at every pass (steps then have one pass while the answer matters). Parts that are asked at
+boundaries only need not care what happens between them."""
 
 
 class Part:
-    """Base of all parts. `needs` names backend capabilities without which the part cannot work."""
+    """Base of all parts. `needs` names backend capabilities without which the part cannot work:
+    "host", "switch", "prefix", "padding"."""
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:
         """Options of the part, set with --set slot.option=value."""
 
+    slot: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
+    changes: ClassVar[str] = "pass"
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config if config is not None else type(self).Config()
 
-    def new_state(self) -> Any:
-        """State of the part for one engine; None when it needs none."""
-        return None
+
+class OrderPart(Part):
+    """Who is next: lanes (persistent queues of every rank) and the order in each.
+
+    keyed: `key` orders the rows of a lane, smallest first; it is computed when a row enters. Else a
+    lane is first in, first out. Rows that lost their pages come before all others.
+    """
+
+    slot = "order"
+    keyed: ClassVar[bool] = False
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """One share per lane of the pages and of the pass budget of a rank, when other lanes have
+        rows too; asked once."""
+        return (1.0,)
+
+    def lane(self, table: Table, row: int) -> int:
+        """The lane of a row; asked when it enters, with several lanes only."""
+        return 0
+
+    def key(self, table: Table, row: int) -> int:
+        """Smallest first; asked when a row enters a lane, with `keyed` only."""
+        return 0
 
 
-class EnginePart(Part):
-    """A part that is asked at the decision points of one engine."""
+class AdmissionPart(Part):
+    """How many rows get pages. Asked for rows of lanes, rows on the host and rows of other engines
+    alike; a rank without rows takes the next one without asking.
 
-    def decide_engine(self, view: Engine, draft: Draft, state: Any) -> None:
-        """Look at the whole engine, once per decision, before its ranks are asked."""
+    reserves: `lease` says how many pages a row gets, for good; else it gets those of its known
+    tokens and grows by the page. whole_batch: an engine takes rows only while it is empty, until
+    it is full.
+    changes "never": with the same rows there, more tokens in them never make `room` say yes.
+    """
 
-    def decide(self, view: Engine, draft: Draft, state: Any) -> None:
-        """Decide for `draft.rank`."""
+    slot = "admission"
+    reserves: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = False
 
-    def horizon(self, view: Engine, draft: Draft, state: Any) -> int:
-        """Passes for which the answer about `draft.rank` stands."""
+    def lease(self, table: Table, row: int, rank: Rank) -> int:
+        """Pages of a row's worst case, with `reserves` only."""
+        raise NotImplementedError
+
+    def room(self, engine: EngineMachine, rank: Rank, pages: int, free: int, resident: int) -> bool:
+        """Whether a row that takes `pages` may join `resident` rows when `free` pages are left
+        after the growth of the next pass."""
+        return pages <= free
+
+
+class BatchingPart(Part):
+    """What a pass holds. whole: prompts are not cut, unless one alone exceeds the token budget.
+    static: a batch keeps its dead rows to the end, and pads its prompts; needs "padding"."""
+
+    slot = "batching"
+    changes = "never"
+    whole: ClassVar[bool] = False
+    static: ClassVar[bool] = False
+
+
+class PhasePart(Part):
+    """When an engine changes between prefill and decode. phases False: every pass holds both.
+
+    With phases, parts are asked at boundaries of `plan.boundary` decode passes and at every prefill
+    pass; rows that decode pause during prefill and keep their pages.
+    """
+
+    slot = "phase"
+    changes = "never"
+    phases: ClassVar[bool] = False
+
+    def starts_prefill(self, engine: EngineMachine) -> bool:
+        """At a boundary with rows waiting: whether all ranks prefill now. Prefill lasts until no
+        rank admits another row."""
+        return True
+
+
+class MemoryPart(Part):
+    """What gives way when pages run short.
+
+    way: "recompute" (pages are dropped; the row waits, first in its lane), "suspend" (the row goes
+    to the host; recomputed where that is full), "stall" (nobody gives way: rows pause; when nothing
+    else moves, the newest recomputes). newest: the newest row goes first; else the one with the
+    largest `rank_victim`. streams: closed pages go to the host while rows decode; needs "host".
+    boundaries_ahead: with phases, for how many boundaries of growth there must be pages.
+    """
+
+    slot = "memory"
+    changes = "never"
+    way: ClassVar[str] = "recompute"
+    newest: ClassVar[bool] = True
+    streams: ClassVar[bool] = False
+
+    @property
+    def boundaries_ahead(self) -> int:
         return 1
 
+    def rank_victim(self, table: Table, row: int) -> int:
+        """The largest gives way first, ties by the larger row number. While a row decodes, its
+        `offset` grows with what it has decoded."""
+        return 0
 
-class OrderPart(EnginePart):
-    """Who is next. The key is taken when a row enters a lane; None means first in, first out."""
 
-    def key(self, table: Table, row: int) -> int | None:
+class PlacementPart(Part):
+    """On which engine and rank a row runs, and when rows move between engines. Cluster level.
+
+    steals: hungry engines are given rows of others (see `batchgen.runtime.cluster.hunger`).
+    """
+
+    slot = "placement"
+    changes = "never"
+
+    @property
+    def steals(self) -> bool:
+        return False
+
+    @property
+    def steal_min(self) -> int:
+        """Rows that must wait at an engine before another takes half of them."""
+        return 2
+
+    def place(
+        self, cluster: ClusterMachine, rows: Sequence[int]
+    ) -> list[tuple[int, tuple[int, int]]]:
+        """(row, (engine, rank)) for every row, over the engines that take rows."""
+        raise NotImplementedError
+
+    def choose(
+        self, cluster: ClusterMachine, row: int, engines: Sequence[EngineMachine]
+    ) -> EngineMachine:
+        """The new home of a row with KV, among these."""
+        raise NotImplementedError
+
+    def is_slow(self, measured_ps: int, expected_ps: int) -> bool:
+        """Whether passes that took `measured_ps` where `expected_ps` was expected are too slow."""
+        return False
+
+
+class TailPart(Part):
+    """What happens when few rows remain on an engine that steps in lockstep.
+
+    partitions: `layout` is asked at boundaries once input is closed and nothing waits; needs
+    "switch".
+    """
+
+    slot = "tail"
+    changes = "never"
+    partitions: ClassVar[bool] = False
+
+    def layout(self, cluster: ClusterMachine, engine: EngineMachine) -> Any:
+        """The offer (`batchgen.runtime.cluster.tail.Offer`) to switch to now; None: stay."""
         return None
+
+
+class PredictorPart(Part):
+    """Expected output lengths. learns: `on_completion` changes later predictions."""
+
+    slot = "predictor"
+    changes = "never"
+    learns: ClassVar[bool] = False
+
+    def new_state(self) -> Any:
+        """What it remembers, owned by the cluster; None: nothing."""
+        return None
+
+    def on_arrival(self, table: Table, rows: Sequence[int], state: Any) -> None:
+        """Set `predicted` of rows that arrived."""
+
+    def on_completion(self, table: Table, row: int, state: Any) -> None:
+        """Learn from a finished row."""
+
+
+class RecoveryPart(Part):
+    """What becomes of the rows of an engine whose device is noticed, slow or lost.
+
+    moves: rows with KV are copied to another engine; else they are prefilled again elsewhere.
+    """
+
+    slot = "recovery"
+    changes = "never"
+    moves: ClassVar[bool] = True

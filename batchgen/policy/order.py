@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from batchgen.memory.pool import FOREVER
+from batchgen.errors import UserError
 from batchgen.policy.base import OrderPart, Part
-from batchgen.runtime.draft import Draft
-from batchgen.runtime.engine import Engine
-from batchgen.sequence import Table
+
+if TYPE_CHECKING:
+    from batchgen.sequence import Table
 
 
 class Arrival(OrderPart):
     """First come, first served."""
 
-    def horizon(self, view: Engine, draft: Draft, state: Any) -> int:
-        return FOREVER  # the order of a queue does not change by itself
+    changes = "never"
 
 
 class LongestFirst(OrderPart):
@@ -27,6 +26,9 @@ class LongestFirst(OrderPart):
     rollouts.
     """
 
+    changes = "never"
+    keyed = True
+
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
         prompt_weight: float = 0.0
@@ -35,12 +37,33 @@ class LongestFirst(OrderPart):
         output = table.v_predicted[row] or table.v_budget[row]
         return -int(output + self.config.prompt_weight * table.v_prompt[row])
 
-    def horizon(self, view: Engine, draft: Draft, state: Any) -> int:
-        return FOREVER
-
 
 class ShortestFirst(LongestFirst):
     """Shortest expected work first: good for mean latency, a negative control for makespan."""
 
     def key(self, table: Table, row: int) -> int:
         return -super().key(table, row)
+
+
+class ByPrompt(OrderPart):
+    """Two lanes: prompts above `threshold_tokens`, and the rest. `long_share` of the pages and of
+    the pass budget belong to the long ones while both wait, so that neither starves the other."""
+
+    changes = "never"
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        threshold_tokens: int = 1024
+        long_share: float = 0.5
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        share = float(self.config.long_share)
+        if not 0 < share < 1:
+            raise UserError(
+                f"--set order.long_share={share}", remedy="give a share between 0 and 1"
+            )
+        return (share, 1 - share)
+
+    def lane(self, table: Table, row: int) -> int:
+        return 0 if table.v_prompt[row] > self.config.threshold_tokens else 1

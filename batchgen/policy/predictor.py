@@ -1,5 +1,4 @@
-"""Predictor parts: expected output lengths. They see finished rows and budgets, never true
-lengths."""
+"""Predictor parts: expected output lengths. A policy never sees a true one."""
 
 from __future__ import annotations
 
@@ -7,20 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from batchgen.policy.base import Part
+from batchgen.policy.base import Part, PredictorPart
 
 if TYPE_CHECKING:
     from batchgen.sequence import Table
-
-
-class PredictorPart(Part):
-    """Base: no prediction."""
-
-    def on_arrival(self, table: Table, rows: Sequence[int], state: Any) -> None:
-        """Set `predicted` of rows that arrived."""
-
-    def on_completion(self, table: Table, row: int, state: Any) -> None:
-        """Learn from a finished row."""
 
 
 class NoPrediction(PredictorPart):
@@ -29,6 +18,9 @@ class NoPrediction(PredictorPart):
 
 class MeanSeen(PredictorPart):
     """Exponential mean of finished lengths; `initial_tokens` until the first row ends."""
+
+    learns = True
+    changes = "finish"
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):

@@ -20,7 +20,7 @@ from batchgen.errors import UserError
 from batchgen.policy.base import SLOTS, Part
 
 PARTS: dict[str, dict[str, str]] = {
-    "recovery": {"rehome": "recovery:Rehome"},
+    "recovery": {"rehome": "recovery:Rehome", "recompute": "recovery:Recompute"},
     "phase": {"mixed": "phase:Mixed", "refill-node": "phase:RefillNode"},
     "memory": {
         "nothing": "memory:NothingYields",
@@ -31,6 +31,7 @@ PARTS: dict[str, dict[str, str]] = {
         "arrival": "order:Arrival",
         "longest": "order:LongestFirst",
         "shortest": "order:ShortestFirst",
+        "by-prompt": "order:ByPrompt",
     },
     "admission": {
         "whole-batch": "admission:WholeBatch",
@@ -42,7 +43,6 @@ PARTS: dict[str, dict[str, str]] = {
         "static": "batching:StaticPrompts",
         "whole": "batching:WholePrompts",
         "chunks": "batching:Chunks",
-        "by-phase": "batching:ByPhase",
     },
     "placement": {"round-robin": "placement:RoundRobin", "least-work": "placement:LeastWork"},
     "tail": {"run-out": "tail:RunOut", "partition": "tail:Partition"},
@@ -60,8 +60,8 @@ class Preset:
     """A composition: a part name per slot, options per slot, and static sizes.
 
     `page_tokens`: grain of KV accounting. `max_num_seqs` and `token_budget` are per rank;
-    0 = the machine's default. `optional` names slots that fall back to their neutral part when the
-    backend lacks what they need. `source` says where the composition comes from.
+    0 = the machine's default. `fallback` names the part of a slot that takes over when the backend
+    lacks what the chosen one needs. `source` says where the composition comes from.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Preset:
     token_budget: int = 0
     max_num_seqs: int = 0
     prefix_cache: bool = False
-    optional: frozenset[str] = frozenset()
+    fallback: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
 
 
@@ -99,6 +99,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="static",
             parts=_parts(memory="nothing", admission="whole-batch", batching="static"),
+            fallback={"batching": "whole"},
             source="batching before Orca: a batch runs to its last row",
         ),
         Preset(
@@ -120,15 +121,18 @@ PRESETS: dict[str, Preset] = {
                 phase="refill-node",
                 memory="suspend-most-decoded",
                 admission="lazy-pages",
-                batching="by-phase",
                 placement="least-work",
                 tail="partition",
             ),
-            optional=frozenset({"tail"}),
+            fallback={"tail": "run-out"},
             source="BatchGen, OSDI 2026, sections 2.6, 3.1 and 5.3",
         ),
     )
 }
+
+
+CAPABILITIES = frozenset({"host", "switch", "prefix", "padding"})
+"""All that a backend may have; the simulator has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +214,7 @@ def _convert(slot: str, field_info: dataclasses.Field[Any], text: str) -> Any:
 def build_policy(
     preset: Preset,
     overrides: Mapping[str, str] | None = None,
-    capabilities: frozenset[str] = frozenset({"host", "switch", "prefix"}),
+    capabilities: frozenset[str] = CAPABILITIES,
 ) -> Policy:
     """Make the parts of a preset. `overrides` maps "slot.option" (or "slot.part") to text.
 
@@ -237,8 +241,12 @@ def build_policy(
     parts: dict[str, Part] = {}
     for slot in SLOTS:
         cls = _part_class(slot, chosen[slot])
-        if cls.needs - capabilities and slot in preset.optional:
-            cls = _part_class(slot, NEUTRAL[slot])
+        if (
+            cls.needs - capabilities
+            and chosen[slot] == preset.parts[slot]
+            and slot in preset.fallback
+        ):
+            cls = _part_class(slot, preset.fallback[slot])
             texts[slot] = {}
             options[slot] = {}
         missing = cls.needs - capabilities

@@ -5,19 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from batchgen.policy.base import Part
+from batchgen.policy.base import Part, TailPart
 
 if TYPE_CHECKING:
-    from batchgen.runtime.cluster import Cluster
-    from batchgen.runtime.engine import Engine
-
-
-class TailPart(Part):
-    """Base: the tail runs as it is."""
-
-    def layout(self, view: Cluster, engine: Engine) -> str | None:
-        """The layout that the engine should switch to now; None: stay."""
-        return None
+    from batchgen.runtime.cluster.machine import ClusterMachine
+    from batchgen.runtime.cluster.tail import Offer
+    from batchgen.runtime.engine.machine import EngineMachine
 
 
 class RunOut(TailPart):
@@ -27,43 +20,37 @@ class RunOut(TailPart):
 class Partition(TailPart):
     """BatchGen's long-tail: spread the few survivors over the idle ranks of their engine.
 
-    Fires when nothing waits anywhere, at most `rows_per_rank` x ranks rows are left on the engine,
-    and the predicted gain exceeds the cost of the switch by `min_gain` of the rest; again when a
-    better layout has come to fit. The rest of a row is unknown; for a heavy tail it is about as
-    long as what came (mean residual life of a Pareto tail of index 2), never more than its budget.
-    Source: BatchGen paper, section 2.6; costs, its table 2.
+    Fires when input is closed and nothing waits anywhere, at most `rows_per_rank` x ranks rows are
+    left on the engine, and the predicted gain exceeds the cost of the switch by `min_gain` of the
+    rest; again when a better layout has come to fit. Undone when rows come. The rest of a row is
+    unknown; for a heavy tail it is about as long as what came (mean residual life of a Pareto tail
+    of index 2), never more than its budget. Source: BatchGen paper, section 2.6; costs, its table
+    2.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"switch"})
+    partitions = True
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
         rows_per_rank: float = 1.0
         min_gain: float = 0.1
 
-    def layout(self, view: Cluster, engine: Engine) -> str | None:
-        ranks = len(engine.ranks)
-        if ranks < 2 or view.advisor is None or view.total_waiting or engine.switch_failed:
+    def layout(self, cluster: ClusterMachine, engine: EngineMachine) -> Offer | None:
+        rows = engine.running_rows()
+        if not rows or len(rows) > self.config.rows_per_rank * engine.home_ranks:
             return None
-        running = [row for rank in engine.ranks for row in rank.running]
-        if not running or len(running) > self.config.rows_per_rank * ranks:
-            return None
-        if engine.num_unfinished > len(running):
-            return None
-        table, q = view.table, engine.q
-        contexts = [table.v_offset[row] + q for row in running]
+        table, k = engine.table, engine.k
+        contexts = [table.v_offset[row] + k for row in rows]
         produced = [
-            context - table.v_prompt[row] + 1
-            for row, context in zip(running, contexts, strict=True)
+            context - table.v_prompt[row] + 1 for row, context in zip(rows, contexts, strict=True)
         ]
         rest = max(
-            min(done, table.v_budget[row] - done)
-            for row, done in zip(running, produced, strict=True)
+            min(done, table.v_budget[row] - done) for row, done in zip(rows, produced, strict=True)
         )
-        layout, now_ps, then_ps, switch_ps = view.advisor.partition_ps(
-            engine.id, contexts, engine.layout
-        )
-        gain_ps = rest * (now_ps - then_ps) - switch_ps
-        if layout == engine.layout or gain_ps <= self.config.min_gain * rest * now_ps:
+        assert cluster.advisor is not None
+        offer = cluster.advisor.partition(engine.id, contexts, engine.layout)
+        gain_ps = rest * (offer.now_ps - offer.then_ps) - offer.switch_ps
+        if offer.layout == engine.layout or gain_ps <= self.config.min_gain * rest * offer.now_ps:
             return None
-        return layout
+        return offer

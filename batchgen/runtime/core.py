@@ -1,9 +1,7 @@
 """The runtime: a synchronous state machine, `on(event, now) -> actions`, without I/O or clock.
 
-Engine level: finish the books of a step, ask the parts, emit the next step. Cluster level:
-arrivals, placement, stealing, tail, loss. Decisions belong to the parts; the runtime owns their
-order, the page books and the liveness of the whole. One file per concern: rows, devices, copies,
-landing (the end of a step), stepping (the next step), rebalance.
+It only dispatches. Engines keep their own books (`batchgen.runtime.engine`), what lies between them
+is the cluster's (`batchgen.runtime.cluster`), choices are the policy's parts'.
 """
 
 from __future__ import annotations
@@ -13,30 +11,29 @@ from typing import Any
 
 from batchgen import events as ev
 from batchgen.actions import Action
-from batchgen.coroutine import BodyFactory
+from batchgen.coroutine import Bodies, BodyFactory, MakeView, SequenceView
 from batchgen.plan import Plan
+from batchgen.policy.compiled import Compiled
 from batchgen.policy.presets import Policy
-from batchgen.runtime.base import MAX_PASSES
-from batchgen.runtime.cluster import Advisor
-from batchgen.runtime.copies import CopyEvents
-from batchgen.runtime.devices import DeviceEvents
-from batchgen.runtime.landing import StepEvents
-from batchgen.runtime.rank import PageKeys
-from batchgen.runtime.rebalance import Rebalance
-from batchgen.runtime.rows import RowEvents
-from batchgen.runtime.stepping import Stepping
+from batchgen.runtime.advisor import Advisor
+from batchgen.runtime.cluster.machine import ClusterMachine
+from batchgen.runtime.engine.decide import decide
+from batchgen.runtime.engine.landing import drained, landed
+from batchgen.runtime.engine.leaving import layout_failed, layout_ready
+from batchgen.runtime.engine.rank import PageKeys
 from batchgen.sequence import Table
 
-__all__ = ["MAX_PASSES", "Runtime"]
+MAX_PASSES = 4096
+"""Longest step; any smaller limit gives the same decisions, so this only bounds array sizes."""
 
 
-class Runtime(RowEvents, DeviceEvents, CopyEvents, StepEvents, Stepping, Rebalance):
-    """One policy at work on a plan. Feed it every event in order; carry out every action.
+class Runtime:
+    """One policy at work on a plan. Feed it every event in order; carry out every action, in order.
 
-    reference: one pass per step and every rank asked at every decision point; the slow truth that
-    coalesced stepping is tested against.
-    page_keys: prefix keys of a row's full prompt pages; None switches the prefix index off.
-    advisor: cost questions of the tail part. body_factory: bodies of one's own.
+    reference: one pass per step; the slow truth that coalesced stepping is tested against.
+    max_passes: another limit of a step's length. page_keys: prefix keys of a row's full prompt
+    pages; None switches the prefix index off. advisor: cost questions of tail and pace. bodies:
+    bodies of one's own; `view` makes what they see of their row.
     """
 
     def __init__(
@@ -46,35 +43,41 @@ class Runtime(RowEvents, DeviceEvents, CopyEvents, StepEvents, Stepping, Rebalan
         policy: Policy,
         *,
         reference: bool = False,
+        max_passes: int = MAX_PASSES,
         page_keys: PageKeys | None = None,
         advisor: Advisor | None = None,
-        body_factory: BodyFactory | None = None,
+        bodies: BodyFactory | None = None,
+        view: MakeView = SequenceView,
     ) -> None:
-        super().__init__(
+        self.table, self.plan, self.policy = table, plan, policy
+        self.reference, self.page_keys = reference, page_keys
+        self.bodies = Bodies(table, bodies, view) if bodies is not None else None
+        self.cluster = ClusterMachine(
             table,
             plan,
-            policy,
-            reference=reference,
+            Compiled(policy),
             page_keys=page_keys,
             advisor=advisor,
-            body_factory=body_factory,
+            bodies=self.bodies,
+            max_passes=1 if reference else max_passes,
+            decide=decide,
         )
-        self._handlers: dict[type, Callable[[Any, list[Action]], None]] = {
-            ev.StepDone: self._step_done,
-            ev.Arrived: self._arrived,
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            ev.Landed: self._landed,
+            ev.Drained: self._drained,
+            ev.Arrived: lambda event: self.cluster.arrive(event.rows),
             ev.InputClosed: self._input_closed,
             ev.Cancelled: self._cancelled,
-            ev.SlotFree: self._slot_free,
             ev.CopiesDone: self._copies_done,
             ev.CopiesFailed: self._copies_failed,
-            ev.LayoutReady: self._layout_ready,
-            ev.LayoutFailed: self._layout_failed,
-            ev.DeviceNotice: self._device_notice,
+            ev.LayoutReady: self._layout,
+            ev.LayoutFailed: self._layout,
+            ev.DeviceNotice: lambda event: self.cluster.members.notice(event),
             ev.DeviceLost: self._device_lost,
-            ev.DeviceBack: self._device_back,
-            ev.RowFailed: self._row_failed,
+            ev.DeviceBack: lambda event: self.cluster.members.back(event),
+            ev.RowFailed: lambda event: self.cluster.doom(event.row, event.code),
             ev.PoolShort: self._pool_short,
-            ev.Timer: self._timer,
+            ev.Timer: lambda event: self.cluster.timer_rang(event.timer_id),
             ev.PlanChanged: self._plan_changed,
         }
 
@@ -83,13 +86,89 @@ class Runtime(RowEvents, DeviceEvents, CopyEvents, StepEvents, Stepping, Rebalan
 
         Raises IllegalTransition when the event contradicts what was asked for.
         """
-        out: list[Action] = []
-        self._handlers[type(event)](event, out)
-        if self.bodies.ended_early:
-            self._end_bodies(out)
+        cluster = self.cluster
+        cluster.out = out = []
+        cluster.now = now
+        self._handlers[type(event)](event)
+        cluster.finish_agenda()
         return out
+
+    # -- what backends ask ------------------------------------------------------------------------
 
     @property
     def unfinished(self) -> int:
         """Rows that arrived and have not ended."""
         return self.cluster.unfinished
+
+    @property
+    def homeless(self) -> list[int]:
+        """Rows that wait for any engine to come alive, with KV on a host or without."""
+        hosted = [row for one in self.cluster.engines if not one.alive for row in one.ready]
+        return [*self.cluster.homeless, *hosted]
+
+    def alive(self, engine: int) -> bool:
+        return self.cluster.engines[engine].alive
+
+    def kv_pages(self, engine: int) -> int:
+        """HBM pages leased at the end of the engine's last landed step, before rows that ended in
+        it gave theirs back."""
+        return self.cluster.engines[engine].end_pages
+
+    def host_pages(self, engine: int) -> int:
+        """Pages of the engine's host share in use."""
+        one = self.cluster.engines[engine]
+        return one.host_used + one.stream_used
+
+    # -- events -----------------------------------------------------------------------------------
+
+    def _landed(self, event: ev.Landed) -> None:
+        cluster = self.cluster
+        engine = cluster.engines[event.engine]
+        out = cluster.out
+        landed(engine, event, out)
+        decide(engine, out)
+
+    def _drained(self, event: ev.Drained) -> None:
+        engine = self.cluster.engines[event.engine]
+        drained(engine, event, self.cluster.out)
+        decide(engine, self.cluster.out)
+
+    def _input_closed(self, event: ev.InputClosed) -> None:
+        self.cluster.input_closed = True
+
+    def _cancelled(self, event: ev.Cancelled) -> None:
+        for row in event.rows:
+            self.cluster.doom(row, "cancelled")
+
+    def _copies_done(self, event: ev.CopiesDone) -> None:
+        self.cluster.transfers.done(event.copy_id, self.cluster.out)
+
+    def _copies_failed(self, event: ev.CopiesFailed) -> None:
+        self.cluster.transfers.failed(event.copy_id, self.cluster.out)
+
+    def _layout(self, event: ev.LayoutReady | ev.LayoutFailed) -> None:
+        engine = self.cluster.engines[event.engine]
+        if engine.switching is None or event.epoch != engine.epoch + 1:
+            return
+        if isinstance(event, ev.LayoutReady):
+            layout_ready(engine)
+        else:
+            layout_failed(engine)
+        engine.urgent = True
+        self.cluster.agenda[engine.id] = None
+
+    def _device_lost(self, event: ev.DeviceLost) -> None:
+        self.cluster.members.lost(event, self.cluster.out)
+
+    def _pool_short(self, event: ev.PoolShort) -> None:
+        engine = self.cluster.engines[event.engine]
+        engine.ranks[event.rank % len(engine.ranks)].debt += event.pages
+        engine.urgent = True
+        self.cluster.agenda[engine.id] = None
+
+    def _plan_changed(self, event: ev.PlanChanged) -> None:
+        for engine in self.cluster.engines:
+            engine.token_budget = event.token_budget
+            engine.max_num_seqs = event.max_num_seqs
+            engine.urgent = True
+            self.cluster.agenda[engine.id] = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from batchgen.cost.api import IntArray, Link, PassLoad
+from batchgen.runtime.advisor import HOME, Offer, RankLoad
 
 
 class ToyCost:
@@ -38,6 +39,23 @@ class ToyCost:
         fixed = self.FIXED * self.num_ranks  # so that fewer ranks are better for few rows
         times: IntArray = np.where(tokens > 0, local.max(axis=0) + fixed + self.SHARED * tokens, 0)
         return times
+
+    def time_ps(self, loads: Sequence[Sequence[int]]) -> int:
+        """One pass of these loads, one entry per rank, by scalars."""
+        local, tokens = 0, 0
+        weights = (
+            self.DECODE,
+            self.CONTEXT,
+            self.TOKEN,
+            self.PAIRS,
+            self.READS,
+            self.SAMPLE,
+            self.CHECKPOINT,
+        )
+        for load in loads:
+            local = max(local, sum(w * value for w, value in zip(weights, load, strict=True)))
+            tokens += load[0] + load[2]
+        return local + self.FIXED * self.num_ranks + self.SHARED * tokens if tokens else 0
 
     def pass_one_ps(
         self,
@@ -83,23 +101,36 @@ class ToyCost:
 
 @dataclass(frozen=True)
 class ToyAdvisor:
-    """Times of one decode pass in the layout of now and in layout "half", rows spread evenly."""
+    """Times of one decode pass in the layout of now and in layout "half", rows spread evenly.
+
+    "half" has half as many ranks of twice the pages, so that cases may switch to and fro.
+    """
 
     home: ToyCost
-    partitioned: Callable[[str], ToyCost]
+    hbm_pages: int
+    page: int
 
-    def partition_ps(
-        self, engine: int, contexts: list[int], current: str
-    ) -> tuple[str, int, int, int]:
-        def even(cost: ToyCost) -> int:
-            each = -(-len(contexts) // self.home.num_ranks)
-            context = sum(contexts) // self.home.num_ranks
-            return cost.pass_one_ps(each, context, samples=each)
+    def cost(self, layout: str) -> ToyCost:
+        return self.home if layout == HOME else ToyCost(max(1, self.home.num_ranks // 2))
 
-        now, then = (even(self.partitioned(layout)) for layout in (current, "half"))
-        return "half", now, then, self.home.switch_ps()
+    def partition(self, engine: int, contexts: Sequence[int], current: str) -> Offer:
+        ranks, pages = max(1, self.home.num_ranks // 2), 2 * self.hbm_pages
+        need = sum(-(-2 * context // self.page) for context in contexts)
+        now = self._even(self.cost(current), contexts)
+        then = self._even(self.cost("half"), contexts)
+        fits = self.home.num_ranks > 1 and need <= pages
+        return Offer(
+            layout="half" if fits else current,
+            num_ranks=ranks,
+            hbm_pages=pages,
+            now_ps=now,
+            then_ps=then,
+            switch_ps=self.home.switch_ps(),
+        )
 
-    def decode_ps(self, engine: int, decodes: int, context: int) -> int:
-        ranks = self.home.num_ranks
-        each = -(-decodes // ranks)
-        return self.home.pass_one_ps(each, -(-context // ranks), samples=each)
+    def _even(self, cost: ToyCost, contexts: Sequence[int]) -> int:
+        each = -(-len(contexts) // cost.num_ranks)
+        return cost.pass_one_ps(each, sum(contexts) // cost.num_ranks, samples=each)
+
+    def expected_ps(self, engine: int, layout: str, loads: Sequence[RankLoad]) -> int:
+        return self.cost(layout).time_ps(loads)

@@ -1,0 +1,100 @@
+"""A policy compiled once: what its parts declare, as flags and bound methods. It decides nothing.
+
+Questions that a part cannot change its mind about are answered here, once, and never asked again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchgen.errors import UserError
+from batchgen.policy.base import CHANGES
+
+if TYPE_CHECKING:
+    from batchgen.policy.presets import Policy
+
+
+class Compiled:
+    """What the machines read of a policy.
+
+    reads_ended: a part looks at what has ended; steps end at the first finish while rows may come.
+    ask_each_pass: admission may change its mind at any pass; steps have one pass while it matters.
+    choosy: after somebody gave way another row may fit, so the next decision is one pass away.
+    """
+
+    __slots__ = (
+        "admission",
+        "ask_each_pass",
+        "boundaries_ahead",
+        "choosy",
+        "keyed",
+        "learns",
+        "lease",
+        "memory",
+        "moves",
+        "newest",
+        "num_lanes",
+        "order",
+        "partitions",
+        "phase",
+        "phases",
+        "placement",
+        "predictor",
+        "rank_victim",
+        "reads_ended",
+        "recomputes",
+        "reserves",
+        "room",
+        "shares",
+        "stalls",
+        "static",
+        "steals",
+        "streams",
+        "suspends",
+        "tail",
+        "whole",
+        "whole_batch",
+    )
+
+    def __init__(self, policy: Policy) -> None:
+        for slot, part in policy.parts.items():
+            if part.changes not in CHANGES:
+                raise UserError(
+                    f"{slot} part {type(part).__name__} declares changes = {part.changes!r}",
+                    remedy=f"declare one of {', '.join(CHANGES)}",
+                )
+        admission, memory = policy["admission"], policy["memory"]
+        order, batching = policy["order"], policy["batching"]
+        self.admission, self.memory, self.order = admission, memory, order
+        self.phase, self.placement = policy["phase"], policy["placement"]
+        self.tail, self.predictor = policy["tail"], policy["predictor"]
+        self.reserves, self.whole_batch = admission.reserves, admission.whole_batch
+        self.lease, self.room = admission.lease, admission.room
+        self.ask_each_pass = "pass" in (admission.changes, order.changes)
+        self.suspends = memory.way == "suspend"
+        self.stalls = memory.way == "stall"
+        self.recomputes = memory.way == "recompute"
+        if not (self.suspends or self.stalls or self.recomputes):
+            raise UserError(
+                f"memory part {type(memory).__name__} declares way = {memory.way!r}",
+                remedy="declare recompute, suspend or stall",
+            )
+        self.newest, self.rank_victim = memory.newest, memory.rank_victim
+        self.streams = memory.streams
+        self.boundaries_ahead = max(1, memory.boundaries_ahead)
+        self.keyed = order.keyed
+        self.shares = tuple(order.shares)
+        self.num_lanes = len(self.shares)
+        if not self.shares or min(self.shares) <= 0 or sum(self.shares) > 1 + 1e-9:
+            raise UserError(
+                f"order part {type(order).__name__} has shares {self.shares}",
+                remedy="every lane needs a share above 0, and all together at most 1",
+            )
+        self.choosy = self.num_lanes > 1 or not (self.recomputes and self.newest)
+        self.phases = policy["phase"].phases
+        self.whole, self.static = batching.whole, batching.static
+        self.steals = self.placement.steals
+        self.partitions = self.tail.partitions
+        self.moves = policy["recovery"].moves
+        self.learns = self.predictor.learns
+        self.reads_ended = any(part.changes == "finish" for part in policy.parts.values())

@@ -1,0 +1,166 @@
+"""Hungry engines and who feeds them. An engine is hungry when its lanes are empty; it says so once
+and stays known until rows come.
+
+Three ways to feed, cheapest first: rows that wait elsewhere (nothing to move), rows on other hosts
+(a copy), running rows of a slow engine (frozen, then copied). Donors live in lazy heaps, so that no
+question costs a scan over engines.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from batchgen.actions import Place
+
+if TYPE_CHECKING:
+    from batchgen.runtime.cluster.machine import ClusterMachine
+    from batchgen.runtime.engine.machine import EngineMachine
+
+
+class Most:
+    """Which engine has most of something: a lazy heap whose entries only over-estimate, because
+    every growth is recorded."""
+
+    def __init__(self, count: Callable[[int], int]) -> None:
+        self._count = count
+        self._heap: list[tuple[int, int]] = []
+
+    def grew(self, engine: int) -> None:
+        heapq.heappush(self._heap, (-self._count(engine), engine))
+
+    def top(self) -> tuple[int, int]:
+        """(engine, count), the lower number at ties; (-1, 0) when nobody has any."""
+        heap = self._heap
+        while heap:
+            estimate, engine = heap[0]
+            now = self._count(engine)
+            if now == -estimate and now:
+                return engine, now
+            if now:
+                heapq.heapreplace(heap, (-now, engine))
+            else:
+                heapq.heappop(heap)
+        return -1, 0
+
+
+class Hunger:
+    """See the module."""
+
+    def __init__(self, cluster: ClusterMachine) -> None:
+        self._cluster = cluster
+        engines = cluster.engines
+        self._waiting = Most(lambda index: engines[index].num_waiting)
+        self._ready = Most(lambda index: len(engines[index].ready))
+        self._hungry: dict[int, None] = {}
+        self.later = False  # somebody may have something to give now
+
+    def somebody_waits(self) -> bool:
+        """Whether a row waits in any lane."""
+        return self._waiting.top()[1] > 0
+
+    def waiting_grew(self, engine: EngineMachine) -> None:
+        self._waiting.grew(engine.id)
+        if self._hungry:
+            self.later = True
+
+    def ready_grew(self, engine: EngineMachine) -> None:
+        if self._cluster.policy.steals:
+            self._ready.grew(engine.id)
+            if self._hungry:
+                self.later = True
+
+    def fed(self, engine: EngineMachine) -> None:
+        self._hungry.pop(engine.id, None)
+
+    def waits(self) -> list[EngineMachine]:
+        """Engines that are hungry, the longest first."""
+        return [self._cluster.engines[index] for index in self._hungry]
+
+    def hungry(self, engine: EngineMachine) -> bool:
+        """Upcall: nothing waits at the engine. True when rows were offered at once."""
+        self._hungry[engine.id] = None
+        return self._feed(engine)
+
+    def feed_all(self) -> None:
+        """Something has changed: whoever is hungry asks again, as long as somebody gives."""
+        self.later = False
+        for index in list(self._hungry):
+            engine = self._cluster.engines[index]
+            if not self._nothing_to_give():
+                if self._feed(engine):
+                    self._cluster.agenda[index] = None
+            else:
+                return
+
+    def _nothing_to_give(self) -> bool:
+        slow = self._cluster.members.slow
+        return not (self.somebody_waits() or self._ready.top()[1] or slow)
+
+    def _feed(self, engine: EngineMachine, *, most: int = 1 << 30) -> bool:
+        cluster = self._cluster
+        if engine not in cluster.takers or engine.freezing:
+            return False
+        donor_id, count = self._waiting.top()
+        least = max(cluster.policy.placement.steal_min, 2)
+        if self._gives(donor_id, engine) and count >= least:
+            self.give_waiting(cluster.engines[donor_id], engine, min(count // 2, most))
+            return True
+        donor_id, count = self._ready.top()
+        if donor_id not in (-1, engine.id) and count >= least:
+            donor = cluster.engines[donor_id]
+            if donor.alive:  # a lost engine's host rows look for homes by themselves
+                cluster.transfers.ask(donor, donor.give_ready(min(count // 2, most)), engine)
+                self.fed(engine)
+                engine.told = False
+                cluster.agenda[engine.id] = None
+                return False
+        self._rescue(engine)
+        return False
+
+    def _gives(self, donor_id: int, engine: EngineMachine) -> bool:
+        """Whether waiting rows of the donor can run at the engine: a pool may have shrunk."""
+        if donor_id in (-1, engine.id):
+            return False
+        donor = self._cluster.engines[donor_id]
+        return max(rank.size for rank in engine.ranks) >= max(rank.size for rank in donor.ranks)
+
+    def give_waiting(self, donor: EngineMachine, engine: EngineMachine, count: int) -> None:
+        """Waiting rows of the donor, those that would run last, wait at the engine."""
+        cluster = self._cluster
+        rows = donor.reclaim(count)
+        if not rows:
+            return
+        rows.reverse()
+        cluster.moved(rows, donor)
+        if len(cluster.policy.shares) > 1:
+            cluster.agenda[donor.id] = None  # shares of its lanes see each other
+        engine.offer(rows)
+        cluster.arrived_at(rows, engine)
+        cluster.out.append(Place(rows, engine.id))
+        self.fed(engine)
+        self.waiting_grew(engine)
+
+    def _rescue(self, engine: EngineMachine) -> None:
+        """Running rows of a slow engine come to hungry ones, which are fast."""
+        cluster = self._cluster
+        for index in sorted(cluster.members.slow):
+            slow = cluster.engines[index]
+            if slow.alive and not slow.freezing and slow is not engine:
+                if cluster.pace.tries(slow):
+                    continue
+                if any(rank.running for rank in slow.ranks):
+                    slow.freezing = slow.urgent = True
+                    cluster.agenda[index] = None
+                    return
+
+    def probe(self, engine: EngineMachine) -> None:
+        """A slow engine is tried again with a row of its own."""
+        cluster = self._cluster
+        donor_id, count = self._waiting.top()
+        if not self._gives(donor_id, engine):
+            return
+        self.give_waiting(cluster.engines[donor_id], engine, 1)
+        engine.look_q = engine.q
+        cluster.agenda[engine.id] = None

@@ -1,0 +1,313 @@
+"""The cluster machine: input, placement, the agenda, and what engines report upwards.
+
+It owns what lies between engines: `transfers` (rows with KV), `hunger` (rows that move to idle
+engines), `members` (which engines take rows), `pace` (slowness), `loads`. It never writes an
+engine's sets; it calls the engine's few methods and puts it on the agenda.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from batchgen import actions as act
+from batchgen.coroutine import Bodies, Outcome
+from batchgen.runtime.cluster import tail
+from batchgen.runtime.cluster.hunger import Hunger
+from batchgen.runtime.cluster.loads import Loads
+from batchgen.runtime.cluster.members import Members
+from batchgen.runtime.cluster.obey import Obey, drop_kv
+from batchgen.runtime.cluster.pace import Pace
+from batchgen.runtime.cluster.transfer import Transfers
+from batchgen.runtime.engine.machine import EngineMachine
+from batchgen.sequence import NO_ENGINE, Status
+
+if TYPE_CHECKING:
+    from batchgen.plan import Plan
+    from batchgen.policy.compiled import Compiled
+    from batchgen.runtime.advisor import Advisor
+    from batchgen.runtime.engine.machine import Order
+    from batchgen.runtime.engine.rank import PageKeys
+    from batchgen.sequence import Table
+
+
+class ClusterMachine:
+    """See the module. `out` collects the actions of the event at hand, `now` is its time."""
+
+    def __init__(
+        self,
+        table: Table,
+        plan: Plan,
+        policy: Compiled,
+        *,
+        page_keys: PageKeys | None,
+        advisor: Advisor | None,
+        bodies: Bodies | None,
+        max_passes: int,
+        decide: Callable[[EngineMachine, list[act.Action]], None],
+    ) -> None:
+        self.table, self.plan, self.policy, self.advisor = table, plan, policy, advisor
+        self.decide = decide  # the engine's verb, given here so that files need not form a circle
+        self.out: list[act.Action] = []
+        self.now = 0
+        self.bodies = bodies
+        self.obey = Obey(self, bodies) if bodies is not None else None
+        self.predictions = policy.predictor.new_state()
+        self.engines = [
+            EngineMachine(
+                spec, plan, table, policy, self, page_keys=page_keys, max_passes=max_passes
+            )
+            for spec in plan.engines
+        ]
+        self.takers: list[EngineMachine] = []
+        self.decoders: list[EngineMachine] = []
+        self.agenda: dict[int, None] = {}  # engines to kick after the event
+        self.homeless: list[
+            int
+        ] = []  # rows that wait for any engine to come alive, or to be placed
+        self.leaving: dict[int, None] = {}  # engines whose waiting rows should wait elsewhere
+        self.asks_again: list[tuple[EngineMachine, int]] = []
+        self.end_later: list[tuple[int, Order]] = []
+        self.unfinished = 0
+        self.placed_rows = 0
+        self.input_closed = False
+        self._ended_before_arrival: set[int] = set()
+        self._timers: dict[int, tuple[str, int]] = {}
+        self._next_timer = 0
+        self._work = getattr(policy.placement, "work", None)
+        self.loads = Loads([spec.num_ranks for spec in plan.engines])
+        self.hunger = Hunger(self)
+        self.transfers = Transfers(self)
+        self.pace = Pace(self)
+        self.members = Members(self)
+        self.looks = self.pace.watches or (policy.partitions and advisor is not None)
+
+    # -- input and placement ----------------------------------------------------------------------
+
+    @property
+    def may_come(self) -> bool:
+        """Whether rows may still arrive."""
+        return not self.input_closed
+
+    def arrive(self, rows: list[int]) -> None:
+        self.unfinished += len(rows)
+        early = self._ended_before_arrival
+        if early:
+            self.unfinished -= sum(row in early for row in rows)
+            rows = [row for row in rows if row not in early]
+        self.policy.predictor.on_arrival(self.table, rows, self.predictions)
+        self.settle(rows)
+
+    def settle(self, rows: Sequence[int]) -> None:
+        """Rows without KV get an engine; without any alive they wait for one."""
+        if not self.takers:
+            self.homeless.extend(rows)
+            return
+        slots: dict[tuple[int, int], list[int]] = {}
+        for row, slot in self.policy.placement.place(self, rows):
+            slots.setdefault(slot, []).append(row)
+        self.placed_rows += len(rows)
+        for (index, rank), placed in slots.items():
+            engine = self.engines[index]
+            engine.offer(placed, rank)
+            self.hunger.fed(engine)
+            self.hunger.waiting_grew(engine)
+            self.agenda[index] = None
+            self.out.append(act.Place(placed, index))
+
+    def too_large(self, engine: EngineMachine, row: int, pages: int, size: int) -> None:
+        """Upcall: the row can never fit on this engine; it fails by name if it fits nowhere."""
+        for other in self.takers:
+            if other is not engine and max(rank.size for rank in other.ranks) >= pages:
+                other.offer([row])
+                self.hunger.waiting_grew(other)
+                self.agenda[other.id] = None
+                return
+        tokens = self.table.known_tokens(row)
+        why = f"{tokens} tokens need {pages} pages of {self.plan.page_tokens}, a rank has {size}"
+        self.end_early(engine, row, "fail", "capacity", why)
+
+    def work(self, row: int) -> int:
+        """Work of a row in the placement part's units; 0 where it has none."""
+        return self._work(self.table, row) if self._work is not None else 0
+
+    def moved(self, rows: Sequence[int], source: EngineMachine) -> None:
+        """Rows leave an engine by the cluster's hand."""
+        if self._work is not None:
+            for row in rows:
+                self.loads.add(source.id, self.table.v_rank[row], -self.work(row))
+
+    def arrived_at(self, rows: Sequence[int], target: EngineMachine) -> None:
+        """Waiting rows of another engine came to this one."""
+        for row in rows:
+            self.table.v_migrations[row] += 1
+            if self._work is not None:
+                self.loads.add(target.id, self.table.v_rank[row], self.work(row))
+
+    # -- upcalls of engines -----------------------------------------------------------------------
+
+    def queue_grew(self, engine: EngineMachine) -> None:
+        """A row came back to a lane: somebody may be hungry for it; it does not stay where rows
+        leave."""
+        if engine.draining or engine.id in self.members.slow:
+            self.leaving[engine.id] = None
+        if self.policy.steals or self.policy.partitions:
+            self.hunger.waiting_grew(engine)
+
+    def ended(self, engine: EngineMachine, row: int, reason: str) -> None:
+        """A row has ended as it should."""
+        self.unfinished -= 1
+        if self.obey is not None and row in self.obey.broken:
+            self.table.v_status[row] = Status.FAILED
+            self.out.append(act.Failed(row, "body", self.obey.broken.pop(row)))
+        else:
+            self.out.append(act.Finished(row, reason))
+        if engine.orders:
+            engine.orders.pop(row, None)
+        if self.obey is not None:
+            self.obey.forget(row)
+        if self.policy.learns:
+            self.policy.predictor.on_completion(self.table, row, self.predictions)
+
+    def end_early(
+        self, engine: EngineMachine | None, row: int, what: str, code: str, why: str
+    ) -> None:
+        """A row without pages ends by an order, or because it can never run."""
+        self.unfinished -= 1
+        if what == "finish":
+            self.table.v_status[row] = Status.DONE
+            self.out.append(act.Finished(row, code))
+        else:
+            self.table.v_status[row] = Status.FAILED
+            self.out.append(act.Failed(row, code, why))
+        if engine is not None:
+            engine.orders.pop(row, None)
+        if self.obey is not None:
+            self.obey.forget(row)
+
+    def look(self, engine: EngineMachine) -> None:
+        """Upcall at an engine's boundary: its tail, its pace."""
+        if self.policy.partitions and self.advisor is not None:
+            tail.look(self, engine)
+        if self.pace.watches and engine.switch_to is None and not self.policy.static:
+            engine.probe = (engine.q, 0)
+
+    def undo(self, engine: EngineMachine) -> None:
+        """Upcall: rows wait at an engine whose layout was made for a tail."""
+        tail.undo(engine)
+
+    def start_body(self, engine: EngineMachine, row: int) -> None:
+        assert self.obey is not None
+        self.obey.start(engine, row)
+
+    def tell_body(self, engine: EngineMachine, row: int, outcome: Outcome) -> None:
+        if self.obey is not None:
+            self.obey.tell(engine, row, outcome)
+
+    def stage_ended(self, engine: EngineMachine, row: int, reason: str, *, in_doubt: bool) -> str:
+        assert self.obey is not None
+        return self.obey.stage_ended(engine, row, reason, in_doubt=in_doubt)
+
+    def sleep(self, engine: EngineMachine, row: int) -> None:
+        assert self.obey is not None
+        self.obey.sleep(engine, row)
+
+    # -- orders from outside ----------------------------------------------------------------------
+
+    def doom(self, row: int, code: str) -> None:
+        """A row is to end, as soon as nothing touches it."""
+        table = self.table
+        status = table.v_status[row]
+        if status >= Status.DONE:
+            return
+        order: Order = ("fail", code, "")
+        owner = table.v_engine[row]
+        if owner < 0:
+            self.end_by_order(row, order)
+            return
+        engine = self.engines[owner]
+        if status == Status.SLEEPING:
+            self.end_sleeping(row, order)
+        elif status == Status.HOST and not engine.alive and self.transfers.call_back(row, engine):
+            engine.gave_host([row])
+            self.end_early(engine, row, *order)
+        elif engine.cancel_waiting(row):
+            self.end_early(engine, row, *order)
+        else:
+            engine.order(row, order)
+        self.agenda[owner] = None
+
+    def end_by_order(self, row: int, order: Order) -> None:
+        """An order for a row that no engine owns (any more)."""
+        status = self.table.v_status[row]
+        if status >= Status.DONE:
+            return
+        what, code, why = order
+        if status == Status.HOST:
+            self.engines[self.table.v_engine[row]].orders[row] = order
+            self.doom(row, code)
+        elif self.table.v_engine[row] == NO_ENGINE and what != "sleep":
+            if row in self.homeless:
+                self.homeless.remove(row)
+            elif status == Status.INIT and not self.table.v_preemptions[row]:
+                self._ended_before_arrival.add(row)
+                self.unfinished += 1
+            self.end_early(None, row, what, code, why)
+
+    def end_sleeping(self, row: int, order: Order) -> None:
+        """A row that waits for a timer ends."""
+        owner = self.table.v_engine[row]
+        engine = self.engines[owner] if owner >= 0 else None
+        if engine is not None and engine.alive:
+            drop_kv(engine, row)
+            self.agenda[engine.id] = None
+        self.end_early(engine, row, *order)
+
+    # -- timers and the agenda --------------------------------------------------------------------
+
+    def timer(self, meaning: tuple[str, int]) -> int:
+        """A new timer; `meaning` is ("row", row) or ("probe", engine)."""
+        self._next_timer += 1
+        self._timers[self._next_timer] = meaning
+        return self._next_timer
+
+    def timer_rang(self, timer_id: int) -> None:
+        kind, number = self._timers.pop(timer_id, ("", 0))
+        if kind == "row" and self.obey is not None:
+            self.obey.woken(number)
+        elif kind == "probe":
+            self.pace.woken(self.engines[number])
+
+    def finish_agenda(self) -> None:
+        """After an event: hungry engines are fed, engines that may have more to do are kicked."""
+        while (
+            self.agenda
+            or self.hunger.later
+            or self.homeless
+            or self.end_later
+            or self.asks_again
+            or self.leaving
+        ):
+            if self.leaving:
+                leaving, self.leaving = self.leaving, {}
+                for index in leaving:
+                    self.members.move_waiting(self.engines[index])
+            if self.asks_again:
+                again, self.asks_again = self.asks_again, []
+                for source, row in again:
+                    self.transfers.look_for_homes(source, [row])
+            if self.end_later:
+                rows, self.end_later = self.end_later, []
+                for row, order in rows:
+                    self.end_by_order(row, order)
+            if self.homeless:
+                if self.takers:
+                    homeless, self.homeless = self.homeless, []
+                    self.settle(homeless)
+                elif not (self.agenda or self.hunger.later):
+                    return
+            if self.hunger.later:
+                self.hunger.feed_all()
+            agenda, self.agenda = self.agenda, {}
+            for index in agenda:
+                self.engines[index].kick(self.out)

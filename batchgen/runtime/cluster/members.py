@@ -1,0 +1,166 @@
+"""Which engines take rows: devices noticed, lost and back, engines slow and healed.
+
+An engine lives while all its devices do. Rows never get lost with it: they are copied away, found
+on its host, or prefilled again elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchgen import actions as act
+from batchgen import events as ev
+from batchgen.runtime.engine.leaving import lost
+from batchgen.sequence import Status
+
+if TYPE_CHECKING:
+    from batchgen.runtime.cluster.machine import ClusterMachine
+    from batchgen.runtime.engine.machine import EngineMachine
+
+EVERYTHING = 1 << 40
+
+
+class Members:
+    """See the module."""
+
+    def __init__(self, cluster: ClusterMachine) -> None:
+        self._cluster = cluster
+        self._lost: list[set[int]] = [set() for _ in cluster.engines]  # devices per engine
+        self._noticed: list[set[int]] = [set() for _ in cluster.engines]
+        self.slow: set[int] = set()
+        self.choose_takers()
+
+    def choose_takers(self) -> None:
+        """The engines that get rows: those that are alive, will stay and are fast; without such,
+        those that are left."""
+        cluster = self._cluster
+        alive = [one for one in cluster.engines if one.alive]
+        first = [one for one in alive if one.role != "decode"]
+        staying = [one for one in first if not self._noticed[one.id]]
+        fast = [one for one in staying if one.id not in self.slow]
+        decoders = [one for one in alive if one.role == "decode"]
+        cluster.takers = fast or staying or first or decoders
+        cluster.decoders = [one for one in decoders if not self._noticed[one.id]] or decoders
+        for engine in alive:
+            others = cluster.takers if engine.role != "decode" else cluster.decoders
+            engine.draining = bool(self._noticed[engine.id]) and engine not in others
+        cluster.loads.admit(one.id for one in cluster.takers)
+
+    def num_stranded(self) -> int:
+        """Rows that wait for any engine to come alive, with KV on a host or without."""
+        cluster = self._cluster
+        hosted = sum(len(one.ready) for one in cluster.engines if not one.alive)
+        return len(cluster.homeless) + hosted
+
+    def homes(self, source: EngineMachine) -> list[EngineMachine]:
+        """Where rows with KV of an engine may go."""
+        cluster = self._cluster
+        if source.role != "both":
+            return [one for one in cluster.decoders if one is not source]
+        return [one for one in cluster.takers if one is not source and not one.freezing]
+
+    # -- devices ----------------------------------------------------------------------------------
+
+    def notice(self, event: ev.DeviceNotice) -> None:
+        """A device will go: its engine's rows move to others, if there are any."""
+        engine = self._cluster.engines[event.engine]
+        self._noticed[engine.id].add(event.device)
+        if not engine.alive:
+            return
+        self.choose_takers()
+        if engine.draining:
+            self.empty(engine)
+
+    def empty(self, engine: EngineMachine) -> None:
+        """Everything on the engine looks for another home."""
+        cluster = self._cluster
+        self.move_waiting(engine)
+        cluster.transfers.look_for_homes(engine, engine.give_ready(EVERYTHING))
+        engine.freezing = engine.urgent = True
+        cluster.agenda[engine.id] = None
+
+    def move_waiting(self, engine: EngineMachine) -> None:
+        """Rows that wait at an engine wait elsewhere."""
+        cluster = self._cluster
+        if not any(one is not engine for one in cluster.takers):
+            return
+        rows = engine.reclaim(EVERYTHING)
+        if rows:
+            cluster.moved(rows, engine)
+            for row in rows:
+                cluster.table.v_status[row] = Status.INIT
+            cluster.settle(sorted(rows))
+
+    def lost(self, event: ev.DeviceLost, out: list[act.Action]) -> None:
+        cluster = self._cluster
+        engine = cluster.engines[event.engine]
+        self._lost[engine.id].add(event.device)
+        if not engine.alive:
+            return
+        cluster.hunger.fed(engine)
+        orders = dict(engine.orders)
+        remains = lost(engine, event)
+        self.slow.discard(engine.id)
+        cluster.pace.forget(engine)
+        cluster.loads.clear(engine.id)
+        self.choose_takers()
+        engine.ready.extend(row for row in remains.hosted)
+        for row, order in orders.items():
+            cluster.end_by_order(row, order)
+        table = cluster.table
+        self._rehome_hosted(engine)
+        rows = [*remains.homeless, *remains.waited]
+        rows = sorted(row for row in rows if table.v_status[row] == Status.INIT)
+        for row in rows:
+            table.v_migrations[row] += 1
+        if rows:
+            cluster.settle(rows)
+
+    def _rehome_hosted(self, engine: EngineMachine) -> None:
+        """Rows on the host of a lost engine go to others, if there are any."""
+        if engine.ready and self.homes(engine):
+            self._cluster.transfers.look_for_homes(engine, engine.give_ready(EVERYTHING))
+
+    def back(self, event: ev.DeviceBack) -> None:
+        """A device returns, or its notice is withdrawn."""
+        cluster = self._cluster
+        engine = cluster.engines[event.engine]
+        self._lost[engine.id].discard(event.device)
+        self._noticed[engine.id].discard(event.device)
+        if self._lost[engine.id]:
+            return
+        if not engine.alive:
+            engine.alive, engine.told = True, False
+            self.choose_takers()
+            cluster.loads.level(engine.id)
+        else:
+            self.choose_takers()
+        engine.urgent = True
+        cluster.agenda[engine.id] = None
+        homeless, cluster.homeless = cluster.homeless, []
+        if homeless:
+            cluster.settle(homeless)
+        for other in cluster.engines:
+            if not other.alive:
+                self._rehome_hosted(other)
+
+    # -- slowness ---------------------------------------------------------------------------------
+
+    def mark_slow(self, engine: EngineMachine) -> None:
+        """The engine's passes take far too long: it gets no new rows, and others take its own."""
+        if engine.id in self.slow:
+            return
+        self.slow.add(engine.id)
+        self.choose_takers()
+        self.move_waiting(engine)
+        self._cluster.hunger.fed(engine)
+        self._cluster.hunger.later = True
+
+    def heal(self, engine: EngineMachine) -> None:
+        """Its passes take as long as they should again."""
+        if engine.id not in self.slow:
+            return
+        self.slow.discard(engine.id)
+        self.choose_takers()
+        self._cluster.loads.level(engine.id)
+        engine.told = False

@@ -1,0 +1,178 @@
+"""Bodies of one's own: what they ask for is obeyed here. Without a body factory nothing of this
+runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchgen import actions as act
+from batchgen.coroutine import (
+    Bodies,
+    BodyError,
+    Decode,
+    End,
+    Extend,
+    Outcome,
+    Request,
+    Wait,
+)
+from batchgen.runtime.engine.giving import forget_kv
+from batchgen.sequence import Status
+
+if TYPE_CHECKING:
+    from batchgen.runtime.cluster.machine import ClusterMachine
+    from batchgen.runtime.engine.machine import EngineMachine
+
+BODY = "body"
+"""The reason with which a row ends whose body ended it, and the code of one whose body failed."""
+
+
+class Obey:
+    """Carries out what bodies ask for."""
+
+    def __init__(self, cluster: ClusterMachine, bodies: Bodies) -> None:
+        self._cluster = cluster
+        self._bodies = bodies
+        self._delays: dict[int, int] = {}  # row that is to sleep -> ps
+        self._ended: dict[int, str] = {}  # sleeping row whose generation has ended -> its reason
+        self.broken: dict[int, str] = {}  # row whose body failed when it ended -> why
+
+    def start(self, engine: EngineMachine, row: int) -> None:
+        """The row was admitted."""
+        try:
+            self._go_on(engine, row, self._bodies.start(row))
+        except BodyError as error:
+            engine.order(row, ("fail", BODY, str(error)))
+
+    def tell(self, engine: EngineMachine, row: int, outcome: Outcome) -> None:
+        """Something happened to a row that goes on."""
+        if self._cluster.table.v_status[row] >= Status.DONE:
+            return
+        try:
+            self._go_on(engine, row, self._bodies.resume(row, outcome))
+        except BodyError as error:
+            self._order(engine, row, ("fail", BODY, str(error)))
+
+    def _go_on(self, engine: EngineMachine, row: int, request: Request) -> None:
+        if isinstance(request, End):
+            self._order(engine, row, ("finish", BODY, ""))
+        elif isinstance(request, Wait):
+            self._delays[row] = request.delay_ps
+            engine.order(row, ("sleep", "", ""))
+
+    def _order(self, engine: EngineMachine, row: int, order: tuple[str, str, str]) -> None:
+        if self._cluster.table.v_engine[row] == engine.id:
+            engine.order(row, order)
+        else:
+            self._cluster.end_later.append((row, order))
+
+    # -- the end of a generation ------------------------------------------------------------------
+
+    def stage_ended(self, engine: EngineMachine, row: int, reason: str, *, in_doubt: bool) -> str:
+        """The row's generation ended: "" when it has no more to do, else "goes on" or "sleeps"."""
+        try:
+            request = self._bodies.resume(row, Outcome.FINISHED)
+        except BodyError as error:
+            self.broken[row] = str(error)
+            return ""
+        if isinstance(request, Extend):
+            if not self._extend(row, request):
+                return ""
+            if not in_doubt:
+                self._cluster.table.v_status[row] = Status.EXTENDING
+                engine.extending.append(row)
+            return "goes on"
+        if isinstance(request, Wait):
+            self._ended[row] = reason
+            self._delays[row] = request.delay_ps
+            self._lie_down(engine, row)
+            if not in_doubt:
+                self._cluster.table.v_status[row] = Status.SLEEPING
+                engine.sleeping += 1
+            return "sleeps"
+        return ""
+
+    def _extend(self, row: int, request: Extend) -> bool:
+        """Known tokens grow; False when the row would outgrow the model's context."""
+        cluster, table = self._cluster, self._cluster.table
+        prompt = table.v_prompt[row] + request.count
+        budget = table.v_produced[row] + request.budget
+        if prompt + budget > cluster.plan.max_context:
+            self.broken[row] = (
+                f"a follow-up of {request.count} tokens and {request.budget} of budget would make "
+                f"{prompt + budget} tokens, the model takes {cluster.plan.max_context}"
+            )
+            return False
+        table.v_prompt[row] = prompt
+        table.v_budget[row] = budget
+        table.v_stage[row] += 1
+        cluster.out.append(act.Extend(row, request.count, budget))
+        return True
+
+    # -- sleep ------------------------------------------------------------------------------------
+
+    def sleep(self, engine: EngineMachine, row: int) -> None:
+        """The row has left the running set for its sleep."""
+        self._lie_down(engine, row)
+
+    def _lie_down(self, engine: EngineMachine, row: int) -> None:
+        cluster = self._cluster
+        timer = cluster.timer(("row", row))
+        delay_ps = self._delays.pop(row)
+        cluster.out.append(act.Wake(timer, cluster.now + delay_ps, row, delay_ps))
+
+    def woken(self, row: int) -> None:
+        """The row's time has come."""
+        cluster, table = self._cluster, self._cluster.table
+        if table.v_status[row] != Status.SLEEPING:
+            return
+        reason = self._ended.pop(row, "")
+        try:
+            request = self._bodies.resume(row, Outcome.WOKEN)
+        except BodyError as error:
+            cluster.end_sleeping(row, ("fail", BODY, str(error)))
+            return
+        if isinstance(request, Wait):
+            if reason:
+                self._ended[row] = reason
+            self._delays[row] = request.delay_ps
+            engine = cluster.engines[max(table.v_engine[row], 0)]
+            self._lie_down(engine, row)
+        elif isinstance(request, End) or (isinstance(request, Decode) and reason):
+            cluster.end_sleeping(row, ("finish", reason or BODY, ""))
+        elif isinstance(request, Extend) and not self._extend(row, request):
+            cluster.end_sleeping(row, ("fail", "context_length_exceeded", self.broken.pop(row)))
+        else:
+            self._rise(row)
+
+    def _rise(self, row: int) -> None:
+        """It goes on: with its KV where it lay, else first in a lane."""
+        cluster, table = self._cluster, self._cluster.table
+        owner = table.v_engine[row]
+        engine = cluster.engines[owner] if owner >= 0 else None
+        if engine is not None and engine.alive:
+            rank = engine.ranks[table.v_rank[row] % len(engine.ranks)]
+            if row in rank.held:
+                engine.sleeping -= 1
+                engine.keep(row)
+            else:
+                engine.enqueue(row, rank, front=True)
+                cluster.hunger.waiting_grew(engine)
+            cluster.agenda[engine.id] = None
+        else:
+            cluster.homeless.append(row)
+
+    def forget(self, row: int) -> None:
+        """The row has ended."""
+        self._bodies.drop(row)
+        self._ended.pop(row, None)
+        self._delays.pop(row, None)
+
+
+def drop_kv(engine: EngineMachine, row: int) -> None:
+    """A sleeping row ends: its pages, if it has any, come free."""
+    rank = engine.ranks[engine.table.v_rank[row] % len(engine.ranks)]
+    if row in rank.held:
+        del rank.held[row]
+        engine.sleeping -= 1
+        forget_kv(engine, rank, row)

@@ -1,0 +1,92 @@
+"""Slowness, inferred: now and then one pass of an engine is timed by itself and held against what
+the cost model expects of exactly its composition.
+
+Slowness is no event, and it heals: a slow engine that works is timed again, and one that has
+nothing to do is tried with a row after a while, later and later.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchgen import actions as act
+
+if TYPE_CHECKING:
+    from batchgen.runtime.advisor import RankLoad
+    from batchgen.runtime.cluster.machine import ClusterMachine
+    from batchgen.runtime.engine.machine import EngineMachine
+
+FIRST_WAIT = 256
+"""Passes (of the slow kind) after which an idle slow engine is tried again; then twice as many."""
+LONGEST_WAIT = 1 << 16
+
+
+class Pace:
+    """See the module."""
+
+    def __init__(self, cluster: ClusterMachine) -> None:
+        self._cluster = cluster
+        self._waits: dict[int, int] = {}  # slow engine -> passes until it is tried again
+        self._pass_ps: dict[int, int] = {}
+        self._tries: set[int] = set()  # slow engines that have got a row to show their pace
+
+    @property
+    def watches(self) -> bool:
+        """Whether anybody would act on it."""
+        cluster = self._cluster
+        return cluster.policy.steals and cluster.advisor is not None and len(cluster.engines) > 1
+
+    def expected_ps(self, engine: EngineMachine, loads: list[RankLoad]) -> int:
+        advisor = self._cluster.advisor
+        assert advisor is not None
+        return advisor.expected_ps(engine.id, engine.layout, loads)
+
+    def report(self, engine: EngineMachine, last: int, duration_ps: int) -> None:
+        """A report that ends with pass `last`."""
+        assert engine.probe is not None
+        number, expected_ps = engine.probe
+        if last < number:
+            return
+        engine.probe = None
+        self._tries.discard(engine.id)
+        if last > number or expected_ps <= 0:
+            return
+        cluster = self._cluster
+        if cluster.policy.placement.is_slow(duration_ps, expected_ps):
+            self._pass_ps[engine.id] = duration_ps
+            if engine.id not in cluster.members.slow:
+                cluster.members.mark_slow(engine)
+                self._waits.setdefault(engine.id, FIRST_WAIT)
+                self._try_later(engine)
+        else:
+            self.forget(engine)
+            cluster.members.heal(engine)
+
+    def tries(self, engine: EngineMachine) -> bool:
+        """Whether a slow engine is just being tried again: its row stays with it."""
+        return engine.id in self._tries
+
+    def forget(self, engine: EngineMachine) -> None:
+        self._waits.pop(engine.id, None)
+        self._tries.discard(engine.id)
+
+    def _try_later(self, engine: EngineMachine) -> None:
+        wait = self._waits[engine.id]
+        self._waits[engine.id] = min(2 * wait, LONGEST_WAIT)
+        cluster = self._cluster
+        timer = cluster.timer(("probe", engine.id))
+        cluster.out.append(act.Wake(timer, cluster.now + wait * self._pass_ps[engine.id]))
+
+    def woken(self, engine: EngineMachine) -> None:
+        """Time to try a slow engine again, if it has nothing to show by itself."""
+        cluster = self._cluster
+        if engine.id not in cluster.members.slow or not engine.alive:
+            return
+        if cluster.unfinished <= cluster.members.num_stranded():
+            return  # nobody works, so nothing will ever come to it
+        if not engine.num_resident and not engine.num_waiting:
+            self._tries.add(engine.id)
+            cluster.hunger.probe(engine)
+        else:
+            self._tries.discard(engine.id)
+        self._try_later(engine)

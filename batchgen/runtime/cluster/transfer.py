@@ -1,0 +1,324 @@
+"""The one transfer of rows with KV, for suspend, restore, steal, migrate, evacuate and hand-over.
+
+    frozen     at the source, by its own decision; pages stay
+    requested  in the destination's queue, stamped: an entry whose stamp is old is dead
+    granted    by the destination's own decision: pages are leased there
+    copying    one batch per source and destination; links serve in order
+    committed  the owner changes, the source frees, the destination joins the rows
+
+Suspend and restore are the same with one engine. An abort at any phase leaves the source as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batchgen import actions as act
+from batchgen.coroutine import Outcome
+from batchgen.runtime.engine.intake import fits_ever
+from batchgen.sequence import Status
+
+if TYPE_CHECKING:
+    from batchgen.runtime.cluster.machine import ClusterMachine
+    from batchgen.runtime.engine.machine import EngineMachine
+
+MOST_TRIES = 3
+"""A batch whose copy has failed so often is given up: its rows are prefilled again."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows in a copy. kind: "suspend" | "restore" | "migrate"."""
+
+    kind: str
+    rows: list[int]
+    source: EngineMachine
+    target: EngineMachine
+    from_host: bool
+    tries: int = 1
+
+
+class Transfers:
+    """See the module."""
+
+    def __init__(self, cluster: ClusterMachine) -> None:
+        self._cluster = cluster
+        self._table = cluster.table
+        self._copies: dict[int, Batch] = {}
+        self._next = 0
+        self._stamps: dict[int, int] = {}  # row -> stamp of its live request or copy
+        self._at: dict[int, EngineMachine] = {}  # row -> destination of its request
+        self._stamp = 0
+
+    # -- within one engine ------------------------------------------------------------------------
+
+    def suspend(self, engine: EngineMachine, rows: list[int], out: list[act.Action]) -> None:
+        """Rows that left go to the host; their claim on it is leased."""
+        self._copy(Batch("suspend", rows, engine, engine, from_host=False), out)
+
+    def restore(self, engine: EngineMachine, rows: list[int], out: list[act.Action]) -> None:
+        """Rows on the host come back; their pages are granted."""
+        for row in rows:
+            self._table.v_status[row] = Status.MOVING
+        self._copy(Batch("restore", rows, engine, engine, from_host=True), out)
+
+    # -- between engines --------------------------------------------------------------------------
+
+    def look_for_homes(self, source: EngineMachine, rows: Sequence[int]) -> None:
+        """Rows frozen at an engine, or on its host, ask for pages elsewhere."""
+        cluster = self._cluster
+        for row in rows:
+            homes = [one for one in cluster.members.homes(source) if fits_ever(one, row)]
+            if not homes:
+                self._nobody(source, row)
+            elif not cluster.policy.moves and source.role != "prefill":
+                self._recompute_elsewhere(source, row)
+            else:
+                hungry = [one for one in cluster.hunger.waits() if one in homes]
+                target = cluster.policy.placement.choose(cluster, row, hungry or homes)
+                self.ask(source, [row], target)
+
+    def ask(self, source: EngineMachine, rows: Sequence[int], target: EngineMachine) -> None:
+        """Rows ask for pages at one engine."""
+        cluster = self._cluster
+        for row in rows:
+            self._stamp += 1
+            self._stamps[row] = self._stamp
+            self._at[row] = target
+            target.requests.append((row, source.id, self._stamp))
+            cluster.placed_rows += 1
+        cluster.moved(rows, source)
+        for row in rows:
+            cluster.loads.add(target.id, 0, cluster.work(row))
+        cluster.agenda[target.id] = None
+
+    def asks(self, row: int, stamp: int) -> bool:
+        """Whether a request is alive."""
+        return self._stamps.get(row) == stamp
+
+    def refused(self, row: int, source: int) -> None:
+        """The destination can never hold the row (any more)."""
+        del self._stamps[row], self._at[row]
+        self._cluster.asks_again.append((self._cluster.engines[source], row))
+
+    def move(
+        self, rows: list[int], source: int, target: EngineMachine, out: list[act.Action]
+    ) -> None:
+        """Granted rows are copied to the target: from the source's HBM, or its host."""
+        table, engine = self._table, self._cluster.engines[source]
+        for from_host in (False, True):
+            batch = [row for row in rows if (table.v_status[row] == Status.HOST) == from_host]
+            if batch:
+                for row in batch:
+                    table.v_status[row] = Status.MOVING
+                self._copy(Batch("migrate", batch, engine, target, from_host=from_host), out)
+
+    def call_back(self, row: int, engine: EngineMachine | None = None) -> bool:
+        """Take a row out of its request, or off `engine`'s host queue; False when it is in a
+        copy."""
+        if row in self._stamps:
+            target = self._at.pop(row)
+            del self._stamps[row]
+            self._cluster.agenda[target.id] = None  # a blocked head may be gone
+            return True
+        if engine is not None and row in engine.ready:
+            engine.ready.remove(row)
+            return True
+        return engine is None
+
+    def _nobody(self, source: EngineMachine, row: int) -> None:
+        """It goes on where it is; on the host of a lost engine, when somebody comes back."""
+        source.keep(row)
+        if source.alive:
+            self._cluster.agenda[source.id] = None
+
+    def _recompute_elsewhere(self, source: EngineMachine, row: int) -> None:
+        """Recovery copies nothing: the row is prefilled again at another engine."""
+        cluster, table = self._cluster, self._table
+        if table.v_status[row] == Status.HOST:
+            source.gave_host([row])
+            cluster.out.append(act.Release([row], source.id, "host"))
+        else:
+            source.gave_hbm([row])
+            cluster.out.append(act.Release([row], source.id, "hbm"))
+        self._lose(source, row)
+        cluster.homeless.append(row)
+
+    def _lose(self, source: EngineMachine, row: int) -> None:
+        table = self._table
+        table.v_recomputed[row] += table.v_computed[row]
+        table.v_computed[row] = table.v_host_valid[row] = 0
+        table.v_preemptions[row] += 1
+        if self._cluster.bodies is not None:
+            self._cluster.tell_body(source, row, Outcome.LOST)
+
+    # -- copies -----------------------------------------------------------------------------------
+
+    def _copy(self, batch: Batch, out: list[act.Action]) -> None:
+        table, copy_id = self._table, self._next
+        self._next += 1
+        self._copies[copy_id] = batch
+        computed, valid = table.v_computed, table.v_host_valid
+        if batch.kind == "suspend":
+            tokens = [computed[row] - min(valid[row], computed[row]) for row in batch.rows]
+            ranks = [table.v_rank[row] for row in batch.rows]
+        else:
+            tokens = [computed[row] for row in batch.rows]
+            ranks = [batch.target.granted[row][0] for row in batch.rows]
+        out.append(
+            act.Copy(
+                copy_id,
+                list(batch.rows),
+                tokens,
+                ranks,
+                batch.source.id,
+                batch.target.id,
+                "host" if batch.from_host else "hbm",
+                "host" if batch.kind == "suspend" else "hbm",
+                batch.kind,
+            )
+        )
+
+    def done(self, copy_id: int, out: list[act.Action]) -> None:
+        """All of a batch has arrived."""
+        batch = self._copies.pop(copy_id, None)
+        if batch is None:
+            return  # cut off by a loss
+        rows, source, target = batch.rows, batch.source, batch.target
+        cluster = self._cluster
+        if batch.kind == "suspend":
+            source.num_outbound -= len(rows)
+            source.suspended(rows)
+            out.append(act.Release(list(rows), source.id, "hbm"))
+            if source.draining or source.id in cluster.members.slow:
+                self.look_for_homes(source, source.give_ready(len(rows)))
+            else:
+                cluster.hunger.ready_grew(source)
+        elif batch.kind == "restore":
+            target.took_in(rows)
+            target.restored(rows)
+        else:
+            self._committed(batch, out)
+        if cluster.bodies is not None and batch.kind != "suspend":
+            for row in rows:
+                cluster.tell_body(target, row, Outcome.RESUMED)
+        cluster.agenda[target.id] = None
+
+    def _committed(self, batch: Batch, out: list[act.Action]) -> None:
+        """The owner of migrating rows changes."""
+        rows, source, target = batch.rows, batch.source, batch.target
+        table, cluster = self._table, self._cluster
+        if batch.from_host:
+            source.gave_host(rows)
+        else:
+            source.gave_hbm(rows)
+        out.append(act.Release(list(rows), source.id, "host" if batch.from_host else "hbm"))
+        target.took_in(rows)
+        for row in rows:
+            del self._stamps[row], self._at[row]
+            table.v_migrations[row] += 1
+            table.v_host_pages[row] = table.v_host_valid[row] = 0
+            order = source.orders.pop(row, None)
+            if order is not None:
+                target.order(row, order)
+        cluster.agenda[source.id] = None
+
+    def failed(self, copy_id: int, out: list[act.Action]) -> None:
+        """Nothing of a batch arrived: try again, or give it up."""
+        batch = self._copies.pop(copy_id, None)
+        if batch is None:
+            return
+        rows, source, target = batch.rows, batch.source, batch.target
+        if batch.tries < MOST_TRIES:
+            batch.tries += 1
+            self._copy(batch, out)
+            return
+        cluster, table = self._cluster, self._table
+        if batch.kind == "suspend":
+            source.num_outbound -= len(rows)
+            source.gave_host(rows)
+            for row in rows:
+                rank = source.ranks[table.v_rank[row]]
+                rank.outbound_pages -= table.v_pages[row]
+                rank.release(row)
+        else:
+            target.ungrant(rows)
+            if batch.from_host:
+                source.gave_host(rows)
+            else:
+                source.gave_hbm(rows)
+        pools = ("hbm", "host") if batch.kind == "suspend" else ("host",)
+        for pool in pools if batch.from_host or batch.kind == "suspend" else ("hbm",):
+            out.append(act.Release(list(rows), source.id, pool))
+        for row in rows:
+            self._stamps.pop(row, None)
+            self._at.pop(row, None)
+            self._lose(source, row)
+            self._wait_again(source, row)
+        cluster.agenda[source.id] = None
+        cluster.agenda[target.id] = None
+
+    def _wait_again(self, source: EngineMachine, row: int) -> None:
+        """A row whose KV is given up waits first in a lane of its engine, or anywhere."""
+        cluster = self._cluster
+        if source.alive and not source.draining:
+            ranks = source.ranks
+            rank = ranks[self._table.v_rank[row] % len(ranks)]
+            if source.enqueue(row, rank, front=True):
+                cluster.hunger.waiting_grew(source)
+        else:
+            cluster.homeless.append(row)
+
+    # -- loss -------------------------------------------------------------------------------------
+
+    def cut_off(self, engine: EngineMachine) -> list[int]:
+        """The engine is lost: its copies end nowhere. Returns rows of its own suspends and
+        restores; rows that were coming from elsewhere ask again."""
+        cluster, own = self._cluster, list[int]()
+        again: list[tuple[EngineMachine, int]] = []
+        for copy_id in sorted(self._copies):
+            batch = self._copies[copy_id]
+            if batch.kind != "migrate":
+                if batch.source is engine:
+                    del self._copies[copy_id]
+                    own += batch.rows
+            elif batch.target is engine:
+                del self._copies[copy_id]
+                again += [(batch.source, row) for row in batch.rows]
+            elif batch.source is engine and not batch.from_host:
+                del self._copies[copy_id]
+                batch.target.ungrant(batch.rows)  # the rows are among the engine's residents
+                cluster.agenda[batch.target.id] = None
+        for row, source, stamp in engine.requests:
+            if self.asks(row, stamp):
+                again.append((cluster.engines[source], row))
+        for rank in engine.ranks:
+            for row in rank.held:
+                if self._stamps.pop(row, None) is not None:
+                    cluster.agenda[self._at.pop(row).id] = None
+        for source, row in again:
+            self._stamps.pop(row, None)
+            self._at.pop(row, None)
+            if source is not engine:
+                frozen = row in source.ranks[self._table.v_rank[row] % len(source.ranks)].held
+                self._table.v_status[row] = Status.FROZEN if frozen else Status.HOST
+                cluster.asks_again.append((source, row))
+            elif self._table.v_status[row] == Status.MOVING:
+                self._table.v_status[row] = Status.HOST
+                own.append(row)
+        return own
+
+    def leaving_host(self, engine: EngineMachine) -> list[int]:
+        """Rows on the engine's host that ask for pages elsewhere, or are being copied from it."""
+        table = self._table
+        rows = [row for row in self._stamps if table.v_engine[row] == engine.id]
+        return [row for row in rows if table.v_host_pages[row] and table.v_status[row] in _HOSTED]
+
+    def in_copy(self) -> dict[int, Batch]:
+        """Batches by copy id (for checks)."""
+        return self._copies
+
+
+_HOSTED = (Status.HOST, Status.MOVING)

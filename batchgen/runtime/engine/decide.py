@@ -1,0 +1,357 @@
+"""The next step of an engine. A decision is a fixpoint: asking again would change nothing.
+
+In order: orders from outside, arrivals, phase, memory, follow-ups, rows with KV, rows of the lanes,
+then the composition and the number of passes for which it stands. Without phases every decision
+asks everything; with phases that is done at boundaries, and in a prefill phase at every pass.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchgen import actions as act
+from batchgen.memory.pool import FOREVER
+from batchgen.runtime.advisor import HOME, RankLoad
+from batchgen.runtime.engine.chunks import chunk_sizes
+from batchgen.runtime.engine.giving import (
+    carry_out_orders,
+    freeze,
+    go_on,
+    make_room,
+    outgrew,
+    pay_debt,
+    release_dead,
+    settle_doubt,
+)
+from batchgen.runtime.engine.intake import admit_all, extend_now, hunger, join_arrived, take_in
+from batchgen.runtime.engine.leaving import begin_switch, only_decodes
+from batchgen.sequence import Status
+from batchgen.step import Chunk, Step
+
+if TYPE_CHECKING:
+    from batchgen.runtime.engine.machine import EngineMachine
+    from batchgen.runtime.engine.rank import Rank
+
+
+def decide(engine: EngineMachine, out: list[act.Action]) -> None:
+    """Decide and launch the engine's next step, if it has one and a free slot."""
+    if engine.launched is not None or not engine.alive or engine.switching is not None:
+        return
+    if engine.switch_to is not None and _switches(engine, out):
+        return
+    turn = engine.q >= engine.turn_q
+    if engine.turn_every > 1 and not (turn or engine.prefill):
+        turn = engine.urgent or _cannot_wait(engine)
+    engine.urgent = engine.freed = False
+    if engine.orders:
+        carry_out_orders(engine)
+    if turn or engine.prefill:
+        gave = _ask(engine, turn, out)
+    else:
+        gave = False
+    if engine.up.looks and _looks(engine, turn):
+        engine.look_q = engine.q + engine.boundary
+        engine.up.look(engine)
+    if engine.switch_to is not None:
+        settle_doubt(engine, out)
+        if _switches(engine, out):
+            return
+    passes, first, chunks = _compose(engine)
+    again = gave or engine.freed
+    if engine.once:
+        engine.once = False
+        passes = min(passes, 1)
+    if gave and engine.turn_every == 1:
+        if engine.policy.choosy or engine.ready or engine.requests:
+            passes = min(passes, 1)
+    if engine.probe is not None and engine.q - engine.probe[0] <= engine.lag:
+        passes = min(passes, 1)  # its duration is to be known by itself
+    if engine.doubt:
+        settle_doubt(engine, out)
+    if engine.lag and (engine.doubt or engine.left or engine.prompts_told):
+        passes = min(passes, 1)  # the next report tells more about them
+    if passes:
+        _launch(engine, passes, first, chunks, out)
+    elif again and not engine.doubt:
+        decide(engine, out)  # pages came free: ask again
+    elif engine.left:
+        out.append(act.Leave(engine.id, list(engine.left)))
+        engine.left = {}
+
+
+def _switches(engine: EngineMachine, out: list[act.Action]) -> bool:
+    """Change the layout when nothing is in flight; True: nothing else is decided now. A layout for
+    a tail is given up when rows have come meanwhile; going home waits for copies under way."""
+    offer = engine.switch_to
+    assert offer is not None
+    if engine.flying:
+        return True
+    if offer.layout == HOME:
+        if engine.doubt or engine.num_outbound or engine.num_inbound > len(engine.arrived):
+            return True
+        join_arrived(engine)
+    elif not only_decodes(engine):
+        engine.switch_to = None
+        return False
+    begin_switch(engine, offer, out)
+    return True
+
+
+def _looks(engine: EngineMachine, turn: bool) -> bool:
+    """Whether the engine looks beyond itself now: every `boundary` passes, whatever the steps."""
+    if engine.turn_every > 1:
+        return turn and not engine.prefill
+    return engine.q >= engine.look_q
+
+
+def _cannot_wait(engine: EngineMachine) -> bool:
+    """Between boundaries: nothing runs, or pages run out earlier than they should."""
+    k, runs = engine.k, False
+    for rank in engine.ranks:
+        growth = rank.growth
+        if growth.counts[k % growth.page_tokens] > rank.size - rank.used:
+            return True
+        if rank.running:
+            runs = True
+            if engine.policy.reserves and _passes_reserved(engine, rank) == 0:
+                return True
+    return not runs
+
+
+def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
+    """Everything that a boundary asks; returns whether somebody gave way."""
+    phases, ranks, policy = engine.turn_every > 1, engine.ranks, engine.policy
+    for rank in ranks:
+        rank.gave = False
+        if rank.debt:
+            pay_debt(engine, rank)
+    if engine.freezing:
+        freeze(engine)
+    if engine.layout != HOME and engine.num_waiting:
+        engine.up.undo(engine)
+    if engine.switch_to is not None:
+        return False
+    if engine.arrived:
+        join_arrived(engine)
+    if phases and _prefills(engine, turn, out):
+        return False
+    if phases:
+        engine.turn_q = engine.q + engine.turn_every
+    gave = False
+    k = engine.k
+    for rank in ranks:
+        if policy.reserves and rank.running and _passes_reserved(engine, rank) == 0:
+            outgrew(engine, rank, next(iter(rank.running)))
+        growth = rank.growth
+        if phases or growth.counts[k % growth.page_tokens] > rank.size - rank.used:
+            if growth.num_rows and make_room(engine, rank):
+                rank.gave = gave = True
+        if rank.held:
+            go_on(engine, rank)
+    if engine.extending:
+        extend_now(engine)
+    if policy.whole_batch or policy.static or policy.streams:
+        _when_empty(engine)
+    if (engine.ready or engine.requests) and not gave:
+        take_in(engine, out)
+    if not phases:
+        admit_all(engine, out)
+    return gave
+
+
+def _prefills(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
+    """With phases: whether the next pass belongs to a prefill phase."""
+    ranks = engine.ranks
+    if not engine.prefill:
+        if engine.extending:
+            extend_now(engine)
+        if not any(rank.prefilling for rank in ranks):
+            if not turn or not engine.policy.phase.starts_prefill(engine):
+                return False
+            if not (engine.num_waiting or (hunger(engine) and engine.num_waiting)):
+                return False
+        engine.prefill = True
+    elif engine.extending:
+        extend_now(engine)
+    if engine.policy.whole_batch or engine.policy.static or engine.policy.streams:
+        _when_empty(engine)
+    admit_all(engine, out)
+    engine.prefill = any(rank.prefilling for rank in ranks)
+    return engine.prefill
+
+
+def _when_empty(engine: EngineMachine) -> None:
+    """What begins anew when no row is left: a batch, a host's streams."""
+    live = any(rank.num_resident for rank in engine.ranks)
+    engine.open = not live
+    if live:
+        return
+    for rank in engine.ranks:
+        if rank.dead:
+            release_dead(engine, rank)
+    if engine.policy.streams and engine.host_size and not engine.streaming and not engine.arrived:
+        engine.streaming = True
+        engine.stream_growth.clear()
+
+
+# -- the composition ------------------------------------------------------------------------------
+
+
+def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
+    """(passes for which the composition stands, whether a finish ends it, prompt chunks); 0 passes:
+    nothing runs."""
+    policy, k, decodes = engine.policy, engine.k, not engine.prefill
+    phases = engine.turn_every > 1
+    passes = engine.max_passes
+    computed, status = engine.table.v_computed, engine.table.v_status
+    first = (policy.reads_ended and engine.up.may_come) or engine.up.bodies is not None
+    runs = False
+    chunks: list[Chunk] = []
+    for rank in engine.ranks:
+        growth = rank.growth
+        if decodes and (rank.running or rank.dead):
+            if rank.running:
+                runs = True
+            if growth.num_rows:
+                passes = min(passes, _passes_that_fit(rank, k))
+            if policy.reserves and rank.running:
+                passes = min(passes, _passes_reserved(engine, rank))
+        if rank.prefilling and (engine.prefill or not phases):
+            runs = first = True
+            before = len(chunks)
+            for row, need, size in chunk_sizes(engine, rank):
+                chunks.append((row, computed[row], size, size == need))
+                if (
+                    size == need
+                    or len(chunks) - before > 1
+                    or (rank.waiting and rank.prefix is not None)
+                ):
+                    passes = 1
+                else:
+                    passes = min(passes, (need - 1) // size)
+            if len(chunks) == before and not (decodes and rank.running):
+                passes = min(passes, 1)
+        if rank.waiting and not phases:
+            first = first or not policy.whole_batch  # which waits for the last row
+            if policy.ask_each_pass:
+                passes = 1
+        if rank.held and not phases:
+            first = True
+            if any(status[row] == Status.STALLED for row in rank.held):
+                passes = 1  # they ask again: growth is not monotone
+        if rank.debt:
+            passes = min(passes, 1)
+    if not runs:
+        return 0, False, chunks
+    if engine.streaming and decodes:
+        passes = _within_host_share(engine, passes)
+    if phases and decodes:
+        first = (policy.reads_ended and engine.up.may_come) or engine.up.bodies is not None
+        passes = min(passes, engine.turn_q - engine.q)
+    elif engine.ready or engine.requests or engine.doubt:
+        first = True
+    if engine.ranks[0].prefix is not None:
+        first = True
+    if engine.up.looks and not phases:
+        passes = min(passes, max(engine.look_q - engine.q, 1))
+    if policy.static and first:
+        passes = 1  # its steps do not end with a finish
+    return passes, first, chunks
+
+
+def _passes_that_fit(rank: Rank, k: int) -> int:
+    """Passes whose growth fits the free pages. With a prefix index: without giving up cached pages,
+    which a longer step would forget too early, or for one pass."""
+    free = rank.size - rank.used
+    if rank.prefix is None:
+        return rank.growth.passes_that_fit(k, free)
+    return max(1, rank.growth.passes_that_fit(k, free - rank.prefix.num_cached))
+
+
+def _passes_reserved(engine: EngineMachine, rank: Rank) -> int:
+    """Passes until the only row that may outgrow its reservation has filled it."""
+    if len(rank.running) != 1:
+        return FOREVER  # a row whose worst case exceeds the pool runs alone
+    table = engine.table
+    row = next(iter(rank.running))
+    have = table.v_pages[row] * rank.page_tokens
+    if not table.v_reserved[row] or have >= table.v_prompt[row] + table.v_budget[row]:
+        return FOREVER
+    return have - table.v_offset[row] - engine.k
+
+
+def _within_host_share(engine: EngineMachine, passes: int) -> int:
+    """Streams yield when the very next pass has no room for them on the host."""
+    free = engine.host_size - engine.host_used - engine.stream_used
+    fit = engine.stream_growth.passes_that_fit(engine.k, free)
+    if fit == 0:
+        engine.drop_streams()
+        return passes
+    return min(passes, fit)
+
+
+def _launch(
+    engine: EngineMachine, passes: int, first: bool, chunks: list[Chunk], out: list[act.Action]
+) -> None:
+    joined = list(engine.joined) if engine.joined else []
+    left = list(engine.left) if engine.left else []
+    if joined:
+        engine.joined = {}
+    if left:
+        engine.left = {}
+    rank = engine.ranks[0]
+    if rank.prefix is not None:
+        _evict(engine, out)
+    until = "all" if engine.policy.static else "first" if first else "n"
+    step = Step(
+        engine.id,
+        engine.epoch,
+        engine.q,
+        passes,
+        until,
+        not engine.prefill,
+        joined,
+        left,
+        chunks,
+        "host" if engine.streaming else "",
+        engine.role == "prefill",
+    )
+    engine.launched = step
+    engine.flying = True
+    out.append(step)
+    if engine.probe is not None and engine.probe[0] == engine.q:
+        engine.probe = (engine.q, engine.up.pace.expected_ps(engine, _loads(engine, step)))
+
+
+def _loads(engine: EngineMachine, step: Step) -> list[RankLoad]:
+    """What the first pass of a step holds, per rank."""
+    table, k = engine.table, engine.k
+    loads = []
+    for rank in engine.ranks:
+        decodes = len(rank.running) if step.decode else 0
+        context = sum(table.v_offset[row] for row in rank.running) + decodes * (k + 1)
+        mine = [chunk for chunk in step.chunks if table.v_rank[chunk[0]] == rank.index]
+        tokens = sum(size for _, _, size, _ in mine)
+        loads.append(
+            (
+                decodes,
+                context if decodes else 0,
+                tokens,
+                sum((start + size) ** 2 - start * start for _, start, size, _ in mine),
+                sum(start for _, start, _, _ in mine),
+                decodes + sum(last for _, _, _, last in mine),
+                decodes + tokens if step.checkpoint else 0,
+            )
+        )
+    return loads
+
+
+def _evict(engine: EngineMachine, out: list[act.Action]) -> None:
+    """Cached pages yield to what the next pass needs."""
+    for rank in engine.ranks:
+        assert rank.prefix is not None
+        growth = rank.growth
+        need = 0 if engine.prefill else growth.counts[engine.k % growth.page_tokens]
+        runs = rank.prefix.shrink(rank.size - rank.used - need)
+        if runs:
+            out.append(act.Evict(engine.id, rank.index, runs))

@@ -1,0 +1,315 @@
+"""Who gets pages: rows on the host, rows of other engines, rows of the lanes, follow-ups.
+
+One test for all of them, the admission part's; a rank without rows takes the next one unasked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchgen import actions as act
+from batchgen.coroutine import Outcome
+from batchgen.memory.pool import pages_for
+from batchgen.runtime.engine.chunks import chunk_sizes
+from batchgen.runtime.engine.giving import recompute, spill
+from batchgen.runtime.engine.landing import publish
+from batchgen.sequence import Status
+
+if TYPE_CHECKING:
+    from batchgen.runtime.engine.machine import EngineMachine
+    from batchgen.runtime.engine.rank import Rank
+
+
+# -- rows with KV ---------------------------------------------------------------------------------
+
+
+def join_arrived(engine: EngineMachine) -> None:
+    """Rows whose copies are complete go on: they decode, or prefill what their copy lacked."""
+    table, arrived = engine.table, engine.arrived
+    if engine.streaming and any(not table.v_host_pages[row] for row in arrived):
+        engine.drop_streams()  # a checkpoint has no holes: rows from elsewhere have none here
+    engine.arrived = []
+    for row in arrived:
+        rank = engine.ranks[table.v_rank[row]]
+        rank.inbound -= 1
+        engine.num_inbound -= 1
+        if table.v_computed[row] < table.known_tokens(row) - 1:
+            rank.held[row] = None
+            table.v_status[row] = Status.EXTENDING
+            engine.extending.append(row)
+        else:
+            engine.enter(rank, row)
+
+
+def take_in(engine: EngineMachine, out: list[act.Action]) -> None:
+    """Grant pages to rows on this engine's host, then to rows that ask from elsewhere."""
+    transfers = engine.up.transfers
+    batch: list[int] = []
+    ready = engine.ready
+    while ready:
+        row = ready[0]
+        if grant(engine, row):
+            batch.append(row)
+        elif fits_ever(engine, row):
+            break
+        else:  # its pool has shrunk
+            lose_host_copy(engine, row)
+        ready.popleft()
+    if batch:
+        transfers.restore(engine, batch, out)
+    requests = engine.requests
+    coming: dict[int, list[int]] = {}
+    while requests:
+        row, source, stamp = requests[0]
+        if not transfers.asks(row, stamp):
+            requests.popleft()
+        elif grant(engine, row):
+            requests.popleft()
+            coming.setdefault(source, []).append(row)
+        elif fits_ever(engine, row):
+            break
+        else:
+            requests.popleft()
+            transfers.refused(row, source)
+    for source, rows in coming.items():
+        transfers.move(rows, source, engine, out)
+
+
+def fits_ever(engine: EngineMachine, row: int) -> bool:
+    """Whether some rank could hold the row and its next token, were it empty."""
+    pages = pages_for(engine.table.v_computed[row] + 1, engine.page_tokens)
+    return any(pages <= rank.size - rank.debt for rank in engine.ranks)
+
+
+def lose_host_copy(engine: EngineMachine, row: int) -> None:
+    """A row on the host that fits no rank any more waits to be prefilled, or fails by name."""
+    table = engine.table
+    engine.gave_host([row])
+    engine.up.out.append(act.Release([row], engine.id, "host"))
+    table.v_recomputed[row] += table.v_computed[row]
+    table.v_computed[row] = 0
+    table.v_preemptions[row] += 1
+    engine.once = engine.freed = True
+    engine.enqueue(row, engine.ranks[0], front=True)
+    if engine.up.bodies is not None:
+        engine.up.tell_body(engine, row, Outcome.LOST)
+
+
+def grant(engine: EngineMachine, row: int) -> bool:
+    """A lease on the emptiest of the ranks that have room (some rank, never "the emptiest rank": so
+    that what is refused stays refused)."""
+    table, policy, k = engine.table, engine.policy, engine.k
+    computed = table.v_computed[row]
+    best: Rank | None = None
+    for rank in engine.ranks:
+        pages = _pages_of(engine, rank, row)
+        resident = rank.num_resident
+        if pages_for(computed + 1, rank.page_tokens) > rank.size:
+            continue
+        if resident >= engine.seats or pages > rank.size:
+            continue
+        if resident or rank.used:
+            growth = rank.growth
+            free = rank.size - rank.used - (growth.counts[k % growth.page_tokens])
+            extra = 0 if policy.reserves or computed % rank.page_tokens else 1
+            if not policy.room(engine, rank, pages + extra, free, resident):
+                continue
+        if best is None or rank.used < best.used:
+            best = rank
+    if best is None:
+        return False
+    pages = _pages_of(engine, best, row)
+    best.used += pages
+    if best.lane_used:
+        best.lane_used[table.v_lane[row]] += pages
+    best.inbound += 1
+    engine.num_inbound += 1
+    engine.granted[row] = (best.index, pages)
+    return True
+
+
+def _pages_of(engine: EngineMachine, rank: Rank, row: int) -> int:
+    pages = pages_for(engine.table.v_computed[row], rank.page_tokens)
+    if engine.policy.reserves:
+        return max(pages, engine.policy.lease(engine.table, row, rank))
+    return pages
+
+
+def extend_now(engine: EngineMachine) -> None:
+    """Rows with new tokens lease what these need; refused, they are prefilled from the start."""
+    table, policy = engine.table, engine.policy
+    rows, engine.extending = engine.extending, []
+    for row in rows:
+        if table.v_status[row] != Status.EXTENDING or table.v_engine[row] != engine.id:
+            continue
+        rank = engine.ranks[table.v_rank[row]]
+        known = table.known_tokens(row)
+        wanted = pages_for(known, rank.page_tokens)
+        if policy.reserves:
+            wanted = max(wanted, policy.lease(table, row, rank))
+        more = max(wanted - table.v_pages[row], 0)
+        growth = rank.growth
+        if more > rank.size - rank.used - growth.counts[engine.k % growth.page_tokens]:
+            recompute(engine, rank, row)
+            engine.once = True
+            continue
+        rank.lease(row, more)
+        if policy.reserves:
+            table.v_reserved[row] = 1
+        del rank.held[row]
+        rank.prefilling[row] = None
+        engine.stream(row, pages_for(known, rank.page_tokens))
+        rank.prompt_left += known - table.v_computed[row]
+        table.v_status[row] = Status.PREFILL
+
+
+# -- rows of the lanes ----------------------------------------------------------------------------
+
+
+def admit_all(engine: EngineMachine, out: list[act.Action]) -> None:
+    """Every rank takes what it can, and the cluster is told when the lanes are empty: to a
+    fixpoint, because rows that it then offers may land on a rank that was asked already."""
+    while True:
+        waiting = 0
+        for rank in engine.ranks:
+            if rank.waiting and not rank.gave:
+                admit(engine, rank, out)
+            elif rank.prefix is not None and rank.prefilling:
+                schedule_prompts(engine, rank, out)
+            waiting += rank.waiting
+        if waiting or not hunger(engine):
+            return
+
+
+def hunger(engine: EngineMachine) -> bool:
+    """Tell the cluster, once, that nothing waits here; True when rows came at once."""
+    if engine.told or engine.role == "decode" or not engine.policy.steals:
+        return False
+    if any(rank.waiting for rank in engine.ranks):
+        return False
+    engine.told = True
+    return engine.up.hunger.hungry(engine)
+
+
+def schedule_prompts(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
+    """Publish the pages that the next pass computes: rows admitted behind may share them."""
+    done = engine.table.v_computed
+    for row, _, size in chunk_sizes(engine, rank):
+        publish(engine, rank, row, done[row] + size, out)
+
+
+def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
+    """Rows of the rank's lanes get pages, in the order of their lanes, while seats, pages and the
+    pass budget last."""
+    table, policy = engine.table, engine.policy
+    growth, lanes = rank.growth, rank.lanes
+    budget, seats = engine.token_budget, engine.seats
+    resident = rank.num_resident
+    planned = rank.prompt_left
+    free = rank.size - rank.used
+    if not engine.prefill:
+        planned += len(rank.running)
+        free -= growth.counts[engine.k % growth.page_tokens]
+    if rank.prefix is not None:
+        schedule_prompts(engine, rank, out)
+    if policy.whole_batch and not engine.open:
+        return
+    several = len(lanes) > 1
+    blocked = 0  # lanes before this one have no room
+    room, reserves, page_tokens = policy.room, policy.reserves, rank.page_tokens
+    prompt, produced, status = table.v_prompt, table.v_produced, table.v_status
+    while rank.waiting and planned < budget:
+        if resident >= seats:
+            if not _spill_one(engine, rank):
+                return
+            resident -= 1
+            free = rank.size - rank.used
+            continue
+        if several:
+            blocked, row = _next_of_lanes(engine, rank, blocked, planned)
+            lane = lanes[blocked] if row >= 0 else lanes[0]
+        else:
+            lane = lanes[0]
+            row = lane.peek()
+        if row < 0:
+            return
+        known = prompt[row] + produced[row]
+        pages = -(-known // page_tokens)
+        if reserves:
+            pages = max(pages, policy.lease(table, row, rank))
+        hits = rank.hits(row) if rank.prefix is not None and not reserves else 0
+        need = rank.new_pages(row, pages, hits) if hits else pages
+        if (resident or rank.used) and not room(engine, rank, need, free, resident):
+            if _spill_one(engine, rank):
+                resident -= 1
+                free = rank.size - rank.used
+                continue
+            if several and blocked + 1 < len(lanes):
+                blocked += 1
+                continue
+            return
+        lane.pop()
+        rank.waiting -= 1
+        table.v_computed[row] = 0
+        rank.lease(row, pages)
+        if reserves:
+            table.v_reserved[row] = 1
+        if hits:
+            rank.adopt(row, hits)
+            out.append(act.Adopt(row, engine.id, hits))
+        free -= need
+        status[row] = Status.PREFILL
+        rank.prefilling[row] = None
+        left = known - table.v_computed[row]
+        rank.prompt_left += left
+        if rank.prefix is not None:
+            schedule_prompts(engine, rank, out)
+        planned += left
+        resident += 1
+        if engine.streaming:
+            engine.stream(row, pages_for(known, page_tokens))
+        if engine.up.bodies is not None:
+            engine.up.start_body(engine, row)
+
+
+def _next_of_lanes(
+    engine: EngineMachine, rank: Rank, blocked: int, planned: int
+) -> tuple[int, int]:
+    """(lane, row) of the next row to ask for: the first lane from `blocked` on with a row and a
+    share left, or one that has the rank to itself. (.., -1): none."""
+    lanes, shares = rank.lanes, engine.policy.shares
+    heads = [lane.peek() for lane in lanes]
+    for index in range(blocked, len(lanes)):
+        if heads[index] < 0:
+            continue
+        others = any(row >= 0 for other, row in enumerate(heads) if other != index)
+        if not others:
+            return index, heads[index]
+        within_pages = rank.lane_used[index] < shares[index] * rank.size
+        if within_pages and _prompt_left_of(engine, rank, index) < (
+            shares[index] * engine.token_budget
+        ):
+            return index, heads[index]
+    return blocked, -1
+
+
+def _prompt_left_of(engine: EngineMachine, rank: Rank, lane: int) -> int:
+    """Tokens without KV of the admitted rows of a lane."""
+    table = engine.table
+    return sum(
+        table.known_tokens(row) - table.v_computed[row]
+        for row in rank.prefilling
+        if table.v_lane[row] == lane
+    )
+
+
+def _spill_one(engine: EngineMachine, rank: Rank) -> bool:
+    """In a prefill phase the newest row whose KV is whole on the host makes room for a prompt."""
+    if not (engine.prefill and engine.streaming and engine.policy.suspends and rank.running):
+        return False
+    row = next(reversed(rank.running))
+    table = engine.table
+    if table.v_host_valid[row] != table.v_offset[row] + engine.k:
+        return False
+    spill(engine, rank, row)
+    return True

@@ -1,0 +1,267 @@
+"""The end of a step: what its passes did to the engine's books. It decides nothing.
+
+With lag 1 a report knows the outcomes of all passes but the last, which is still in flight; rows
+that left in the decision before it are in doubt until then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchgen import actions as act
+from batchgen.coroutine import Outcome
+from batchgen.errors import IllegalTransition
+from batchgen.memory.pool import pages_for
+from batchgen.sequence import Status
+
+if TYPE_CHECKING:
+    from batchgen import events as ev
+    from batchgen.runtime.engine.machine import EngineMachine
+    from batchgen.runtime.engine.rank import Rank
+
+DECODE = int(Status.DECODE)
+DONE = int(Status.DONE)
+
+Doubt = list[tuple[int, str]]
+
+
+def landed(engine: EngineMachine, event: ev.Landed, out: list[act.Action]) -> None:
+    """The books of a step that is over (or, with lag, whose last pass runs)."""
+    step = engine.launched
+    if step is None or event.epoch != engine.epoch:
+        return  # of an epoch that is over
+    passes = event.end - step.q0
+    if not 0 < passes <= step.n:
+        raise IllegalTransition(f"step {engine.id}:{step.q0} ran {passes} of {step.n} passes")
+    doubt, engine.doubt = engine.doubt, []
+    told, engine.prompts_told = engine.prompts_told, []
+    if step.decode:
+        k = engine.k
+        for rank in engine.ranks:
+            rank.advance(k, passes)
+        if engine.streaming:
+            engine.stream_used += engine.stream_growth.growth(k, passes)
+        engine.k = k + passes
+    engine.q = event.end
+    engine.launched, engine.previous = None, step
+    if engine.left_since:
+        engine.left_since = {}
+    if not engine.lag:
+        engine.flying = False
+    if len(engine.ranks) == 1:
+        engine.end_pages = engine.ranks[0].used
+    else:
+        engine.end_pages = engine.hbm_used()
+    if engine.probe is not None:
+        engine.up.pace.report(engine, event.end - 1 - engine.lag, event.duration_ps)
+    if step.chunks:
+        doubt = _chunks_ran(engine, step.chunks, passes, doubt)
+    if not engine.lag:
+        told, engine.prompts_told = engine.prompts_told, []
+    if told:
+        _prompts_done(engine, told)
+    _outcomes(engine, event.finished, doubt, out)
+
+
+def drained(engine: EngineMachine, event: ev.Drained, out: list[act.Action]) -> None:
+    """With lag: the last pass ended and nothing was launched behind it."""
+    if event.epoch != engine.epoch:
+        return
+    engine.flying = False
+    engine.left_since = {}
+    doubt, engine.doubt = engine.doubt, []
+    told, engine.prompts_told = engine.prompts_told, []
+    _prompts_done(engine, told)
+    _outcomes(engine, event.finished, doubt, out)
+
+
+def _prompts_done(engine: EngineMachine, rows: list[int]) -> None:
+    """The last chunks of rows have run: their KV is whole on the host if it streams."""
+    table = engine.table
+    for row in rows:
+        if engine.streaming and table.v_status[row] == DECODE:
+            table.v_host_valid[row] = max(table.v_host_valid[row], table.v_computed[row])
+        if engine.up.bodies is not None:
+            engine.up.tell_body(engine, row, Outcome.PROMPT_DONE)
+
+
+def _chunks_ran(
+    engine: EngineMachine, chunks: list[tuple[int, int, int, bool]], passes: int, doubt: Doubt
+) -> Doubt:
+    """Prompts are longer by the step's chunks; complete ones decode, or are handed over."""
+    table, ranks = engine.table, engine.ranks
+    computed, produced = table.v_computed, table.v_produced
+    for row, start, size, last in chunks:
+        rank = ranks[table.v_rank[row]]
+        if not last:
+            computed[row] = start + size * passes
+            rank.prompt_left -= size * passes
+            if rank.prefix is not None and passes > 1:
+                publish(engine, rank, row, start + size * passes, engine.up.out)
+            continue
+        del rank.prefilling[row]
+        rank.prompt_left -= size
+        computed[row] = start + size
+        produced[row] += 1
+        if engine.streaming or engine.up.bodies is not None:
+            engine.prompts_told.append(row)
+        if engine.role == "prefill":
+            table.v_status[row] = Status.DOUBT
+            rank.held[row] = None
+            if engine.lag:
+                engine.doubt.append((row, "hand"))
+            else:
+                doubt = [*doubt, (row, "hand")]
+        else:
+            engine.join(rank, row)
+    return doubt
+
+
+def publish(
+    engine: EngineMachine, rank: Rank, row: int, tokens: int, out: list[act.Action]
+) -> None:
+    """The row's tokens up to `tokens` are scheduled: their full prompt pages are known from now."""
+    first, count = rank.publish(row, tokens)
+    if count:
+        out.append(act.Publish(row, engine.id, first, count))
+
+
+def _outcomes(
+    engine: EngineMachine,
+    finished: list[tuple[int, int, str]],
+    doubt: Doubt,
+    out: list[act.Action],
+) -> None:
+    gone: set[int] = set()
+    if finished:
+        up = engine.up
+        if up.bodies is not None:
+            finished = _bodies_end(engine, finished, doubt)
+        doubtful = {row for row, _ in doubt} if doubt else ()
+        for row, produced, reason in finished:
+            _finish(engine, row, produced)
+            if row in doubtful:
+                gone.add(row)
+            up.ended(engine, row, reason)
+    if doubt:
+        resolve(engine, doubt, out, gone)
+
+
+def _finish(engine: EngineMachine, row: int, produced: int) -> None:
+    """The row ended: its pages come free, unless it stays as a dead row."""
+    table = engine.table
+    rank = engine.ranks[table.v_rank[row]]
+    status = table.v_status[row]
+    if status == DECODE:
+        if engine.policy.static:
+            bury(engine, rank, row)
+        elif table.v_reserved[row] or table.v_shared[row] or engine.streaming or rank.lane_used:
+            engine.unjoin(rank, row)
+            rank.release(row)
+            engine.end_stream(row)
+        else:  # the common case, in place
+            offset = table.v_offset[row]
+            del rank.running[row]
+            growth = rank.growth
+            growth.counts[-offset % growth.page_tokens] -= 1
+            growth.num_rows -= 1
+            rank.used -= -(-(offset + engine.k) // rank.page_tokens)
+    elif status in (Status.STALLED, Status.EXTENDING):
+        engine.withdraw(rank, row)
+        rank.release(row)
+        engine.end_stream(row)
+    elif status != Status.DOUBT:
+        raise IllegalTransition(f"{table.story(row)} finished but was not running")
+    table.v_produced[row] = produced
+    table.v_computed[row] = table.v_prompt[row] + produced - 1
+    table.v_status[row] = DONE
+
+
+def bury(engine: EngineMachine, rank: Rank, row: int) -> None:
+    """An ended row of a static batch keeps its place and goes on growing; its stream ends."""
+    table = engine.table
+    del rank.running[row]
+    rank.dead[row] = None
+    if engine.streaming:
+        offset = table.v_offset[row]
+        engine.stream_growth.remove(offset)
+        table.v_host_pages[row] = pages_for(offset + engine.k, rank.page_tokens)
+        engine.end_stream(row)
+
+
+def _bodies_end(
+    engine: EngineMachine, finished: list[tuple[int, int, str]], doubt: Doubt
+) -> list[tuple[int, int, str]]:
+    """Ask the bodies of rows whose generation ended; returns those that have no more to do."""
+    table, over = engine.table, []
+    for row, produced, reason in finished:
+        rank = engine.ranks[table.v_rank[row]]
+        was = table.v_status[row]
+        if was == DECODE:
+            engine.unjoin(rank, row)
+            rank.held[row] = None
+            if engine.policy.static:  # the backend would keep it as a dead row
+                engine.left[row] = engine.left_since[row] = None
+            rank.trim(row, table.v_prompt[row] + produced - 1)
+            table.v_produced[row] = produced
+            table.v_status[row] = Status.STALLED
+        # Rows in doubt left with what this pass gave them: their columns are right already.
+        goes_on = engine.up.stage_ended(engine, row, reason, in_doubt=was == Status.DOUBT)
+        if goes_on == "sleeps" and was == Status.DOUBT:  # wherever it was to go, it sleeps
+            entry = next(item for item in doubt if item[0] == row)
+            doubt.remove(entry)
+            _ended_in_doubt(engine, rank, row, entry[1])
+            table.v_computed[row] = 0
+            table.v_status[row] = Status.SLEEPING
+        if not goes_on:
+            over.append((row, produced, reason))
+    return over
+
+
+def resolve(
+    engine: EngineMachine, doubt: Doubt, out: list[act.Action], gone: set[int] | frozenset[int]
+) -> None:
+    """The outcome of rows that left is known: they go where they were meant to go."""
+    table, up = engine.table, engine.up
+    suspended: list[int] = []
+    homeless: list[int] = []
+    for row, what in doubt:
+        rank = engine.ranks[table.v_rank[row]]
+        if row in gone:
+            _ended_in_doubt(engine, rank, row, what)
+        elif what == "fail" or what == "finish":
+            _, code, why = engine.verdicts.pop(row)
+            up.end_early(engine, row, what, code, why)
+        elif what == "recompute":
+            engine.enqueue(row, rank, front=True)
+            up.queue_grew(engine)
+        elif what == "suspend":
+            table.v_status[row] = Status.MOVING
+            suspended.append(row)
+        elif what == "sleep":
+            table.v_status[row] = Status.SLEEPING
+            engine.sleeping += 1
+            up.sleep(engine, row)
+        else:  # hand, freeze
+            table.v_status[row] = Status.FROZEN
+            homeless.append(row)
+    if suspended:
+        up.transfers.suspend(engine, suspended, out)
+    if homeless:
+        up.transfers.look_for_homes(engine, homeless)
+
+
+def _ended_in_doubt(engine: EngineMachine, rank: Rank, row: int, what: str) -> None:
+    """It had ended in the very pass after which it left."""
+    if what == "suspend":
+        table = engine.table
+        rank.outbound_pages -= table.v_pages[row]
+        engine.num_outbound -= 1
+        engine.gave_host([row])
+        rank.release(row)
+    elif what in ("hand", "freeze", "sleep"):
+        del rank.held[row]
+        rank.release(row)
+        engine.end_stream(row)
+    else:  # recompute, fail, finish: its pages are free already
+        engine.verdicts.pop(row, None)

@@ -1,0 +1,471 @@
+"""The engine machine: one engine's ranks, pages, host share, lanes, sets and launched step.
+
+Nobody else writes them. This file holds its state, the small moves that every concern shares, and
+the calls of the cluster. Calls of the cluster never decide: the cluster puts the engine on its
+agenda and `kick`s it after the event. The verbs are files beside this one: `landing` (what passes
+did), `decide` (the next step), `intake` (who gets pages), `giving` (who gives them back), `leaving`
+(loss and layouts).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from batchgen import actions as act
+from batchgen.memory.pool import GrowthHistogram, pages_for
+from batchgen.runtime.advisor import HOME, Offer
+from batchgen.runtime.engine.lane import FifoLane, KeyedLane, Lane
+from batchgen.runtime.engine.rank import PageKeys, Rank
+from batchgen.sequence import Status
+
+if TYPE_CHECKING:
+    from batchgen.plan import EngineSpec, Plan
+    from batchgen.policy.compiled import Compiled
+    from batchgen.runtime.cluster.machine import ClusterMachine
+    from batchgen.sequence import Table
+    from batchgen.step import Step
+
+Order = tuple[str, str, str]
+"""What is to become of a row at the next decision: ("fail" | "finish", code, why), or ("sleep", "",
+ps)."""
+
+
+class EngineMachine:
+    """See the module. Parts read it; the attributes without underscore are theirs to read."""
+
+    __slots__ = (
+        "alive",
+        "arrived",
+        "boundary",
+        "doubt",
+        "draining",
+        "end_pages",
+        "epoch",
+        "extending",
+        "freed",
+        "flying",
+        "freezing",
+        "granted",
+        "home_pages",
+        "home_ranks",
+        "host_size",
+        "host_used",
+        "id",
+        "joined",
+        "k",
+        "lag",
+        "launched",
+        "layout",
+        "left",
+        "left_since",
+        "look_q",
+        "max_num_seqs",
+        "max_passes",
+        "node",
+        "num_inbound",
+        "num_outbound",
+        "once",
+        "open",
+        "orders",
+        "page_keys",
+        "page_tokens",
+        "policy",
+        "prefill",
+        "previous",
+        "probe",
+        "prompts_told",
+        "q",
+        "ranks",
+        "ready",
+        "requests",
+        "role",
+        "sleeping",
+        "stream_growth",
+        "stream_used",
+        "streaming",
+        "switch_failed",
+        "switch_to",
+        "switching",
+        "table",
+        "token_budget",
+        "told",
+        "turn_every",
+        "turn_q",
+        "up",
+        "urgent",
+        "verdicts",
+    )
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        plan: Plan,
+        table: Table,
+        policy: Compiled,
+        up: ClusterMachine,
+        *,
+        page_keys: PageKeys | None,
+        max_passes: int,
+    ) -> None:
+        self.id, self.node, self.role = spec.engine, spec.node, spec.role
+        self.table, self.policy, self.up = table, policy, up
+        self.page_keys = page_keys
+        self.page_tokens = plan.page_tokens
+        self.boundary = plan.boundary
+        self.turn_every = plan.boundary if policy.phases else 1
+        self.token_budget, self.max_num_seqs = plan.token_budget, plan.max_num_seqs
+        self.lag, self.max_passes = plan.lag, max_passes
+        self.home_ranks, self.home_pages = spec.num_ranks, spec.hbm_pages
+        self.host_size = spec.host_pages
+        self.ranks = [self._rank(index, spec.hbm_pages) for index in range(spec.num_ranks)]
+        # Pages on the host: of rows that are there (a claim), and of streams (they yield to claims).
+        self.host_used = 0
+        self.stream_used = 0
+        self.streaming = False
+        self.stream_growth = GrowthHistogram(plan.page_tokens)
+        self.q = self.k = 0  # passes, and those of them in which rows decoded
+        self.epoch = 0
+        self.layout = HOME
+        self.switch_to: Offer | None = None  # to begin when nothing is in flight
+        self.switching: Offer | None = None  # the backend prepares it
+        self.switch_failed = False
+        self.alive, self.draining = True, False
+        self.prefill = False  # in a prefill phase
+        self.turn_q = 0  # the next boundary
+        self.look_q = 0  # when it next looks beyond itself (tail, pace)
+        self.probe: tuple[int, int] | None = None  # (pass, expected ps) of a pass that is timed
+        self.urgent = False  # something outside cannot wait for the boundary
+        self.launched: Step | None = None  # the newest step, while its end is unknown
+        self.previous: Step | None = None  # the one before it
+        self.flying = False  # a pass may be in flight
+        self.joined: dict[int, None] = {}  # changes of the running set since the last step
+        self.left: dict[int, None] = {}
+        self.left_since: dict[int, None] = {}  # rows that left since the last report
+        self.doubt: list[tuple[int, str]] = []  # rows that left; outcome of their last pass unknown
+        self.prompts_told: list[int] = []  # bodies to be told with the next report
+        self.orders: dict[int, Order] = {}
+        self.verdicts: dict[int, Order] = {}  # of rows in doubt that are to end
+        self.ready: deque[int] = deque()  # rows on this engine's host
+        self.extending: list[int] = []
+        self.requests: deque[tuple[int, int, int]] = (
+            deque()
+        )  # (row, source, stamp) that ask for pages
+        self.arrived: list[int] = []  # committed here; join at the next decision
+        self.granted: dict[int, tuple[int, int]] = {}  # row -> (rank, pages) of copies to here
+        self.sleeping = 0
+        self.freezing = False  # the cluster asked for all running rows
+        self.num_inbound = self.num_outbound = 0  # rows in copies to and from here
+        self.told = False  # the cluster knows that it is hungry
+        self.once = False  # the decision may find more to do one pass later
+        self.freed = False  # a row ended in this decision
+        self.open = True  # a whole batch may be taken
+        self.end_pages = 0  # leased at the end of the last step, before ended rows gave theirs back
+
+    def _rank(self, index: int, pages: int) -> Rank:
+        policy, table = self.policy, self.table
+        lanes: list[Lane] = []
+        for _ in range(policy.num_lanes):
+            if policy.keyed:
+                lanes.append(KeyedLane(table.v_status, lambda row: policy.order.key(table, row)))
+            else:
+                lanes.append(FifoLane(table.v_status))
+        return Rank(
+            index,
+            table,
+            size=pages,
+            page_tokens=self.page_tokens,
+            lanes=lanes,
+            page_keys=self.page_keys,
+        )
+
+    def make_ranks(self, layout: str, num_ranks: int, pages: int) -> None:
+        """Fresh ranks in a layout."""
+        self.layout = layout
+        self.ranks = [self._rank(index, pages) for index in range(num_ranks)]
+
+    # -- what parts may ask -----------------------------------------------------------------------
+
+    @property
+    def num_ranks(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(rank.waiting for rank in self.ranks)
+
+    @property
+    def num_resident(self) -> int:
+        """Rows with HBM pages here, or pages leased for them."""
+        return sum(rank.num_resident for rank in self.ranks)
+
+    @property
+    def num_ready(self) -> int:
+        """Rows on this engine's host."""
+        return len(self.ready)
+
+    @property
+    def seats(self) -> int:
+        """Rows that a rank may hold: no pass exceeds its token budget."""
+        return min(self.max_num_seqs, self.token_budget)
+
+    @property
+    def free_fraction(self) -> float:
+        """Free HBM pages over all pages of the engine."""
+        size = sum(rank.size for rank in self.ranks)
+        return sum(rank.free for rank in self.ranks) / size if size else 0.0
+
+    @property
+    def free_seats(self) -> float:
+        """Free seats over all seats of the engine."""
+        return 1 - self.num_resident / (self.seats * len(self.ranks))
+
+    def running_rows(self) -> list[int]:
+        return [row for rank in self.ranks for row in rank.running]
+
+    def hbm_used(self) -> int:
+        """Pages leased on all ranks."""
+        return sum(rank.used for rank in self.ranks)
+
+    # -- the running set --------------------------------------------------------------------------
+
+    def join(self, rank: Rank, row: int) -> None:
+        """The row decodes from now on; the next step may have to say so (`enter`)."""
+        rank.join(row, self.k)
+        if self.streaming:
+            self.stream_growth.add(self.table.v_offset[row])
+
+    def enter(self, rank: Rank, row: int) -> None:
+        """A row that the backend does not have in its running set joins it."""
+        self.join(rank, row)
+        if row in self.left:
+            del self.left[row], self.left_since[row]
+        else:
+            self.joined[row] = None
+
+    def unjoin(self, rank: Rank, row: int) -> None:
+        """The row stops decoding; its columns become real."""
+        rank.unjoin(row, self.k)
+        if self.streaming:
+            table = self.table
+            self.stream_growth.remove(table.v_offset[row])
+            computed = table.v_computed[row]
+            table.v_host_pages[row] = pages_for(computed, self.page_tokens)
+            closed = computed - computed % self.page_tokens
+            if closed > table.v_host_valid[row]:
+                table.v_host_valid[row] = closed
+
+    def leave(self, rank: Rank, row: int) -> bool:
+        """Out of the running set; True when the row has run in the pass before this decision."""
+        self.unjoin(rank, row)
+        if row in self.joined:
+            del self.joined[row]
+            return False
+        self.left[row] = self.left_since[row] = None
+        return True
+
+    def withdraw(self, rank: Rank, row: int) -> bool:
+        """Out of whatever set of the rank it is in; True as `leave`."""
+        if row in rank.running:
+            return self.leave(rank, row)
+        if row in rank.prefilling:
+            del rank.prefilling[row]
+            rank.prompt_left -= self.table.known_tokens(row) - self.table.v_computed[row]
+            return False
+        del rank.held[row]
+        if self.table.v_status[row] == Status.SLEEPING:
+            self.sleeping -= 1
+        return row in self.left_since
+
+    # -- the host share ---------------------------------------------------------------------------
+
+    def stream(self, row: int, pages: int) -> bool:
+        """Lease `pages` in all for the stream of a row; False, and no row streams any more, when the
+        host share is full."""
+        if not self.streaming:
+            return False
+        more = pages - self.table.v_host_pages[row]
+        if self.host_used + self.stream_used + more > self.host_size:
+            self.drop_streams()
+            return False
+        self.stream_used += more
+        self.table.v_host_pages[row] = pages
+        return True
+
+    def drop_streams(self) -> None:
+        """Checkpoints of resident rows yield; streaming begins again when the engine is empty."""
+        self.streaming = False
+        table = self.table
+        self.stream_growth.clear()
+        self.stream_used = 0
+        rows = [row for rank in self.ranks for row in (*rank.running, *rank.prefilling, *rank.held)]
+        rows += self.arrived
+        for row in rows:
+            table.v_host_pages[row] = table.v_host_valid[row] = 0
+        self.up.out.append(act.Release(rows, self.id, "host"))
+
+    def end_stream(self, row: int) -> None:
+        """The row, in no set, needs no checkpoint any more."""
+        table = self.table
+        if table.v_host_pages[row]:
+            self.stream_used -= table.v_host_pages[row]
+            table.v_host_pages[row] = 0
+        table.v_host_valid[row] = 0
+
+    # -- rows that wait ---------------------------------------------------------------------------
+
+    def enqueue(self, row: int, rank: Rank, *, front: bool = False) -> bool:
+        """The row waits in a lane of the rank. False: it can never fit there, and has failed by
+        name, here and now."""
+        table, policy = self.table, self.policy
+        table.v_engine[row] = self.id
+        table.v_rank[row] = rank.index
+        pages = pages_for(table.known_tokens(row) + 1, self.page_tokens)
+        if policy.reserves:
+            pages = max(pages, policy.lease(table, row, rank))
+        if pages > rank.size:
+            roomier = max(self.ranks, key=lambda one: one.size)
+            if pages <= roomier.size:
+                return self.enqueue(row, roomier, front=front)
+            self.up.too_large(self, row, pages, roomier.size)
+            return False
+        table.v_status[row] = Status.WAITING
+        index = 0
+        if policy.num_lanes > 1:
+            index = policy.order.lane(table, row)
+            table.v_lane[row] = index
+        lane = rank.lanes[index]
+        if front:
+            lane.push_front(row)
+        else:
+            lane.push(row)
+        rank.waiting += 1
+        return True
+
+    # -- calls of the cluster (they never decide) -------------------------------------------------
+
+    def offer(self, rows: Sequence[int], rank: int = -1) -> None:
+        """Rows to be run here, on a rank or (-1) where fewest wait."""
+        for row in rows:
+            where = self.ranks[rank % len(self.ranks)] if rank >= 0 else None
+            self.enqueue(row, where or min(self.ranks, key=lambda one: one.waiting))
+        self.told = False
+
+    def reclaim(self, count: int) -> list[int]:
+        """Up to `count` waiting rows go elsewhere, those that would run last, last first."""
+        rows: list[int] = []
+        while len(rows) < count:
+            rank = max(self.ranks, key=lambda one: one.waiting)
+            if not rank.waiting:
+                break
+            for lane in reversed(rank.lanes):
+                row = lane.take_back()
+                if row >= 0:
+                    rank.waiting -= 1
+                    rows.append(row)
+                    break
+        return rows
+
+    def give_ready(self, count: int) -> list[int]:
+        """Up to `count` rows on the host look for a home elsewhere, the last first."""
+        return [self.ready.pop() for _ in range(min(count, len(self.ready)))]
+
+    def cancel_waiting(self, row: int) -> bool:
+        """Take a row out of its lane; False when it does not wait here. Its entry dies lazily."""
+        if self.table.v_status[row] != Status.WAITING:
+            return False
+        self.ranks[self.table.v_rank[row]].waiting -= 1
+        return True
+
+    def order(self, row: int, what: Order) -> None:
+        """End a row, or let it sleep, at the next decision."""
+        self.orders.setdefault(row, what)
+        self.once = True
+
+    def kick(self, out: list[act.Action]) -> None:
+        """Something that a decision could read has changed: decide if the slot is free, else end
+        the launched step early. A boundary is waited for, unless it is urgent."""
+        step = self.launched
+        if not self.alive or self.switching is not None:
+            return
+        if step is None:
+            self.up.decide(self, out)
+        elif step.n > 1 and (
+            self.urgent or self.orders or self.turn_every == 1 or not step.decode
+        ):
+            out.append(act.Cut(self.id))
+
+    # -- transfers: what the cluster tells ----------------------------------------------------------
+
+    def restored(self, rows: Sequence[int]) -> None:
+        """Rows of this engine's host are back in HBM; their copy stays as a stream, if any do."""
+        if self.streaming:
+            pages = sum(self.table.v_host_pages[row] for row in rows)
+            self.host_used -= pages
+            self.stream_used += pages
+        else:
+            self.gave_host(rows)
+            self.up.out.append(act.Release(list(rows), self.id, "host"))
+
+    def keep(self, row: int) -> None:
+        """Nobody takes the row, which is frozen here: it goes on."""
+        table = self.table
+        if table.v_status[row] == Status.HOST:
+            self.ready.append(row)
+            return
+        if table.v_computed[row] < table.known_tokens(row) - 1:
+            table.v_status[row] = Status.EXTENDING
+            self.extending.append(row)
+        else:
+            table.v_status[row] = Status.STALLED
+
+    def suspended(self, rows: Sequence[int]) -> None:
+        """The KV of rows has reached the host: their pages come free."""
+        table = self.table
+        for row in rows:
+            rank = self.ranks[table.v_rank[row]]
+            rank.outbound_pages -= table.v_pages[row]
+            rank.release(row)
+            table.v_host_valid[row] = table.v_computed[row]
+            table.v_status[row] = Status.HOST
+            self.ready.append(row)
+
+    def gave_hbm(self, rows: Sequence[int]) -> None:
+        """Frozen rows live elsewhere now."""
+        table = self.table
+        for row in rows:
+            rank = self.ranks[table.v_rank[row]]
+            del rank.held[row]
+            rank.release(row)
+            self.end_stream(row)
+
+    def gave_host(self, rows: Sequence[int]) -> None:
+        """The host copies of rows are not needed any more."""
+        table = self.table
+        for row in rows:
+            self.host_used -= table.v_host_pages[row]
+            table.v_host_pages[row] = table.v_host_valid[row] = 0
+
+    def took_in(self, rows: Sequence[int]) -> None:
+        """Copies to this engine are complete: rows join at its next decision."""
+        table = self.table
+        for row in rows:
+            index, pages = self.granted.pop(row)
+            table.v_engine[row] = self.id
+            table.v_rank[row] = index
+            table.v_pages[row] = pages
+            table.v_reserved[row] = 1 if self.policy.reserves else 0
+            table.v_status[row] = Status.ARRIVED
+            self.arrived.append(row)
+
+    def ungrant(self, rows: Sequence[int]) -> None:
+        """Copies to this engine did not come about: pages leased for them come free."""
+        for row in rows:
+            index, pages = self.granted.pop(row)
+            rank = self.ranks[index]
+            rank.used -= pages
+            if rank.lane_used:
+                rank.lane_used[self.table.v_lane[row]] -= pages
+            rank.inbound -= 1
+            self.num_inbound -= 1

@@ -1,0 +1,414 @@
+"""A slow, plain backend: pass by pass through `Composition`, in simulated time by the toy cost.
+
+It shares nothing with batchgen.sim but the contract, so that each checks the other, and it is what
+the runtime is tested with. No closed forms: a step is its passes, one after the other.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from core_toy import ToyCost
+
+from batchgen import actions as act
+from batchgen import events as ev
+from batchgen.log import Entry
+from batchgen.plan import Plan
+from batchgen.runtime.core import Runtime
+from batchgen.sequence import Status, Table
+from batchgen.step import Composition, Pass, Step
+
+EXTERNAL, STEP = 0, 1
+NORMAL = 1000
+
+
+@dataclass
+class Device:
+    """One engine as the walker sees it."""
+
+    composition: Composition
+    cost: ToyCost
+    speed: int = NORMAL
+    troubles: dict[int, int] = field(default_factory=dict)  # gpu -> factor
+    step: Step | None = None  # launched, not yet reported
+    flying: Pass | None = None  # the pass in flight, with its step
+    flying_step: Step | None = None
+    flying_q: int = 0
+    q: int = 0  # the next pass
+    life: int = 0
+    busy_ps: int = 0  # of passes that ended since the last report
+    began_ps: int = 0
+    pending: list[tuple[int, int, str]] = field(default_factory=list)
+    dead: dict[int, int] = field(default_factory=dict)  # dead row -> tokens its KV would have
+    link_free_ps: int = 0
+    lost: set[int] = field(default_factory=set)
+
+
+class Walker:
+    """Runs one runtime to the end of its rows."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        plan: Plan,
+        lengths: Sequence[int],
+        *,
+        cost: Callable[[str], ToyCost],
+        stages: dict[int, list[int]] | None = None,
+        observer: Callable[[Entry], None] | None = None,
+        limit: int = 400_000,
+    ) -> None:
+        self.runtime, self.plan, self.table = runtime, plan, runtime.table
+        self.lag = plan.lag
+        self.cost = cost
+        self.true = list(lengths)
+        self.stages = {row: list(more) for row, more in (stages or {}).items()}
+        self.devices = [Device(Composition(self.lag), cost("home")) for _ in plan.engines]
+        self.now = 0
+        self.heap: list[tuple[int, int, int, int, Callable[[], None]]] = []
+        self.sequence = 0
+        self.entries: list[Entry] = []
+        self.observer = observer
+        self.limit = limit
+        self.first = [-1] * len(lengths)
+        self.end = [-1] * len(lengths)
+        self.finish_q: dict[int, tuple[int, int]] = {}
+        self.tokens = [int(value) for value in self.table.produced]
+        self.computed = [0] * len(lengths)  # KV tokens, counted by this backend
+        self.reasons: dict[int, str] = {}
+        self.why: dict[int, str] = {}
+        self.passes: list[list[tuple[Any, ...]]] = [[] for _ in plan.engines]
+        self.others: list[tuple[Any, ...]] = []
+        self.copy_fails: Callable[[int], bool] = lambda copy_id: False
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def at(self, time: int, kind: int, engine: int, call: Callable[[], None]) -> None:
+        self.sequence += 1
+        heapq.heappush(self.heap, (time, kind, engine, self.sequence, call))
+
+    def event(self, event: ev.Event, time: int) -> None:
+        self.at(time, EXTERNAL, 0, lambda: self.tell(event))
+
+    def run(self) -> None:
+        count = 0
+        while True:
+            while self.heap:
+                count += 1
+                assert count < self.limit, "does not end"
+                self.now, _, _, _, call = heapq.heappop(self.heap)
+                call()
+            if not self.runtime.unfinished:
+                return
+            rows = list(self.runtime.homeless)
+            assert rows, self.stuck()
+            self.now = self.entries[-1].t
+            for row in rows:
+                self.tell(ev.RowFailed(row, "no_device"))
+
+    def stuck(self) -> str:
+        rows = [row for row in range(len(self.table)) if not self.table.ended(row)]
+        return "; ".join(self.table.story(row) for row in rows[:3])
+
+    # -- events in, actions out -------------------------------------------------------------------
+
+    def tell(self, event: ev.Event) -> None:
+        actions = self.runtime.on(event, self.now)
+        entry = Entry(self.now, event, list(actions))
+        self.entries.append(entry)
+        for action in actions:
+            self.carry_out(action)
+        if self.observer is not None:
+            self.observer(entry)
+
+    def carry_out(self, action: act.Action) -> None:
+        if isinstance(action, Step):
+            self.launch(action)
+        elif isinstance(action, act.Cut):
+            self.devices[action.engine].composition.cut()
+            self.check_landing(action.engine)
+        elif isinstance(action, act.Leave):
+            self.devices[action.engine].composition.forget(action.rows)
+        elif isinstance(action, act.Finished | act.Failed):
+            self.ended(action)
+        elif isinstance(action, act.Copy):
+            self.copy(action)
+        elif isinstance(action, act.Extend):
+            self.true[action.row] += self.stages[action.row].pop(0)
+        elif isinstance(action, act.Switch):
+            self.switch(action)
+        elif isinstance(action, act.Wake):
+            timer = ev.Timer(action.timer_id)
+            self.event(timer, max(self.now, action.at_ps))
+
+    def ended(self, action: act.Finished | act.Failed) -> None:
+        row = action.row
+        assert row not in self.reasons, "ended twice"
+        self.reasons[row] = action.reason if isinstance(action, act.Finished) else action.code
+        if isinstance(action, act.Failed):
+            self.why[row] = action.why
+        if self.end[row] < 0 or self.reasons[row] not in ("stop", "length"):
+            self.end[row] = self.now
+
+    def copy(self, action: act.Copy) -> None:
+        device = self.devices[action.engine]
+        per_rank: dict[int, int] = {}
+        for rank, tokens in zip(action.ranks, action.tokens, strict=True):
+            assert tokens >= 0
+            per_rank[rank] = per_rank.get(rank, 0) + tokens
+        nodes = [self.plan.engines[one].node for one in (action.engine, action.to_engine)]
+        link = "intra" if nodes[0] == nodes[1] else "inter"
+        if action.engine == action.to_engine:
+            link = "host"
+        time = max(device.cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
+        start = max(self.now, device.link_free_ps)
+        device.link_free_ps = start + time
+        bad = self.copy_fails(action.copy_id)
+        done = ev.CopiesFailed(action.copy_id) if bad else ev.CopiesDone(action.copy_id)
+        ends = [self.devices[action.to_engine]]
+        ends += [device] if action.from_pool == "hbm" else []
+        lives = [one.life for one in ends]
+
+        def arrive() -> None:
+            if [one.life for one in ends] == lives:
+                self.tell(done)
+
+        self.at(start + time, EXTERNAL, 0, arrive)
+        rows = sorted(zip(action.rows, action.tokens, strict=True))
+        self.others.append((self.now, action.purpose, action.engine, action.to_engine, rows))
+
+    def switch(self, action: act.Switch) -> None:
+        device = self.devices[action.engine]
+        assert device.flying is None
+        device.composition.clear()
+        life = device.life
+        self.others.append((self.now, "switch", action.engine, action.layout, sorted(action.rows)))
+
+        def ready() -> None:
+            if device.life == life:
+                device.cost = self.cost(action.layout)
+                self.tell(ev.LayoutReady(action.engine, action.epoch))
+
+        self.at(self.now + device.cost.switch_ps(), EXTERNAL, 0, ready)
+
+    # -- passes -----------------------------------------------------------------------------------
+
+    def launch(self, step: Step) -> None:
+        device = self.devices[step.engine]
+        assert device.step is None, "two steps in one slot"
+        assert step.q0 == device.q
+        device.step = step
+        device.composition.launch(step)
+        if device.flying is None:
+            self.begin(step.engine)
+            self.at_once(step.engine)
+
+    def at_once(self, engine: int) -> None:
+        """With lag a step of one pass is reported when it begins, in the turn of its engine."""
+        device = self.devices[engine]
+        step = device.step
+
+        def report() -> None:
+            if device.step is step and step is not None:
+                self.land(engine)
+
+        if self.lag and device.composition.over():
+            self.at(self.now, STEP, engine, report)
+
+    def begin(self, engine: int) -> None:
+        """The next pass of the launched step begins now."""
+        device = self.devices[engine]
+        one = device.composition.next_pass()
+        assert one is not None
+        assert device.step is not None
+        self.check_pass(engine, device, one)
+        device.flying, device.flying_step, device.flying_q = one, device.step, device.q
+        device.q += 1
+        device.began_ps = self.now
+        time = self.pass_ps(device, one) * device.speed // NORMAL
+        life = device.life
+        self.at(self.now + time, STEP, engine, lambda: self.pass_ended(engine, life))
+
+    def check_pass(self, engine: int, device: Device, one: Pass) -> None:
+        """What a pass may hold, counted by this backend alone."""
+        for row, start, size, _ in one.chunks:
+            assert size >= 1
+            device.dead.pop(row, None)
+            if start == 0 or self.computed[row] != start:  # adopted pages, restored KV
+                self.computed[row] = start
+        rows = [*one.decodes, *(row for row, *_ in one.chunks)]
+        assert rows, "an empty pass"
+        assert len(set(rows)) == len(rows), "twice in one pass"
+
+    def pass_ps(self, device: Device, one: Pass) -> int:
+        step, table = device.step, self.table
+        assert step is not None
+        stream = step.checkpoint == "host"
+        loads = [[0] * 7 for _ in range(device.cost.num_ranks)]
+        longest: dict[int, int] = {}
+        for row, _, size, _ in one.chunks:
+            longest[table.v_rank[row]] = max(longest.get(table.v_rank[row], 0), size)
+        for row in one.decodes:
+            load = loads[table.v_rank[row]]
+            load[0] += 1
+            load[1] += self.context(device, row) + 1
+            load[5] += 1
+            load[6] += stream
+        for row, start, size, last in one.chunks:
+            rank = table.v_rank[row]
+            load = loads[rank]
+            if step.until == "all":
+                size = longest[rank]
+            load[2] += size
+            load[3] += (start + size) ** 2 - start**2
+            load[4] += start
+            load[5] += last
+            load[6] += size * stream
+        return device.cost.time_ps(loads)
+
+    def context(self, device: Device, row: int) -> int:
+        if row in device.dead:
+            device.dead[row] += 1
+            return device.dead[row] - 1
+        return self.computed[row]
+
+    def pass_ended(self, engine: int, life: int) -> None:
+        device = self.devices[engine]
+        if device.life != life or device.flying is None:
+            return
+        one, step = device.flying, device.flying_step
+        assert step is not None
+        device.busy_ps += self.now - device.began_ps
+        device.flying = None
+        q, same = device.flying_q, device.step is step
+        finished = self.outcomes(engine, device, one, q)
+        if self.lag and device.step is not None and not device.composition.over():
+            self.begin(engine)  # what has just ended is not known yet: rows may run as ghosts
+        alive = [row for row in one.decodes if row not in device.dead or row in finished]
+        self.passes[engine].append((q, sorted(alive), sorted(one.chunks), sorted(finished)))
+        device.composition.report(finished)
+        if device.step is not None:
+            if device.composition.over():
+                self.land(engine)
+            elif not self.lag:
+                assert same
+                self.begin(engine)
+        elif self.lag and device.flying is None:
+            report = ev.Drained(engine, self.epoch(engine), self.take(device), self.busy(device))
+            self.tell(report)
+
+    def check_landing(self, engine: int) -> None:
+        """A cut may end a step whose last pass has begun already."""
+        device = self.devices[engine]
+        if self.lag and device.step is not None and device.composition.passes:
+            assert not device.composition.over(), "a cut step is reported when its pass begins"
+
+    def outcomes(self, engine: int, device: Device, one: Pass, q: int) -> list[int]:
+        finished: list[int] = []
+        for row in one.decodes:
+            if row in device.dead or (self.lag and self.finish_q.get(row) == (engine, q - 1)):
+                continue  # a dead row, or a ghost: its token is dropped
+            assert not self.gone(row), self.table.story(row)
+            self.computed[row] += 1
+            self.token(device, row, finished, (engine, q))
+        for row, start, size, last in one.chunks:
+            self.computed[row] = start + size
+            if last:
+                self.token(device, row, finished, (engine, q))
+        return finished
+
+    def gone(self, row: int) -> bool:
+        return self.tokens[row] >= self.true[row]
+
+    def token(
+        self, device: Device, row: int, finished: list[int], at: tuple[int, int]
+    ) -> None:
+        self.tokens[row] += 1
+        if self.first[row] < 0:
+            self.first[row] = self.now
+        if self.gone(row):
+            finished.append(row)
+            self.finish_q[row] = at
+            self.end[row] = self.now
+            produced = self.tokens[row]
+            reason = "length" if produced >= self.table.v_budget[row] else "stop"
+            device.pending.append((row, produced, reason))
+            if self.plan_static(device):
+                device.dead[row] = self.computed[row]
+
+    @staticmethod
+    def plan_static(device: Device) -> bool:
+        return device.flying_step is not None and device.flying_step.until == "all"
+
+    def take(self, device: Device) -> list[tuple[int, int, str]]:
+        pending, device.pending = device.pending, []
+        return sorted(pending)
+
+    def busy(self, device: Device) -> int:
+        busy, device.busy_ps = device.busy_ps, 0
+        return busy
+
+    def epoch(self, engine: int) -> int:
+        return self.runtime.cluster.engines[engine].epoch
+
+    def land(self, engine: int) -> None:
+        device = self.devices[engine]
+        step, composition = device.step, device.composition
+        assert step is not None
+        device.step = None
+        end = step.q0 + composition.passes
+        self.tell(
+            ev.Landed(
+                engine, step.epoch, end, self.take(device), self.busy(device), composition.why()
+            )
+        )
+
+    # -- devices ----------------------------------------------------------------------------------
+
+    def slow(self, engine: int, gpu: int, factor: int) -> None:
+        device = self.devices[engine]
+        device.troubles[gpu] = factor
+        if factor == NORMAL:
+            del device.troubles[gpu]
+        healthy = [NORMAL] if len(device.troubles) < self.plan.engines[engine].num_gpus else []
+        device.speed = max([*device.troubles.values(), *healthy])
+
+    def lose(self, engine: int, gpu: int) -> None:
+        device = self.devices[engine]
+        alive = not device.lost
+        device.lost.add(gpu)
+        if not alive:
+            self.tell(ev.DeviceLost(engine, gpu, device.q, []))
+            return
+        end = device.q
+        if device.flying is not None:
+            end -= 1
+            for row, start, _, last in device.flying.chunks:
+                self.computed[row] = start
+                del last
+        device.q = end
+        finished = self.take(device)
+        device.life += 1
+        device.step = device.flying = device.flying_step = None
+        device.busy_ps = 0
+        device.composition.clear()
+        device.dead.clear()
+        device.link_free_ps = 0
+        device.cost = self.cost("home")
+        self.tell(ev.DeviceLost(engine, gpu, end, finished))
+
+    def back(self, engine: int, gpu: int) -> None:
+        device = self.devices[engine]
+        device.lost.discard(gpu)
+        self.tell(ev.DeviceBack(engine, gpu))
+
+    def all_ended(self) -> bool:
+        return all(status >= Status.DONE for status in self.table.status)
+
+
+def table_of(case: Any) -> Table:
+    """The table of a case's rows."""
+    return Table([row.prompt for row in case.rows], [row.budget for row in case.rows])
