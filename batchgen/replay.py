@@ -10,7 +10,7 @@ import numpy as np
 from batchgen.errors import BatchgenError, ReplayMismatch, UserError
 from batchgen.log import Entry, Header, encode, read_log
 from batchgen.policy.presets import build_policy, find_preset
-from batchgen.runtime.cluster import Advisor
+from batchgen.runtime.advisor import Advisor
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
 
@@ -66,6 +66,12 @@ def replay(
             if not header.full:
                 raise UserError(
                     f"{source} holds steps only", remedy="make the run again with --log full"
+                )
+            if header.bodies:
+                raise UserError(
+                    f"{source} is of a run with bodies of its own ({header.bodies}), which are no "
+                    "part of the log",
+                    remedy="replay runs without --body",
                 )
             runtime = runtime_of(header, advisor)
             continue

@@ -156,8 +156,10 @@ class KvArena:
             self.tables.append(slot, self.pool.allocate(missing))
 
     def erase(self, slot: int) -> None:
-        """Write zeros over the slot's pages: a NaN left behind would reach the next owner."""
-        self.storage[self.tensor(np.array(self.tables.of(slot), dtype=np.int64))] = 0
+        """Write zeros over the pages that are the slot's alone: a NaN left behind would reach the
+        next owner."""
+        pages = np.array(self.tables.of(slot), dtype=np.int64)
+        self.storage[self.tensor(pages[self.pool.references[pages] == 1])] = 0
 
     def tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         """An array as a tensor where this arena is."""

@@ -1,13 +1,14 @@
 """The executor's event loop: carries out the runtime's actions on one worker. It takes no decision.
 
-One device, one engine. A step is unrolled by the core and run pass by pass; between passes the loop
-delivers what happened meanwhile (arrivals, finished copies), before the step's own end.
+One device, one engine. Passes come from `batchgen.step.Composition`; between them the loop delivers
+what happened meanwhile (arrivals, finished copies, timers), before the step's own report. With
+depth 2 the next pass begins before the outcome of the one before is known, and a step is reported
+one pass early (DESIGN section 5).
 """
 
 from __future__ import annotations
 
 import heapq
-from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,29 +17,18 @@ import numpy as np
 from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.errors import IllegalTransition
-from batchgen.report import record
+from batchgen.exec.record import DriverRecord
+from batchgen.exec.runner import Runner
 from batchgen.sequence import Status
-from batchgen.step import Step, ended_by, unroll
+from batchgen.step import Composition, Pass, Step
 
 if TYPE_CHECKING:
     from batchgen.actions import Action
     from batchgen.exec.clock import Clock
-    from batchgen.exec.worker import Worker
+    from batchgen.exec.worker import PassResult, Worker
     from batchgen.runtime.core import Runtime
 
 Observer = Callable[[ev.Event, int, list[Any]], None]
-
-STEP_COLUMNS = tuple(name for name in record.STEP_COLUMNS if name not in record.FLOAT_COLUMNS)
-PASS_COLUMNS = (
-    "decodes",
-    "context",
-    "chunk_tokens",
-    "chunk_pairs",
-    "chunk_reads",
-    "samples",
-    "duration_ps",
-    "gap_ps",
-)
 
 _ARRIVAL, _OTHER, _COPY = range(3)
 
@@ -47,8 +37,7 @@ class Driver:
     """Runs rows of a runtime's table on a worker until all have ended.
 
     Every row must be known to the worker before it arrives. `observer` sees each event with its
-    actions (the decision log). After `run`, `steps` and `passes` hold the record of the run; the
-    gap of a pass is the time since the one before it (decisions, copies, waiting; 0 at first).
+    actions (the decision log). After `run`, `record` holds steps, passes and times of rows.
     """
 
     def __init__(
@@ -68,17 +57,23 @@ class Driver:
         self.observer = observer
         self.progress = progress
         self.on_finish = on_finish
+        self.lag = runtime.plan.lag
         self.reasons: dict[int, str] = {}
-        self.first_token_ps = np.full(len(self.table), -1, dtype=np.int64)
-        self.end_ps = np.full(len(self.table), -1, dtype=np.int64)
-        self.steps = {name: array("q") for name in STEP_COLUMNS}
-        self.passes = {name: array("q") for name in PASS_COLUMNS}
+        self.why: dict[int, str] = {}
+        self.record = DriverRecord(len(self.table))
+        self._composition = Composition(self.lag)
+        self._runner = Runner(worker, runtime.plan.depth)
         self._heap: list[tuple[int, int, int, ev.Event]] = []
         self._sequence = 0
-        self._running: list[int] = []
-        self._launched: Step | None = None
-        self._cut = False
-        self._pass_end_ps = 0
+        self._step: Step | None = None  # launched and not reported
+        self._pass: Pass | None = None  # in flight
+        self._pass_step: Step | None = None
+        self._ghosts: set[int] = set()  # rows that ended in the pass before the one in flight
+        self._began_ps = self._covered_ps = self._step_began_ps = 0
+        self._contexts: list[int] = []
+        self._decoded = 0
+        self._pending: list[ev.Finish] = []
+        self._epoch = 0
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -93,15 +88,21 @@ class Driver:
 
     def run(self) -> None:
         """Until every row that arrived has ended and nothing more is scheduled."""
-        while True:
-            if self._launched is not None:
-                self._run_step(self._launched)
-            elif self._heap:
-                at_ps = self._heap[0][0]
-                self.clock.wait_until(at_ps)
-                self._deliver(max(at_ps, 0))
-            else:
-                break
+        with self._runner:
+            while True:
+                if self._pass is not None:
+                    self._finish_pass()
+                elif self._step is not None:
+                    self._deliver(self.clock.now_ps())
+                    if self._pass is None and self._step is not None:
+                        self._begin()
+                        self._at_once()
+                elif self._heap:
+                    at_ps = self._heap[0][0]
+                    self.clock.wait_until(at_ps)
+                    self._deliver(max(at_ps, 0))
+                else:
+                    break
         if self.runtime.unfinished:
             raise IllegalTransition(f"{self.runtime.unfinished} rows are left and nothing happens")
 
@@ -119,165 +120,187 @@ class Driver:
         for action in actions:
             self._carry_out(action, now)
 
+    # -- actions ----------------------------------------------------------------------------------
+
     def _carry_out(self, action: Action, now: int) -> None:
-        worker = self.worker
         if isinstance(action, Step):
-            self._launched = action
-        elif isinstance(action, act.Finished | act.Failed):
-            code = action.reason if isinstance(action, act.Finished) else action.code
-            self.reasons[action.row] = code
-            if self.end_ps[action.row] < 0:
-                self.end_ps[action.row] = now
-            if action.row in self._running:
-                self._running.remove(action.row)
-            if self.on_finish is not None:
-                self.on_finish(action.row, code)
-            worker.forget_row(action.row)
-        elif isinstance(action, act.Copy):
-            if action.purpose == "checkpoint":
-                upto = [worker.computed_tokens(row) for row in action.rows]
-                worker.checkpoint(action.rows, upto)
-            else:
-                worker.restore(action.rows, action.tokens)
-            done_ps = self.clock.copy_done(sum(action.tokens))
-            self._push(done_ps, _COPY, ev.CopiesDone(action.copy_id))
-        elif isinstance(action, act.Release):
-            for row in action.rows:
-                worker.release(row, action.pool)
+            self._step, self._epoch = action, action.epoch
+            self._composition.launch(action)
+            if self._pass is None:
+                self._covered_ps = now
         elif isinstance(action, act.Cut):
-            self._cut = True
+            self._composition.cut()
+        elif isinstance(action, act.Leave):
+            self._composition.forget(action.rows)
+        elif isinstance(action, act.Finished):
+            self._ended(action.row, action.reason, now)
+        elif isinstance(action, act.Failed):
+            self.why[action.row] = action.why
+            self._ended(action.row, action.code, now)
         elif isinstance(action, act.Wake):
             self._push(max(now, action.at_ps), _OTHER, ev.Timer(action.timer_id))
         elif not isinstance(action, act.Place):
+            self._move(action)
+
+    def _move(self, action: Action) -> None:
+        """What concerns pages and tokens of rows."""
+        worker, do = self.worker, self._runner.do
+        if isinstance(action, act.Copy):
+            rows, tokens = action.rows, action.tokens
+            if action.purpose == "suspend":
+                do(lambda: worker.checkpoint(rows, [worker.computed_tokens(row) for row in rows]))
+            else:
+                do(lambda: worker.restore(rows, tokens))
+            self._push(self.clock.copy_done(sum(tokens)), _COPY, ev.CopiesDone(action.copy_id))
+        elif isinstance(action, act.Release):
+            freed, pool = action.rows, action.pool
+            do(lambda: [worker.release(row, pool) for row in freed])
+        elif isinstance(action, act.Adopt):
+            adopted = action
+            do(lambda: worker.adopt(adopted.row, self._keys(adopted.row, 0, adopted.pages)))
+        elif isinstance(action, act.Publish):
+            known = action
+            keys = self._keys(known.row, known.first, known.count)
+            do(lambda: worker.publish(known.row, known.first, keys))
+        elif isinstance(action, act.Evict):
+            gone = [key for run in action.runs for key in self._keys(*run)]
+            do(lambda: worker.forget(gone))
+        elif isinstance(action, act.Extend):
+            more = action
+            assert self.runtime.bodies is not None
+            ids = self.runtime.bodies.follow_ups.pop(more.row, None)
+            do(lambda: worker.extend(more.row, ids, more.tokens, more.budget))
+        else:
             raise IllegalTransition(f"one device cannot carry out {type(action).__name__}")
 
-    # -- steps ------------------------------------------------------------------------------------
+    def _keys(self, row: int, first: int, count: int) -> Sequence[int]:
+        assert self.runtime.page_keys is not None
+        return self.runtime.page_keys(row)[first : first + count]
 
-    def _run_step(self, step: Step) -> None:
-        table, worker, clock = self.table, self.worker, self.clock
-        self._launched = None
-        self._cut = False
-        start_ps = clock.now_ps()
-        streaming = step.checkpoint == "host"
-        finished: list[tuple[int, int, str]] = []
-        passes = decoded = 0
-        alive: list[int] = []
-        plan = unroll(step, self._running)
-        gone: list[int] | None = None
-        while True:
-            try:
-                current = next(plan) if gone is None else plan.send(gone)
-            except StopIteration:
-                break
-            began_ps = clock.now_ps()
-            contexts = [worker.computed_tokens(row) + 1 for row in current.decodes]
-            result = worker.run_pass(current.decodes, current.chunks)
-            tokens = sum(size for _, _, size, _ in current.chunks)
-            end_ps = clock.pass_done(
-                contexts, current.chunks, len(contexts) + tokens if streaming else 0
-            )
-            self._record_pass(contexts, current.chunks, began_ps, end_ps)
-            passes += 1
-            decoded += len(contexts)
-            gone = [row for row, _ in result.finished]
-            finished.extend((row, current.number, reason) for row, reason in result.finished)
-            for row, code in result.failed:
-                self._push(end_ps, _OTHER, ev.RowFailed(row, code))
-            self.end_ps[gone] = end_ps
-            for row, _, _, last in current.chunks:
-                if last and self.first_token_ps[row] < 0:
-                    self.first_token_ps[row] = end_ps
-            dead = set(gone)
-            alive = [row for row in current.decodes if row not in dead]
-            self._deliver(end_ps)
-            clock.at(end_ps)
-            if self._cut:
-                break
-        last_finish = any(offset == passes - 1 for _, offset, _ in finished)
-        done_rows = {row for row, _, _ in finished}
-        completed = [row for row, _, _, last in step.chunks if last and row not in done_rows]
-        self._running = alive + completed
-        if streaming:
-            self._stream(completed)
-        core = self.runtime.cluster.engines[0]
-        leased = core.ranks[0].pool
-        if worker.pages_used("hbm") > leased.size:
-            raise IllegalTransition(f"{worker.pages_used('hbm')} pages in a pool of {leased.size}")
-        end_ps = clock.now_ps()
-        event = ev.StepDone(
+    def _ended(self, row: int, code: str, now: int) -> None:
+        self.reasons[row] = code
+        self.record.ended(row, code, now)
+
+        def forget() -> None:
+            if self.on_finish is not None:
+                self.on_finish(row, code)
+            self.worker.forget_row(row)
+
+        self._runner.do(forget)
+
+    # -- passes -----------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """The next pass of the launched step begins now."""
+        one = self._composition.next_pass()
+        assert one is not None
+        self._pass, self._pass_step = one, self._step
+        self._began_ps = self.clock.now_ps()
+        if one.number == 0:
+            self._step_began_ps, self._decoded = self._began_ps, 0
+        self._decoded += len(one.decodes)
+        self._contexts = [self.worker.computed_tokens(row) + 1 for row in one.decodes]
+        self._runner.launch(one)
+
+    def _at_once(self) -> None:
+        """With lag a step of one pass is reported when it begins, after what else happens then."""
+        if self.lag and self._composition.over():
+            self._land()
+
+    def _finish_pass(self) -> None:
+        """The pass in flight ends: deliver what happened before, then its outcomes."""
+        one, step = self._pass, self._pass_step
+        assert one is not None
+        assert step is not None
+        result = self._runner.collect()
+        tokens = sum(size for _, _, size, _ in one.chunks)
+        streamed = len(one.decodes) + tokens if step.checkpoint == "host" else 0
+        self.clock.at(self._began_ps)
+        end_ps = self.clock.pass_done(self._contexts, one.chunks, streamed)
+        self._deliver(end_ps)
+        self.clock.at(end_ps)
+        self.record.one_pass(self._contexts, one.chunks, self._began_ps, end_ps)
+        self._pass = None
+        finished = self._outcomes(step, one, result, end_ps)
+        if self.lag and self._step is not None and not self._composition.over():
+            self._begin()  # what has just ended is not known yet: rows may run as ghosts
+            self._ghosts = set(finished)
+        else:
+            self._ghosts = set()
+        self._composition.report(finished)
+        if self._step is not None:
+            if self._composition.over():
+                self._land()
+            elif not self.lag:
+                self._begin()
+        elif self.lag and self._pass is None:
+            now = self.clock.now_ps()
+            self._tell(ev.Drained(0, self._epoch, self._take(), self._busy(now)), now)
+
+    def _outcomes(self, step: Step, one: Pass, result: PassResult, end_ps: int) -> list[int]:
+        """Note who ended, failed or has a first token."""
+        for row, code in result.failed:
+            self._push(end_ps, _OTHER, ev.RowFailed(row, code))
+        completed = [row for row, _, _, last in one.chunks if last]
+        self.record.first_tokens(completed, end_ps)
+        for row, reason in result.finished:
+            self._pending.append((row, len(self.worker.tokens(row)), reason))
+            self.record.end_ps[row] = end_ps
+        if step.checkpoint == "host" and completed:
+            self._stream(completed, whole=True)
+        return [row for row, _ in result.finished]
+
+    def _take(self) -> list[ev.Finish]:
+        pending, self._pending = self._pending, []
+        return sorted(pending)
+
+    def _busy(self, now: int) -> int:
+        """Time of passes since the last report."""
+        busy, self._covered_ps = now - self._covered_ps, now
+        return busy
+
+    def _land(self) -> None:
+        """Report the step."""
+        step, composition = self._step, self._composition
+        assert step is not None
+        if step.checkpoint == "host":
+            self._stream(composition.decodes, whole=False)
+        self._step = None
+        now = self.clock.now_ps()
+        passes, began_ps, decoded = composition.passes, self._step_began_ps, self._decoded
+        finished = self._take()
+        self._check_pages()
+        event = ev.Landed(
             step.engine,
             step.epoch,
-            step.q0,
-            passes,
-            sorted(finished),
-            end_ps - start_ps,
-            ended_by(step, passes, finished=last_finish, nothing_left=not alive),
+            step.q0 + passes,
+            finished,
+            self._busy(now),
+            composition.why(),
         )
-        self._tell(event, end_ps)
-        self._record_step(step, passes, start_ps, end_ps, decoded, len(finished), leased.used)
+        self._tell(event, now)
+        pages = self.runtime.kv_pages(0)
+        self.record.one_step(step, passes, began_ps, now, decoded, len(finished), pages)
         if self.progress is not None:
-            done = int(np.count_nonzero(table.status >= Status.DONE))
-            self.progress(end_ps, done, len(table))
+            done = int(np.count_nonzero(self.table.status >= Status.DONE))
+            self.progress(now, done, len(self.table))
 
-    def _stream(self, completed: Sequence[int]) -> None:
+    def _check_pages(self) -> None:
+        """Physical pages never exceed the pool, or the runtime has promised too much."""
+        pool = self.runtime.cluster.engines[0].ranks[0]
+        used = self.worker.pages_used("hbm")
+        if used > pool.size + pool.debt:
+            raise IllegalTransition(f"{used} pages in a pool of {pool.size}")
+
+    def _stream(self, rows: Sequence[int], *, whole: bool) -> None:
         """Closed pages of decoding rows go to the host, whole prompts as soon as they are
         complete."""
         worker, page = self.worker, self.worker.page_tokens
-        fresh = set(completed)
-        upto = []
-        for row in self._running:
-            computed = worker.computed_tokens(row)
-            upto.append(computed if row in fresh else computed - computed % page)
-        worker.checkpoint(self._running, upto)
 
-    # -- the record -------------------------------------------------------------------------------
+        def stream() -> None:
+            known = [row for row in rows if worker.knows(row)]
+            computed = [worker.computed_tokens(row) for row in known]
+            upto = computed if whole else [tokens - tokens % page for tokens in computed]
+            worker.checkpoint(known, upto)
 
-    def _record_pass(
-        self, contexts: Sequence[int], chunks: Sequence[Any], began_ps: int, end_ps: int
-    ) -> None:
-        gap_ps = began_ps - self._pass_end_ps if self._pass_end_ps else 0
-        self._pass_end_ps = end_ps
-        values = (
-            len(contexts),
-            sum(contexts),
-            sum(size for _, _, size, _ in chunks),
-            sum((start + size) ** 2 - start**2 for _, start, size, _ in chunks),
-            sum(start for _, start, _, _ in chunks),
-            len(contexts) + sum(last for _, _, _, last in chunks),
-            end_ps - began_ps,
-            gap_ps,
-        )
-        for name, value in zip(PASS_COLUMNS, values, strict=True):
-            self.passes[name].append(value)
-
-    def _record_step(
-        self,
-        step: Step,
-        passes: int,
-        start_ps: int,
-        end_ps: int,
-        decoded: int,
-        num_finished: int,
-        kv_pages: int,
-    ) -> None:
-        tokens = sum(size for _, _, size, _ in step.chunks) * passes
-        lasts = sum(last for _, _, _, last in step.chunks)
-        kind = record.KIND_DECODE
-        if step.chunks:
-            kind = record.KIND_MIXED if decoded else record.KIND_PREFILL
-        first = decoded // max(passes, 1)
-        values = (
-            step.engine,
-            step.q0,
-            passes,
-            start_ps,
-            end_ps - start_ps,
-            kind,
-            first,
-            tokens,
-            decoded + lasts,
-            num_finished,
-            kv_pages,
-        )
-        for name, value in zip(STEP_COLUMNS, values, strict=True):
-            self.steps[name].append(value)
+        self._runner.do(stream)

@@ -144,7 +144,6 @@ def _run(
         page_tokens=page,
         boundary=CPU_BOUNDARY,
         engines=(EngineSpec(engine=0, node=0, hbm_pages=hbm_pages),),
-        host_pages=(0,),
         token_budget=CPU_TOKEN_BUDGET,
         max_num_seqs=seats,
         max_context=worker.config.max_context,
@@ -161,11 +160,12 @@ def _run(
 
 def measured_passes(driver: Driver) -> list[MeasuredPass]:
     """The passes that a driver ran on the wall clock."""
+    passes = driver.record.passes
     names = ("decodes", "context", "chunk_tokens", "chunk_pairs", "chunk_reads", "samples")
-    columns = zip(*(driver.passes[name] for name in names), strict=True)
+    columns = zip(*(passes[name] for name in names), strict=True)
     seconds = (
         (gap + duration) / PS_PER_S
-        for gap, duration in zip(driver.passes["gap_ps"], driver.passes["duration_ps"], strict=True)
+        for gap, duration in zip(passes["gap_ps"], passes["duration_ps"], strict=True)
     )
     return [
         MeasuredPass(**dict(zip(names, load, strict=True)), seconds=s)

@@ -36,8 +36,8 @@ from batchgen.report.record import RunRecord
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Status, Table
 
-CAPABILITIES = frozenset({"host"})
-"""One device with a host tier: no switch of layouts, and no prefix index yet."""
+CAPABILITIES = frozenset({"host", "prefix"})
+"""One device with a host tier and shared prefix pages: no switch of layouts, no padding."""
 
 # A pass of a CPU saturates far below a GPU's token budget; measured by `batchgen profile`.
 CPU_TOKEN_BUDGET = 2048
@@ -91,12 +91,17 @@ class Prepared:
     table: Table
     load_s: float
     overrides: dict[str, str] = field(default_factory=dict)
+    page_keys: list[list[int]] | None = None  # per row, where rows share prompt pages
 
     def runtime(self, *, table: Table | None = None, reference: bool = False) -> Runtime:
         """A fresh runtime over the job's table, or over another of the same rows."""
         policy = build_policy(self.preset, self.overrides, CAPABILITIES)
         return Runtime(
-            self.table if table is None else table, self.plan, policy, reference=reference
+            self.table if table is None else table,
+            self.plan,
+            policy,
+            reference=reference,
+            page_keys=None if self.page_keys is None else self.page_keys.__getitem__,
         )
 
     def log(self, backend: str = "exec", *, reference: bool = False) -> DecisionLog:
@@ -111,6 +116,7 @@ class Prepared:
                 capabilities=sorted(CAPABILITIES),
                 prompt_tokens=self.table.prompt.tolist(),
                 budget_tokens=self.table.budget.tolist(),
+                page_keys=self.page_keys,
                 reference=reference,
             )
         )
@@ -132,10 +138,10 @@ def prepare(job: ExecJob) -> Prepared:
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)  # refuse a bad --set before loading anything
     options = plan_options(overrides)
-    if options.prefix_cache:
+    if options.prefill_engines:
         raise UserError(
-            "--set plan.prefix_cache=true: exec has no prefix index yet",
-            remedy="leave it out; presets that share prefixes run without",
+            f"--set plan.prefill_engines={options.prefill_engines}: exec runs one engine",
+            remedy="leave it out",
             code="capability",
         )
     if "plan.memory_fraction" in overrides:
@@ -172,7 +178,7 @@ def prepare(job: ExecJob) -> Prepared:
         )
     table = Table([len(row.prompt_ids) for row in jobs], [row.max_output for row in jobs])
     plan = _plan(job, options, preset, worker, jobs, max_context)
-    worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=sum(plan.host_pages))
+    worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
     for index, row in enumerate(jobs):
         worker.add_row(
             index,
@@ -192,6 +198,11 @@ def prepare(job: ExecJob) -> Prepared:
         table=table,
         load_s=load_s,
         overrides=overrides,
+        page_keys=(
+            shared_page_keys([row.prompt_ids for row in jobs], page_tokens)
+            if (preset.prefix_cache if options.prefix_cache is None else options.prefix_cache)
+            else None
+        ),
     )
 
 
@@ -225,14 +236,36 @@ def _plan(
     return Plan(
         page_tokens=page,
         boundary=boundary,
-        engines=(EngineSpec(engine=0, node=0, hbm_pages=hbm),),
-        host_pages=(host,),
+        engines=(EngineSpec(engine=0, node=0, hbm_pages=hbm, host_pages=host),),
         token_budget=options.token_budget or preset.token_budget or CPU_TOKEN_BUDGET,
         max_num_seqs=options.max_num_seqs or preset.max_num_seqs or CPU_MAX_NUM_SEQS,
         max_context=max_context,
         b_attn=options.b_attn,
         b_moe=options.b_moe,
+        depth=options.depth,
     )
+
+
+def shared_page_keys(
+    prompts: Sequence[Sequence[int]], page_tokens: int
+) -> list[list[int]] | None:
+    """Chained keys of every prompt's full pages; None when no two prompts share a page, so that
+    nothing is spent on an index without use."""
+    keys: list[list[int]] = []
+    seen: set[int] = set()
+    shared = False
+    for ids in prompts:
+        chain: list[int] = []
+        digest = b""
+        for start in range(0, len(ids) - page_tokens + 1, page_tokens):
+            page = np.asarray(ids[start : start + page_tokens], dtype=np.int64).tobytes()
+            digest = hashlib.blake2b(digest + page, digest_size=8).digest()
+            key = int.from_bytes(digest, "little") >> 1  # fits JSON's signed 64 bits
+            shared = shared or key in seen
+            chain.append(key)
+        seen.update(chain)
+        keys.append(chain)
+    return keys if shared else None
 
 
 def pages_wanted(longest_tokens: Sequence[int], page_tokens: int, boundary: int) -> int:
@@ -365,7 +398,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
     """The run as columns, the same as the simulator's."""
     job, table, plan, driver = prepared.job, prepared.table, prepared.plan, ran.driver
     steps: dict[str, Any] = {
-        name: np.array(values, dtype=np.int64) for name, values in driver.steps.items()
+        name: np.array(values, dtype=np.int64) for name, values in driver.record.steps.items()
     }
     steps["flops"] = np.zeros(len(steps["q0"]))
     steps["hbm_bytes"] = np.zeros(len(steps["q0"]))
@@ -377,7 +410,8 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
             "token_budget": plan.token_budget,
             "max_num_seqs": plan.max_num_seqs,
             "hbm_pages": plan.engines[0].hbm_pages,
-            "host_pages": plan.host_pages[0],
+            "host_pages": plan.engines[0].host_pages,
+            "depth": plan.depth,
         },
         "input_sha256": hashlib.sha256(job.input.read_bytes()).hexdigest(),
         "batchgen": batchgen.__version__,
@@ -402,8 +436,8 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
             "engine": table.engine,
             "rank": table.rank,
             "arrival_ps": np.zeros(len(table), dtype=np.int64),
-            "first_token_ps": driver.first_token_ps,
-            "end_ps": driver.end_ps,
+            "first_token_ps": driver.record.first_token_ps,
+            "end_ps": driver.record.end_ps,
             "preemptions": table.preemptions,
             "recomputed_tokens": table.recomputed,
             "migrations": table.migrations,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +61,11 @@ class _Row:
     computed: int = 0
     on_host: int = 0
     ended: str = ""
+    follow_ups: list[int] = field(default_factory=list)  # places of known tokens that were given
 
     @property
     def num_produced(self) -> int:
-        return len(self.known) - self.num_prompt
+        return len(self.known) - self.num_prompt - len(self.follow_ups)
 
 
 class Worker:
@@ -180,10 +181,30 @@ class Worker:
             sampling=sampling,
         )
 
-    def tokens(self, row: int) -> list[int]:
-        """Tokens produced so far, the stop token included."""
+    def knows(self, row: int) -> bool:
+        """Whether the row was added and not forgotten."""
+        return row in self._rows
+
+    def extend(self, row: int, ids: Sequence[int] | None, tokens: int, budget: int) -> None:
+        """Append a follow-up of `tokens` ids (None: the row's first ids again) to an ended row,
+        which may then produce up to `budget` tokens in all."""
         state = self._row(row)
-        return state.known[state.num_prompt :]
+        if ids is None:
+            ids = [state.known[index % state.num_prompt] for index in range(tokens)]
+        if len(ids) != tokens or not state.ended or state.ended == "failed":
+            raise IllegalTransition(f"row {row} cannot take a follow-up of {tokens} tokens")
+        state.follow_ups += [*range(len(state.known), len(state.known) + tokens)]
+        state.known.extend(ids)
+        state.max_output, state.ended = budget, ""
+
+    def tokens(self, row: int) -> list[int]:
+        """Tokens produced so far, stop tokens included and follow-ups left out."""
+        state = self._row(row)
+        if not state.follow_ups:
+            return state.known[state.num_prompt :]
+        given = set(state.follow_ups)
+        produced = range(state.num_prompt, len(state.known))
+        return [state.known[index] for index in produced if index not in given]
 
     def computed_tokens(self, row: int) -> int:
         """Leading tokens of the row whose KV is valid in hbm."""
@@ -282,15 +303,19 @@ class Worker:
         self._hbm.tables.append(state.slot, pages)
         state.computed = len(keys) * self.page_tokens
 
-    def publish(self, row: int, keys: Sequence[int]) -> None:
-        """Offer the row's first len(keys) pages, all full, under these keys; known keys stay."""
+    def publish(self, row: int, first: int, keys: Sequence[int]) -> None:
+        """Offer the row's pages `first` .. under these keys. The next pass fills those that are not
+        full yet, before anybody reads them: a pass writes all its KV before it attends."""
         state = self._row(row)
-        if len(keys) * self.page_tokens > state.computed:
-            raise IllegalTransition(f"row {row} publishes pages that are not full")
-        for key, page in zip(keys, self._hbm.tables.of(state.slot), strict=False):
-            if key not in self._prefix:
-                self._hbm.pool.retain([page])
-                self._prefix[key] = page
+        if (first + len(keys)) * self.page_tokens > len(state.known):
+            raise IllegalTransition(f"row {row} publishes pages that it will not fill")
+        self._hbm.reserve(state.slot, (first + len(keys)) * self.page_tokens)
+        pages = self._hbm.tables.of(state.slot)[first : first + len(keys)]
+        for key, page in zip(keys, pages, strict=True):
+            if key in self._prefix:
+                raise IllegalTransition(f"row {row} publishes page {key}, which is known")
+            self._hbm.pool.retain([page])
+            self._prefix[key] = page
 
     def forget(self, keys: Sequence[int]) -> None:
         """Withdraw published pages; rows that adopted them keep them."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from batchgen import events as ev
 from batchgen.errors import UserError
+from batchgen.sequence import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,6 +112,7 @@ def compare_backends(
     return {
         "policy": policy,
         "equal": first is None,
+        "all_ended": all(status >= Status.DONE for status in table.status),
         "first_difference": first,
         "rows": len(table),
         "events": len(executed) - 1,

@@ -156,7 +156,7 @@ def measure(job: ExecJob) -> Measured:
         produced=[len(ran.tokens[row]) for row in range(len(prepared.jobs))],
         reasons=ran.reasons,
         passes=measured_passes(ran.driver),
-        kv_peak_pages=int(max(ran.driver.steps["kv_pages"], default=0)),
+        kv_peak_pages=int(max(ran.driver.record.steps["kv_pages"], default=0)),
     )
 
 

@@ -175,7 +175,7 @@ def agreement(
             print(_line(results[-1]))
     if as_json:
         print(json.dumps({"schema": 1, "runs": results}))
-    return 0 if all(result["equal"] for result in results) else 1
+    return 0 if all(result["equal"] and result["all_ended"] for result in results) else 1
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -184,6 +184,8 @@ def _line(result: dict[str, Any]) -> str:
         f"{result['suspensions']} suspensions, of {result['rows']} rows {result['early_ends']} "
         f"ended early and {result['cancelled']} were cancelled, BCT {result['bct_s']:.6f} s"
     )
+    if not result["all_ended"]:
+        return f"{result['policy']}: NOT all rows ended ({facts})"
     if result["equal"]:
         return f"{result['policy']}: equal, times included ({facts})"
     return f"{result['policy']}: NOT equal at line {result['first_difference']} ({facts})"

@@ -70,7 +70,7 @@ def test_a_failed_row_cuts_its_step(model: Path, tmp_path: Path) -> None:
     case = replace(case, ignore_eos=True)
     outcome = run_case(case, model, tmp_path, tweak=spoil(2, 5))
     at = next(i for i, (event, _, _) in enumerate(outcome.entries) if type(event) is ev.RowFailed)
-    done = next(e for e, _, _ in outcome.entries[at:] if type(e) is ev.StepDone)
+    done = next(e for e, _, _ in outcome.entries[at:] if type(e) is ev.Landed)
     assert done.ended_by == "cut"
 
 
@@ -113,6 +113,8 @@ def test_silence_with_unfinished_rows_is_an_error(model: Path, tmp_path: Path) -
 
         table = prepared.table
         unfinished = 1
+        plan = prepared.plan
+        bodies = None
 
         def on(self, event: ev.Event, now: int) -> list[object]:
             return []

@@ -129,8 +129,8 @@ def test_rows_share_published_pages(model: Path) -> None:
     w = worker(model)
     w.add_row(0, first, max_output=4, stop_ids=NEVER)
     w.run_pass([], [(0, 0, len(first), True)])
-    w.publish(0, [100, 101])
-    w.publish(0, [100])  # known keys stay as they are
+    w.publish(0, 0, [100])
+    w.publish(0, 1, [101])
     w.add_row(1, second, max_output=4, stop_ids=NEVER)
     w.adopt(1, [100, 101])
     assert w.computed_tokens(1) == 2 * PAGE

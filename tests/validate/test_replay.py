@@ -118,7 +118,7 @@ def test_every_kind_of_line_is_guarded(log: list[str]) -> None:
             alter(changed, path)
             with pytest.raises((ReplayMismatch, UserError), match=rf"event {number}\b"):
                 replay([*log[:number], json.dumps(changed)])
-    assert {"arrived", "step_done", "copies_done", "step", "copy", "finish"} <= seen
+    assert {"arrived", "landed", "copies_done", "step", "copy", "finish"} <= seen
 
 
 def test_lost_doubled_and_swapped_lines(log: list[str]) -> None:
@@ -172,7 +172,7 @@ def test_a_forged_event_cannot_crash_the_replay(log: list[str]) -> None:
 
     strange = [
         ev.Arrived([10**6]),
-        ev.StepDone(99, 0, 0, 1, [], 1, "n"),
+        ev.Landed(99, 0, 1, [], 1, "n"),
         ev.RowFailed(10**6, "x"),
         ev.PoolShort(0, 44, 1),
         ev.DeviceLost(7),
@@ -198,7 +198,7 @@ def test_a_log_of_another_policy_or_version(log: list[str]) -> None:
     def newer(header: Header, entries: list[Entry]) -> Any:
         return msgspec.structs.replace(header, batchgen_log=99), entries
 
-    with pytest.raises(UserError, match="version 99, this batchgen reads version 1"):
+    with pytest.raises(UserError, match="version 99, this batchgen reads version 2"):
         replay(rechained(log, newer))
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from batchgen.memory.pool import FOREVER
 from batchgen.policy.base import OrderPart, Part
 from batchgen.policy.presets import NEUTRAL, Preset
-from batchgen.runtime.draft import Draft
-from batchgen.runtime.engine import Engine
 from batchgen.sequence import Table
 
 
@@ -19,15 +15,15 @@ class ShortestPrompt(OrderPart):
     Known text is the prompt and what was produced already.
     """
 
+    keyed = True
+    changes = "never"  # keys are taken when a row enters the queue and never change there
+
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
         round_tokens: int = 1
 
     def key(self, table: Table, row: int) -> int:
         return table.known_tokens(row) // max(1, self.config.round_tokens)
-
-    def horizon(self, view: Engine, draft: Draft, state: Any) -> int:
-        return FOREVER  # keys are taken when a row enters the queue and never change there
 
 
 PRESET = Preset(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from batchgen.memory.pool import FOREVER
 from batchgen.policy.base import OrderPart, Part
 from batchgen.policy.presets import Preset
 from batchgen.sequence import Table
@@ -14,15 +12,15 @@ from batchgen.sequence import Table
 class EvensFirst(OrderPart):
     """Rows whose number is a multiple of `divisor`, then the others, each by number."""
 
+    keyed = True
+    changes = "never"  # the key of a row never changes
+
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
         divisor: int = 2
 
     def key(self, table: Table, row: int) -> int:
         return row + (len(table) if row % self.config.divisor else 0)
-
-    def horizon(self, view: Any, draft: Any, state: Any) -> int:
-        return FOREVER  # the key of a row never changes
 
 
 EVENS = Preset(
