@@ -68,7 +68,6 @@ class Driver:
         self._step: Step | None = None  # launched and not reported
         self._pass: Pass | None = None  # in flight
         self._pass_step: Step | None = None
-        self._ghosts: set[int] = set()  # rows that ended in the pass before the one in flight
         self._began_ps = self._covered_ps = self._step_began_ps = 0
         self._contexts: list[int] = []
         self._decoded = 0
@@ -224,10 +223,9 @@ class Driver:
         finished = self._outcomes(step, one, result, end_ps)
         if self.lag and self._step is not None and not self._composition.over():
             self._begin()  # what has just ended is not known yet: rows may run as ghosts
-            self._ghosts = set(finished)
-        else:
-            self._ghosts = set()
         self._composition.report(finished)
+        for row, code in result.failed:
+            self._tell(ev.RowFailed(row, code), end_ps)
         if self._step is not None:
             if self._composition.over():
                 self._land()
@@ -238,9 +236,7 @@ class Driver:
             self._tell(ev.Drained(0, self._epoch, self._take(), self._busy(now)), now)
 
     def _outcomes(self, step: Step, one: Pass, result: PassResult, end_ps: int) -> list[int]:
-        """Note who ended, failed or has a first token."""
-        for row, code in result.failed:
-            self._push(end_ps, _OTHER, ev.RowFailed(row, code))
+        """Note who ended or has a first token."""
         completed = [row for row, _, _, last in one.chunks if last]
         self.record.first_tokens(completed, end_ps)
         for row, reason in result.finished:

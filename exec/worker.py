@@ -360,7 +360,8 @@ class Worker:
         wanted = self._hbm.tensor(ends[np.array(samples, dtype=bool)])
         logits = self.model.forward(self._hbm, batch, wanted)
         for row, segment in zip(rows, segments, strict=True):
-            self._rows[row].computed = segment.start + segment.length
+            if not self._rows[row].ended:  # a ghost's pass counts for nothing
+                self._rows[row].computed = segment.start + segment.length
         sampled = [row for row, samples_now in zip(rows, samples, strict=True) if samples_now]
         finished, failed = self._append(sampled, logits)
         return PassResult(
@@ -369,6 +370,8 @@ class Worker:
 
     def _decode_segment(self, row: int) -> Segment:
         state = self._row(row)
+        if state.ended == "failed":  # a ghost without a token of its own: the one before again
+            return self._segment(state, state.computed - 1, 1)
         if state.computed != len(state.known) - 1 or not state.num_produced:
             raise IllegalTransition(
                 f"row {row} decodes with {state.computed} of {len(state.known)} tokens computed"

@@ -152,7 +152,7 @@ def measure(job: ExecJob) -> Measured:
     prepared = prepare(job)
     ran = drive(prepared, WallClock())
     return Measured(
-        bct_ps=int(ran.driver.end_ps.max()),
+        bct_ps=int(ran.driver.record.end_ps.max()),
         produced=[len(ran.tokens[row]) for row in range(len(prepared.jobs))],
         reasons=ran.reasons,
         passes=measured_passes(ran.driver),

@@ -131,7 +131,10 @@ class Walker:
             self.devices[action.engine].composition.cut()
             self.check_landing(action.engine)
         elif isinstance(action, act.Leave):
-            self.devices[action.engine].composition.forget(action.rows)
+            device = self.devices[action.engine]
+            device.composition.forget(action.rows)
+            for row in action.rows:
+                device.dead.pop(row, None)
         elif isinstance(action, act.Finished | act.Failed):
             self.ended(action)
         elif isinstance(action, act.Copy):
@@ -202,6 +205,8 @@ class Walker:
         assert step.q0 == device.q
         device.step = step
         device.composition.launch(step)
+        for row in (*step.left, *step.joined):
+            device.dead.pop(row, None)
         if device.flying is None:
             self.begin(step.engine)
             self.at_once(step.engine)

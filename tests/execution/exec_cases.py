@@ -21,7 +21,6 @@ from batchgen.exec.worker import Worker
 from batchgen.hardware import load_gpu
 from batchgen.layout import Layout
 from batchgen.model import load_model
-from batchgen.policy.presets import build_policy
 from batchgen.runtime.core import Runtime
 
 PRESETS = ("static", "orca", "vllm", "batchgen")
@@ -50,6 +49,7 @@ class Case:
     boundary: int = 8
     budget: int = 64
     seqs: int = 8
+    depth: int = 1
     cancels: tuple[tuple[int, int], ...] = ()
     ignore_eos: bool = False
     overrides: tuple[tuple[str, str], ...] = ()
@@ -66,6 +66,7 @@ class Case:
             "plan.boundary": self.boundary,
             "plan.token_budget": self.budget,
             "plan.max_num_seqs": self.seqs,
+            "plan.depth": self.depth,
         }
         return ExecJob(
             model=model,
@@ -118,15 +119,18 @@ def drive_watched(
     cancels: Sequence[tuple[int, int]] = (),
 ) -> Outcome:
     """`batchgen.exec.run.drive` with a look at the pages after every step."""
-    policy = build_policy(prepared.preset, prepared.overrides, frozenset({"host"}))
-    runtime = Runtime(prepared.table, prepared.plan, policy)
+    runtime = prepared.runtime()
     worker = prepared.worker
-    rank, host = runtime.cluster.engines[0].ranks[0], runtime.cluster.hosts[0]
+    rank = runtime.cluster.engines[0].ranks[0]
 
     def look(now_ps: int, done: int, total: int) -> None:
         ahead = bool(rank.prefilling) or bool(prepared.table.reserved.any())
+        leased = rank.used + (rank.prefix.num_cached if rank.prefix is not None else 0)
+        host = runtime.host_pages(0)
+        if prepared.plan.depth > 1:  # the books are a pass ahead of what the worker has done
+            leased, host, ahead = rank.size, prepared.plan.engines[0].host_pages, True
         used = worker.pages_used("hbm"), worker.pages_used("host")
-        outcome.held.append((rank.pool.used, used[0], host.used, used[1], ahead))
+        outcome.held.append((leased, used[0], host, used[1], ahead))
 
     def keep(row: int, reason: str) -> None:
         outcome.tokens[row] = worker.tokens(row)
@@ -147,8 +151,10 @@ def drive_watched(
     for at_ps, row in cancels:
         driver.schedule(ev.Cancelled([row]), at_ps)
     driver.run()
-    assert worker.pages_used("hbm") == worker.pages_used("host") == 0
-    assert rank.pool.used == host.used == 0
+    cached = rank.prefix.num_cached if rank.prefix is not None else 0
+    assert worker.pages_used("hbm") == cached
+    assert worker.pages_used("host") == 0
+    assert rank.used == runtime.host_pages(0) == 0
     return outcome
 
 

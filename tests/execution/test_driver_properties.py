@@ -10,9 +10,11 @@ from exec_cases import PRESETS, Case, check_answer, cost_of, drive_watched, prom
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batchgen.errors import UserError
 from batchgen.exec.init import init_model
-from batchgen.exec.run import prepare
+from batchgen.exec.run import CAPABILITIES, prepare
 from batchgen.memory.pool import pages_for
+from batchgen.policy.presets import PARTS, build_policy, find_preset
 
 ARCHS = ("llama", "qwen3", "qwen3-moe")
 SPAN_PS = 2 * 10**11
@@ -25,12 +27,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {arch: init_model(folder / arch, arch, "tiny", seed=3) for arch in ARCHS}
 
 
+def compositions() -> list[tuple[str, tuple[tuple[str, str], ...]]]:
+    """Every preset, and with every single slot swapped for every part that one device can run."""
+    found: list[tuple[str, tuple[tuple[str, str], ...]]] = [(name, ()) for name in PRESETS]
+    for name in PRESETS:
+        for slot, parts in PARTS.items():
+            for part in parts:
+                swap = {f"{slot}.part": part}
+                try:
+                    build_policy(find_preset(name), swap, CAPABILITIES)
+                except UserError:
+                    continue
+                found.append((name, tuple(swap.items())))
+    return found
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
+    policy, overrides = draw(st.sampled_from(compositions()))
     rows = draw(st.lists(st.tuples(st.integers(0, 11), st.integers(1, 48)), min_size=1, max_size=9))
     times = st.one_of(st.just(0), st.integers(0, SPAN_PS))
     return Case(
-        policy=draw(st.sampled_from(PRESETS)),
+        policy=policy,
+        overrides=overrides,
         rows=tuple(rows),
         arrivals_ps=tuple(draw(times) for _ in rows),
         hbm_pages=draw(st.integers(2, 40)),
@@ -39,6 +58,7 @@ def cases(draw: st.DrawFn) -> Case:
         boundary=draw(st.sampled_from((4, 8, 16))),
         budget=draw(st.sampled_from((9, 32, 128))),
         seqs=draw(st.integers(1, 8)),
+        depth=draw(st.sampled_from((1, 2))),
         cancels=tuple(
             draw(
                 st.lists(
@@ -111,7 +131,7 @@ def test_scarce_memory_suspends_or_recomputes(models: dict[str, Path], tmp_path:
     purposes = [a.purpose for _, _, actions in swapped.entries for a in actions if _is_copy(a)]
     assert table.suspensions.sum() > 5
     assert table.recomputed.sum() == 0
-    assert {"checkpoint", "restore"} <= set(purposes)
+    assert {"suspend", "restore"} <= set(purposes)
     recomputed = run(Case(policy="vllm", **scarce), model, tmp_path)
     table = recomputed.prepared.table
     assert table.preemptions.sum() > 5
@@ -161,7 +181,7 @@ def test_a_prompt_that_was_not_streamed_is_not_on_the_host(
 def test_the_record_adds_up(models: dict[str, Path], tmp_path: Path) -> None:
     case = Case(policy="vllm", rows=tuple((number, 30) for number in range(8)), hbm_pages=40)
     outcome = run(case, models["llama"], tmp_path)
-    driver = outcome.driver
+    driver = outcome.driver.record
     steps = {name: list(column) for name, column in driver.steps.items()}
     assert sum(steps["passes"]) == len(driver.passes["duration_ps"])
     assert sum(steps["finished"]) == len(case.rows)

@@ -19,7 +19,7 @@ def look(cluster: ClusterMachine, engine: EngineMachine) -> None:
     if not only_decodes(engine) or cluster.hunger.somebody_waits() or cluster.homeless:
         return
     offer = cluster.policy.tail.layout(cluster, engine)
-    if offer is not None:
+    if offer is not None and engine.num_resident <= offer.num_ranks * engine.seats:
         engine.switch_to = offer
 
 

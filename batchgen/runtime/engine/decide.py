@@ -39,6 +39,7 @@ def decide(engine: EngineMachine, out: list[act.Action]) -> None:
         return
     if engine.switch_to is not None and _switches(engine, out):
         return
+    begin = len(out)
     turn = engine.q >= engine.turn_q
     if engine.turn_every > 1 and not (turn or engine.prefill):
         turn = engine.urgent or _cannot_wait(engine)
@@ -62,7 +63,8 @@ def decide(engine: EngineMachine, out: list[act.Action]) -> None:
         engine.once = False
         passes = min(passes, 1)
     if gave and engine.turn_every == 1:
-        if engine.policy.choosy or engine.ready or engine.requests:
+        shares = engine.ranks[0].prefix is not None  # whoever gave way may fit with shared pages
+        if engine.policy.choosy or shares or engine.ready or engine.requests:
             passes = min(passes, 1)
     if engine.probe is not None and engine.q - engine.probe[0] <= engine.lag:
         passes = min(passes, 1)  # its duration is to be known by itself
@@ -71,7 +73,7 @@ def decide(engine: EngineMachine, out: list[act.Action]) -> None:
     if engine.lag and (engine.doubt or engine.left or engine.prompts_told):
         passes = min(passes, 1)  # the next report tells more about them
     if passes:
-        _launch(engine, passes, first, chunks, out)
+        _launch(engine, passes, first, chunks, out, begin)
     elif again and not engine.doubt:
         decide(engine, out)  # pages came free: ask again
     elif engine.left:
@@ -140,14 +142,14 @@ def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     gave = False
     k = engine.k
     for rank in ranks:
-        if policy.reserves and rank.running and _passes_reserved(engine, rank) == 0:
-            outgrew(engine, rank, next(iter(rank.running)))
         growth = rank.growth
         if phases or growth.counts[k % growth.page_tokens] > rank.size - rank.used:
             if growth.num_rows and make_room(engine, rank):
                 rank.gave = gave = True
         if rank.held:
             go_on(engine, rank)
+        if policy.reserves and rank.running and _passes_reserved(engine, rank) == 0:
+            outgrew(engine, rank, next(iter(rank.running)))
     if engine.extending:
         extend_now(engine)
     if policy.whole_batch or policy.static or policy.streams:
@@ -291,8 +293,14 @@ def _within_host_share(engine: EngineMachine, passes: int) -> int:
 
 
 def _launch(
-    engine: EngineMachine, passes: int, first: bool, chunks: list[Chunk], out: list[act.Action]
+    engine: EngineMachine,
+    passes: int,
+    first: bool,
+    chunks: list[Chunk],
+    out: list[act.Action],
+    begin: int,
 ) -> None:
+    """Ask for the step; `begin` is where the actions of this decision begin."""
     joined = list(engine.joined) if engine.joined else []
     left = list(engine.left) if engine.left else []
     if joined:
@@ -301,7 +309,7 @@ def _launch(
         engine.left = {}
     rank = engine.ranks[0]
     if rank.prefix is not None:
-        _evict(engine, out)
+        _evict(engine, out, begin)
     until = "all" if engine.policy.static else "first" if first else "n"
     step = Step(
         engine.id,
@@ -346,12 +354,13 @@ def _loads(engine: EngineMachine, step: Step) -> list[RankLoad]:
     return loads
 
 
-def _evict(engine: EngineMachine, out: list[act.Action]) -> None:
-    """Cached pages yield to what the next pass needs."""
+def _evict(engine: EngineMachine, out: list[act.Action], begin: int) -> None:
+    """Cached pages yield to what this decision leased and the next pass needs; they are gone
+    before an executor takes pages for it."""
     for rank in engine.ranks:
         assert rank.prefix is not None
         growth = rank.growth
         need = 0 if engine.prefill else growth.counts[engine.k % growth.page_tokens]
         runs = rank.prefix.shrink(rank.size - rank.used - need)
         if runs:
-            out.append(act.Evict(engine.id, rank.index, runs))
+            out.insert(begin, act.Evict(engine.id, rank.index, runs))

@@ -57,6 +57,7 @@ def _forget_sleepers(engine: EngineMachine, rank: Rank) -> None:
     engine.once = True  # which may free more than was needed
     for row in [row for row in rank.held if table.v_status[row] == Status.SLEEPING]:
         del rank.held[row]
+        engine.sleeping -= 1
         forget_kv(engine, rank, row)
 
 
@@ -208,9 +209,13 @@ def end(engine: EngineMachine, rank: Rank, row: int, verdict: Order) -> None:
     ran = engine.withdraw(rank, row)
     engine.once = engine.freed = True
     rank.release(row)
+    streamed = engine.table.v_host_pages[row] > 0
     engine.end_stream(row)
     what, code, why = verdict
-    if engine.lag and ran:
+    if engine.lag and ran:  # its pages may be taken before its end is told
+        engine.up.out.append(act.Release([row], engine.id, "hbm"))
+        if streamed:
+            engine.up.out.append(act.Release([row], engine.id, "host"))
         engine.table.v_status[row] = Status.DOUBT
         engine.verdicts[row] = verdict
         engine.doubt.append((row, what))
@@ -225,6 +230,8 @@ def go_on(engine: EngineMachine, rank: Rank) -> None:
     """Stalled rows rejoin when their growth fits; when nothing else moves, somebody must lose."""
     table, each = engine.table, engine.turn_every
     for row in [row for row in rank.held if table.v_status[row] == Status.STALLED]:
+        if engine.sleeping and _growth_with(engine, rank, row, each) > rank.size - rank.used:
+            _forget_sleepers(engine, rank)
         if _growth_with(engine, rank, row, each) > rank.size - rank.used:
             break
         del rank.held[row]

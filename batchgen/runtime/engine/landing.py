@@ -201,7 +201,7 @@ def _bodies_end(
             engine.unjoin(rank, row)
             rank.held[row] = None
             if engine.policy.static:  # the backend would keep it as a dead row
-                engine.left[row] = engine.left_since[row] = None
+                engine.left[row] = None
             rank.trim(row, table.v_prompt[row] + produced - 1)
             table.v_produced[row] = produced
             table.v_status[row] = Status.STALLED

@@ -216,6 +216,7 @@ def only_decodes(engine: EngineMachine) -> bool:
         return False
     return not any(rank.prefilling or rank.held or rank.waiting for rank in engine.ranks)
 
+
 def begin_switch(engine: EngineMachine, offer: Offer, out: list[act.Action]) -> None:
     """All running rows pause, half a prompt is begun again; the backend prepares the layout."""
     rows: list[int] = []
@@ -247,7 +248,8 @@ def layout_ready(engine: EngineMachine) -> None:
     engine.epoch += 1
     engine.make_ranks(offer.layout, offer.num_ranks, offer.hbm_pages)
     for row in sorted(resident, key=lambda one: (-pages_of[one], one)):
-        rank = min(engine.ranks, key=lambda one: (one.used, one.index))
+        seated = [one for one in engine.ranks if one.num_resident < engine.seats]
+        rank = min(seated or engine.ranks, key=lambda one: (one.used, one.index))
         table.v_rank[row] = rank.index
         table.v_pages[row] = 0
         if pages_of[row] > rank.size - rank.used:

@@ -240,7 +240,8 @@ class EngineMachine:
         """A row that the backend does not have in its running set joins it."""
         self.join(rank, row)
         if row in self.left:
-            del self.left[row], self.left_since[row]
+            del self.left[row]
+            self.left_since.pop(row, None)
         else:
             self.joined[row] = None
 
