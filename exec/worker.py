@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,6 +116,8 @@ class Worker:
         self._rows: dict[int, _Row] = {}
         self._free_slots: list[int] = []
         self._prefix: dict[int, int] = {}  # page key of the runtime -> physical page
+        self._promised: set[int] = set()  # keys of pages that the next pass takes and fills
+        self._before_pass: list[Callable[[], None]] = []
         self.resize(hbm_pages=hbm_pages, host_pages=host_pages)
 
     @property
@@ -295,25 +297,46 @@ class Worker:
             raise IllegalTransition(f"row {row} adopts a prefix but has pages already")
         if len(keys) * self.page_tokens >= len(state.known):
             raise IllegalTransition(f"row {row} adopts its last token, which must be computed")
-        missing = [key for key in keys if key not in self._prefix]
+        missing = [key for key in keys if key not in self._prefix and key not in self._promised]
         if missing:
             raise IllegalTransition(f"row {row} adopts unpublished page {missing[0]}")
+        if all(key in self._prefix for key in keys):
+            self._share(row, keys)
+        else:
+            self._before_pass.append(lambda: self._share(row, keys))
+
+    def _share(self, row: int, keys: Sequence[int]) -> None:
+        state = self._row(row)
         pages = [self._prefix[key] for key in keys]
         self._hbm.pool.retain(pages)
         self._hbm.tables.append(state.slot, pages)
         state.computed = len(keys) * self.page_tokens
 
     def publish(self, row: int, first: int, keys: Sequence[int]) -> None:
-        """Offer the row's pages `first` .. under these keys. The next pass fills those that are not
-        full yet, before anybody reads them: a pass writes all its KV before it attends."""
+        """Offer the row's pages `first` .. under these keys.
+
+        Pages that the next pass fills are taken when it begins (what gives them back may be asked
+        for only after this), and are whole before anybody reads them: a pass writes all its KV
+        before it attends.
+        """
         state = self._row(row)
         if (first + len(keys)) * self.page_tokens > len(state.known):
             raise IllegalTransition(f"row {row} publishes pages that it will not fill")
-        self._hbm.reserve(state.slot, (first + len(keys)) * self.page_tokens)
-        pages = self._hbm.tables.of(state.slot)[first : first + len(keys)]
-        for key, page in zip(keys, pages, strict=True):
-            if key in self._prefix:
+        for key in keys:
+            if key in self._prefix or key in self._promised:
                 raise IllegalTransition(f"row {row} publishes page {key}, which is known")
+        here = min(max(len(self._hbm.tables.of(state.slot)) - first, 0), len(keys))
+        if here:
+            self._offer(row, first, keys[:here])
+        if here < len(keys):
+            self._promised.update(keys[here:])
+            self._before_pass.append(lambda: self._offer(row, first + here, keys[here:]))
+
+    def _offer(self, row: int, first: int, keys: Sequence[int]) -> None:
+        slot = self._row(row).slot
+        self._hbm.reserve(slot, (first + len(keys)) * self.page_tokens)
+        pages = self._hbm.tables.of(slot)[first : first + len(keys)]
+        for key, page in zip(keys, pages, strict=True):
             self._hbm.pool.retain([page])
             self._prefix[key] = page
 
@@ -336,6 +359,10 @@ class Worker:
         that has ended may still be decoded once (a ghost): its token is dropped.
         """
         begin = time.perf_counter()
+        for share in self._before_pass:
+            share()
+        self._before_pass.clear()
+        self._promised.clear()
         decoding = [self._decode_segment(row) for row in decodes]
         chunking = [self._chunk_segment(row, start, n, last) for row, start, n, last in chunks]
         rows = [*decodes, *(row for row, _, _, _ in chunks)]

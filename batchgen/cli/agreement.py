@@ -119,6 +119,7 @@ def compare_backends(
         "cuts": sum('"ended_by":"cut"' in line for line in executed),
         "preemptions": int(table.preemptions.sum()),
         "suspensions": int(table.suspensions.sum()),
+        "adopted": sum(line.count('"adopt"') for line in executed),
         "early_ends": sum(reason == "stop" for reason in ran.reasons.values()),
         "cancelled": sum(reason == "cancelled" for reason in ran.reasons.values()),
         "bct_s": end_ps / 1e12,

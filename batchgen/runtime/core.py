@@ -12,6 +12,7 @@ from typing import Any
 from batchgen import events as ev
 from batchgen.actions import Action
 from batchgen.coroutine import Bodies, BodyFactory, MakeView, SequenceView
+from batchgen.errors import IllegalTransition
 from batchgen.plan import Plan
 from batchgen.policy.compiled import Compiled
 from batchgen.policy.presets import Policy
@@ -87,7 +88,8 @@ class Runtime:
         Raises IllegalTransition when the event contradicts what was asked for.
         """
         cluster = self.cluster
-        cluster.out = out = []
+        out: list[Action] = []
+        cluster.out = out
         cluster.now = now
         self._handlers[type(event)](event)
         cluster.finish_agenda()
@@ -162,6 +164,8 @@ class Runtime:
 
     def _pool_short(self, event: ev.PoolShort) -> None:
         engine = self.cluster.engines[event.engine]
+        if not 0 <= event.rank < engine.home_ranks:
+            raise IllegalTransition(f"engine {engine.id} has no rank {event.rank}")
         engine.ranks[event.rank % len(engine.ranks)].debt += event.pages
         engine.urgent = True
         self.cluster.agenda[engine.id] = None

@@ -138,7 +138,7 @@ EXEC: list[tuple[list[str], tuple[str, ...]]] = [
     (["--set", "order.part=alphabet"], ("unknown order part 'alphabet'",)),
     (["--set", "order.speed=4"], ("--set order.speed", "no such option")),
     (["--set", "plan.magic=4"], ("--set plan.magic",)),
-    (["--set", "plan.prefix_cache=true"], ("exec has no prefix index yet",)),
+    (["--set", "plan.depth=3"], ("plan.depth",)),
     (["--set", "plan.memory_fraction=0.5"], ("--hbm-pages",)),
     (["--set", "tail.part=partition", "--policy", "vllm"], ("needs switch", "--set tail.part=")),
     (["--dtype", "int3"], ("int3", "float32")),

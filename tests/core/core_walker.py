@@ -131,10 +131,7 @@ class Walker:
             self.devices[action.engine].composition.cut()
             self.check_landing(action.engine)
         elif isinstance(action, act.Leave):
-            device = self.devices[action.engine]
-            device.composition.forget(action.rows)
-            for row in action.rows:
-                device.dead.pop(row, None)
+            self.devices[action.engine].composition.forget(action.rows)
         elif isinstance(action, act.Finished | act.Failed):
             self.ended(action)
         elif isinstance(action, act.Copy):
@@ -205,7 +202,7 @@ class Walker:
         assert step.q0 == device.q
         device.step = step
         device.composition.launch(step)
-        for row in (*step.left, *step.joined):
+        for row in step.joined:
             device.dead.pop(row, None)
         if device.flying is None:
             self.begin(step.engine)

@@ -49,7 +49,7 @@ def cases(draw: st.DrawFn) -> Case:
     times = st.one_of(st.just(0), st.integers(0, SPAN_PS))
     return Case(
         policy=policy,
-        overrides=overrides,
+        overrides=(*overrides, ("plan.prefix_cache", draw(st.sampled_from(("true", "false"))))),
         rows=tuple(rows),
         arrivals_ps=tuple(draw(times) for _ in rows),
         hbm_pages=draw(st.integers(2, 40)),
@@ -71,7 +71,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(
     deadline=None,
-    max_examples=20,
+    max_examples=40,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

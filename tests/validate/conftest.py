@@ -39,3 +39,17 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             row = {"prompt": ids, "max_tokens": int(rng.integers(8, 81))}
             file.write(json.dumps(row) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def alike_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 rows that begin with one of two texts of 40 tokens."""
+    rng = np.random.default_rng(1)
+    begins = rng.integers(0, 256, (2, 40)).tolist()
+    path = tmp_path_factory.mktemp("validate_prompts") / "alike.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(16):
+            ids = begins[number % 2] + rng.integers(0, 256, int(rng.integers(1, 60))).tolist()
+            row = {"prompt": ids, "max_tokens": int(rng.integers(8, 60))}
+            file.write(json.dumps(row) + "\n")
+    return path

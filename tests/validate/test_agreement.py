@@ -43,6 +43,48 @@ def test_logs_are_equal_over_the_grid(
     assert (sums["suspensions"] > 0) == (policy == "batchgen")
 
 
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "qwen3-moe"])
+@pytest.mark.parametrize("policy", PRESETS)
+def test_two_steps_launched_agree(
+    policy: str, arch: str, tiny_models: dict[str, Path], prompts: Path
+) -> None:
+    """Depth 2: outcomes come one pass late in both, and a row that ended runs once more."""
+    for seed, (hbm_pages, rate) in enumerate([(40, 0.2), (400, 1.0)], start=1):
+        result = compare_backends(
+            tiny_models[arch],
+            prompts,
+            policy,
+            limit=10,
+            hbm_pages=hbm_pages,
+            rate=rate,
+            cancel=2,
+            seed=seed,
+            overrides=(*SMALL_PAGES, ("plan.depth", "2")),
+        )
+        assert result["equal"], result
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "qwen3-moe"])
+@pytest.mark.parametrize("depth", ["1", "2"])
+def test_shared_prefixes_agree(
+    depth: str, arch: str, tiny_models: dict[str, Path], alike_prompts: Path
+) -> None:
+    """Prompts begin alike, so that rows adopt, publish and evict pages in both."""
+    adopted = 0
+    for policy in ("vllm", "batchgen"):
+        for hbm_pages in (40, 400):
+            result = compare_backends(
+                tiny_models[arch],
+                alike_prompts,
+                policy,
+                hbm_pages=hbm_pages,
+                overrides=(*SMALL_PAGES, ("plan.depth", depth), ("plan.prefix_cache", "true")),
+            )
+            assert result["equal"], result
+            adopted += result["adopted"]
+    assert adopted > 0
+
+
 @pytest.mark.parametrize("arch", ["llama", "qwen3-moe"])
 def test_other_families_agree(arch: str, tiny_models: dict[str, Path], prompts: Path) -> None:
     for policy in ("vllm", "batchgen"):
@@ -96,13 +138,8 @@ def test_a_difference_is_found(
     """The comparison itself: with a simulator that times passes otherwise it must not be equal."""
     from batchgen.sim.flight import Flight
 
-    whole = Flight._sum_times
-
-    def slower(self: Flight) -> None:
-        whole(self)
-        self.duration_ps += 1
-
-    monkeypatch.setattr(Flight, "_sum_times", slower)
+    right = Flight.elapsed
+    monkeypatch.setattr(Flight, "elapsed", lambda self, passes: right(self, passes) + 1)
     result = compare_backends(tiny_models["llama"], prompts, "vllm", limit=4)
     assert not result["equal"]
     assert result["exec_line"] != result["sim_line"]

@@ -164,7 +164,15 @@ def test_an_altered_action_with_new_digests_is_found_by_the_replay(log: list[str
 
 
 def _rest(step: Any) -> tuple[Any, ...]:
-    return (step.until, step.joined, step.left, step.chunks, step.checkpoint)
+    return (
+        step.until,
+        step.decode,
+        step.joined,
+        step.left,
+        step.chunks,
+        step.checkpoint,
+        step.hand,
+    )
 
 
 def test_a_forged_event_cannot_crash_the_replay(log: list[str]) -> None:
@@ -175,7 +183,7 @@ def test_a_forged_event_cannot_crash_the_replay(log: list[str]) -> None:
         ev.Landed(99, 0, 1, [], 1, "n"),
         ev.RowFailed(10**6, "x"),
         ev.PoolShort(0, 44, 1),
-        ev.DeviceLost(7),
+        ev.DeviceLost(7, 0, 0, []),
     ]
     for event in strange:
 

@@ -72,8 +72,10 @@ def decide(engine: EngineMachine, out: list[act.Action]) -> None:
         settle_doubt(engine, out)
     if engine.lag and (engine.doubt or engine.left or engine.prompts_told):
         passes = min(passes, 1)  # the next report tells more about them
+    if engine.ranks[0].prefix is not None:
+        _evict(engine, out, begin)
     if passes:
-        _launch(engine, passes, first, chunks, out, begin)
+        _launch(engine, passes, first, chunks, out)
     elif again and not engine.doubt:
         decide(engine, out)  # pages came free: ask again
     elif engine.left:
@@ -293,23 +295,14 @@ def _within_host_share(engine: EngineMachine, passes: int) -> int:
 
 
 def _launch(
-    engine: EngineMachine,
-    passes: int,
-    first: bool,
-    chunks: list[Chunk],
-    out: list[act.Action],
-    begin: int,
+    engine: EngineMachine, passes: int, first: bool, chunks: list[Chunk], out: list[act.Action]
 ) -> None:
-    """Ask for the step; `begin` is where the actions of this decision begin."""
     joined = list(engine.joined) if engine.joined else []
     left = list(engine.left) if engine.left else []
     if joined:
         engine.joined = {}
     if left:
         engine.left = {}
-    rank = engine.ranks[0]
-    if rank.prefix is not None:
-        _evict(engine, out, begin)
     until = "all" if engine.policy.static else "first" if first else "n"
     step = Step(
         engine.id,
@@ -355,8 +348,8 @@ def _loads(engine: EngineMachine, step: Step) -> list[RankLoad]:
 
 
 def _evict(engine: EngineMachine, out: list[act.Action], begin: int) -> None:
-    """Cached pages yield to what this decision leased and the next pass needs; they are gone
-    before an executor takes pages for it."""
+    """Cached pages yield to what this decision leased and the next pass needs. `begin`: where its
+    actions begin, so that the pages are free before an executor takes any for it."""
     for rank in engine.ranks:
         assert rank.prefix is not None
         growth = rank.growth
