@@ -27,8 +27,8 @@ LOG_VERSION = 2
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """What a runtime is made from. `page_keys` per row, or None without a prefix index.
 
-    full False: entries hold steps and their ends only (no replay). bodies: name of the body factory;
-    what bodies asked for is in the actions.
+    full False: entries hold steps and their ends only (no replay). bodies: name of the body
+    factory; what bodies asked for is in the actions.
     """
 
     batchgen_log: int = LOG_VERSION

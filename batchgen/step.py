@@ -130,8 +130,8 @@ class Composition:
         return one
 
     def report(self, finished: Collection[int]) -> None:
-        """Outcomes of the oldest pass that was not reported. With lag 1 the next pass has been asked
-        for, so that finished rows are in it as ghosts, and in none after it."""
+        """Outcomes of the oldest pass that was not reported. With lag 1 the next pass has been
+        asked for, so that finished rows are in it as ghosts, and in none after it."""
         step = self._step
         if not finished:
             return

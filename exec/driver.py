@@ -153,7 +153,12 @@ class Driver:
             self._push(self.clock.copy_done(sum(tokens)), _COPY, ev.CopiesDone(action.copy_id))
         elif isinstance(action, act.Release):
             freed, pool = action.rows, action.pool
-            do(lambda: [worker.release(row, pool) for row in freed])
+
+            def release() -> None:
+                for row in freed:
+                    worker.release(row, pool)
+
+            do(release)
         elif isinstance(action, act.Adopt):
             adopted = action
             do(lambda: worker.adopt(adopted.row, self._keys(adopted.row, 0, adopted.pages)))

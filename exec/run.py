@@ -246,9 +246,7 @@ def _plan(
     )
 
 
-def shared_page_keys(
-    prompts: Sequence[Sequence[int]], page_tokens: int
-) -> list[list[int]] | None:
+def shared_page_keys(prompts: Sequence[Sequence[int]], page_tokens: int) -> list[list[int]] | None:
     """Chained keys of every prompt's full pages; None when no two prompts share a page, so that
     nothing is spent on an index without use."""
     keys: list[list[int]] = []

@@ -43,7 +43,7 @@ class Observer(Protocol):
     def __call__(self, event: ev.Event, now: int, actions: list[Action]) -> None: ...
 
 
-class _StepEnd(SimpyEvent):
+class _StepEnd(SimpyEvent):  # type: ignore[misc]
     """The report of a step, or the end of the last pass; void once its generation is over."""
 
     __slots__ = ("generation", "number")
@@ -238,9 +238,7 @@ class Simulation:
             self.recorder.first_tokens(step, end_ps)
             device.newest = step
             finished = self._finished(done)
-            self._tell_at(
-                ev.Landed(engine, step.epoch, end, finished, duration, why), now
-            )
+            self._tell_at(ev.Landed(engine, step.epoch, end, finished, duration, why), now)
             self.recorder.step(
                 step, passes, begin, end_ps, base, done, self.runtime.kv_pages(engine)
             )

@@ -37,8 +37,8 @@ STANDING = -1
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One change of one device. `speed` is the pass time in thousandths of normal (kind "slow"), for
-    the trouble `spell`; 1000 ends it."""
+    """One change of one device. `speed` is the pass time in thousandths of normal (kind "slow"),
+    for the trouble `spell`; 1000 ends it."""
 
     at_ps: int
     kind: str
@@ -132,9 +132,7 @@ def load_faults(path: str, num_gpus: int) -> list[Fault]:
                     remedy="2.0 makes every pass take twice as long",
                 )
             spell = number if line.for_s else STANDING
-            faults.append(
-                Fault(at_ps, "slow", line.gpu, round(line.factor * 1000), spell=spell)
-            )
+            faults.append(Fault(at_ps, "slow", line.gpu, round(line.factor * 1000), spell=spell))
             if line.for_s:
                 end_ps = at_ps + to_ps(line.for_s)
                 faults.append(Fault(end_ps, "slow", line.gpu, NORMAL_SPEED, spell=spell))

@@ -57,6 +57,7 @@ class Flight:
         "q",
         "report_ps",
         "speed",
+        "static",
         "step",
         "why",
     )
@@ -66,6 +67,7 @@ class Flight:
         self.speed = NORMAL_SPEED
         self.end_ps = self.covered_ps = self.begin_ps = self.report_ps = 0
         self.q = self.k = 0
+        self.static = False  # whether the newest step keeps dead rows
         self.reset(cost)
 
     def reset(self, cost: CostModel) -> None:
@@ -172,7 +174,7 @@ class Flight:
         begin = self.end_ps if self.end_ps > now else now
         if not self.busy:
             self.covered_ps = begin
-        self.begin_ps, self.step = begin, step
+        self.begin_ps, self.step, self.static = begin, step, step.until == "all"
         self._ends = self._pieces = self._loads = None
         self._finishes, self._gone = [], []
         self.why = "n"
@@ -424,7 +426,7 @@ class Flight:
             if not lag:  # those whose first token is their last
                 for finish, row in self._pop_until(k1 - 1):
                     done.append((row, finish, self.report_ps))
-                    self._ended(row, static=step.until == "all")
+                    self._ended(row)
         self.q, self.k, self.step = step.q0 + self.passes, k1, None
         self._gone, self._pieces = [], None
         return self.q, done
@@ -444,7 +446,7 @@ class Flight:
         done = []
         for finish, row in found:
             done.append((row, finish, self.end_ps))
-            self._ended(row, static=False)
+            self._ended(row)
         return done
 
     def _outcomes(self, limit: int, step: Step, k: int) -> list[tuple[int, int, int]]:
@@ -464,9 +466,8 @@ class Flight:
         for finish, row in found:
             if finish > limit:
                 heapq.heappush(heap, (finish + 1) << 32 | row)
-        static = step.until == "all"
         for row, _, _ in done:
-            self._ended(row, static=static)
+            self._ended(row)
         return done
 
     def _time_of(self, finish: int, k: int, step: Step) -> int:
@@ -475,10 +476,10 @@ class Flight:
             return self.begin_ps + self.elapsed(finish - k + 1)
         return self.begin_ps if self.lag else self.report_ps
 
-    def _ended(self, row: int, *, static: bool) -> None:
+    def _ended(self, row: int) -> None:
         book = self.book
         book.finish[row] = NEVER
-        if book.counted[row] and not static:
+        if book.counted[row] and not self.static:
             self._uncount(row)
 
     def lose(self, now: int) -> tuple[int, list[tuple[int, int, int]]]:

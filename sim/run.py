@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from batchgen.trace.table import Trace
 
 
-
 def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int]] | None:
     """Chained keys of a row's full prompt pages, from the trace's prefix blocks; None if it has
     none.
@@ -169,9 +168,7 @@ class Machine:
     planner: PartitionPlanner
 
 
-def resolve(
-    job: SimJob, options: PlanOptions, expert_skew: float, page_tokens: int
-) -> Machine:
+def resolve(job: SimJob, options: PlanOptions, expert_skew: float, page_tokens: int) -> Machine:
     """Model, GPU, layout and cost of a job. Raises UserError for a name or layout that is none."""
     model, gpu = load_model(job.model), load_gpu(job.gpu)
     per_node = job.gpus_per_node or min(gpu.gpus_per_node, job.gpus)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from batchgen.policy.base import Part, TailPart
 
 if TYPE_CHECKING:
+    from batchgen.runtime.advisor import Offer
     from batchgen.runtime.cluster.machine import ClusterMachine
-    from batchgen.runtime.cluster.tail import Offer
     from batchgen.runtime.engine.machine import EngineMachine
 
 

@@ -273,9 +273,11 @@ def swaps() -> list[tuple[str, dict[str, str]]]:
     for name in NAMES:
         found.append((name, {}))
         for slot, parts in PARTS.items():
-            for part in parts:
-                if PRESETS[name].parts[slot] != part and part != "oracle":
-                    found.append((name, {f"{slot}.part": part}))
+            found += [
+                (name, {f"{slot}.part": part})
+                for part in parts
+                if PRESETS[name].parts[slot] != part and part != "oracle"
+            ]
     return found
 
 
@@ -372,10 +374,8 @@ def _random_row(rng: random.Random, longest: int, late: bool, staged_rows: bool)
 
 def simpler(case: Case) -> list[Case]:
     """Cases that are a little smaller, for finding the smallest that fails."""
-    found = []
-    for index in range(len(case.rows)):
-        if len(case.rows) > 1:
-            found.append(replace(case, rows=case.rows[:index] + case.rows[index + 1 :]))
+    several = range(len(case.rows)) if len(case.rows) > 1 else ()
+    found = [replace(case, rows=case.rows[:at] + case.rows[at + 1 :]) for at in several]
     for index in range(len(case.troubles)):
         troubles = case.troubles[:index] + case.troubles[index + 1 :]
         found.append(replace(case, troubles=troubles))

@@ -38,11 +38,13 @@ class Invariants:
         self.case = case
         self.arrived: set[int] = set()
         self.events = 0
-        self.budgets_change = any(trouble[0] == "plan" for trouble in case.troubles)
+        self.budgets_changed = False
 
     def __call__(self, runtime: Runtime, entry: Entry) -> None:
         if isinstance(entry.event, ev.Arrived):
             self.arrived.update(entry.event.rows)
+        elif isinstance(entry.event, ev.PlanChanged):
+            self.budgets_changed = True
         for action in entry.actions:
             if isinstance(action, Step):
                 self._check_step(runtime, action)
@@ -87,7 +89,7 @@ class Invariants:
             if step.until == "all":  # padding is computed too
                 count = longest[rank.index] * pieces[rank.index]
             assert decodes + count <= max(engine.token_budget, decodes)
-            if not self.budgets_change:
+            if not self.budgets_changed:
                 assert decodes <= engine.seats
             if step.decode:
                 assert rank.growth.growth(engine.k, step.n) <= rank.free
@@ -247,7 +249,8 @@ class Invariants:
         assert not engine.doubt
         assert not engine.arrived
         for rank in engine.ranks:
-            assert not (rank.running or rank.prefilling), "rows stand still"
+            assert not rank.running, "rows stand still"
+            assert not rank.prefilling, "rows stand still"
             status = runtime.table.v_status
             waits = [row for row in rank.held if status[row] == Status.STALLED]
             leaves = [row for row in rank.held if status[row] in (Status.FROZEN, Status.MOVING)]

@@ -1,8 +1,9 @@
 """An independent scheduler, pass by pass, with its own data structures: the oracle of the presets.
 
-It is written from the description of the policies (first come first served, chunked prefill,
-optimistic or worst-case admission, the newest row recomputed), shares no code with the core, and
-uses the toy cost only through its coefficients.
+It is written from the description of the policies (first come first served, chunked or whole
+prompts within the token budget, optimistic or worst-case admission, the newest row recomputed,
+padding and dead rows in a static batch), shares no code with the core, and uses the toy cost only
+through its coefficients.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Request:
     cached: int = 0  # tokens with KV
     pages: int = 0
     drops: int = 0
+    dead: bool = False  # ended, and still in its static batch
+    grown: int = 0  # tokens a dead row would have KV for
     first: int = -1
     end: int = -1
     failed: bool = False
@@ -43,18 +46,21 @@ def ceil_div(a: int, b: int) -> int:
     return (a + b - 1) // b
 
 
-def toy_time(decodes: list[Request], chunks: list[tuple[Request, int]]) -> int:
+def toy_time(decodes: list[Request], chunks: list[tuple[Request, int]], padded: bool) -> int:
     """Picoseconds of one pass on one rank, summed row by row."""
     time = ToyCost.FIXED
     for request in decodes:
         time += ToyCost.DECODE + ToyCost.SAMPLE + ToyCost.SHARED
-        time += ToyCost.CONTEXT * (request.cached + 1)
+        time += ToyCost.CONTEXT * ((request.grown if request.dead else request.cached) + 1)
+    longest = max([size for _, size in chunks], default=0)
     for request, size in chunks:
         start = request.cached
+        last = start + size == request.known
+        if padded:
+            size = longest
         time += size * (ToyCost.TOKEN + ToyCost.SHARED) + ToyCost.READS * start
         time += ToyCost.PAIRS * ((start + size) ** 2 - start**2)
-        if start + size == request.known:
-            time += ToyCost.SAMPLE
+        time += ToyCost.SAMPLE * last
     return time
 
 
@@ -105,25 +111,30 @@ class Naive:
                     self.now = self.coming[0].arrival
                 continue
             decodes, chunks = composed
-            self.now += toy_time(decodes, chunks)
+            self.now += toy_time(decodes, chunks, self.rule == "static")
             shown = [
                 (one.index, one.cached, size, one.cached + size == one.known)
                 for one, size in chunks
             ]
+            living = sorted(one.index for one in decodes if not one.dead)
             ended = self.commit(decodes, chunks)
-            passes.append((count, sorted(one.index for one in decodes), sorted(shown), ended))
+            passes.append((count, living, sorted(shown), ended))
             count += 1
         return Result(passes, self.requests)
 
     def commit(self, decodes: list[Request], chunks: list[tuple[Request, int]]) -> list[int]:
-        new_tokens = list(decodes)
+        new_tokens = []
+        for request in decodes:
+            if request.dead:
+                request.grown += 1
+            else:
+                request.cached += 1
+                new_tokens.append(request)
         for request, size in chunks:
             request.cached += size
             if request.cached == request.known:
                 self.prompted.add(request.index)
                 new_tokens.append(request)
-        for request in decodes:
-            request.cached += 1
         ended = []
         for request in new_tokens:
             request.have += 1
@@ -131,8 +142,11 @@ class Naive:
                 request.first = self.now
             if request.have >= request.output:
                 request.end = self.now
-                self.active.remove(request)
-                self.prompted.discard(request.index)
+                if self.rule == "static":
+                    request.dead, request.grown = True, request.cached
+                else:
+                    self.active.remove(request)
+                    self.prompted.discard(request.index)
                 ended.append(request.index)
         return sorted(ended)
 
@@ -188,11 +202,17 @@ class Naive:
     def reserved(self) -> tuple[list[Request], list[tuple[Request, int]]]:
         page = self.case.page
         decodes = self.decodes_now()
-        if len(decodes) == 1 and decodes[0].cached >= decodes[0].pages * page:
-            self.fail(decodes[0], self.now)  # it was let in alone and has filled the pool
-            decodes = []
+        living = [one for one in self.active if not one.dead]
+        alone = [one for one in decodes if not one.dead]
+        if len(alone) == 1 and alone[0].cached >= alone[0].pages * page:
+            self.fail(alone[0], self.now)  # it was let in alone and has filled the pool
+            living.remove(alone[0])
+        if self.rule == "static" and not living:
+            self.active, self.prompted = [], set()
+        planned = sum(1 if one in decodes else one.known - one.cached for one in living)
         if self.rule == "orca" or not self.active:
-            while self.queue and len(self.active) < self.case.seqs:
+            seats = min(self.case.seqs, self.case.budget)
+            while self.queue and len(self.active) < seats and planned < self.case.budget:
                 head = self.queue[0]
                 pages = min(ceil_div(head.prompt + head.budget, page), self.case.hbm_pages)
                 if pages > self.free:
@@ -200,8 +220,32 @@ class Naive:
                 self.queue.pop(0)
                 head.pages = pages
                 self.active.append(head)
-        chunks = [(one, one.known - one.cached) for one in self.active if one not in decodes]
-        return decodes, chunks
+                planned += head.known
+        decodes = self.decodes_now()
+        return decodes, self.whole_prompts(len([one for one in decodes if not one.dead]))
+
+    def whole_prompts(self, decodes: int) -> list[tuple[Request, int]]:
+        """Prompts that fit the token budget whole, in order; one that never fits is cut."""
+        budget = left = self.case.budget - decodes
+        chunks: list[tuple[Request, int]] = []
+        longest = 0
+        for one in self.active:
+            if one.index in self.prompted:
+                continue
+            need = one.known - one.cached
+            if self.rule == "static":
+                longest = max(longest, need)
+                if longest * (len(chunks) + 1) > budget:
+                    if not chunks and budget > 0:
+                        chunks.append((one, budget))
+                    break
+            elif need > left:
+                if not chunks and left > 0:
+                    chunks.append((one, left))
+                break
+            chunks.append((one, need))
+            left -= need
+        return chunks
 
     def decodes_now(self) -> list[Request]:
         return [one for one in self.active if one.index in self.prompted]

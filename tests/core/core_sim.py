@@ -57,9 +57,7 @@ def simulate_case(
     return simulation, entries
 
 
-def _schedule(
-    simulation: Simulation, case: Case, kind: str, time: int, one: int, two: int
-) -> None:
+def _schedule(simulation: Simulation, case: Case, kind: str, time: int, one: int, two: int) -> None:
     engine, row, gpu = one % case.engines, one % len(case.rows), two % case.devices
     number = engine * case.devices + gpu
     if kind in ("lost", "back", "notice"):

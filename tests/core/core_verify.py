@@ -99,6 +99,7 @@ def random_cases(
             check(case)
         except AssertionError as error:
             small = smallest(case, check)
-            raise AssertionError(f"{error}\ncase {number} of {composition}, made small:\n{small}")
+            text = f"{error}\ncase {number} of {composition}, made small:\n{small}"
+            raise AssertionError(text) from error
         except Exception as error:
             raise AssertionError(f"case {number} of {composition}: {error!r}\n{case}") from error

@@ -325,9 +325,7 @@ class Walker:
     def gone(self, row: int) -> bool:
         return self.tokens[row] >= self.true[row]
 
-    def token(
-        self, device: Device, row: int, finished: list[int], at: tuple[int, int]
-    ) -> None:
+    def token(self, device: Device, row: int, finished: list[int], at: tuple[int, int]) -> None:
         self.tokens[row] += 1
         if self.first[row] < 0:
             self.first[row] = self.now

@@ -1,40 +1,174 @@
-"""Sequence bodies: generators, dropped and made anew at random, and bodies of one's own."""
+"""Sequence bodies: what they yield is obeyed; generators may be dropped and made anew."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-from core_cases import Case, Row, build, cases, run
+import pytest
+from core_cases import Case, Row, build, products, random_case, run, swaps
 from core_invariants import Invariants
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from batchgen.coroutine import Body, Outcome, Stage, advance, default_body, wanted
+from batchgen.coroutine import (
+    DECODE,
+    Body,
+    Decode,
+    End,
+    Extend,
+    Outcome,
+    SequenceView,
+    Wait,
+    default_body,
+)
 from batchgen.log import Entry
 from batchgen.runtime.core import Runtime
-from batchgen.sequence import Phase, Status, Table
+from batchgen.sequence import Status
 
-TROUBLES = ("lost", "back", "notice", "cancel", "pool_short")
-SETTINGS = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+ROWS = tuple(Row(prompt=5 + index, budget=20, output=10 + index % 5) for index in range(12))
 
 
-@SETTINGS
-@given(cases(kinds=TROUBLES), st.integers(0, 1000))
-def test_generators_dropped_at_random_change_nothing(case: Case, seed: int) -> None:
-    plain = run(case)
-    kept = run(case, body_factory=default_body)
-    chance = random.Random(seed)
+def many(kinds: tuple[str, ...] = (), count: int = 60) -> list[Case]:
+    """Cases of any composition without stages of their own."""
+    found = []
+    for seed in range(count):
+        rng = random.Random(seed)
+        case = random_case(rng, rng.choice(swaps() if seed % 2 else products()), kinds=kinds)
+        rows = tuple(replace(row, stages=()) for row in case.rows)
+        found.append(replace(case, rows=rows))
+    return found
 
-    def drop_some(runtime: Runtime, entry: Entry) -> None:
-        for row in list(runtime.bodies._live):
-            if chance.random() < 0.3:
-                runtime.bodies.drop(row)
 
-    dropped = run(case, body_factory=default_body, checker=drop_some)
-    assert plain.log == kept.log == dropped.log
-    assert plain.columns() == kept.columns() == dropped.columns()
-    assert kept.simulation.runtime.bodies._live == {}
+def test_the_default_body_costs_no_decision() -> None:
+    """With it as a generator the same rows end at the same times."""
+    for case in many(kinds=("lost", "back", "cancel")):
+        plain, kept = run(case), run(case, bodies=default_body)
+        assert plain.times() == kept.times()
+        assert plain.columns() == kept.columns()
+        assert kept.runtime.bodies is not None
+        assert kept.runtime.bodies.live() == []
+
+
+def test_generators_dropped_at_random_change_nothing() -> None:
+    for seed, case in enumerate(many(kinds=("lost", "back", "cancel"))):
+        staged = tuple(
+            replace(row, stages=((3, 4, 0), (2, 5, 1000))) if index % 2 else row
+            for index, row in enumerate(case.rows)
+        )
+        case = replace(case, rows=staged)
+        chance = random.Random(seed)
+
+        def drop_some(runtime: Runtime, entry: Entry, chance: random.Random = chance) -> None:
+            assert runtime.bodies is not None
+            for row in runtime.bodies.live():
+                if chance.random() < 0.3:
+                    runtime.bodies.drop(row)
+
+        bodies = case.bodies() or default_body
+        assert run(case, bodies=bodies).log == run(case, bodies=bodies, checker=drop_some).log
+
+
+def test_stages_go_on_with_the_same_kv() -> None:
+    """A follow-up prefills its own tokens and the newest one, nothing else."""
+    rows = (Row(prompt=12, budget=9, output=9, stages=((7, 5, 0), (3, 4, 50_000))),)
+    for depth in (1, 2):
+        outcome = run(Case(preset="vllm", rows=rows, hbm_pages=100, depth=depth))
+        chunks = [chunk for _, _, chunks, _ in outcome.passes()[0] for chunk in chunks]
+        assert chunks == [(0, 0, 12, True), (0, 20, 8, True), (0, 32, 4, True)]
+        assert outcome.table.recomputed[0] == 0
+        assert outcome.table.stage[0] == 2
+        assert outcome.table.produced[0] == 18
+        assert outcome.reasons == {0: "length"}
+
+
+def test_a_wait_is_as_long_as_it_says() -> None:
+    waits = {}
+    for wait_ps in (1, 200_000, 3_000_000):
+        rows = (Row(prompt=12, budget=9, output=9, stages=((7, 5, wait_ps),)),)
+        outcome = run(Case(preset="vllm", rows=rows, hbm_pages=100))
+        waits[wait_ps] = outcome.times()[1][0]
+    assert waits[200_000] - waits[1] == 200_000 - 1
+    assert waits[3_000_000] - waits[1] == 3_000_000 - 1
+
+
+def ends_after_prompt(sequence: SequenceView) -> Body:
+    """Even rows want their prompt only, odd rows decode to the end."""
+    outcome = yield DECODE
+    while outcome is not Outcome.FINISHED:
+        if outcome is Outcome.PROMPT_DONE and sequence.row % 2 == 0:
+            return
+        outcome = yield DECODE
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_body_that_returns_ends_its_row(reference: bool) -> None:
+    for case in many():
+        outcome = run(case, bodies=ends_after_prompt, checker=Invariants(case), reference=reference)
+        for index, row in enumerate(case.rows):
+            reason = outcome.reasons[index]
+            if index % 2 == 0 and reason not in ("capacity", "stop", "length"):
+                assert reason == "body"
+                assert outcome.table.status[index] == Status.DONE
+                assert outcome.table.produced[index] < row.output
+            elif index % 2 == 0 and reason != "capacity":
+                # It ended before its body's word could reach it: no step is called off for it.
+                assert row.output <= 1 + (case.depth + 1) * case.boundary
+            else:
+                assert reason in ("stop", "length", "capacity")
+
+
+def test_bodies_that_want_nothing_end_at_once() -> None:
+    def nothing(sequence: SequenceView) -> Body:
+        return
+        yield DECODE
+
+    case = Case(preset="vllm", rows=(Row(prompt=30, budget=9, output=9),) * 3)
+    assert run(case, bodies=nothing, checker=Invariants(case)).reasons == dict.fromkeys(
+        range(3), "body"
+    )
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "raises": (None, "its body raised KeyError: 'gone'"),
+    "extends early": (Extend(3, 3), "yielded Extend(tokens=3, budget=3) after PROMPT_DONE"),
+    "is no request": (17, "yielded 17 after PROMPT_DONE; it may yield Decode, Wait, End"),
+    "waits for ever": (Wait(1e9), "a wait is 0 to 1e6 seconds"),
+    "waits backwards": (Wait(-1), "a wait is 0 to 1e6 seconds"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_bad_body_fails_its_row_by_name_and_no_other(name: str, depth: int) -> None:
+    request, text = BAD[name]
+
+    def bad(sequence: SequenceView) -> Body:
+        outcome = yield DECODE
+        if sequence.row == 3:
+            if request is None:
+                raise KeyError("gone")
+            yield request
+        while outcome is not Outcome.FINISHED:
+            outcome = yield DECODE
+
+    case = Case(preset="vllm", rows=ROWS, depth=depth)
+    outcome = run(case, bodies=bad, checker=Invariants(case))
+    assert outcome.reasons[3] == "body"
+    assert text in outcome.walker.why[3]
+    others = [reason for row, reason in outcome.reasons.items() if row != 3]
+    assert set(others) == {"stop"}
+
+
+def test_a_follow_up_beyond_the_context_fails_by_name() -> None:
+    def greedy(sequence: SequenceView) -> Body:
+        outcome = yield DECODE
+        while True:
+            outcome = yield Extend(90_000, 20_000) if outcome is Outcome.FINISHED else DECODE
+
+    case = Case(preset="vllm", rows=ROWS[:2])
+    outcome = run(case, bodies=greedy, checker=Invariants(case))
+    assert outcome.reasons == {0: "body", 1: "body"}
+    assert "the model takes 100000" in outcome.walker.why[0]
 
 
 def test_bodies_live_only_while_rows_are_at_work() -> None:
@@ -43,74 +177,20 @@ def test_bodies_live_only_while_rows_are_at_work() -> None:
 
     def count(runtime: Runtime, entry: Entry) -> None:
         nonlocal most
-        most = max(most, len(runtime.bodies._live))
+        assert runtime.bodies is not None
+        most = max(most, len(runtime.bodies.live()))
 
-    run(case, body_factory=default_body, checker=count)
+    run(case, bodies=default_body, checker=count)
     assert 1 <= most <= 4
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(list(Phase)), st.sampled_from(list(Status))), min_size=1),
-    st.sampled_from(list(Outcome)),
-)
-def test_advance_is_the_default_body_of_many_rows(
-    states: list[tuple[Phase, Status]], outcome: Outcome
-) -> None:
-    table = Table([3] * len(states), [5] * len(states))
-    for row, (phase, status) in enumerate(states):
-        # What the runtime has written into the row when it resumes the body.
-        written = {Outcome.PROMPT_DONE: Phase.DECODE, Outcome.LOST: Phase.PREFILL}
-        table.phase[row] = written.get(outcome, phase)
-        table.status[row] = Status.DONE if outcome is Outcome.FINISHED else min(status, 2)
-    rows = np.arange(len(states))
-    wants = []
-    for row in rows.tolist():
-        body = default_body(table, row)
-        if next(body, None) is None:
-            wants.append(Stage.END)
-            continue
-        try:
-            wants.append(body.send(outcome))
-        except StopIteration:
-            wants.append(Stage.END)
-    assert advance(table, rows, outcome).tolist() == wants
-    assert [wanted(table, row) for row in rows.tolist()] == wants
+def test_a_sleeping_row_can_be_cancelled() -> None:
+    rows = (Row(prompt=12, budget=9, output=9, stages=((7, 5, 3_000_000),)),)
+    case = Case(preset="vllm", rows=rows, hbm_pages=100, troubles=(("cancel", 900_000, 0, 0),))
+    outcome = build(case, checker=Invariants(case))
+    outcome.walker.run()
+    assert outcome.reasons == {0: "cancelled"}
 
 
-def ends_after_prompt(table: Table, row: int) -> Body:
-    """Even rows want their prompt only, odd rows decode to the end."""
-    while (stage := wanted(table, row)) is not Stage.END:
-        outcome = yield stage
-        if outcome is Outcome.PROMPT_DONE and row % 2 == 0:
-            return
-        if outcome is Outcome.FINISHED:
-            return
-
-
-@SETTINGS
-@given(cases(), st.booleans())
-def test_a_body_that_returns_ends_its_row(case: Case, reference: bool) -> None:
-    checker = Invariants(case)
-    outcome = run(case, body_factory=ends_after_prompt, checker=checker, reference=reference)
-    other = run(case, body_factory=ends_after_prompt, reference=not reference)
-    assert outcome.everything() == other.everything()
-    for index, row in enumerate(case.rows):
-        reason = outcome.reasons[index]
-        if index % 2 == 0 and reason != "capacity" and row.output > 1:
-            assert reason == "body"
-            assert outcome.table.status[index] == Status.DONE
-            assert outcome.table.produced[index] < row.output
-            assert outcome.times()[1][index] >= outcome.times()[0][index] >= 0
-        else:
-            assert reason in ("stop", "length", "capacity")
-
-
-def test_a_body_that_wants_nothing_ends_at_once() -> None:
-    def nothing(table: Table, row: int) -> Body:
-        return
-        yield Stage.END
-
-    case = Case(preset="vllm", rows=(Row(prompt=30, budget=9, output=9),) * 3)
-    outcome = build(case, body_factory=nothing, checker=Invariants(case))
-    outcome.simulation.run()
-    assert outcome.reasons == dict.fromkeys(range(3), "body")
+def test_what_a_body_may_yield_is_exported() -> None:
+    assert {Decode, Extend, Wait, End} == {type(DECODE), Extend, Wait, type(End())}

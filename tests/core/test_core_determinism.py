@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_cases import PRESETS, Case, Row, run
+from core_cases import NAMES, Case, Row, run
 
 SCRIPT = """
 import sys
@@ -51,7 +51,7 @@ def digest(preset: str) -> str:
 
 
 def test_logs_do_not_depend_on_the_process() -> None:
-    for preset in PRESETS:
+    for preset in NAMES:
         assert digest(preset) == digest(preset)
 
 

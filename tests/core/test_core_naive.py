@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
-from core_cases import Case, cases, run
+from core_cases import Case, random_case, run
 from core_naive import Naive
-from hypothesis import HealthCheck, given, settings
 
 from batchgen.sequence import Status
 
@@ -15,7 +15,18 @@ RULES = ("vllm", "orca", "static")
 
 
 def agree(case: Case) -> None:
-    case = dataclasses.replace(case, engines=1, ranks=1, host_pages=0)
+    rows = tuple(dataclasses.replace(row, stages=()) for row in case.rows)
+    case = dataclasses.replace(
+        case,
+        rows=rows,
+        engines=1,
+        ranks=1,
+        roles=(),
+        devices=1,
+        host_pages=0,
+        depth=1,
+        prefix=False,
+    )
     wanted = Naive(case, case.preset).run()
     outcome = run(case)
     assert outcome.passes()[0] == wanted.passes
@@ -28,22 +39,21 @@ def agree(case: Case) -> None:
     assert all(code == "capacity" for row, code in outcome.reasons.items() if failed[row])
 
 
+def many(rule: str, seed: int, count: int) -> None:
+    for number in range(count):
+        case = random_case(random.Random(seed * count + number), (rule, {}), kinds=())
+        try:
+            agree(case)
+        except AssertionError as error:
+            raise AssertionError(f"{case}\n{error}") from None
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_presets_equal_the_naive_scheduler(rule: str) -> None:
-    @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
-    @given(cases(presets=(rule,), prefix=False, most_rows=20))
-    def check(case: Case) -> None:
-        agree(case)
-
-    check()
+    many(rule, 1, 150)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_presets_equal_the_naive_scheduler_at_length(rule: str) -> None:
-    @settings(deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
-    @given(cases(presets=(rule,), prefix=False, most_rows=30))
-    def check(case: Case) -> None:
-        agree(case)
-
-    check()
+    many(rule, 2, 3000)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
-from core_cases import Case, Row, cases, run
+from core_cases import Case, Row, random_case, run, swaps
 from core_invariants import Invariants
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.errors import IllegalTransition
@@ -34,7 +37,8 @@ class NaivePrefixes:
 @given(st.lists(st.tuples(st.sampled_from("ars"), st.integers(0, 99)), max_size=40))
 def test_index_equals_the_naive_model(steps: list[tuple[str, int]]) -> None:
     index, naive = PrefixIndex(), NaivePrefixes()
-    for kind, number in steps:
+    published: dict[tuple[int, int], int] = {}  # (row, page) -> key
+    for row, (kind, number) in enumerate(steps):
         if kind == "a":  # a row arrives: leases what is there, publishes the rest
             keys = KEYS[number % len(KEYS)]
             hits = index.match(keys)
@@ -49,7 +53,8 @@ def test_index_equals_the_naive_model(steps: list[tuple[str, int]]) -> None:
                 if key in present:
                     break
                 new.append(key)
-            assert index.publish(keys[hits:]) == len(new)
+            assert index.publish(keys[hits:], row, hits) == len(new)
+            published.update({(row, hits + at): key for at, key in enumerate(new)})
             naive.holders.append([*keys[:hits], *new])
         elif kind == "r" and naive.holders:
             chain = naive.holders.pop(number % len(naive.holders))
@@ -60,7 +65,13 @@ def test_index_equals_the_naive_model(steps: list[tuple[str, int]]) -> None:
             keep = number % 6
             gone = naive.cache[: max(0, len(naive.cache) - keep)]
             naive.cache = naive.cache[len(gone) :]
-            assert index.shrink(keep) == gone
+            runs = index.shrink(keep)
+            named = [
+                published[row, page]
+                for row, first, count in runs
+                for page in reversed(range(first, first + count))
+            ]
+            assert named == gone
         assert index.num_leased == len(naive.leased())
         assert list(index._cached) == naive.cache
 
@@ -82,10 +93,18 @@ def test_a_shared_prefix_is_computed_once() -> None:
     outcome = run(case, checker=Invariants(case))
     prefilled = sum(size for *_, chunks, _ in outcome.passes()[0] for _, _, size, _ in chunks)
     assert prefilled == 20 + 3 * (20 - 16)
-    rank = outcome.simulation.runtime.cluster.engines[0].ranks[0]
+    rank = outcome.runtime.cluster.engines[0].ranks[0]
     assert rank.prefix is not None
     assert rank.prefix.hit_pages == 3 * 4
-    assert rank.pool.used == 0
+    assert rank.used == 0
+
+
+def test_pages_are_known_when_they_are_scheduled() -> None:
+    """Rows that come together share the prompt that the first of them begins to compute."""
+    rows = tuple(Row(prompt=20, budget=4, output=4, group=0, shared=16) for index in range(4))
+    outcome = run(Case(preset="vllm", rows=rows, prefix=True, hbm_pages=60, budget=200))
+    _, _, chunks, _ = outcome.passes()[0][0]
+    assert chunks == [(0, 0, 20, True), *((row, 16, 4, True) for row in (1, 2, 3))]
 
 
 def test_a_prompt_that_is_wholly_cached_computes_its_last_page() -> None:
@@ -100,19 +119,13 @@ def test_a_prompt_that_is_wholly_cached_computes_its_last_page() -> None:
 
 def test_prefixes_never_change_outcomes() -> None:
     """With and without sharing the same rows end for the same reasons, and no page leaks."""
-
-    @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-    @given(cases(presets=("vllm",), prefix=True))
-    def check(case: Case) -> None:
-        shared = run(case, checker=Invariants(case))
-        plain = run(Case(**{name: getattr(case, name) for name in FIELDS}, prefix=False))
+    compositions = [(name, swap) for name, swap in swaps() if name in ("vllm", "batchgen")]
+    for seed in range(80):
+        rng = random.Random(seed)
+        case = replace(random_case(rng, rng.choice(compositions), kinds=()), prefix=True)
+        shared, plain = run(case, checker=Invariants(case)), run(replace(case, prefix=False))
         assert shared.reasons == plain.reasons
-        for engine in shared.simulation.runtime.cluster.engines:
+        for engine in shared.runtime.cluster.engines:
             for rank in engine.ranks:
                 assert rank.prefix is not None
-                assert rank.pool.used == rank.prefix.num_leased == 0
-
-    check()
-
-
-FIELDS = [name for name in Case.__dataclass_fields__ if name != "prefix"]
+                assert rank.used == rank.prefix.num_leased == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchgen.errors import DataError, UserError
-from batchgen.sim.faults import load_faults
+from batchgen.sim.faults import Troubles, load_faults
 from batchgen.units import to_ps
 
 
@@ -59,3 +59,27 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_faults(str(tmp_path / "none.jsonl"), 4)
+
+
+def test_troubles_of_a_gpu_compose(tmp_path: Path) -> None:
+    """Two that overlap: the worst counts, and the end of one does not heal the other."""
+    path = tmp_path / "faults.jsonl"
+    path.write_text(
+        '{"at_s": 10, "kind": "slow", "gpu": 0, "factor": 3, "for_s": 40}\n'
+        '{"at_s": 20, "kind": "slow", "gpu": 0, "factor": 2, "for_s": 50}\n'
+        '{"at_s": 30, "kind": "slow", "gpu": 1, "factor": 5, "for_s": 1}\n'
+        '{"at_s": 80, "kind": "slow", "gpu": 1, "factor": 0.5}\n'
+    )
+    troubles, seen = Troubles(2), []
+    for fault in load_faults(str(path), 2):
+        troubles.change(fault.gpu, fault)
+        seen.append((fault.at_ps // to_ps(1), troubles.speed))
+    assert seen == [
+        (10, 3000),
+        (20, 3000),
+        (30, 5000),
+        (31, 3000),
+        (50, 2000),
+        (70, 1000),
+        (80, 1000),  # one fast GPU waits for the other
+    ]

@@ -79,8 +79,12 @@ class Hunger:
         return [self._cluster.engines[index] for index in self._hungry]
 
     def hungry(self, engine: EngineMachine) -> bool:
-        """Upcall: nothing waits at the engine. True when rows were offered at once."""
+        """Upcall: nothing waits at the engine. True when rows were offered at once; after an event
+        that concerns several engines all of them decide before any takes rows of another."""
         self._hungry[engine.id] = None
+        if self._cluster.kicking:
+            self.later = True
+            return False
         return self._feed(engine)
 
     def feed_all(self) -> None:
@@ -158,7 +162,7 @@ class Hunger:
     def probe(self, engine: EngineMachine) -> None:
         """A slow engine is tried again with a row of its own."""
         cluster = self._cluster
-        donor_id, count = self._waiting.top()
+        donor_id, _ = self._waiting.top()
         if not self._gives(donor_id, engine):
             return
         self.give_waiting(cluster.engines[donor_id], engine, 1)

@@ -65,3 +65,5 @@ class Loads:
             for index in range(len(ranks)):
                 ranks[index] += each + (index < rest)
             self._total[engine] += missing
+            if engine in self._open:
+                heapq.heappush(self._heap, (self._total[engine], engine))

@@ -62,6 +62,7 @@ class ClusterMachine:
         self.takers: list[EngineMachine] = []
         self.decoders: list[EngineMachine] = []
         self.agenda: dict[int, None] = {}  # engines to kick after the event
+        self.kicking = False  # several of them, one after the other
         self.homeless: list[
             int
         ] = []  # rows that wait for any engine to come alive, or to be placed
@@ -124,7 +125,8 @@ class ClusterMachine:
                 self.agenda[other.id] = None
                 return
         tokens = self.table.known_tokens(row)
-        why = f"{tokens} tokens need {pages} pages of {self.plan.page_tokens}, a rank has {size}"
+        page = self.plan.page_tokens
+        why = f"{tokens} tokens and the next need {pages} pages of {page}, a rank has {size}"
         self.end_early(engine, row, "fail", "capacity", why)
 
     def work(self, row: int) -> int:
@@ -306,8 +308,11 @@ class ClusterMachine:
                     self.settle(homeless)
                 elif not (self.agenda or self.hunger.later):
                     return
-            if self.hunger.later:
+            if self.agenda:
+                agenda, self.agenda = self.agenda, {}
+                self.kicking = len(agenda) > 1
+                for index in agenda:
+                    self.engines[index].kick(self.out)
+                self.kicking = False
+            elif self.hunger.later:
                 self.hunger.feed_all()
-            agenda, self.agenda = self.agenda, {}
-            for index in agenda:
-                self.engines[index].kick(self.out)

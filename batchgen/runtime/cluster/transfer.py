@@ -249,9 +249,10 @@ class Transfers:
                 source.gave_host(rows)
             else:
                 source.gave_hbm(rows)
-        pools = ("hbm", "host") if batch.kind == "suspend" else ("host",)
-        for pool in pools if batch.from_host or batch.kind == "suspend" else ("hbm",):
-            out.append(act.Release(list(rows), source.id, pool))
+        pools: tuple[str, ...] = ("host",) if batch.from_host else ("hbm",)
+        if batch.kind == "suspend":
+            pools = ("hbm", "host")
+        out.extend(act.Release(list(rows), source.id, pool) for pool in pools)
         for row in rows:
             self._stamps.pop(row, None)
             self._at.pop(row, None)
@@ -291,9 +292,8 @@ class Transfers:
                 del self._copies[copy_id]
                 batch.target.ungrant(batch.rows)  # the rows are among the engine's residents
                 cluster.agenda[batch.target.id] = None
-        for row, source, stamp in engine.requests:
-            if self.asks(row, stamp):
-                again.append((cluster.engines[source], row))
+        asking = [(row, source) for row, source, stamp in engine.requests if self.asks(row, stamp)]
+        again += [(cluster.engines[source], row) for row, source in asking]
         for rank in engine.ranks:
             for row in rank.held:
                 if self._stamps.pop(row, None) is not None:

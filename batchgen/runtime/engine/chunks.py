@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def chunk_sizes(engine: EngineMachine, rank: Rank) -> Iterator[tuple[int, int, int]]:
     """(row, tokens without KV, tokens of the next pass) of the rows that the pass has a piece of.
 
-    Rows in admission order. Cut prompts fill what the decodes leave of the budget. Whole prompts run
-    while they fit; one that alone exceeds the budget is cut. A static batch pads them to the
+    Rows in admission order. Cut prompts fill what the decodes leave of the budget. Whole prompts
+    run while they fit; one that alone exceeds the budget is cut. A static batch pads them to the
     longest, and the padding counts.
     """
     table, policy = engine.table, engine.policy

@@ -145,9 +145,9 @@ def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     k = engine.k
     for rank in ranks:
         growth = rank.growth
-        if phases or growth.counts[k % growth.page_tokens] > rank.size - rank.used:
-            if growth.num_rows and make_room(engine, rank):
-                rank.gave = gave = True
+        short = growth.counts[k % growth.page_tokens] > rank.size - rank.used
+        if (short or (phases and growth.num_rows)) and make_room(engine, rank):
+            rank.gave = gave = True
         if rank.held:
             go_on(engine, rank)
         if policy.reserves and rank.running and _passes_reserved(engine, rank) == 0:

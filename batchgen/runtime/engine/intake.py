@@ -130,9 +130,8 @@ def grant(engine: EngineMachine, row: int) -> bool:
 
 def _pages_of(engine: EngineMachine, rank: Rank, row: int) -> int:
     pages = pages_for(engine.table.v_computed[row], rank.page_tokens)
-    if engine.policy.reserves:
-        return max(pages, engine.policy.lease(engine.table, row, rank))
-    return pages
+    reserved: int = engine.policy.lease(engine.table, row, rank) if engine.policy.reserves else 0
+    return max(pages, reserved)
 
 
 def extend_now(engine: EngineMachine) -> None:

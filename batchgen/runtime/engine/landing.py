@@ -214,8 +214,21 @@ def _bodies_end(
             table.v_computed[row] = 0
             table.v_status[row] = Status.SLEEPING
         if not goes_on:
+            if was == DECODE and engine.policy.static:
+                _rejoin(engine, rank, row)
             over.append((row, produced, reason))
     return over
+
+
+def _rejoin(engine: EngineMachine, rank: Rank, row: int) -> None:
+    """The row has no more to do after all: a dead row of its static batch, with all it had."""
+    table = engine.table
+    computed = table.v_offset[row] + engine.k
+    if not table.v_reserved[row]:
+        rank.lease(row, pages_for(computed, rank.page_tokens) - table.v_pages[row])
+    table.v_computed[row] = computed
+    del rank.held[row], engine.left[row]
+    engine.join(rank, row)
 
 
 def resolve(

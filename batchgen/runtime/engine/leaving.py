@@ -110,10 +110,9 @@ def _rewind(engine: EngineMachine, end: int) -> None:
         joined = set(step.joined) if step is not None else set(engine.joined)
         left = set(engine.left_since)
         for row in fresh | left:
-            running = table.v_status[row] == Status.DECODE
-            if table.v_engine[row] == engine.id and not running and not table.ended(row):
-                if table.v_status[row] != Status.EXTENDING:
-                    table.v_produced[row] -= 1 if row in fresh else back
+            known = table.v_status[row] in (Status.DECODE, Status.EXTENDING) or table.ended(row)
+            if table.v_engine[row] == engine.id and not known:
+                table.v_produced[row] -= 1 if row in fresh else back
         for row, _, size, last in previous.chunks:
             if not last and table.v_status[row] == Status.PREFILL:
                 table.v_computed[row] -= size

@@ -44,8 +44,8 @@ class EngineMachine:
         "end_pages",
         "epoch",
         "extending",
-        "freed",
         "flying",
+        "freed",
         "freezing",
         "granted",
         "home_pages",
@@ -120,7 +120,7 @@ class EngineMachine:
         self.home_ranks, self.home_pages = spec.num_ranks, spec.hbm_pages
         self.host_size = spec.host_pages
         self.ranks = [self._rank(index, spec.hbm_pages) for index in range(spec.num_ranks)]
-        # Pages on the host: of rows that are there (a claim), and of streams (they yield to claims).
+        # Host pages: of rows that are there (a claim), and of streams (they yield to claims).
         self.host_used = 0
         self.stream_used = 0
         self.streaming = False
@@ -282,8 +282,8 @@ class EngineMachine:
     # -- the host share ---------------------------------------------------------------------------
 
     def stream(self, row: int, pages: int) -> bool:
-        """Lease `pages` in all for the stream of a row; False, and no row streams any more, when the
-        host share is full."""
+        """Lease `pages` in all for the stream of a row; False, and no row streams any more, when
+        the host share is full."""
         if not self.streaming:
             return False
         more = pages - self.table.v_host_pages[row]
@@ -392,12 +392,10 @@ class EngineMachine:
             return
         if step is None:
             self.up.decide(self, out)
-        elif step.n > 1 and (
-            self.urgent or self.orders or self.turn_every == 1 or not step.decode
-        ):
+        elif step.n > 1 and (self.urgent or self.orders or self.turn_every == 1 or not step.decode):
             out.append(act.Cut(self.id))
 
-    # -- transfers: what the cluster tells ----------------------------------------------------------
+    # -- transfers: what the cluster tells --------------------------------------------------------
 
     def restored(self, rows: Sequence[int]) -> None:
         """Rows of this engine's host are back in HBM; their copy stays as a stream, if any do."""
