@@ -77,7 +77,7 @@ def simulation_of(
     runtime = Runtime(table, plan, build_policy(found, {}, CAPABILITIES), reference=reference)
     cost = build_cost(model, gpu, layout, gpus_per_node=per_node)
     simulation = Simulation(
-        runtime, table, plan, cost, trace.output_tokens, partition_cost=lambda _: cost
+        runtime, table, plan, cost, trace.output_tokens, layout_cost=lambda _: cost
     )
     simulation.arrive(list(range(len(trace))), 0)
     simulation.close_input(0)

@@ -10,20 +10,14 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from batchgen.cost.api import PassLoad
+from batchgen.sim.passtimes import NONE, Leave, PassTimes
 from batchgen.sim.rowbook import LOW, NEVER
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from batchgen.cost.api import CostModel
     from batchgen.sim.rowbook import RowBook
     from batchgen.step import Step
 
-NORMAL_SPEED = 1000
-"""Speed factors are integers in thousandths of the normal pass time, so that times stay exact."""
 FAR = 1 << 60
 
 
@@ -35,17 +29,14 @@ class Flight:
     """
 
     __slots__ = (
-        "_ends",
         "_finishes",
-        "_gone",
-        "_loads",
-        "_pieces",
         "begin_ps",
         "book",
         "busy",
         "cost",
         "counts",
         "covered_ps",
+        "elapsed",
         "end_ps",
         "engine",
         "heap",
@@ -56,15 +47,16 @@ class Flight:
         "passes",
         "q",
         "report_ps",
-        "speed",
         "static",
         "step",
+        "times",
         "why",
     )
 
     def __init__(self, engine: int, book: RowBook, cost: CostModel, lag: int) -> None:
         self.engine, self.book, self.lag = engine, book, lag
-        self.speed = NORMAL_SPEED
+        self.times = PassTimes(book.table)
+        self.elapsed = self.times.elapsed  # of the newest step
         self.end_ps = self.covered_ps = self.begin_ps = self.report_ps = 0
         self.q = self.k = 0
         self.static = False  # whether the newest step keeps dead rows
@@ -73,6 +65,7 @@ class Flight:
     def reset(self, cost: CostModel) -> None:
         """No row runs, in a layout of this cost."""
         self.cost = cost
+        self.times.use(cost)
         self.num_ranks = cost.num_ranks
         self.counts = [0] * self.num_ranks
         self.offsets = [0] * self.num_ranks
@@ -82,10 +75,6 @@ class Flight:
         self.passes = 0
         self.why = "n"
         self._finishes: list[tuple[int, int]] = []  # (finish, row) taken off the heap
-        self._ends: NDArray[np.int64] | None = None  # end of every pass from begin_ps on, explicit
-        self._pieces: list[tuple[int, int, int, int, int]] | None = None
-        self._gone: list[tuple[int, int, int]] = []
-        self._loads: PassLoad | None = None
 
     # -- the running set --------------------------------------------------------------------------
 
@@ -166,19 +155,22 @@ class Flight:
         if step.left:
             for row in step.left:
                 self.remove(row)
+        k, lag, n = self.k, self.lag, step.n
         if step.joined:
-            produced, k = self.book.table.v_produced, self.k
+            produced = self.book.table.v_produced
             for row in step.joined:
                 self.add(row, produced[row], k)
-        self.busy = self.lag == 1 and self.end_ps > self.covered_ps
         begin = self.end_ps if self.end_ps > now else now
-        if not self.busy:
+        if lag and self.end_ps > self.covered_ps:
+            self.busy = True
+        else:
+            self.busy = False
             self.covered_ps = begin
         self.begin_ps, self.step, self.static = begin, step, step.until == "all"
-        self._ends = self._pieces = self._loads = None
-        self._finishes, self._gone = [], []
+        if self._finishes:
+            self._finishes = []
         self.why = "n"
-        n, k, lag = step.n, self.k, self.lag
+        gone = NONE
         first = self._next_finish()
         if step.until == "first":
             offset = first - k if step.decode else (-1 if first < k else FAR)
@@ -187,24 +179,24 @@ class Flight:
                 if n < step.n:
                     self.why = "finish"
         elif step.decode and first < k + n:
-            n = self._ends_inside(step, n)
+            n, gone = self._ends_inside(step, n)
+        self.times.launch(step, n, k, self.counts, self.offsets, gone)
         self._set_passes(n)
 
-    def _ends_inside(self, step: Step, n: int) -> int:
-        """Rows end within the step and (until "n") leave it; returns its passes."""
+    def _ends_inside(self, step: Step, n: int) -> tuple[int, list[Leave]]:
+        """Rows end within the step and (until "n") leave it; its passes, and who leaves when."""
         book, k, lag = self.book, self.k, self.lag
         self._finishes = self._pop_until(k + n - 1)
-        living = [item for item in self._finishes if book.counted[item[1]]]
+        counted = book.counted
+        living = [item for item in self._finishes if counted[item[1]]]
         if not step.chunks and len(living) == self._num_living():
             last = max(1, living[-1][0] - k + 1 + lag)
             if last < n:
                 n, self.why = last, "finish"
-        if step.until == "n":
-            rank = book.rank
-            self._gone = [
-                (finish - k + 1 + lag, rank[row], book.offset[row]) for finish, row in living
-            ]
-        return n
+        if step.until != "n":
+            return n, NONE
+        rank, offset, behind = book.rank, book.offset, 1 + lag - k
+        return n, [(finish + behind, rank[row], offset[row]) for finish, row in living]
 
     def _num_living(self) -> int:
         """Counted rows that will end: all but the dead of a static batch."""
@@ -226,125 +218,6 @@ class Flight:
         else:
             self.report_ps = begin + self.elapsed(passes - 1)
             self.end_ps = begin + self.elapsed(passes)
-
-    # -- times ------------------------------------------------------------------------------------
-
-    def elapsed(self, passes: int) -> int:
-        """Time of the first `passes` passes of the step."""
-        if passes <= 0:
-            return 0
-        step = self.step
-        assert step is not None
-        if self._ends is None and self.num_ranks == 1 and self.speed == NORMAL_SPEED:
-            if step.chunks:
-                if passes == 1:
-                    return self._one_pass(step)
-            elif self._gone:
-                return self._piecewise(step, passes)
-            else:
-                return self._affine(step, self.counts[0], self.offsets[0], self.k + 1, passes)
-        if self._ends is None:
-            self._ends = np.cumsum(self.pass_times(step, self.passes))
-        return int(self._ends[passes - 1])
-
-    def _affine(self, step: Step, count: int, offsets: int, k1: int, passes: int) -> int:
-        """One rank, decodes only, nobody leaves: exact in integers."""
-        if not count:
-            return 0
-        c0, slope = self.cost.decode_affine(count, step.checkpoint == "host")
-        context = offsets + count * k1
-        return passes * (c0 + slope * context) + slope * count * (passes * (passes - 1) // 2)
-
-    def _piecewise(self, step: Step, passes: int) -> int:
-        """One rank, decodes only, rows leave: affine between the passes at which they do.
-
-        Pieces are (first pass, rows, their offsets, time before, first decode clock), made once.
-        """
-        if self._pieces is None:
-            count, offsets, k = self.counts[0], self.offsets[0], self.k
-            pieces, at, before = [(0, count, offsets, 0, k + 1)], 0, 0
-            for index, _, offset in self._gone:
-                if index > at:
-                    before += self._affine(step, count, offsets, k + 1 + at, index - at)
-                    at = index
-                count -= 1
-                offsets -= offset
-                piece = (at, count, offsets, before, k + 1 + at)
-                if pieces[-1][0] == at:
-                    pieces[-1] = piece
-                else:
-                    pieces.append(piece)
-            self._pieces = pieces
-        pieces = self._pieces
-        low, high = 0, len(pieces) - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if pieces[middle][0] < passes:
-                low = middle
-            else:
-                high = middle - 1
-        first, count, offsets, before, k1 = pieces[low]
-        return before + self._affine(step, count, offsets, k1, passes - first)
-
-    def _one_pass(self, step: Step) -> int:
-        """One rank, one pass with chunks, by scalars."""
-        count = self.counts[0] if step.decode else 0
-        tokens = pairs = reads = 0
-        samples = count
-        pad = step.until == "all" and max(size for _, _, size, _ in step.chunks)
-        for _, start, size, last in step.chunks:
-            if pad:
-                size = pad
-            tokens += size
-            pairs += size * (size + 2 * start)
-            reads += start
-            samples += last
-        return self.cost.pass_one_ps(
-            count,
-            self.offsets[0] + count * (self.k + 1) if count else 0,
-            tokens,
-            pairs,
-            reads,
-            samples,
-            tokens + count if step.checkpoint else 0,
-        )
-
-    def load(self, step: Step, passes: int) -> PassLoad:
-        """The first `passes` passes of the step as arrays [ranks, passes]."""
-        load = PassLoad.zeros(self.num_ranks, passes)
-        ks = np.arange(passes, dtype=np.int64)
-        if step.decode:
-            leaves = np.zeros((2, self.num_ranks, passes), dtype=np.int64)
-            for index, rank, offset in self._gone:
-                if index < passes:
-                    leaves[0, rank, index] += 1
-                    leaves[1, rank, index] += offset
-            gone = leaves.cumsum(axis=2)
-            load.decodes[:] = np.array(self.counts, dtype=np.int64)[:, None] - gone[0]
-            offsets = np.array(self.offsets, dtype=np.int64)[:, None] - gone[1]
-            load.context[:] = offsets + load.decodes * (self.k + 1 + ks)
-            load.samples[:] = load.decodes
-        rank_of = self.book.table.v_rank
-        longest: dict[int, int] = {}
-        if step.until == "all":
-            for row, _, size, _ in step.chunks:
-                longest[rank_of[row]] = max(longest.get(rank_of[row], 0), size)
-        for row, start, size, last in step.chunks:
-            rank = rank_of[row]
-            padded = longest.get(rank, size)
-            starts = start + size * ks
-            load.chunk_tokens[rank] += padded
-            load.chunk_pairs[rank] += (starts + padded) ** 2 - starts**2
-            load.chunk_reads[rank] += starts
-            load.samples[rank] += last
-        if step.checkpoint == "host":
-            load.checkpoint[:] = load.decodes + load.chunk_tokens
-        return load
-
-    def pass_times(self, step: Step, passes: int) -> NDArray[np.int64]:
-        """Duration of every pass in ps, at the speed of now."""
-        times = self.cost.pass_ps(self.load(step, passes))
-        return times if self.speed == NORMAL_SPEED else times * self.speed // NORMAL_SPEED
 
     # -- ending early -----------------------------------------------------------------------------
 
@@ -377,11 +250,11 @@ class Flight:
 
     def change_speed(self, speed: int, now: int) -> bool:
         """Passes that begin after now run at another speed; the step ends as after a cut."""
-        if speed == self.speed:
+        times = self.times
+        if speed == times.speed:
             return False
-        step = self.step
-        if step is None:
-            self.speed = speed
+        if self.step is None:
+            times.speed = speed
             return False
         begun = 0
         if self.begin_ps < now:
@@ -389,15 +262,9 @@ class Flight:
         elif self.begin_ps == now and not self.busy:
             begun = 1
         kept = min(self.passes, max(1, self._first_report(now, False)))
-        ends = [self.elapsed(count) for count in range(1, min(begun, kept) + 1)]
         if self.passes > kept:
             self.why = "cut"
-        self.speed = speed
-        if len(ends) < kept:
-            times = self.pass_times(step, kept)
-            for index in range(len(ends), kept):
-                ends.append((ends[-1] if ends else 0) + int(times[index]))
-        self._ends = np.array(ends, dtype=np.int64)
+        times.change_speed(speed, begun, kept)
         self._set_passes(kept)
         return True
 
@@ -428,7 +295,6 @@ class Flight:
                     done.append((row, finish, self.report_ps))
                     self._ended(row)
         self.q, self.k, self.step = step.q0 + self.passes, k1, None
-        self._gone, self._pieces = [], None
         return self.q, done
 
     def _prompts_done(self, step: Step, k1: int) -> None:

@@ -52,7 +52,7 @@ def test_closed_forms_equal_the_arrays() -> None:
     for seed in range(300):
         flight = flight_of(random.Random(seed), ranks=1)
         assert flight.step is not None
-        ends = np.cumsum(flight.pass_times(flight.step, flight.passes)).tolist()
+        ends = np.cumsum(flight.times.pass_times(flight.step, flight.passes)).tolist()
         assert [flight.elapsed(count) for count in range(1, flight.passes + 1)] == ends
         assert flight.end_ps - flight.begin_ps == ends[-1]
 

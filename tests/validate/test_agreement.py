@@ -136,10 +136,10 @@ def test_a_difference_is_found(
     tiny_models: dict[str, Path], prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison itself: with a simulator that times passes otherwise it must not be equal."""
-    from batchgen.sim.flight import Flight
+    from batchgen.sim.passtimes import PassTimes
 
-    right = Flight.elapsed
-    monkeypatch.setattr(Flight, "elapsed", lambda self, passes: right(self, passes) + 1)
+    right = PassTimes.elapsed
+    monkeypatch.setattr(PassTimes, "elapsed", lambda self, passes: right(self, passes) + 1)
     result = compare_backends(tiny_models["llama"], prompts, "vllm", limit=4)
     assert not result["equal"]
     assert result["exec_line"] != result["sim_line"]

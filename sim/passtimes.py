@@ -1,0 +1,236 @@
+"""When the passes of one launched step end. It knows neither rows that end nor the clock of the run.
+
+Closed forms where a step is affine, scalars for few passes, arrays for the rest: all give the same
+integers (a test holds them together). k is the decode clock before the step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchgen.cost.api import PassLoad
+from batchgen.sim.faults import NORMAL_SPEED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from batchgen.cost.api import CostModel
+    from batchgen.sequence import Table
+    from batchgen.step import Step
+
+BY_SCALARS = 24
+"""So many passes with prompt chunks take about as long by scalars as by arrays (some 60 us)."""
+
+Leave = tuple[int, int, int]
+"""(pass of the step from which on a row is gone, its rank, its offset)."""
+NONE: list[Leave] = []
+
+
+class PassTimes:
+    """Pass times of the newest step of one engine. counts, offsets: rows per rank that decode in
+    its first pass, and the sum of their (computed tokens - k)."""
+
+    __slots__ = (
+        "_ends",
+        "_fixed",
+        "_gone",
+        "_pieces",
+        "_rise",
+        "_table",
+        "cost",
+        "counts",
+        "k",
+        "num_ranks",
+        "offsets",
+        "passes",
+        "speed",
+        "step",
+    )
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.speed = NORMAL_SPEED
+        self._gone = NONE
+        self.step: Step | None = None
+        self.passes = self.k = 0
+
+    def use(self, cost: CostModel) -> None:
+        """Steps from now on cost this; nothing is launched."""
+        self.cost = cost
+        self.num_ranks = cost.num_ranks
+        self.counts: list[int] = []
+        self.offsets: list[int] = []
+        self._ends: list[int] | None = []  # elapsed after 1, 2, ... passes, where made explicit
+        self._pieces: list[tuple[int, int, int, int, int]] | None = None
+        self._fixed = self._rise = 0  # pass j of an affine step takes fixed + rise * j
+
+    def launch(
+        self,
+        step: Step,
+        passes: int,
+        k: int,
+        counts: list[int],
+        offsets: list[int],
+        gone: list[Leave],
+    ) -> None:
+        """A step of so many passes; the lists stay as they are while it is in flight."""
+        self.step, self.passes, self.k = step, passes, k
+        self.counts, self.offsets, self._gone = counts, offsets, gone
+        if self.num_ranks == 1 and self.speed == NORMAL_SPEED:
+            if step.chunks:
+                if passes <= BY_SCALARS:
+                    self._ends = self._mixed(step, passes)
+                    return
+            elif gone:
+                self._ends, self._pieces = None, self._piecewise(step)
+                return
+            else:
+                self._ends = self._pieces = None
+                count = counts[0]
+                if count:
+                    fixed, slope = self.cost.decode_affine(count, step.checkpoint == "host")
+                    self._fixed = fixed + slope * (offsets[0] + count * (k + 1))
+                    self._rise = slope * count
+                else:
+                    self._fixed = self._rise = 0
+                return
+        self._ends = np.cumsum(self.pass_times(step, passes)).tolist()
+
+    def elapsed(self, passes: int) -> int:
+        """Time of the first `passes` passes of the step."""
+        ends = self._ends
+        if ends is not None:
+            return ends[passes - 1] if passes > 0 else 0
+        if self._pieces is not None:
+            return self._in_pieces(passes)
+        return passes * self._fixed + self._rise * (passes * (passes - 1) // 2)
+
+    # -- one rank, decodes only, rows leave -------------------------------------------------------
+
+    def _piecewise(self, step: Step) -> list[tuple[int, int, int, int, int]]:
+        """The step is affine between the passes at which rows leave: (first pass of the piece, time
+        before it, time of its first pass, rise from pass to pass, rows)."""
+        counted, offsets, k1 = self.counts[0], self.offsets[0], self.k + 1
+        affine, streams = self.cost.decode_affine, step.checkpoint == "host"
+        pieces: list[tuple[int, int, int, int, int]] = []
+        at = before = fixed = rise = 0
+        if self._gone[0][0] > 0:
+            fixed, slope = affine(counted, streams)
+            fixed, rise = fixed + slope * (offsets + counted * k1), slope * counted
+            pieces.append((0, 0, fixed, rise, counted))
+        for index, (leaves, _, offset) in enumerate(self._gone):
+            if leaves > at:
+                span = leaves - at
+                before += span * fixed + rise * (span * (span - 1) // 2)
+                at = leaves
+            counted -= 1
+            offsets -= offset
+            if index + 1 < len(self._gone) and self._gone[index + 1][0] == leaves:
+                continue
+            fixed = rise = 0
+            if counted:
+                fixed, slope = affine(counted, streams)
+                fixed, rise = fixed + slope * (offsets + counted * (k1 + at)), slope * counted
+            pieces.append((at, before, fixed, rise, counted))
+        return pieces
+
+    def _in_pieces(self, passes: int) -> int:
+        pieces = self._pieces
+        assert pieces is not None
+        low, high = 0, len(pieces) - 1
+        if passes > pieces[-1][0]:
+            low = high
+        while low < high:
+            middle = (low + high + 1) // 2
+            if pieces[middle][0] < passes:
+                low = middle
+            else:
+                high = middle - 1
+        first, before, fixed, rise, _ = pieces[low]
+        passes -= first
+        return before + passes * fixed + rise * (passes * (passes - 1) // 2)
+
+    # -- one rank, prompt chunks ------------------------------------------------------------------
+
+    def _mixed(self, step: Step, passes: int) -> list[int]:
+        count = self.counts[0] if step.decode else 0
+        tokens = pairs = reads = further = longer = samples = 0
+        chunks = step.chunks
+        pad = max(size for _, _, size, _ in chunks) if step.until == "all" else 0
+        for _, start, size, last in chunks:
+            padded = pad or size
+            tokens += padded
+            pairs += padded * (padded + 2 * start)
+            longer += 2 * padded * size
+            reads += start
+            further += size
+            samples += last
+        context = self.offsets[0] + count * (self.k + 1) if count else 0
+        streamed = tokens + count if step.checkpoint else 0
+        one = self.cost.pass_one_ps
+        samples += count
+        time = one(count, context, tokens, pairs, reads, samples, streamed)
+        ends = [time]
+        for _ in range(1, passes):
+            context += count
+            pairs += longer
+            reads += further
+            time += one(count, context, tokens, pairs, reads, samples, streamed)
+            ends.append(time)
+        return ends
+
+    # -- any step, by arrays ----------------------------------------------------------------------
+
+    def pass_times(self, step: Step, passes: int) -> NDArray[np.int64]:
+        """Duration of every pass in ps, at the speed of now."""
+        times = self.cost.pass_ps(self.load(step, passes))
+        return times if self.speed == NORMAL_SPEED else times * self.speed // NORMAL_SPEED
+
+    def load(self, step: Step, passes: int) -> PassLoad:
+        """The first `passes` passes of the step as arrays [ranks, passes]."""
+        load = PassLoad.zeros(self.num_ranks, passes)
+        ks = np.arange(passes, dtype=np.int64)
+        if step.decode:
+            leaves = np.zeros((2, self.num_ranks, passes), dtype=np.int64)
+            for index, rank, offset in self._gone:
+                if index < passes:
+                    leaves[0, rank, index] += 1
+                    leaves[1, rank, index] += offset
+            gone = leaves.cumsum(axis=2)
+            load.decodes[:] = np.array(self.counts, dtype=np.int64)[:, None] - gone[0]
+            offsets = np.array(self.offsets, dtype=np.int64)[:, None] - gone[1]
+            load.context[:] = offsets + load.decodes * (self.k + 1 + ks)
+            load.samples[:] = load.decodes
+        rank_of = self._table.v_rank
+        longest: dict[int, int] = {}
+        if step.until == "all":
+            for row, _, size, _ in step.chunks:
+                longest[rank_of[row]] = max(longest.get(rank_of[row], 0), size)
+        for row, start, size, last in step.chunks:
+            rank = rank_of[row]
+            padded = longest.get(rank, size)
+            starts = start + size * ks
+            load.chunk_tokens[rank] += padded
+            load.chunk_pairs[rank] += (starts + padded) ** 2 - starts**2
+            load.chunk_reads[rank] += starts
+            load.samples[rank] += last
+        if step.checkpoint == "host":
+            load.checkpoint[:] = load.decodes + load.chunk_tokens
+        return load
+
+    # -- another speed ----------------------------------------------------------------------------
+
+    def change_speed(self, speed: int, begun: int, kept: int) -> None:
+        """The first `begun` passes go on as they are; the step has `kept` of them in all, the rest
+        at the new speed."""
+        step = self.step
+        assert step is not None
+        ends = [self.elapsed(count) for count in range(1, min(begun, kept) + 1)]
+        self.speed = speed
+        if len(ends) < kept:
+            times = self.pass_times(step, kept)
+            for index in range(len(ends), kept):
+                ends.append((ends[-1] if ends else 0) + int(times[index]))
+        self._ends = ends
