@@ -44,20 +44,22 @@ class Observer(Protocol):
 
 
 class _StepEnd(SimpyEvent):  # type: ignore[misc]
-    """The report of a step, or the end of the last pass; void once its generation is over."""
+    """The report of an engine's step, or the end of its last pass. An engine uses the same event
+    again and again; a cut or a loss leaves it behind in SimPy's queue, void, and takes a new one.
+    """
 
-    __slots__ = ("generation", "number")
+    __slots__ = ("number", "queued")
 
 
 class _Device:
     """One engine's flight, its troubles and its link."""
 
-    __slots__ = ("epoch", "flight", "generation", "life", "link_free_ps", "newest", "troubles")
+    __slots__ = ("end", "epoch", "flight", "life", "link_free_ps", "newest", "troubles")
 
-    def __init__(self, flight: Flight, num_gpus: int) -> None:
+    def __init__(self, flight: Flight, num_gpus: int, end: _StepEnd) -> None:
         self.flight = flight
         self.troubles = Troubles(num_gpus)
-        self.generation = 0
+        self.end = end
         self.epoch = 0  # of the newest launched step
         self.newest: Step | None = None  # the step that was reported last
         self.life = 0  # copies to and from the HBM of an earlier life never end
@@ -92,11 +94,17 @@ class Simulation:
         self.lag = plan.lag
         self.env = simpy.Environment(initial_time=0)
         self.book = RowBook(table, true_output)
+        self._on_step_end = [self._step_end]  # SimPy reads the list of callbacks, never changes it
         self.devices = [
-            _Device(Flight(spec.engine, self.book, cost, plan.lag), spec.num_gpus)
+            _Device(
+                Flight(spec.engine, self.book, cost, plan.lag),
+                spec.num_gpus,
+                self._new_end(spec.engine),
+            )
             for spec in plan.engines
         ]
         self.recorder = Recorder(len(table))
+        self._on, self._ended = runtime.on, self.recorder.ended
         self.observer = observer
         self.progress = progress
         self.layout_cost = layout_cost
@@ -107,7 +115,6 @@ class Simulation:
         self._reasons = reasons or {}
         self._stages = {row: list(more) for row, more in (stages or {}).items()}
         self._landing = -1  # the engine whose step end is being told
-        self._on_step_end = [self._step_end]  # callbacks are consumed: a copy per event
 
     # -- scheduling -------------------------------------------------------------------------------
 
@@ -159,7 +166,7 @@ class Simulation:
 
     def _tell_at(self, event: ev.Event, now: int) -> None:
         self.last_ps = now
-        actions = self.runtime.on(event, now)
+        actions = self._on(event, now)
         self.events += 1
         if self.observer is not None:
             self.observer(event, now, actions)
@@ -169,7 +176,7 @@ class Simulation:
                 self._launch(action, now)  # type: ignore[arg-type]
             elif kind is act.Finished:
                 self._rows_done += 1
-                self.recorder.ended(action.row, action.reason, now)  # type: ignore[union-attr]
+                self._ended(action.row, action.reason, now)  # type: ignore[union-attr]
             elif kind is act.Cut:
                 self._cut(action.engine, now)  # type: ignore[union-attr]
             else:
@@ -199,54 +206,67 @@ class Simulation:
     # -- steps ------------------------------------------------------------------------------------
 
     def _launch(self, step: Step, now: int) -> None:
-        device = self.devices[step.engine]
+        engine = step.engine
+        device = self.devices[engine]
         device.epoch = step.epoch
-        device.flight.launch(step, now)
-        self._arm(step.engine, device, device.flight.report_ps)
+        flight = device.flight
+        flight.launch(step, now)
+        self._arm(engine, device, flight.report_ps)
 
-    def _arm(self, engine: int, device: _Device, at_ps: int) -> None:
-        device.generation += 1
+    def _new_end(self, engine: int) -> _StepEnd:
         event = _StepEnd(self.env)
         event.number = engine
-        event.generation = device.generation
+        event.queued = False
         event._ok = True
         event._value = None
-        event.callbacks = self._on_step_end.copy()
-        self.env.schedule(event, STEP + engine, at_ps - self.env.now)  # type: ignore[arg-type]
+        return event
+
+    def _arm(self, engine: int, device: _Device, at_ps: int) -> None:
+        event = device.end
+        if event.queued:
+            event = device.end = self._new_end(engine)
+        event.queued = True
+        event.callbacks = self._on_step_end
+        env = self.env
+        env.schedule(event, STEP + engine, at_ps - env.now)  # type: ignore[arg-type]
 
     def _step_end(self, event: SimpyEvent) -> None:
-        device = self.devices[event.number]  # type: ignore[attr-defined]
-        if device.generation == event.generation:  # type: ignore[attr-defined]
-            self._land(event.number, device)  # type: ignore[attr-defined]
+        event.queued = False  # type: ignore[attr-defined]
+        engine: int = event.number  # type: ignore[attr-defined]
+        device = self.devices[engine]
+        if device.end is event:
+            self._landing = engine
+            if device.flight.step is None:
+                self._drain(engine, device)
+            else:
+                self._land(engine, device)
+            self._landing = -1
 
     def _land(self, engine: int, device: _Device) -> None:
         flight = device.flight
         now: int = self.env.now  # type: ignore[assignment]
         step = flight.step
-        self._landing = engine
-        if step is None:
-            report: ev.Event = self._drained(engine, device, now)
-            self._tell_at(report, now)
-        else:
-            passes, why = flight.passes, flight.why
-            base = sum(flight.counts), sum(flight.offsets), flight.k
-            begin, end_ps = flight.begin_ps, flight.end_ps
-            end, done = flight.land()
-            self.passes += passes
-            duration = now - flight.covered_ps
-            flight.covered_ps = now
-            self.recorder.first_tokens(step, end_ps)
-            device.newest = step
-            finished = self._finished(done)
-            self._tell_at(ev.Landed(engine, step.epoch, end, finished, duration, why), now)
-            self.recorder.step(
-                step, passes, begin, end_ps, base, done, self.runtime.kv_pages(engine)
-            )
-            if self.lag and flight.step is None and flight.end_ps > now:
-                self._arm(engine, device, flight.end_ps)
-            elif self.lag and flight.step is None and flight.end_ps == now > begin:
-                self._arm(engine, device, now)
-        self._landing = -1
+        assert step is not None
+        passes, why = flight.passes, flight.why
+        base = flight.base()
+        begin, end_ps = flight.begin_ps, flight.end_ps
+        end, done = flight.land()
+        self.passes += passes
+        duration = now - flight.covered_ps
+        flight.covered_ps = now
+        recorder = self.recorder
+        if step.chunks:
+            recorder.first_tokens(step, end_ps)
+        device.newest = step
+        finished = self._finished(done) if done else []
+        self._tell_at(ev.Landed(engine, step.epoch, end, finished, duration, why), now)
+        recorder.step(step, passes, begin, end_ps, base, done, self.runtime.kv_pages(engine))
+        if self.lag and flight.step is None and (flight.end_ps > now or now > begin):
+            self._arm(engine, device, flight.end_ps)
+
+    def _drain(self, engine: int, device: _Device) -> None:
+        now: int = self.env.now  # type: ignore[assignment]
+        self._tell_at(self._drained(engine, device, now), now)
 
     def _drained(self, engine: int, device: _Device, now: int) -> ev.Drained:
         flight = device.flight
@@ -257,8 +277,6 @@ class Simulation:
 
     def _finished(self, done: list[tuple[int, int, int]]) -> list[ev.Finish]:
         """Outcomes for the runtime, in order of rows; their times go into the record."""
-        if not done:
-            return []
         total, budget, ends = self.book.total, self.table.v_budget, self.recorder.v_end
         given, finished = self._reasons, []
         for row, _, at_ps in done:
@@ -268,7 +286,8 @@ class Simulation:
             if given and row in given:
                 reason = given[row]
             finished.append((row, produced, reason))
-        finished.sort()
+        if len(finished) > 1:
+            finished.sort()
         return finished
 
     def _cut(self, engine: int, now: int) -> None:
@@ -353,10 +372,8 @@ class Simulation:
         if not self.runtime.alive(engine):
             self._tell(ev.DeviceLost(engine, gpu, flight.q, []))
             return
-        step, begin, base = flight.step, flight.begin_ps, (0, 0, flight.k)
+        step, begin, base = flight.step, flight.begin_ps, flight.base()
         before = flight.q
-        if step is not None:
-            base = sum(flight.counts), sum(flight.offsets), flight.k
         end, done = flight.lose(now)
         finished = self._finished(done)
         if step is not None and end > step.q0:
@@ -370,7 +387,7 @@ class Simulation:
             assert device.newest is not None
             self.recorder.no_first_tokens(device.newest, flight.last_end())
         flight.clear()
-        device.generation += 1
+        device.end = self._new_end(engine)
         device.life += 1
         device.link_free_ps = 0
         flight.reset(self.cost)

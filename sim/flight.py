@@ -78,6 +78,12 @@ class Flight:
 
     # -- the running set --------------------------------------------------------------------------
 
+    def base(self) -> tuple[int, int, int]:
+        """(rows that decode, the sum of their offsets, decode clock) before the launched step."""
+        if self.num_ranks == 1:
+            return self.counts[0], self.offsets[0], self.k
+        return sum(self.counts), sum(self.offsets), self.k
+
     def add(self, row: int, produced: int, k: int, *, counted: bool = True) -> None:
         """The row decodes from decode pass k on; it has produced so many tokens."""
         book = self.book
@@ -181,7 +187,11 @@ class Flight:
         elif step.decode and first < k + n:
             n, gone = self._ends_inside(step, n)
         self.times.launch(step, n, k, self.counts, self.offsets, gone)
-        self._set_passes(n)
+        self.passes = n
+        if lag:
+            self._set_passes(n)
+        else:
+            self.report_ps = self.end_ps = begin + self.elapsed(n)
 
     def _ends_inside(self, step: Step, n: int) -> tuple[int, list[Leave]]:
         """Rows end within the step and (until "n") leave it; its passes, and who leaves when."""
@@ -287,23 +297,27 @@ class Flight:
         assert step is not None
         k1 = k + self.passes if step.decode else k
         limit = k1 - 2 if lag and step.decode else k1 - 1
-        done = self._outcomes(limit, step, k)
+        heap = self.heap
+        if self._finishes or (heap and heap[0] < (limit + 2) << 32):
+            done = self._outcomes(limit, step, k)
+        else:
+            done = []
         if step.chunks:
             self._prompts_done(step, k1)
-            if not lag:  # those whose first token is their last
-                for finish, row in self._pop_until(k1 - 1):
+            if not lag and heap and heap[0] < (k1 + 1) << 32:
+                for finish, row in self._pop_until(k1 - 1):  # their first token is their last
                     done.append((row, finish, self.report_ps))
                     self._ended(row)
-        self.q, self.k, self.step = step.q0 + self.passes, k1, None
-        return self.q, done
+        self.q = end = step.q0 + self.passes
+        self.k, self.step = k1, None
+        return end, done
 
     def _prompts_done(self, step: Step, k1: int) -> None:
         """Rows whose last chunk ran decode from now on, unless they are handed over."""
-        produced, total = self.book.table.v_produced, self.book.total
         for row, _, _, last in step.chunks:
             if last:
-                have = produced[row] + 1  # the runtime has not heard of it yet
-                if not step.hand or total[row] == have:
+                have = self.book.table.v_produced[row] + 1  # the runtime has not heard of it yet
+                if not step.hand or self.book.total[row] == have:
                     self.add(row, have, k1, counted=not step.hand)
 
     def drain(self) -> list[tuple[int, int, int]]:
@@ -317,21 +331,19 @@ class Flight:
 
     def _outcomes(self, limit: int, step: Step, k: int) -> list[tuple[int, int, int]]:
         """Rows that ended by decode pass `limit`, with the times of their last tokens."""
-        heap = self.heap
-        found = self._finishes
+        heap, found = self.heap, self._finishes
         if heap and heap[0] < (limit + 2) << 32:
-            found = found + self._pop_until(limit)
-        if not found:
-            return []
+            found = found + self._pop_until(limit) if found else self._pop_until(limit)
         self._finishes = []
-        done = [
-            (row, finish, self._time_of(finish, k, step))
-            for finish, row in found
-            if finish <= limit
-        ]
+        done: list[tuple[int, int, int]] = []
+        time, at_ps = NEVER, 0  # rows are in the order of their ends
         for finish, row in found:
             if finish > limit:
                 heapq.heappush(heap, (finish + 1) << 32 | row)
+                continue
+            if finish != time:
+                time, at_ps = finish, self._time_of(finish, k, step)
+            done.append((row, finish, at_ps))
         for row, _, _ in done:
             self._ended(row)
         return done

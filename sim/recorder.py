@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ _COLUMNS = (
     "reads",
     "last_chunks",
 )
+_PACK = struct.Struct(f"={len(_COLUMNS)}q").pack
 
 
 class Recorder:
@@ -44,7 +46,7 @@ class Recorder:
         self.marks: list[dict[str, Any]] = []
         self._codes: dict[str, int] = {"": 0}
         self._reason = array("b", [0]) * num_rows
-        self._steps = array("q")
+        self._steps = bytearray()  # packed entries: half the time of an array of integers
 
     @property
     def end_ps(self) -> NDArray[np.int64]:
@@ -91,11 +93,10 @@ class Recorder:
 
     def first_tokens(self, step: Step, end_ps: int) -> None:
         """Rows whose last chunk the step held have their first token when its pass ends."""
-        if step.chunks:
-            first = self.v_first
-            for row, _, _, last in step.chunks:
-                if last and first[row] < 0:
-                    first[row] = end_ps
+        first = self.v_first
+        for row, _, _, last in step.chunks:
+            if last and first[row] < 0:
+                first[row] = end_ps
 
     def no_first_tokens(self, step: Step, end_ps: int) -> None:
         """The pass that would have ended then was lost."""
@@ -116,41 +117,43 @@ class Recorder:
         kv_pages: int,
     ) -> None:
         """A step ran: base is (decoding rows, their summed offsets, decode clock) at its begin."""
-        count, offsets, k = base if step.decode else (0, 0, base[2])
+        count, offsets, k = base
+        if not step.decode:
+            count = offsets = 0
         tokens = pairs = reads = lasts = 0
-        for _, start, size, last in step.chunks:
-            tokens += size * passes
-            middle = start + size * (passes - 1) // 2
-            pairs += ((middle + size) ** 2 - middle * middle) * passes
-            reads += middle * passes
-            lasts += last
-        output = count * passes + lasts
         context = passes * (offsets + count * (k + 1)) + count * (passes * (passes - 1) // 2)
-        if step.until == "n":
+        kind = KIND_DECODE
+        if step.chunks:
+            kind = KIND_MIXED if count else KIND_PREFILL
+            for _, start, size, last in step.chunks:
+                tokens += size * passes
+                middle = start + size * (passes - 1) // 2
+                pairs += size * (size + 2 * middle) * passes
+                reads += middle * passes
+                lasts += last
+        output = count * passes + lasts
+        if done and step.until == "n":
             for _, finish, _ in done:
                 missed = k + passes - 1 - finish
                 if 0 < missed < passes:  # about as much as a mean row of the step reads
                     output -= missed
                     context -= missed * (context // max(count * passes, 1))
-        kind = KIND_DECODE if not step.chunks else KIND_MIXED if count else KIND_PREFILL
-        self._steps.extend(
-            (
-                step.engine,
-                step.q0,
-                passes,
-                begin_ps,
-                end_ps - begin_ps,
-                kind,
-                count,
-                tokens,
-                output,
-                len(done),
-                kv_pages,
-                context,
-                pairs,
-                reads,
-                lasts,
-            )
+        self._steps += _PACK(
+            step.engine,
+            step.q0,
+            passes,
+            begin_ps,
+            end_ps - begin_ps,
+            kind,
+            count,
+            tokens,
+            output,
+            len(done),
+            kv_pages,
+            context,
+            pairs,
+            reads,
+            lasts,
         )
 
     def steps(self, cost: CostModel) -> dict[str, NDArray[Any]]:

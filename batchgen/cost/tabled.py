@@ -23,6 +23,9 @@ from batchgen.cost.work import moved_bytes, useful_flops
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec
 
+MOST_BASES = 1 << 14
+"""Compositions whose times are kept (2 MB)."""
+
 Tokens = Callable[[FloatArray], FloatArray]
 Rows = Callable[[int], float]
 
@@ -81,6 +84,7 @@ class TabledCost:
         self._chunk_overhead = IntTable(chunk_overhead)
         self._host_ps = copies.per_token["host"]
         self._affine: dict[int, tuple[int, int]] = {}
+        self._bases: dict[int, tuple[int, int]] = {}  # by composition: time without context, slope
 
     def pass_ps(self, load: PassLoad) -> IntArray:
         tokens = load.decodes + load.chunk_tokens
@@ -124,8 +128,18 @@ class TabledCost:
         tokens = decodes + chunk_tokens
         if tokens == 0:
             return 0
-        base = self._step_ps + self._own.at(tokens) + self._union.at(tokens * self.num_ranks)
-        base += self._head.at(samples) + self._fixed.at(decodes)
+        # A run of passes asks for one composition again and again, engines take turns with a few.
+        key = (decodes << 24 | chunk_tokens) << 24 | samples
+        known = self._bases.get(key)
+        if known is None:
+            base = self._step_ps + self._own.at(tokens) + self._union.at(tokens * self.num_ranks)
+            base += self._head.at(samples) + self._fixed.at(decodes)
+            if chunk_tokens:
+                base += self._chunk_overhead.at(chunk_tokens) + self._chunks.step_ps
+            if len(self._bases) >= MOST_BASES:
+                self._bases.clear()
+            known = self._bases[key] = base, self._slope.at(decodes)
+        base, slope = known
         if chunk_tokens:
             # The same operations in the same order as `_chunk_ps`, or the last bit differs.
             rates = self._chunks
@@ -135,10 +149,10 @@ class TabledCost:
             if rates.window_pair:
                 seen = min(chunk_pairs, rates.window_width * chunk_tokens)
                 time += seen * rates.window_pair
-            base += round(time) + self._chunk_overhead.at(chunk_tokens) + rates.step_ps
+            base += round(time)
         if checkpoint:
             base = max(base, round(checkpoint * self._host_ps))
-        return base + self._slope.at(decodes) * context
+        return base + slope * context
 
     def decode_affine(self, decodes: int, checkpoint: bool) -> tuple[int, int]:
         key = 2 * decodes + checkpoint
