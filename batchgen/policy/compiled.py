@@ -19,6 +19,7 @@ class Compiled:
 
     reads_ended: a part looks at what has ended; steps end at the first finish while rows may come.
     ask_each_pass: admission may change its mind at any pass; steps have one pass while it matters.
+    renews: something begins anew when an engine is empty (a batch, a host's streams).
     choosy: after somebody gave way another row may fit, so the next decision is one pass away.
     """
 
@@ -43,6 +44,7 @@ class Compiled:
         "rank_victim",
         "reads_ended",
         "recomputes",
+        "renews",
         "reserves",
         "room",
         "shares",
@@ -93,6 +95,7 @@ class Compiled:
         self.choosy = self.num_lanes > 1 or not (self.recomputes and self.newest)
         self.phases = policy["phase"].phases
         self.whole, self.static = batching.whole, batching.static
+        self.renews = self.whole_batch or self.static or self.streams
         self.steals = self.placement.steals
         self.partitions = self.tail.partitions
         self.moves = policy["recovery"].moves

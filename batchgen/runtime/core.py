@@ -172,7 +172,6 @@ class Runtime:
 
     def _plan_changed(self, event: ev.PlanChanged) -> None:
         for engine in self.cluster.engines:
-            engine.token_budget = event.token_budget
-            engine.max_num_seqs = event.max_num_seqs
+            engine.limit(event.token_budget, event.max_num_seqs)
             engine.urgent = True
             self.cluster.agenda[engine.id] = None

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.runtime.engine.rank import Rank
 
+STALLED = int(Status.STALLED)
+
 
 def decide(engine: EngineMachine, out: list[act.Action]) -> None:
     """Decide and launch the engine's next step, if it has one and a free slot."""
@@ -40,7 +42,7 @@ def decide(engine: EngineMachine, out: list[act.Action]) -> None:
     if engine.switch_to is not None and _switches(engine, out):
         return
     begin = len(out)
-    turn = engine.q >= engine.turn_q
+    turn, gave = engine.q >= engine.turn_q, False
     if engine.turn_every > 1 and not (turn or engine.prefill):
         turn = engine.urgent or _cannot_wait(engine)
     engine.urgent = engine.freed = False
@@ -48,8 +50,6 @@ def decide(engine: EngineMachine, out: list[act.Action]) -> None:
         carry_out_orders(engine)
     if turn or engine.prefill:
         gave = _ask(engine, turn, out)
-    else:
-        gave = False
     if engine.up.looks and _looks(engine, turn):
         engine.look_q = engine.q + engine.boundary
         engine.up.look(engine)
@@ -58,21 +58,15 @@ def decide(engine: EngineMachine, out: list[act.Action]) -> None:
         if _switches(engine, out):
             return
     passes, first, chunks = _compose(engine)
-    again = gave or engine.freed
-    if engine.once:
-        engine.once = False
-        passes = min(passes, 1)
-    if gave and engine.turn_every == 1:
-        shares = engine.ranks[0].prefix is not None  # whoever gave way may fit with shared pages
-        if engine.policy.choosy or shares or engine.ready or engine.requests:
-            passes = min(passes, 1)
-    if engine.probe is not None and engine.q - engine.probe[0] <= engine.lag:
-        passes = min(passes, 1)  # its duration is to be known by itself
+    shares, again = engine.page_keys is not None, gave or engine.freed
+    if passes > 1 and _next_pass_differs(engine, gave, shares):
+        passes = 1
+    engine.once = False
     if engine.doubt:
         settle_doubt(engine, out)
-    if engine.lag and (engine.doubt or engine.left or engine.prompts_told):
-        passes = min(passes, 1)  # the next report tells more about them
-    if engine.ranks[0].prefix is not None:
+    if engine.lag and passes > 1 and (engine.doubt or engine.left or engine.prompts_told):
+        passes = 1  # the next report tells more about them
+    if shares:
         _evict(engine, out, begin)
     if passes:
         _launch(engine, passes, first, chunks, out)
@@ -81,6 +75,18 @@ def decide(engine: EngineMachine, out: list[act.Action]) -> None:
     elif engine.left:
         out.append(act.Leave(engine.id, list(engine.left)))
         engine.left = {}
+
+
+def _next_pass_differs(engine: EngineMachine, gave: bool, shares: bool) -> bool:
+    """Whether the decision may find more to do one pass later, though no event tells it."""
+    if engine.once:
+        return True
+    if gave and engine.turn_every == 1:
+        # Whoever gave way may fit with shared pages, or another row where it did not.
+        if engine.policy.choosy or shares or engine.ready or engine.requests:
+            return True
+    # A pass whose duration is to be known by itself.
+    return engine.probe is not None and engine.q - engine.probe[0] <= engine.lag
 
 
 def _switches(engine: EngineMachine, out: list[act.Action]) -> bool:
@@ -124,7 +130,7 @@ def _cannot_wait(engine: EngineMachine) -> bool:
 
 def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     """Everything that a boundary asks; returns whether somebody gave way."""
-    phases, ranks, policy = engine.turn_every > 1, engine.ranks, engine.policy
+    phases, ranks, policy, k = engine.turn_every > 1, engine.ranks, engine.policy, engine.k
     for rank in ranks:
         rank.gave = False
         if rank.debt:
@@ -137,24 +143,24 @@ def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
         return False
     if engine.arrived:
         join_arrived(engine)
-    if phases and _prefills(engine, turn, out):
-        return False
     if phases:
+        if _prefills(engine, turn, out):
+            return False
         engine.turn_q = engine.q + engine.turn_every
     gave = False
-    k = engine.k
     for rank in ranks:
         growth = rank.growth
-        short = growth.counts[k % growth.page_tokens] > rank.size - rank.used
-        if (short or (phases and growth.num_rows)) and make_room(engine, rank):
-            rank.gave = gave = True
+        rows = growth.num_rows
+        if rows and (phases or growth.counts[k % growth.page_tokens] > rank.size - rank.used):
+            if make_room(engine, rank):
+                rank.gave = gave = True
         if rank.held:
             go_on(engine, rank)
         if policy.reserves and rank.running and _passes_reserved(engine, rank) == 0:
             outgrew(engine, rank, next(iter(rank.running)))
     if engine.extending:
         extend_now(engine)
-    if policy.whole_batch or policy.static or policy.streams:
+    if policy.renews:
         _when_empty(engine)
     if (engine.ready or engine.requests) and not gave:
         take_in(engine, out)
@@ -177,7 +183,7 @@ def _prefills(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
         engine.prefill = True
     elif engine.extending:
         extend_now(engine)
-    if engine.policy.whole_batch or engine.policy.static or engine.policy.streams:
+    if engine.policy.renews:
         _when_empty(engine)
     admit_all(engine, out)
     engine.prefill = any(rank.prefilling for rank in ranks)
@@ -204,72 +210,82 @@ def _when_empty(engine: EngineMachine) -> None:
 def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
     """(passes for which the composition stands, whether a finish ends it, prompt chunks); 0 passes:
     nothing runs."""
-    policy, k, decodes = engine.policy, engine.k, not engine.prefill
+    policy, k, prefill = engine.policy, engine.k, engine.prefill
     phases = engine.turn_every > 1
     passes = engine.max_passes
-    computed, status = engine.table.v_computed, engine.table.v_status
-    first = (policy.reads_ended and engine.up.may_come) or engine.up.bodies is not None
-    runs = False
+    listens = engine.up.bodies is not None or (policy.reads_ended and engine.up.may_come)
+    runs, first = False, listens
     chunks: list[Chunk] = []
     for rank in engine.ranks:
-        growth = rank.growth
-        if decodes and (rank.running or rank.dead):
-            if rank.running:
+        running = rank.running
+        if not prefill and (running or rank.dead):
+            if running:
                 runs = True
-            if growth.num_rows:
-                passes = min(passes, _passes_that_fit(rank, k))
-            if policy.reserves and rank.running:
-                passes = min(passes, _passes_reserved(engine, rank))
-        if rank.prefilling and (engine.prefill or not phases):
+                if policy.reserves:
+                    passes = min(passes, _passes_reserved(engine, rank))
+            if rank.growth.num_rows:
+                fit = _passes_that_fit(rank, k)
+                if fit < passes:
+                    passes = fit
+        if rank.prefilling and (prefill or not phases):
             runs = first = True
-            before = len(chunks)
-            for row, need, size in chunk_sizes(engine, rank):
-                chunks.append((row, computed[row], size, size == need))
-                if (
-                    size == need
-                    or len(chunks) - before > 1
-                    or (rank.waiting and rank.prefix is not None)
-                ):
+            passes = _cut_prompts(engine, rank, passes, chunks)
+        if not phases:
+            if rank.waiting:
+                first = first or not policy.whole_batch  # which waits for the last row
+                if policy.ask_each_pass:
                     passes = 1
-                else:
-                    passes = min(passes, (need - 1) // size)
-            if len(chunks) == before and not (decodes and rank.running):
-                passes = min(passes, 1)
-        if rank.waiting and not phases:
-            first = first or not policy.whole_batch  # which waits for the last row
-            if policy.ask_each_pass:
-                passes = 1
-        if rank.held and not phases:
-            first = True
-            if any(status[row] == Status.STALLED for row in rank.held):
-                passes = 1  # they ask again: growth is not monotone
-        if rank.debt:
-            passes = min(passes, 1)
+            if rank.held:
+                first = True
+                status = engine.table.v_status
+                if any(status[row] == STALLED for row in rank.held):
+                    passes = 1  # they ask again: growth is not monotone
+        if rank.debt and passes > 1:
+            passes = 1
     if not runs:
         return 0, False, chunks
-    if engine.streaming and decodes:
+    if engine.streaming and not prefill:
         passes = _within_host_share(engine, passes)
-    if phases and decodes:
-        first = (policy.reads_ended and engine.up.may_come) or engine.up.bodies is not None
+    if phases and not prefill:
+        first = listens
         passes = min(passes, engine.turn_q - engine.q)
     elif engine.ready or engine.requests or engine.doubt:
         first = True
-    if engine.ranks[0].prefix is not None:
+    if engine.page_keys is not None:
         first = True
     if engine.up.looks and not phases:
         passes = min(passes, max(engine.look_q - engine.q, 1))
-    if policy.static and first:
+    if first and policy.static:
         passes = 1  # its steps do not end with a finish
     return passes, first, chunks
+
+
+def _cut_prompts(engine: EngineMachine, rank: Rank, passes: int, chunks: list[Chunk]) -> int:
+    """Adds the prompt pieces of a rank's next pass; returns for how many of `passes` all of them
+    go on alike."""
+    computed = engine.table.v_computed
+    count = 0
+    for row, need, size in chunk_sizes(engine, rank):
+        last = size == need
+        chunks.append((row, computed[row], size, last))
+        count += 1
+        if last or count > 1 or (rank.waiting and rank.prefix is not None):
+            passes = 1
+        elif (need - 1) // size < passes:
+            passes = (need - 1) // size
+    if not count and not (rank.running and not engine.prefill) and passes > 1:
+        return 1
+    return passes
 
 
 def _passes_that_fit(rank: Rank, k: int) -> int:
     """Passes whose growth fits the free pages. With a prefix index: without giving up cached pages,
     which a longer step would forget too early, or for one pass."""
-    free = rank.size - rank.used
-    if rank.prefix is None:
-        return rank.growth.passes_that_fit(k, free)
-    return max(1, rank.growth.passes_that_fit(k, free - rank.prefix.num_cached))
+    free, growth = rank.size - rank.used, rank.growth
+    if rank.prefix is not None:
+        return max(1, growth.passes_that_fit(k, free - rank.prefix.num_cached))
+    rows = growth.num_rows
+    return free // rows * growth.page_tokens if free >= rows else growth.passes_that_fit(k, free)
 
 
 def _passes_reserved(engine: EngineMachine, rank: Rank) -> int:
@@ -297,12 +313,12 @@ def _within_host_share(engine: EngineMachine, passes: int) -> int:
 def _launch(
     engine: EngineMachine, passes: int, first: bool, chunks: list[Chunk], out: list[act.Action]
 ) -> None:
-    joined = list(engine.joined) if engine.joined else []
-    left = list(engine.left) if engine.left else []
-    if joined:
-        engine.joined = {}
-    if left:
-        engine.left = {}
+    joined: list[int] = []
+    left: list[int] = []
+    if engine.joined:
+        joined, engine.joined = list(engine.joined), {}
+    if engine.left:
+        left, engine.left = list(engine.left), {}
     until = "all" if engine.policy.static else "first" if first else "n"
     step = Step(
         engine.id,

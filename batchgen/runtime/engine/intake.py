@@ -168,12 +168,14 @@ def extend_now(engine: EngineMachine) -> None:
 def admit_all(engine: EngineMachine, out: list[act.Action]) -> None:
     """Every rank takes what it can, and the cluster is told when the lanes are empty: to a
     fixpoint, because rows that it then offers may land on a rank that was asked already."""
+    ranks = engine.ranks
+    shares = engine.page_keys is not None
     while True:
         waiting = 0
-        for rank in engine.ranks:
+        for rank in ranks:
             if rank.waiting and not rank.gave:
                 admit(engine, rank, out)
-            elif rank.prefix is not None and rank.prefilling:
+            elif shares and rank.prefilling:
                 schedule_prompts(engine, rank, out)
             waiting += rank.waiting
         if waiting or not hunger(engine):
@@ -200,19 +202,20 @@ def schedule_prompts(engine: EngineMachine, rank: Rank, out: list[act.Action]) -
 def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
     """Rows of the rank's lanes get pages, in the order of their lanes, while seats, pages and the
     pass budget last."""
-    table, policy = engine.table, engine.policy
-    growth, lanes = rank.growth, rank.lanes
-    budget, seats = engine.token_budget, engine.seats
-    resident = rank.num_resident
-    planned = rank.prompt_left
-    free = rank.size - rank.used
-    if not engine.prefill:
-        planned += len(rank.running)
-        free -= growth.counts[engine.k % growth.page_tokens]
     if rank.prefix is not None:
         schedule_prompts(engine, rank, out)
-    if policy.whole_batch and not engine.open:
+    budget, planned = engine.token_budget, rank.prompt_left
+    if not engine.prefill:
+        planned += len(rank.running)
+    if planned >= budget or (engine.policy.whole_batch and not engine.open):
         return
+    table, policy, lanes = engine.table, engine.policy, rank.lanes
+    seats = engine.seats
+    resident = len(rank.running) + len(rank.prefilling) + len(rank.held) + rank.inbound
+    free = rank.size - rank.used
+    if not engine.prefill:
+        growth = rank.growth
+        free -= growth.counts[engine.k % growth.page_tokens]
     several = len(lanes) > 1
     blocked = 0  # lanes before this one have no room
     room, reserves, page_tokens = policy.room, policy.reserves, rank.page_tokens

@@ -23,6 +23,8 @@ DECODE = int(Status.DECODE)
 DONE = int(Status.DONE)
 
 Doubt = list[tuple[int, str]]
+_NOBODY: Doubt = []
+_NONE: list[int] = []
 
 
 def landed(engine: EngineMachine, event: ev.Landed, out: list[act.Action]) -> None:
@@ -33,12 +35,18 @@ def landed(engine: EngineMachine, event: ev.Landed, out: list[act.Action]) -> No
     passes = event.end - step.q0
     if not 0 < passes <= step.n:
         raise IllegalTransition(f"step {engine.id}:{step.q0} ran {passes} of {step.n} passes")
-    doubt, engine.doubt = engine.doubt, []
-    told, engine.prompts_told = engine.prompts_told, []
+    doubt: Doubt = _NOBODY
+    if engine.doubt:
+        doubt, engine.doubt = engine.doubt, []
+    lag, ranks = engine.lag, engine.ranks
+    told: list[int] = _NONE
+    if engine.prompts_told:
+        told, engine.prompts_told = engine.prompts_told, []
     if step.decode:
         k = engine.k
-        for rank in engine.ranks:
-            rank.advance(k, passes)
+        for rank in ranks:
+            if rank.growth.num_rows:
+                rank.advance(k, passes)
         if engine.streaming:
             engine.stream_used += engine.stream_growth.growth(k, passes)
         engine.k = k + passes
@@ -46,21 +54,19 @@ def landed(engine: EngineMachine, event: ev.Landed, out: list[act.Action]) -> No
     engine.launched, engine.previous = None, step
     if engine.left_since:
         engine.left_since = {}
-    if not engine.lag:
+    if not lag:
         engine.flying = False
-    if len(engine.ranks) == 1:
-        engine.end_pages = engine.ranks[0].used
-    else:
-        engine.end_pages = engine.hbm_used()
+    engine.end_pages = ranks[0].used if len(ranks) == 1 else engine.hbm_used()
     if engine.probe is not None:
-        engine.up.pace.report(engine, event.end - 1 - engine.lag, event.duration_ps)
+        engine.up.pace.report(engine, event.end - 1 - lag, event.duration_ps)
     if step.chunks:
         doubt = _chunks_ran(engine, step.chunks, passes, doubt)
-    if not engine.lag:
+    if not lag and engine.prompts_told:
         told, engine.prompts_told = engine.prompts_told, []
     if told:
         _prompts_done(engine, told)
-    _outcomes(engine, event.finished, doubt, out)
+    if event.finished or doubt:
+        _outcomes(engine, event.finished, doubt, out)
 
 
 def drained(engine: EngineMachine, event: ev.Drained, out: list[act.Action]) -> None:
@@ -91,8 +97,9 @@ def _chunks_ran(
     """Prompts are longer by the step's chunks; complete ones decode, or are handed over."""
     table, ranks = engine.table, engine.ranks
     computed, produced = table.v_computed, table.v_produced
+    alone = ranks[0] if len(ranks) == 1 else None
     for row, start, size, last in chunks:
-        rank = ranks[table.v_rank[row]]
+        rank = alone or ranks[table.v_rank[row]]
         if not last:
             computed[row] = start + size * passes
             rank.prompt_left -= size * passes

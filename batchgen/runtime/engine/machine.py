@@ -81,6 +81,7 @@ class EngineMachine:
         "ready",
         "requests",
         "role",
+        "seats",
         "sleeping",
         "stream_growth",
         "stream_used",
@@ -115,7 +116,7 @@ class EngineMachine:
         self.page_tokens = plan.page_tokens
         self.boundary = plan.boundary
         self.turn_every = plan.boundary if policy.phases else 1
-        self.token_budget, self.max_num_seqs = plan.token_budget, plan.max_num_seqs
+        self.limit(plan.token_budget, plan.max_num_seqs)
         self.lag, self.max_passes = plan.lag, max_passes
         self.home_ranks, self.home_pages = spec.num_ranks, spec.hbm_pages
         self.host_size = spec.host_pages
@@ -180,6 +181,11 @@ class EngineMachine:
             page_keys=self.page_keys,
         )
 
+    def limit(self, token_budget: int, max_num_seqs: int) -> None:
+        """What a pass of a rank may hold."""
+        self.token_budget, self.max_num_seqs = token_budget, max_num_seqs
+        self.seats = min(max_num_seqs, token_budget)  # no pass exceeds its token budget
+
     def make_ranks(self, layout: str, num_ranks: int, pages: int) -> None:
         """Fresh ranks in a layout."""
         self.layout = layout
@@ -204,11 +210,6 @@ class EngineMachine:
     def num_ready(self) -> int:
         """Rows on this engine's host."""
         return len(self.ready)
-
-    @property
-    def seats(self) -> int:
-        """Rows that a rank may hold: no pass exceeds its token budget."""
-        return min(self.max_num_seqs, self.token_budget)
 
     @property
     def free_fraction(self) -> float:

@@ -113,12 +113,11 @@ class Rank:
     def advance(self, k: int, passes: int) -> None:
         """Account for `passes` decode passes from k on."""
         growth = self.growth
-        if growth.num_rows:
-            self.used += (
-                growth.counts[k % self.page_tokens] if passes == 1 else growth.growth(k, passes)
-            )
-            for lane, part in enumerate(self.lane_growth):
-                self.lane_used[lane] += part.growth(k, passes)
+        self.used += (
+            growth.counts[k % self.page_tokens] if passes == 1 else growth.growth(k, passes)
+        )
+        for lane, part in enumerate(self.lane_growth):
+            self.lane_used[lane] += part.growth(k, passes)
 
     def release(self, row: int) -> None:
         """Give back every page of a row that is in no set any more; its column is not lazy."""
