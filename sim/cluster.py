@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # SimPy priorities: external events first, then step ends by engine.
 FAULT, ARRIVAL, TIMER, COPY, LAYOUT, STEP = range(6)
 PROGRESS_EVERY = 2048
+QUIET = frozenset({act.Place, act.Release, act.Adopt, act.Publish, act.Evict})
+"""Placing, releasing and shared pages change nothing here."""
 
 
 class Observer(Protocol):
@@ -179,13 +181,13 @@ class Simulation:
                 self._ended(action.row, action.reason, now)  # type: ignore[union-attr]
             elif kind is act.Cut:
                 self._cut(action.engine, now)  # type: ignore[union-attr]
-            else:
+            elif kind not in QUIET:
                 self._carry_out(action, now)
         if self.progress is not None and self.events % PROGRESS_EVERY == 0:
             self.progress(now, self._rows_done, len(self.table))
 
     def _carry_out(self, action: Action, now: int) -> None:
-        """The rarer actions; placing, releasing and shared pages change nothing here."""
+        """The rarer actions."""
         if isinstance(action, act.Copy):
             self._copy(action, now)
         elif isinstance(action, act.Leave):

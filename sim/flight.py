@@ -7,7 +7,7 @@ reported when the pass before its last ends.
 
 from __future__ import annotations
 
-import heapq
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from batchgen.sim.passtimes import NONE, Leave, PassTimes
@@ -87,18 +87,17 @@ class Flight:
     def add(self, row: int, produced: int, k: int, *, counted: bool = True) -> None:
         """The row decodes from decode pass k on; it has produced so many tokens."""
         book = self.book
-        table = book.table
         finish = k + book.total[row] - produced - 1
         book.finish[row] = finish
         book.device[row] = self.engine
-        heapq.heappush(self.heap, (finish + 1) << 32 | row)
+        heappush(self.heap, (finish + 1) << 32 | row)
         if counted:
-            offset = table.v_prompt[row] + produced - 1 - k
-            rank = table.v_rank[row]
+            book.offset[row] = offset = book.table.v_prompt[row] + produced - 1 - k
+            rank = 0
+            if self.num_ranks > 1:
+                book.rank[row] = rank = book.table.v_rank[row]
             self.counts[rank] += 1
             self.offsets[rank] += offset
-            book.offset[row] = offset
-            book.rank[row] = rank
             book.counted[row] = 1
 
     def remove(self, row: int) -> None:
@@ -112,7 +111,7 @@ class Flight:
 
     def _uncount(self, row: int) -> None:
         book = self.book
-        rank = book.rank[row]
+        rank = book.rank[row] if self.num_ranks > 1 else 0
         self.counts[rank] -= 1
         self.offsets[rank] -= book.offset[row]
         book.counted[row] = 0
@@ -139,7 +138,7 @@ class Flight:
             row = entry & LOW
             if finish[row] == (entry >> 32) - 1 and device[row] == me:
                 return finish[row]
-            heapq.heappop(heap)
+            heappop(heap)
         return FAR
 
     def _pop_until(self, last: int) -> list[tuple[int, int]]:
@@ -148,7 +147,7 @@ class Flight:
         found: list[tuple[int, int]] = []
         top = (last + 2) << 32
         while heap and heap[0] < top:
-            entry = heapq.heappop(heap)
+            entry = heappop(heap)
             row, at = entry & LOW, (entry >> 32) - 1
             if finish[row] == at and device[row] == me and not (found and found[-1] == (at, row)):
                 found.append((at, row))
@@ -206,6 +205,8 @@ class Flight:
         if step.until != "n":
             return n, NONE
         rank, offset, behind = book.rank, book.offset, 1 + lag - k
+        if self.num_ranks == 1:
+            return n, [(finish + behind, 0, offset[row]) for finish, row in living]
         return n, [(finish + behind, rank[row], offset[row]) for finish, row in living]
 
     def _num_living(self) -> int:
@@ -339,13 +340,16 @@ class Flight:
         time, at_ps = NEVER, 0  # rows are in the order of their ends
         for finish, row in found:
             if finish > limit:
-                heapq.heappush(heap, (finish + 1) << 32 | row)
+                heappush(heap, (finish + 1) << 32 | row)
                 continue
             if finish != time:
                 time, at_ps = finish, self._time_of(finish, k, step)
             done.append((row, finish, at_ps))
+        ends, counted = self.book.finish, self.book.counted
         for row, _, _ in done:
-            self._ended(row)
+            ends[row] = NEVER
+            if counted[row] and not self.static:
+                self._uncount(row)
         return done
 
     def _time_of(self, finish: int, k: int, step: Step) -> int:

@@ -25,8 +25,8 @@ class RowBook:
 
     total: output tokens that the row will have produced when it ends (its stage). offset: computed
     tokens less the decode clock while it decodes. counted: 1 while it is in its engine's running
-    set. device: the engine whose heap has the row. rank: where it is counted (the table's may be
-    newer).
+    set. device: the engine whose heap has the row. rank: where it is counted, with several
+    ranks (the table's may be newer).
     """
 
     def __init__(self, table: Table, true_output: NDArray[Any]) -> None:

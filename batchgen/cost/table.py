@@ -42,7 +42,10 @@ class IntTable:
         """Value at one count; about 60 ns once known."""
         value = self._memo.get(count)
         if value is None:
-            value = int(self.take(np.array([count], dtype=np.int64))[0])
+            if 0 <= count < self._values.size:
+                value = int(self._values[count])
+            else:
+                value = int(self.take(np.array([count], dtype=np.int64))[0])
             self._memo[count] = value
         return value
 

@@ -7,6 +7,8 @@ P`: a histogram over residues answers how many pages a rank needs in any run of 
 
 from __future__ import annotations
 
+from functools import cache
+
 FOREVER = 1 << 40
 """A number of passes that no run reaches (the pass counter is far below it)."""
 
@@ -20,6 +22,7 @@ BOUNDARIES_AHEAD = 2
 """Boundaries of decode passes for which BatchGen's parts keep pages, unless told otherwise."""
 
 
+@cache  # asked for every row that is admitted
 def pages_ahead(boundary: int, boundaries: int, page_tokens: int) -> int:
     """Pages that a decoding row can need before so many boundaries have passed, on the average over
     where its last page ends. BatchGen's two pages are two boundaries of 64 passes, pages of 64."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine, Order
     from batchgen.runtime.engine.rank import Rank
 
+DOUBT, HOST = int(Status.DOUBT), int(Status.HOST)
 
 # -- pages for growth -----------------------------------------------------------------------------
 
@@ -128,7 +129,7 @@ def recompute(engine: EngineMachine, rank: Rank, row: int) -> None:
     forget_kv(engine, rank, row)
     table.v_preemptions[row] += 1
     if engine.lag and ran:
-        table.v_status[row] = Status.DOUBT
+        table.v_status[row] = DOUBT
         engine.doubt.append((row, "recompute"))
     else:
         engine.enqueue(row, rank, front=True)
@@ -167,7 +168,7 @@ def suspend(engine: EngineMachine, rank: Rank, row: int) -> bool:
     rank.outbound_pages += table.v_pages[row]
     engine.num_outbound += 1
     table.v_suspensions[row] += 1
-    table.v_status[row] = Status.DOUBT
+    table.v_status[row] = DOUBT
     engine.doubt.append((row, "suspend"))
     if engine.up.bodies is not None:
         engine.up.tell_body(engine, row, Outcome.SUSPENDED)
@@ -183,7 +184,7 @@ def spill(engine: EngineMachine, rank: Rank, row: int) -> None:
     engine.host_used += pages
     rank.release(row)
     table.v_suspensions[row] += 1
-    table.v_status[row] = Status.HOST
+    table.v_status[row] = HOST
     engine.ready.append(row)
     engine.up.out.append(act.Release([row], engine.id, "hbm"))
     if engine.up.bodies is not None:
@@ -216,7 +217,7 @@ def end(engine: EngineMachine, rank: Rank, row: int, verdict: Order) -> None:
         engine.up.out.append(act.Release([row], engine.id, "hbm"))
         if streamed:
             engine.up.out.append(act.Release([row], engine.id, "host"))
-        engine.table.v_status[row] = Status.DOUBT
+        engine.table.v_status[row] = DOUBT
         engine.verdicts[row] = verdict
         engine.doubt.append((row, what))
     else:
@@ -300,7 +301,7 @@ def carry_out_orders(engine: EngineMachine) -> None:
                 engine.up.end_early(engine, row, what, code, why)
         elif status == Status.FROZEN and engine.up.transfers.call_back(row):
             end(engine, rank, row, verdict)
-        elif status == Status.HOST and engine.up.transfers.call_back(row, engine):
+        elif status == HOST and engine.up.transfers.call_back(row, engine):
             engine.gave_host([row])
             engine.freed = True
             engine.up.end_early(engine, row, what, code, why)
@@ -319,7 +320,7 @@ def carry_out_orders(engine: EngineMachine) -> None:
 def _lie_down(engine: EngineMachine, rank: Rank, row: int) -> None:
     engine.leave(rank, row)
     rank.held[row] = None
-    engine.table.v_status[row] = Status.DOUBT
+    engine.table.v_status[row] = DOUBT
     engine.doubt.append((row, "sleep"))
 
 
@@ -333,7 +334,7 @@ def freeze(engine: EngineMachine) -> None:
         for row in list(rank.running):
             engine.leave(rank, row)
             rank.held[row] = None
-            engine.table.v_status[row] = Status.DOUBT
+            engine.table.v_status[row] = DOUBT
             engine.doubt.append((row, "freeze"))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.runtime.engine.rank import Rank
 
+PREFILL = int(Status.PREFILL)
 
 # -- rows with KV ---------------------------------------------------------------------------------
 
@@ -33,7 +34,7 @@ def join_arrived(engine: EngineMachine) -> None:
         rank = engine.ranks[table.v_rank[row]]
         rank.inbound -= 1
         engine.num_inbound -= 1
-        if table.v_computed[row] < table.known_tokens(row) - 1:
+        if table.v_computed[row] < table.v_prompt[row] + table.v_produced[row] - 1:
             rank.held[row] = None
             table.v_status[row] = Status.EXTENDING
             engine.extending.append(row)
@@ -101,37 +102,33 @@ def grant(engine: EngineMachine, row: int) -> bool:
     table, policy, k = engine.table, engine.policy, engine.k
     computed = table.v_computed[row]
     best: Rank | None = None
+    granted = 0
     for rank in engine.ranks:
-        pages = _pages_of(engine, rank, row)
-        resident = rank.num_resident
-        if pages_for(computed + 1, rank.page_tokens) > rank.size:
+        pages = -(-computed // rank.page_tokens)
+        if policy.reserves:
+            pages = max(pages, policy.lease(table, row, rank))
+        if pages > rank.size or computed // rank.page_tokens >= rank.size:
             continue
-        if resident >= engine.seats or pages > rank.size:
+        resident = len(rank.running) + len(rank.prefilling) + len(rank.held) + rank.inbound
+        if resident >= engine.seats:
             continue
         if resident or rank.used:
             growth = rank.growth
-            free = rank.size - rank.used - (growth.counts[k % growth.page_tokens])
+            free = rank.size - rank.used - growth.counts[k % growth.page_tokens]
             extra = 0 if policy.reserves or computed % rank.page_tokens else 1
             if not policy.room(engine, rank, pages + extra, free, resident):
                 continue
         if best is None or rank.used < best.used:
-            best = rank
+            best, granted = rank, pages
     if best is None:
         return False
-    pages = _pages_of(engine, best, row)
-    best.used += pages
+    best.used += granted
     if best.lane_used:
-        best.lane_used[table.v_lane[row]] += pages
+        best.lane_used[table.v_lane[row]] += granted
     best.inbound += 1
     engine.num_inbound += 1
-    engine.granted[row] = (best.index, pages)
+    engine.granted[row] = (best.index, granted)
     return True
-
-
-def _pages_of(engine: EngineMachine, rank: Rank, row: int) -> int:
-    pages = pages_for(engine.table.v_computed[row], rank.page_tokens)
-    reserved: int = engine.policy.lease(engine.table, row, rank) if engine.policy.reserves else 0
-    return max(pages, reserved)
 
 
 def extend_now(engine: EngineMachine) -> None:
@@ -159,7 +156,7 @@ def extend_now(engine: EngineMachine) -> None:
         rank.prefilling[row] = None
         engine.stream(row, pages_for(known, rank.page_tokens))
         rank.prompt_left += known - table.v_computed[row]
-        table.v_status[row] = Status.PREFILL
+        table.v_status[row] = PREFILL
 
 
 # -- rows of the lanes ----------------------------------------------------------------------------
@@ -260,7 +257,7 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
             rank.adopt(row, hits)
             out.append(act.Adopt(row, engine.id, hits))
         free -= need
-        status[row] = Status.PREFILL
+        status[row] = PREFILL
         rank.prefilling[row] = None
         left = known - table.v_computed[row]
         rank.prompt_left += left
@@ -269,7 +266,7 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
         planned += left
         resident += 1
         if engine.streaming:
-            engine.stream(row, pages_for(known, page_tokens))
+            engine.stream(row, -(-known // page_tokens))
         if engine.up.bodies is not None:
             engine.up.start_body(engine, row)
 

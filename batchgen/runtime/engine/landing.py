@@ -162,7 +162,7 @@ def _finish(engine: EngineMachine, row: int, produced: int) -> None:
     if status == DECODE:
         if engine.policy.static:
             bury(engine, rank, row)
-        elif table.v_reserved[row] or table.v_shared[row] or engine.streaming or rank.lane_used:
+        elif rank.lane_used or rank.prefix is not None or table.v_reserved[row]:
             engine.unjoin(rank, row)
             rank.release(row)
             engine.end_stream(row)
@@ -170,9 +170,18 @@ def _finish(engine: EngineMachine, row: int, produced: int) -> None:
             offset = table.v_offset[row]
             del rank.running[row]
             growth = rank.growth
-            growth.counts[-offset % growth.page_tokens] -= 1
+            crosses = -offset % growth.page_tokens
+            growth.counts[crosses] -= 1
             growth.num_rows -= 1
-            rank.used -= -(-(offset + engine.k) // rank.page_tokens)
+            pages = -(-(offset + engine.k) // growth.page_tokens)
+            rank.used -= pages
+            table.v_pages[row] = 0
+            if engine.streaming:
+                growth = engine.stream_growth
+                growth.counts[crosses] -= 1
+                growth.num_rows -= 1
+                engine.stream_used -= pages
+                table.v_host_pages[row] = table.v_host_valid[row] = 0
     elif status in (Status.STALLED, Status.EXTENDING):
         engine.withdraw(rank, row)
         rank.release(row)

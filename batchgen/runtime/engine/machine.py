@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from batchgen.sequence import Table
     from batchgen.step import Step
 
+WAITING, ARRIVED = int(Status.WAITING), int(Status.ARRIVED)
+
 Order = tuple[str, str, str]
 """What is to become of a row at the next decision: ("fail" | "finish", code, why), or ("sleep", "",
 ps)."""
@@ -235,12 +237,14 @@ class EngineMachine:
         """The row decodes from now on; the next step may have to say so (`enter`)."""
         rank.join(row, self.k)
         if self.streaming:
-            self.stream_growth.add(self.table.v_offset[row])
+            growth = self.stream_growth
+            growth.counts[-self.table.v_offset[row] % growth.page_tokens] += 1
+            growth.num_rows += 1
 
     def enter(self, rank: Rank, row: int) -> None:
         """A row that the backend does not have in its running set joins it."""
         self.join(rank, row)
-        if row in self.left:
+        if self.left and row in self.left:
             del self.left[row]
             self.left_since.pop(row, None)
         else:
@@ -250,11 +254,12 @@ class EngineMachine:
         """The row stops decoding; its columns become real."""
         rank.unjoin(row, self.k)
         if self.streaming:
-            table = self.table
-            self.stream_growth.remove(table.v_offset[row])
+            table, growth = self.table, self.stream_growth
+            growth.counts[-table.v_offset[row] % growth.page_tokens] -= 1
+            growth.num_rows -= 1
             computed = table.v_computed[row]
-            table.v_host_pages[row] = pages_for(computed, self.page_tokens)
-            closed = computed - computed % self.page_tokens
+            table.v_host_pages[row] = -(-computed // growth.page_tokens)
+            closed = computed - computed % growth.page_tokens
             if closed > table.v_host_valid[row]:
                 table.v_host_valid[row] = closed
 
@@ -323,7 +328,7 @@ class EngineMachine:
         table, policy = self.table, self.policy
         table.v_engine[row] = self.id
         table.v_rank[row] = rank.index
-        pages = pages_for(table.known_tokens(row) + 1, self.page_tokens)
+        pages = (table.v_prompt[row] + table.v_produced[row]) // self.page_tokens + 1
         if policy.reserves:
             pages = max(pages, policy.lease(table, row, rank))
         if pages > rank.size:
@@ -332,12 +337,11 @@ class EngineMachine:
                 return self.enqueue(row, roomier, front=front)
             self.up.too_large(self, row, pages, roomier.size)
             return False
-        table.v_status[row] = Status.WAITING
-        index = 0
+        table.v_status[row] = WAITING
+        lane = rank.lanes[0]
         if policy.num_lanes > 1:
-            index = policy.order.lane(table, row)
-            table.v_lane[row] = index
-        lane = rank.lanes[index]
+            index = table.v_lane[row] = policy.order.lane(table, row)
+            lane = rank.lanes[index]
         if front:
             lane.push_front(row)
         else:
@@ -349,9 +353,10 @@ class EngineMachine:
 
     def offer(self, rows: Sequence[int], rank: int = -1) -> None:
         """Rows to be run here, on a rank or (-1) where fewest wait."""
+        ranks = self.ranks
+        where = ranks[rank % len(ranks)] if rank >= 0 else ranks[0] if len(ranks) == 1 else None
         for row in rows:
-            where = self.ranks[rank % len(self.ranks)] if rank >= 0 else None
-            self.enqueue(row, where or min(self.ranks, key=lambda one: one.waiting))
+            self.enqueue(row, where or min(ranks, key=lambda one: one.waiting))
         self.told = False
 
     def reclaim(self, count: int) -> list[int]:
@@ -450,14 +455,13 @@ class EngineMachine:
     def took_in(self, rows: Sequence[int]) -> None:
         """Copies to this engine are complete: rows join at its next decision."""
         table = self.table
+        granted, reserved = self.granted, 1 if self.policy.reserves else 0
         for row in rows:
-            index, pages = self.granted.pop(row)
+            table.v_rank[row], table.v_pages[row] = granted.pop(row)
             table.v_engine[row] = self.id
-            table.v_rank[row] = index
-            table.v_pages[row] = pages
-            table.v_reserved[row] = 1 if self.policy.reserves else 0
-            table.v_status[row] = Status.ARRIVED
-            self.arrived.append(row)
+            table.v_reserved[row] = reserved
+            table.v_status[row] = ARRIVED
+        self.arrived += rows
 
     def ungrant(self, rows: Sequence[int]) -> None:
         """Copies to this engine did not come about: pages leased for them come free."""

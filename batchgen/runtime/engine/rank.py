@@ -17,6 +17,8 @@ from batchgen.memory.prefix import PrefixIndex
 from batchgen.runtime.engine.lane import Lane
 from batchgen.sequence import Status, Table
 
+DECODE = int(Status.DECODE)
+
 PageKeys = Callable[[int], Sequence[int]]
 """row -> chained keys of its full prompt pages (empty when the row shares nothing)."""
 
@@ -125,10 +127,9 @@ class Rank:
         pages = table.v_pages[row]
         if self.lane_used:
             self.lane_used[table.v_lane[row]] -= pages
-        shared = table.v_shared[row]
-        if shared:
-            assert self.prefix is not None
+        if self.prefix is not None and table.v_shared[row]:
             assert self.page_keys is not None
+            shared = table.v_shared[row]
             pages -= shared - self.prefix.release(self.page_keys(row)[:shared])
             table.v_shared[row] = 0
         self.used -= pages
@@ -142,10 +143,12 @@ class Rank:
         table = self.table
         offset = table.v_computed[row] - k
         table.v_offset[row] = offset
-        table.v_status[row] = Status.DECODE
+        table.v_status[row] = DECODE
         self.running[row] = None
         if not table.v_reserved[row]:
-            self.growth.add(offset)
+            growth = self.growth
+            growth.counts[-offset % growth.page_tokens] += 1
+            growth.num_rows += 1
             if self.lane_growth:
                 self.lane_growth[table.v_lane[row]].add(offset)
 
@@ -158,8 +161,10 @@ class Rank:
         table.v_computed[row] = computed
         table.v_produced[row] = computed - table.v_prompt[row] + 1
         if not table.v_reserved[row]:
-            self.growth.remove(offset)
-            table.v_pages[row] = pages_for(computed, self.page_tokens)
+            growth = self.growth
+            growth.counts[-offset % growth.page_tokens] -= 1
+            growth.num_rows -= 1
+            table.v_pages[row] = -(-computed // growth.page_tokens)
             if self.lane_growth:
                 self.lane_growth[table.v_lane[row]].remove(offset)
 
