@@ -190,35 +190,60 @@ class PassTimes:
 
     def load(self, step: Step, passes: int) -> PassLoad:
         """The first `passes` passes of the step as arrays [ranks, passes]."""
-        load = PassLoad.zeros(self.num_ranks, passes)
-        ks = np.arange(passes, dtype=np.int64)
+        ranks = self.num_ranks
+        load = PassLoad.zeros(ranks, passes)
         if step.decode:
-            leaves = np.zeros((2, self.num_ranks, passes), dtype=np.int64)
-            for index, rank, offset in self._gone:
-                if index < passes:
-                    leaves[0, rank, index] += 1
-                    leaves[1, rank, index] += offset
-            gone = leaves.cumsum(axis=2)
-            load.decodes[:] = np.array(self.counts, dtype=np.int64)[:, None] - gone[0]
-            offsets = np.array(self.offsets, dtype=np.int64)[:, None] - gone[1]
-            load.context[:] = offsets + load.decodes * (self.k + 1 + ks)
+            load.decodes[:] = np.array(self.counts, dtype=np.int64)[:, None]
+            offsets = np.array(self.offsets, dtype=np.int64)[:, None]
+            if self._gone:
+                left, behind = self._left(passes)
+                load.decodes -= left
+                offsets = offsets - behind
+            load.context[:] = load.decodes * np.arange(self.k + 1, self.k + 1 + passes) + offsets
             load.samples[:] = load.decodes
-        rank_of = self._table.v_rank
-        longest: dict[int, int] = {}
-        if step.until == "all":
-            for row, _, size, _ in step.chunks:
-                longest[rank_of[row]] = max(longest.get(rank_of[row], 0), size)
-        for row, start, size, last in step.chunks:
-            rank = rank_of[row]
-            padded = longest.get(rank, size)
-            starts = start + size * ks
-            load.chunk_tokens[rank] += padded
-            load.chunk_pairs[rank] += (starts + padded) ** 2 - starts**2
-            load.chunk_reads[rank] += starts
-            load.samples[rank] += last
+        if step.chunks:
+            self._add_chunks(step, load, passes)
         if step.checkpoint == "host":
             load.checkpoint[:] = load.decodes + load.chunk_tokens
         return load
+
+    def _left(self, passes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows that have left before each pass, and the sum of their offsets [ranks, passes]."""
+        rows, offsets = [0] * (self.num_ranks * passes), [0] * (self.num_ranks * passes)
+        for index, rank, offset in self._gone:
+            if index < passes:
+                rows[rank * passes + index] += 1
+                offsets[rank * passes + index] += offset
+        left = np.array((rows, offsets), dtype=np.int64).reshape(2, self.num_ranks, passes)
+        left.cumsum(axis=2, out=left)
+        return left[0], left[1]
+
+    def _add_chunks(self, step: Step, load: PassLoad, passes: int) -> None:
+        """Prompt pieces: from pass to pass each begins where it ended, so pairs and reads rise
+        evenly."""
+        rank_of, ranks = self._table.v_rank, range(self.num_ranks)
+        longest = [0 for _ in ranks]
+        if step.until == "all":
+            for row, _, size, _ in step.chunks:
+                longest[rank_of[row]] = max(longest[rank_of[row]], size)
+        # tokens, pairs and reads of the first pass, their rise from pass to pass, last chunks
+        sums = [[0, 0, 0, 0, 0, 0] for _ in ranks]
+        for row, start, size, last in step.chunks:
+            rank = rank_of[row]
+            padded = longest[rank] or size
+            one = sums[rank]
+            one[0] += padded
+            one[1] += padded * (padded + 2 * start)
+            one[2] += start
+            one[3] += 2 * padded * size
+            one[4] += size
+            one[5] += last
+        columns = np.array(sums, dtype=np.int64).T[:, :, None]
+        number = np.arange(passes, dtype=np.int64)
+        load.chunk_tokens += columns[0]
+        load.chunk_pairs += columns[1] + columns[3] * number
+        load.chunk_reads += columns[2] + columns[4] * number
+        load.samples += columns[5]
 
     # -- another speed ----------------------------------------------------------------------------
 

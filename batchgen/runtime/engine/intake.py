@@ -5,6 +5,7 @@ One test for all of them, the admission part's; a rank without rows takes the ne
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from batchgen import actions as act
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from batchgen.runtime.engine.rank import Rank
 
 PREFILL = int(Status.PREFILL)
+_USED = attrgetter("used")
 
 # -- rows with KV ---------------------------------------------------------------------------------
 
@@ -101,9 +103,8 @@ def grant(engine: EngineMachine, row: int) -> bool:
     that what is refused stays refused)."""
     table, policy, k = engine.table, engine.policy, engine.k
     computed = table.v_computed[row]
-    best: Rank | None = None
-    granted = 0
-    for rank in engine.ranks:
+    ranks = engine.ranks if len(engine.ranks) == 1 else sorted(engine.ranks, key=_USED)
+    for rank in ranks:
         pages = -(-computed // rank.page_tokens)
         if policy.reserves:
             pages = max(pages, policy.lease(table, row, rank))
@@ -118,17 +119,14 @@ def grant(engine: EngineMachine, row: int) -> bool:
             extra = 0 if policy.reserves or computed % rank.page_tokens else 1
             if not policy.room(engine, rank, pages + extra, free, resident):
                 continue
-        if best is None or rank.used < best.used:
-            best, granted = rank, pages
-    if best is None:
-        return False
-    best.used += granted
-    if best.lane_used:
-        best.lane_used[table.v_lane[row]] += granted
-    best.inbound += 1
-    engine.num_inbound += 1
-    engine.granted[row] = (best.index, granted)
-    return True
+        rank.used += pages
+        if rank.lane_used:
+            rank.lane_used[table.v_lane[row]] += pages
+        rank.inbound += 1
+        engine.num_inbound += 1
+        engine.granted[row] = (rank.index, pages)
+        return True
+    return False
 
 
 def extend_now(engine: EngineMachine) -> None:
