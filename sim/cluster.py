@@ -253,6 +253,7 @@ class Simulation:
         base = flight.base()
         begin, end_ps = flight.begin_ps, flight.end_ps
         end, done = flight.land()
+        missed = flight.times.missed(passes) if done and step.until == "n" else 0
         self.passes += passes
         duration = now - flight.covered_ps
         flight.covered_ps = now
@@ -262,7 +263,8 @@ class Simulation:
         device.newest = step
         finished = self._finished(done) if done else []
         self._tell_at(ev.Landed(engine, step.epoch, end, finished, duration, why), now)
-        recorder.step(step, passes, begin, end_ps, base, done, self.runtime.kv_pages(engine))
+        pages = self.runtime.kv_pages(engine)
+        recorder.step(step, passes, begin, end_ps, base, done, missed, pages)
         if self.lag and flight.step is None and (flight.end_ps > now or now > begin):
             self._arm(engine, device, flight.end_ps)
 
@@ -383,7 +385,8 @@ class Simulation:
             self.passes += ran
             span = begin + flight.elapsed(ran)
             pages = self.runtime.kv_pages(engine)
-            self.recorder.step(step, ran, begin, span, base, done, pages)
+            missed = flight.times.missed(ran) if done and step.until == "n" else 0
+            self.recorder.step(step, ran, begin, span, base, done, missed, pages)
         elif end < before:  # the pass in flight never ended
             self.passes -= 1
             assert device.newest is not None

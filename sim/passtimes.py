@@ -107,6 +107,16 @@ class PassTimes:
             return self._in_pieces(passes)
         return passes * self._fixed + self._rise * (passes * (passes - 1) // 2)
 
+    def missed(self, passes: int) -> int:
+        """KV tokens that rows which have left would have read in the first `passes` passes."""
+        first = self.k + 1
+        tokens = 0
+        for leaves, _, offset in self._gone:
+            count = passes - leaves
+            if count > 0:
+                tokens += count * (offset + first + leaves) + count * (count - 1) // 2
+        return tokens
+
     # -- one rank, decodes only, rows leave -------------------------------------------------------
 
     def _piecewise(self, step: Step) -> list[tuple[int, int, int, int, int]]:

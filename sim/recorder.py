@@ -10,7 +10,6 @@ import numpy as np
 
 from batchgen.cost.api import PassLoad
 from batchgen.report.record import (
-    FLOAT_COLUMNS,
     KIND_DECODE,
     KIND_MIXED,
     KIND_PREFILL,
@@ -24,15 +23,28 @@ if TYPE_CHECKING:
     from batchgen.sequence import Table
     from batchgen.step import Step
 
-_COLUMNS = (
-    *(name for name in STEP_COLUMNS if name not in FLOAT_COLUMNS),
-    # what the cost model needs to count FLOPs and bytes of the step's mean pass afterwards
-    "context",
-    "pairs",
-    "reads",
-    "last_chunks",
+# One packed entry per step; `context` is what the decodes of its first pass read. What only some
+# steps have stands in a table of its own, by the number of the step.
+_STEP = np.dtype(
+    [
+        ("engine", "i4"),
+        ("passes", "i4"),
+        ("running", "i4"),
+        ("finished", "i4"),
+        ("kv_pages", "i8"),
+        ("q0", "i8"),
+        ("start_ps", "i8"),
+        ("duration_ps", "i8"),
+        ("context", "i8"),
+    ]
 )
-_PACK = struct.Struct(f"={len(_COLUMNS)}q").pack
+_MORE = np.dtype(
+    [
+        (name, "i8")
+        for name in ("step", "tokens", "pairs", "reads", "lasts", "skipped", "missed")
+    ]
+)
+_pack_step, _pack_more = struct.Struct("=4i5q").pack, struct.Struct("=7q").pack
 
 
 class Recorder:
@@ -46,7 +58,8 @@ class Recorder:
         self.marks: list[dict[str, Any]] = []
         self._codes: dict[str, int] = {"": 0}
         self._reason = array("b", [0]) * num_rows
-        self._steps = bytearray()  # packed entries: half the time of an array of integers
+        self._num_steps = 0
+        self._steps, self._more = bytearray(), bytearray()
 
     @property
     def end_ps(self) -> NDArray[np.int64]:
@@ -114,86 +127,92 @@ class Recorder:
         end_ps: int,
         base: tuple[int, int, int],
         done: list[tuple[int, int, int]],
+        missed: int,
         kv_pages: int,
     ) -> None:
-        """A step ran: base is (decoding rows, their summed offsets, decode clock) at its begin."""
+        """A step ran: base is (decoding rows, their summed offsets, decode clock) at its begin,
+        missed the KV tokens that rows which ended in it did not read."""
         count, offsets, k = base
         if not step.decode:
             count = offsets = 0
-        tokens = pairs = reads = lasts = 0
-        context = passes * (offsets + count * (k + 1)) + count * (passes * (passes - 1) // 2)
-        kind = KIND_DECODE
-        if step.chunks:
-            kind = KIND_MIXED if count else KIND_PREFILL
-            for _, start, size, last in step.chunks:
-                tokens += size * passes
-                middle = start + size * (passes - 1) // 2
-                pairs += size * (size + 2 * middle) * passes
-                reads += middle * passes
-                lasts += last
-        output = count * passes + lasts
-        if done and step.until == "n":
-            for _, finish, _ in done:
-                missed = k + passes - 1 - finish
-                if 0 < missed < passes:  # about as much as a mean row of the step reads
-                    output -= missed
-                    context -= missed * (context // max(count * passes, 1))
-        self._steps += _PACK(
+        if step.chunks or (done and step.until == "n"):
+            self._steps_more(step, passes, k, done, missed)
+        self._num_steps += 1
+        self._steps += _pack_step(
             step.engine,
-            step.q0,
             passes,
-            begin_ps,
-            end_ps - begin_ps,
-            kind,
             count,
-            tokens,
-            output,
             len(done),
             kv_pages,
-            context,
-            pairs,
-            reads,
-            lasts,
+            step.q0,
+            begin_ps,
+            end_ps - begin_ps,
+            offsets + count * (k + 1),
         )
+
+    def _steps_more(
+        self, step: Step, passes: int, k: int, done: list[tuple[int, int, int]], missed: int
+    ) -> None:
+        """Prompt pieces, and what rows missed because they had ended in the step."""
+        tokens = pairs = reads = lasts = skipped = 0
+        for _, start, size, last in step.chunks:
+            tokens += size * passes
+            middle = start + size * (passes - 1) // 2
+            pairs += size * (size + 2 * middle) * passes
+            reads += middle * passes
+            lasts += last
+        if step.until == "n":
+            for _, finish, _ in done:
+                behind = k + passes - 1 - finish
+                if 0 < behind < passes:
+                    skipped += behind
+        self._more += _pack_more(self._num_steps, tokens, pairs, reads, lasts, skipped, missed)
 
     def steps(self, cost: CostModel) -> dict[str, NDArray[Any]]:
         """The step columns of the run record. FLOPs and bytes are those of each step's mean pass,
 
         spread evenly over the ranks, times its passes (a report quantity, never a decision).
         """
-        width = len(_COLUMNS)
-        values = (
-            np.frombuffer(self._steps, dtype=np.int64).reshape(-1, width)
-            if self._steps
-            else np.zeros((0, width), np.int64)
-        )
+        entries = np.frombuffer(bytes(self._steps), dtype=_STEP)
+        more = np.frombuffer(bytes(self._more), dtype=_MORE)
         columns: dict[str, NDArray[Any]] = {
-            name: np.ascontiguousarray(values[:, index]) for index, name in enumerate(_COLUMNS)
+            name: entries[name].astype(np.int64) for name in entries.dtype.names or ()
         }
-        passes = np.maximum(columns["passes"], 1)
+        context, passes = columns.pop("context"), columns["passes"]
+
+        def rare(name: str) -> NDArray[np.int64]:
+            column = np.zeros(len(entries), dtype=np.int64)
+            column[more["step"]] = more[name]
+            return column
+
+        lasts, tokens, running = rare("lasts"), rare("tokens"), columns["running"]
+        decodes = running * passes - rare("skipped")
+        context = passes * context + running * (passes * (passes - 1) // 2) - rare("missed")
+        columns["prompt_tokens"], columns["output_tokens"] = tokens, decodes + lasts
+        columns["kind"] = np.where(
+            tokens == 0, KIND_DECODE, np.where(running > 0, KIND_MIXED, KIND_PREFILL)
+        ).astype(np.int64)
+        per_step = np.maximum(passes, 1)
         ranks = cost.num_ranks
-        decodes = columns["output_tokens"] - columns["last_chunks"]
 
         def per_rank(column: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.broadcast_to(column // (passes * ranks), (ranks, len(column)))
+            return np.broadcast_to(column // (per_step * ranks), (ranks, len(column)))
 
         load = PassLoad(
             decodes=per_rank(decodes),
-            context=per_rank(columns["context"]),
-            chunk_tokens=per_rank(columns["prompt_tokens"]),
-            chunk_pairs=per_rank(columns["pairs"]),
-            chunk_reads=per_rank(columns["reads"]),
+            context=per_rank(context),
+            chunk_tokens=per_rank(tokens),
+            chunk_pairs=per_rank(rare("pairs")),
+            chunk_reads=per_rank(rare("reads")),
             samples=per_rank(columns["output_tokens"]),
             checkpoint=per_rank(np.zeros_like(decodes)),
         )
-        if len(passes):
-            columns["flops"] = np.asarray(cost.flops(load), dtype=np.float64) * passes
-            columns["hbm_bytes"] = np.asarray(cost.hbm_bytes(load), dtype=np.float64) * passes
+        if len(entries):
+            columns["flops"] = np.asarray(cost.flops(load), dtype=np.float64) * per_step
+            columns["hbm_bytes"] = np.asarray(cost.hbm_bytes(load), dtype=np.float64) * per_step
         else:
             columns["flops"] = columns["hbm_bytes"] = np.zeros(0)
-        for name in ("context", "pairs", "reads", "last_chunks"):
-            del columns[name]
-        return columns
+        return {name: columns[name] for name in STEP_COLUMNS}
 
     def rows(self, table: Table, arrival_ps: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The row columns of the run record."""
