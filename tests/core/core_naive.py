@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core_cases import Case
-from core_toy import ToyCost
+
+from batchgen.check.toy import ToyCost
 
 
 @dataclass
