@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from batchgen import actions as act
-from batchgen.coroutine import Bodies, Outcome
+from batchgen.bodies import Bodies
+from batchgen.coroutine import Outcome
 from batchgen.runtime.cluster import tail
 from batchgen.runtime.cluster.hunger import Hunger
 from batchgen.runtime.cluster.loads import Loads

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchgen import actions as act
+from batchgen.bodies import Bodies
 from batchgen.coroutine import (
-    Bodies,
     BodyError,
     Decode,
     End,
@@ -164,7 +164,7 @@ class Obey:
 
     def forget(self, row: int) -> None:
         """The row has ended."""
-        self._bodies.drop(row)
+        self._bodies.forget(row)
         self._ended.pop(row, None)
         self._delays.pop(row, None)
 
