@@ -159,12 +159,13 @@ class Hunger:
                     cluster.agenda[index] = None
                     return
 
-    def probe(self, engine: EngineMachine) -> None:
-        """A slow engine is tried again with a row of its own."""
+    def probe(self, engine: EngineMachine) -> bool:
+        """A slow engine is tried again with a row that waits elsewhere; False when none does."""
         cluster = self._cluster
         donor_id, _ = self._waiting.top()
         if not self._gives(donor_id, engine):
-            return
+            return False
         self.give_waiting(cluster.engines[donor_id], engine, 1)
         engine.look_q = engine.q
         cluster.agenda[engine.id] = None
+        return True

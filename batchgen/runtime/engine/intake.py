@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from batchgen import actions as act
 from batchgen.coroutine import Outcome
-from batchgen.memory.pool import pages_for
+from batchgen.memory.pool import FOREVER, pages_for
 from batchgen.runtime.engine.chunks import chunk_sizes
 from batchgen.runtime.engine.giving import recompute, spill
 from batchgen.runtime.engine.landing import publish
@@ -217,6 +217,8 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
     blocked = 0  # lanes before this one have no room
     room, reserves, page_tokens = policy.room, policy.reserves, rank.page_tokens
     prompt, produced, status = table.v_prompt, table.v_produced, table.v_status
+    if policy.whole_batch:  # it ends with its last row, so it takes all that memory holds
+        budget = FOREVER
     while rank.waiting and planned < budget:
         if resident >= seats:
             if not _spill_one(engine, rank):
