@@ -196,7 +196,7 @@ def simulate_again(
         prepared.plan,
         cost,
         lengths,
-        reasons=ran.reasons,
+        reasons={(row, 0): reason for row, reason in ran.reasons.items()},
         observer=log,
     )
     schedule_arrivals(simulation, np.asarray(load.arrivals_ps, dtype=np.int64))

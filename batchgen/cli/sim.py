@@ -83,6 +83,13 @@ def sim(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = DEFAULTS["seed"],
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the trace.")] = None,
+    body: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Body of every row; default: the stages that the trace has for it.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write run directories DIR/<policy> and plots here.")
     ] = None,
@@ -130,6 +137,7 @@ def sim(
         seed=seed,
         log=log,
         limit=limit,
+        body=body,
     )
     _check_out(out, policies, force)
     records, summaries = [], []
