@@ -12,7 +12,7 @@ from core_sim import simulate_case
 
 from batchgen.check.loads import Composition
 from batchgen.check.shrink import smallest
-from batchgen.check.verify import difference, loose_ends
+from batchgen.check.verify import difference, loose_ends, needless_failure
 from batchgen.log import encode
 
 
@@ -20,6 +20,7 @@ def verify_core(case: Case) -> None:
     """Invariants after every event, the end of every row, coalesced == reference, determinism."""
     reference = run(case, reference=True, checker=Invariants(case))
     assert not loose_ends(reference), loose_ends(reference)
+    assert not needless_failure(reference), needless_failure(reference)
     coalesced = run(case, checker=Invariants(case))
     assert not difference(reference, coalesced), difference(reference, coalesced)
     by_threes = run(case, max_passes=3)

@@ -245,8 +245,14 @@ def go_on(engine: EngineMachine, rank: Rank) -> None:
             del rank.held[row]
             engine.enter(rank, row)
             return
+        if rank.dead:
+            release_dead(engine, rank)
+            continue
+        grows = next((one for one in rank.held if table.v_status[one] == Status.EXTENDING), -1)
         if len(mine) > 1:
             recompute(engine, rank, mine.pop())
+        elif grows >= 0:  # it would ask for more pages next, and holds those that are missing
+            recompute(engine, rank, grows)
         else:
             have = table.v_pages[row]
             why = f"needs {have + 1} pages of {engine.page_tokens} tokens, its rank has {rank.size}"
