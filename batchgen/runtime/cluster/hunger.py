@@ -128,7 +128,7 @@ class Hunger:
         if donor_id in (-1, engine.id):
             return False
         donor = self._cluster.engines[donor_id]
-        return max(rank.size for rank in engine.ranks) >= max(rank.size for rank in donor.ranks)
+        return engine.roomiest >= donor.roomiest
 
     def give_waiting(self, donor: EngineMachine, engine: EngineMachine, count: int) -> None:
         """Waiting rows of the donor, those that would run last, wait at the engine."""

@@ -133,7 +133,7 @@ class ClusterMachine:
     def too_large(self, engine: EngineMachine, row: int, pages: int, size: int) -> None:
         """Upcall: the row can never fit on this engine; it fails by name if it fits nowhere."""
         for other in self.takers:
-            if other is not engine and max(rank.size for rank in other.ranks) >= pages:
+            if other is not engine and other.roomiest >= pages:
                 other.offer([row])
                 self.hunger.waiting_grew(other)
                 self.agenda[other.id] = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from batchgen import actions as act
 from batchgen.coroutine import Outcome
 from batchgen.memory.pool import GrowthHistogram, pages_for
+from batchgen.runtime.advisor import HOME
 from batchgen.runtime.engine.landing import resolve
 from batchgen.sequence import Status
 
@@ -198,8 +199,12 @@ def stall(engine: EngineMachine, rank: Rank, row: int) -> None:
 
 
 def outgrew(engine: EngineMachine, rank: Rank, row: int) -> None:
-    """The row has the rank to itself and fills it: it fails by name."""
+    """The row has the rank to itself and fills it: it fails by name, unless it fits at home."""
     have = pages_for(engine.table.v_offset[row] + engine.k, engine.page_tokens)
+    if engine.layout != HOME and have < engine.roomiest:
+        stall(engine, rank, row)
+        engine.up.undo(engine)
+        return
     why = f"needs {have + 1} pages of {engine.page_tokens} tokens, its rank has {rank.size}"
     end(engine, rank, row, ("fail", "capacity", why))
 
@@ -253,6 +258,9 @@ def go_on(engine: EngineMachine, rank: Rank) -> None:
             recompute(engine, rank, mine.pop())
         elif grows >= 0:  # it would ask for more pages next, and holds those that are missing
             recompute(engine, rank, grows)
+        elif engine.layout != HOME and table.v_pages[row] < engine.roomiest:
+            engine.up.undo(engine)
+            return
         else:
             have = table.v_pages[row]
             why = f"needs {have + 1} pages of {engine.page_tokens} tokens, its rank has {rank.size}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from batchgen import actions as act
 from batchgen.coroutine import Outcome
 from batchgen.memory.pool import FOREVER, pages_for
+from batchgen.runtime.advisor import HOME
 from batchgen.runtime.engine.chunks import chunk_sizes
 from batchgen.runtime.engine.giving import recompute, spill
 from batchgen.runtime.engine.landing import publish
@@ -51,6 +52,7 @@ def take_in(engine: EngineMachine, out: list[act.Action]) -> None:
         if grant(engine, row):
             batch.append(row)
         elif fits_ever(engine, row):
+            _blocked(engine)
             break
         else:  # its pool has shrunk
             lose_host_copy(engine, row)
@@ -67,6 +69,7 @@ def take_in(engine: EngineMachine, out: list[act.Action]) -> None:
             requests.popleft()
             coming.setdefault(source, []).append(row)
         elif fits_ever(engine, row):
+            _blocked(engine)
             break
         else:
             requests.popleft()
@@ -75,10 +78,18 @@ def take_in(engine: EngineMachine, out: list[act.Action]) -> None:
         transfers.move(rows, source, engine, out)
 
 
+def _blocked(engine: EngineMachine) -> None:
+    """More rows with KV than the layout of a tail holds: it is given up for them."""
+    if engine.layout != HOME:
+        engine.up.undo(engine)
+
+
 def fits_ever(engine: EngineMachine, row: int) -> bool:
-    """Whether some rank could hold the row and its next token, were it empty."""
+    """Whether some rank could hold the row and its next token, were it empty; also at home."""
     pages = pages_for(engine.table.v_computed[row] + 1, engine.page_tokens)
-    return any(pages <= rank.size - rank.debt for rank in engine.ranks)
+    if any(pages <= rank.size - rank.debt for rank in engine.ranks):
+        return True
+    return engine.layout != HOME and pages <= engine.roomiest
 
 
 def lose_host_copy(engine: EngineMachine, row: int) -> None:
