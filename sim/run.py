@@ -140,6 +140,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
             "python": platform.python_version(),
             "seed": job.seed,
             "events": simulation.events,
+            "why_failed": recorder.why_failed(),
         },
         rows=recorder.rows(table, arrival_ps)
         | ({} if further is None else {"stages": table.stage + 1}),

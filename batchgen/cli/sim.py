@@ -32,6 +32,9 @@ DEFAULTS: dict[str, Any] = {
     name: field.default for name, field in SimJob.__dataclass_fields__.items()
 }
 
+MOST_REASONS = 3
+"""Failed rows that are named; all are in rows.parquet, and more reasons in run.json."""
+
 
 def simulator() -> Simulate:
     """The simulator's entry point; loads the backend."""
@@ -146,6 +149,8 @@ def sim(
         with progress_bar(name, progress) as callback:
             record = simulate(replace(job, policy=name), progress=callback)
         summaries.append(_keep(record, name, out, force))
+        for row, why in list(record.config.get("why_failed", {}).items())[:MOST_REASONS]:
+            say(f"{name}: row {row} failed, {why}")
         records.append(record)
     if out is not None and len(records) > 1:
         _write_comparison(records, summaries, out)
