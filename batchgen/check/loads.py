@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 
 from batchgen.check.case import Case, Row
+from batchgen.memory.pool import pages_for
 from batchgen.policy.presets import PARTS, PRESETS
 
 NAMES = tuple(PRESETS)
@@ -116,6 +117,53 @@ def _random_row(rng: random.Random, longest: int, late: bool, staged_rows: bool)
     )
 
 
+def longer(case: Case, times: int) -> Case:
+    """The case with prompts, pages and pass budgets so many times as large: loads of real size, for
+    parts with thresholds in tokens. Outputs stay short, because every token is a pass."""
+    rows = tuple(
+        replace(
+            row,
+            prompt=row.prompt * times,
+            shared=row.shared * times,
+            stages=tuple((tokens * times, output, wait) for tokens, output, wait in row.stages),
+        )
+        for row in case.rows
+    )
+    return replace(case, rows=rows, page=case.page * times, budget=case.budget * times)
+
+
+def scarcer(case: Case, share: float) -> Case:
+    """The case with pools for that share of what its rows need together, but for any one alone."""
+    needs = [
+        pages_for(row.prompt + row.budget + sum(a + b for a, b, _ in row.stages), case.page)
+        for row in case.rows
+    ]
+    return replace(case, hbm_pages=max(4, max(needs) + 2, int(share * sum(needs))))
+
+
+def in_bursts(case: Case, rng: random.Random) -> Case:
+    """The case on a few engines that take all first rows at once, and later rows that come together
+    while those run: an answer that depends on what ended meanwhile depends on when that is told."""
+    engines, seats = rng.randint(1, 3), rng.randint(1, 3)
+    times = [rng.randint(SPAN_PS // 20, SPAN_PS // 3) for _ in range(rng.randint(1, 3))]
+    rows = []
+    for number, row in enumerate(case.rows):
+        output = rng.randint(2, 40)
+        arrival = 0 if number < engines * seats else rng.choice(times)
+        more = rng.choice((0, rng.randint(0, 40)))
+        rows.append(replace(row, budget=output + more, output=output, arrival=arrival, stages=()))
+    return replace(
+        case,
+        rows=tuple(rows),
+        engines=engines,
+        roles=("both",) * engines,
+        ranks=1,
+        seqs=seats,
+        budget=200,
+        prefix=False,
+    )
+
+
 def simpler(case: Case) -> list[Case]:
     """Cases that are a little smaller, for finding the smallest that fails."""
     several = range(len(case.rows)) if len(case.rows) > 1 else ()
@@ -136,6 +184,18 @@ def simpler(case: Case) -> list[Case]:
     if case.engines > 1 and not (case.roles and case.roles[0] != "both"):
         engines = case.engines - 1
         found.append(replace(case, engines=engines, roles=("both",) * engines))
+    if case.engines > 2 and case.roles and case.roles[0] != "both":
+        found.append(replace(case, engines=2, roles=("prefill", "decode")))
+    if case.devices > 1:
+        found.append(replace(case, devices=1))
+    for name, least in (("host_pages", 0), ("seqs", 64), ("budget", 64), ("boundary", 16)):
+        if getattr(case, name) != least:
+            found.append(replace(case, **{name: least}))  # type: ignore[arg-type]
+    if any(row.arrival for row in case.rows):
+        found.append(replace(case, rows=tuple(replace(row, arrival=0) for row in case.rows)))
+    if any(row.group >= 0 for row in case.rows):
+        plain_rows = tuple(replace(row, group=-1, shared=0) for row in case.rows)
+        found.append(replace(case, rows=plain_rows))
     for index, row in enumerate(case.rows):
         if row.stages:
             plain = replace(row, stages=())

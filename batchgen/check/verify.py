@@ -5,6 +5,7 @@ Answers are texts that say what is wrong, empty when nothing is.
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 from batchgen.check.run import Outcome
@@ -57,25 +58,38 @@ def needless_failure(outcome: Outcome) -> str:
 def difference(one: Outcome, other: Outcome) -> str:
     """What differs first between two runs of a case: passes, times, copies, columns or reasons."""
     wanted, got = one.everything(), other.everything()
+    for engine, pair in enumerate(zip(wanted["passes"], got["passes"], strict=True)):
+        for number, (left, right) in enumerate(zip_longest(*pair)):
+            if left != right:
+                return f"pass {number} of engine {engine} is {_pass(left)} and {_pass(right)}"
     for name, value in wanted.items():
         if got[name] != value:
             return _where(name, value, got[name])
     return ""
 
 
+def _pass(one: tuple[Any, ...] | None) -> str:
+    """A pass in words."""
+    if one is None:
+        return "not there"
+    _, decodes, chunks, finished = one
+    prompts = [f"{row}[{start}:{start + size}]" for row, start, size, _ in chunks]
+    words = [f"decode {decodes}"] * bool(decodes) + [f"prompts {prompts}"] * bool(prompts)
+    return _short("(" + ", ".join([*words, *[f"ends {finished}"] * bool(finished)]) + ")")
+
+
 def _where(name: str, one: Any, other: Any) -> str:
     """The first place at which two like structures differ."""
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        for index, pair in enumerate(zip(one, other, strict=True)):
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        for index, pair in enumerate(zip(one, other, strict=False)):
             if pair[0] != pair[1]:
                 return _where(f"{name}[{index}]", *pair)
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         for key, value in one.items():
             if other[key] != value:
                 return _where(f"{name}.{key}", value, other[key])
-    return f"{name}: {_short(one)} and {_short(other)}"
+    return f"{name}: {_short(repr(one))} and {_short(repr(other))}"
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 70 else f"{text[:66]} ..."
+def _short(text: str) -> str:
+    return text if len(text) <= 90 else f"{text[:86]} ..."
