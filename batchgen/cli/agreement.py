@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchgen import events as ev
+from batchgen.cli.endings import not_ended
 from batchgen.errors import UserError
-from batchgen.sequence import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,8 @@ def compare_backends(
     overrides: Sequence[tuple[str, str]] = (),
     reference: bool = False,
 ) -> dict[str, Any]:
-    """Run `policy` on both backends; the dict says whether the logs are equal and what happened.
+    """Run `policy` on both backends; the dict says whether the logs are equal, which rows did not
+    end with their output (equal logs of rows that all failed are no agreement), what happened.
 
     hbm_pages None: a third of what the rows need at most, in pages that suit their length.
     rate: arrivals per pass time of one row, 0 for all at once. cancel: rows to cancel on the way.
@@ -109,10 +110,13 @@ def compare_backends(
         None,
     )
     at = None if first is None else first - 1
+    driver = ran.driver
+    missing = not_ended([driver.runtime.table, table], ran.reasons, driver.why, load.events)
     return {
         "policy": policy,
         "equal": first is None,
-        "all_ended": all(status >= Status.DONE for status in table.status),
+        "all_ended": not missing,
+        "not_ended": missing,
         "first_difference": first,
         "rows": len(table),
         "events": len(executed) - 1,

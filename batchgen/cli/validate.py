@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from batchgen.cli.common import parse_names, parse_overrides, say
+from batchgen.cli.endings import in_words
 from batchgen.cli.prediction import prediction
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import ReplayMismatch, UserError
@@ -145,7 +146,8 @@ def agreement(
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """(c) The same rows through exec on a stub clock and through sim: logs must be identical."""
+    """(c) The same rows through exec on a stub clock and through sim: logs must be identical, and
+    every row must have its output, but for those that are cancelled on the way."""
     if max_tokens < 1:
         raise UserError(f"--max-tokens is {max_tokens}", remedy="give at least 1")
     if limit is not None and limit < 1:
@@ -185,7 +187,9 @@ def _line(result: dict[str, Any]) -> str:
         f"ended early and {result['cancelled']} were cancelled, BCT {result['bct_s']:.6f} s"
     )
     if not result["all_ended"]:
-        return f"{result['policy']}: NOT all rows ended ({facts})"
+        logs = "logs are equal" if result["equal"] else "logs are not equal either"
+        words = in_words(result["not_ended"], result["rows"])
+        return f"{result['policy']}: {words}; {logs} ({facts})"
     if result["equal"]:
         return f"{result['policy']}: equal, times included ({facts})"
     return f"{result['policy']}: NOT equal at line {result['first_difference']} ({facts})"
