@@ -101,6 +101,10 @@ class Prepared:
     page_keys: list[list[int]] | None = None  # per row, where rows share prompt pages
     body: BodyFactory | None = None
 
+    def fresh_table(self) -> Table:
+        """The rows as they were read; a run changes its table."""
+        return table_of(self.jobs)
+
     def runtime(
         self,
         *,
@@ -127,6 +131,7 @@ class Prepared:
 
     def log(self, backend: str = "exec", *, reference: bool = False) -> DecisionLog:
         """A fresh decision log with this run's header."""
+        table = self.fresh_table()
         return DecisionLog(
             Header(
                 backend=backend,
@@ -135,8 +140,8 @@ class Prepared:
                 preset=self.preset.name,
                 overrides=self.overrides,
                 capabilities=sorted(CAPABILITIES),
-                prompt_tokens=self.table.prompt.tolist(),
-                budget_tokens=self.table.budget.tolist(),
+                prompt_tokens=table.prompt.tolist(),
+                budget_tokens=table.budget.tolist(),
                 page_keys=self.page_keys,
                 reference=reference,
                 bodies=self.job.body or "",
@@ -202,7 +207,7 @@ def prepare(job: ExecJob) -> Prepared:
             f"no row of {job.input} can run; line {bad.line}: {bad.message}",
             remedy="mend the rows",
         )
-    table = Table([len(row.prompt_ids) for row in jobs], [row.max_output for row in jobs])
+    table = table_of(jobs)
     plan = _plan(job, options, preset, worker, jobs, max_context)
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
     for index, row in enumerate(jobs):
@@ -231,6 +236,11 @@ def prepare(job: ExecJob) -> Prepared:
             else None
         ),
     )
+
+
+def table_of(jobs: Sequence[JobRow]) -> Table:
+    """A table of rows that have arrived nowhere yet."""
+    return Table([len(row.prompt_ids) for row in jobs], [row.max_output for row in jobs])
 
 
 def _plan(

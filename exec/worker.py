@@ -212,6 +212,11 @@ class Worker:
         state.known.extend(ids)
         state.max_output, state.ended = budget, ""
 
+    def trim(self, row: int) -> None:
+        """Free the pages of a row that rests, beyond its KV: its last pass as a ghost took one."""
+        state = self._row(row)
+        self._hbm.release(state.slot, state.computed)
+
     def tokens(self, row: int) -> list[int]:
         """Tokens produced so far, stop tokens included and follow-ups left out."""
         return [token for stage in self.stages(row) for token in stage.produced]

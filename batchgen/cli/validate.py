@@ -144,6 +144,9 @@ def agreement(
     gpu: Annotated[str, typer.Option(help="Machine of the cost model.")] = "h100",
     seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and cancellations.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
+    body: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Body of every row.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """(c) The same rows through exec on a stub clock and through sim: logs must be identical, and
@@ -171,6 +174,7 @@ def agreement(
                 gpu=gpu,
                 seed=seed,
                 limit=limit,
+                body=body,
             )
         )
         if not as_json:
@@ -184,7 +188,8 @@ def _line(result: dict[str, Any]) -> str:
     facts = (
         f"{result['events']} events, {result['cuts']} cuts, {result['preemptions']} preemptions, "
         f"{result['suspensions']} suspensions, of {result['rows']} rows {result['early_ends']} "
-        f"ended early and {result['cancelled']} were cancelled, BCT {result['bct_s']:.6f} s"
+        f"ended early and {result['cancelled']} were cancelled, {result['extended']} follow-ups, "
+        f"BCT {result['bct_s']:.6f} s"
     )
     if not result["all_ended"]:
         logs = "logs are equal" if result["equal"] else "logs are not equal either"
