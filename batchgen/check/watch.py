@@ -17,7 +17,7 @@ from batchgen.errors import UserError
 from batchgen.policy.base import Part
 from batchgen.runtime.core import Runtime
 
-CALLS_COMPARED = 40
+CALLS_COMPARED = 25
 """Calls of each method of a run around which the books are compared; the others are only heard."""
 
 MAY_CHANGE: dict[str, frozenset[str]] = {

@@ -101,9 +101,9 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Run parts against the reference mode, on random loads; exit code 1 when one is found out."""
-    from batchgen.check.again import disagreements
+    from batchgen.check.again import MOST_CASES, Target, disagreements
     from batchgen.check.subjects import find
-    from batchgen.check.sweep import Finding, one_case, sweep
+    from batchgen.check.sweep import Finding, cases, one_case, sweep
 
     settings = parse_overrides(overrides or ())
     subjects = find(target, settings)
@@ -115,9 +115,11 @@ def check(
             sweep(subject, num_cases, seed) if chosen is None else one_case(subject, chosen)
         )
     honest = [subject for subject in subjects if findings[subject.label] is None]
-    if honest and chosen is None:
+    if honest:
         say("the same in two other processes")
-        findings |= disagreements(honest, target, settings, num_cases, seed)
+        few = min(num_cases, MOST_CASES)
+        loads = {one.label: [chosen] if chosen else list(cases(one, few, seed)) for one in honest}
+        findings |= disagreements(honest, Target(text=target, settings=settings), loads)
     documents = [_document(label, finding) for label, finding in findings.items()]
     if as_json:
         head = {"schema": 1, "target": target, "cases": num_cases, "seed": seed}

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from batchgen.check import sweep as sweeping
-from batchgen.check.again import disagreements
+from batchgen.check.again import Target, disagreements
 from batchgen.check.case import Case, Row
 from batchgen.check.examine import examine
 from batchgen.check.subjects import find
-from batchgen.check.sweep import brief, declaration_for, one_case, sweep
+from batchgen.check.sweep import brief, cases, declaration_for, one_case, sweep
 from batchgen.policy.base import SLOTS
 from batchgen.policy.presets import PARTS, PRESETS
 
@@ -179,10 +179,16 @@ def test_cases_are_made_small(liars: str) -> None:
 
 def test_the_order_of_a_set_is_found_in_another_process(liars: str, honest: str) -> None:
     target = f"{liars}:OrderOfASet"
-    found = disagreements([subject_of(target)], target, (), 12, 0)
-    assert found["placement.OrderOfASet"].kind == "determinism"
-    assert "hash seed" in found["placement.OrderOfASet"].text
-    assert disagreements(find(honest), honest, (), 2, 0) == {}
+    subject = subject_of(target)
+    loads = {subject.label: list(cases(subject, 12, 0))}
+    found = disagreements([subject], Target(text=target), loads)[subject.label]
+    assert found.kind == "determinism"
+    assert "hash seed" in found.text
+    assert found.case is not None
+    assert found.case not in loads[subject.label]  # but a smaller one
+    several = find(honest)
+    few = {one.label: list(cases(one, 2, 0)) for one in several}
+    assert disagreements(several, Target(text=honest), few) == {}
 
 
 def test_honest_parts_pass(honest: str) -> None:
