@@ -142,6 +142,39 @@ def test_rows_leave_a_noticed_engine_as_soon_as_there_is_another() -> None:
     assert sum(outcome.table.recomputed) == 0
 
 
+def test_work_is_counted_once_however_often_copies_fail() -> None:
+    """Rows that ask for pages elsewhere, in vain, are no load there."""
+    case = Case(
+        preset="vllm",
+        overrides=STEALS,
+        rows=tuple(Row(prompt=5, budget=100, output=100) for _ in range(6)),
+        engines=2,
+        hbm_pages=2000,
+        troubles=(("notice", 50_000, 0, 0),),
+        advised=False,
+    )
+    loads = []
+    for bad_copies in (0, 1):
+        outcome = run(replace(case, bad_copies=bad_copies))
+        assert outcome.table.engine.tolist() == [1] * 6
+        loads.append([outcome.runtime.cluster.loads.of(engine) for engine in (0, 1)])
+    assert loads[0] == loads[1]
+
+
+def test_an_engine_whose_notice_is_withdrawn_gets_its_share_and_no_more() -> None:
+    late = tuple(Row(prompt=5, budget=100, output=100, arrival=900_000) for _ in range(8))
+    case = Case(
+        preset="vllm",
+        overrides={**STEALS, "placement.steal": "false"},
+        rows=tuple(Row(prompt=5, budget=100, output=40) for _ in range(20)) + late,
+        engines=2,
+        hbm_pages=2000,
+        seqs=64,
+        troubles=(("notice", 10_000, 0, 0), ("back", 800_000, 0, 0)),
+    )
+    assert run(case, checker=Invariants(case)).table.engine.tolist()[20:].count(0) == 4
+
+
 # -- the tail -------------------------------------------------------------------------------------
 
 

@@ -126,10 +126,8 @@ class Members:
         stayed = [one for one in cluster.engines if one.alive and not one.draining]
         if not engine.alive:
             engine.alive, engine.told = True, False
-            self.choose_takers()
-            cluster.loads.level(engine.id)
-        else:
-            self.choose_takers()
+        self.choose_takers()
+        cluster.loads.level(engine.id)
         engine.urgent = True
         cluster.agenda[engine.id] = None
         homeless, cluster.homeless = cluster.homeless, []
