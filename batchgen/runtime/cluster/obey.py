@@ -59,6 +59,8 @@ class Obey:
         elif isinstance(request, Wait):
             self._delays[row] = request.delay_ps
             engine.order(row, ("sleep", "", ""))
+        elif row in self._delays and self._cluster.table.v_status[row] != Status.SLEEPING:
+            engine.order(row, ("sleep", "", ""))  # it gave way before, maybe to another engine
 
     def _order(self, engine: EngineMachine, row: int, order: tuple[str, str, str]) -> None:
         if self._cluster.table.v_engine[row] == engine.id:

@@ -300,13 +300,13 @@ def carry_out_orders(engine: EngineMachine) -> None:
             continue
         rank = engine.ranks[table.v_rank[row]]
         what, code, why = verdict
-        if status in (Status.DECODE, Status.PREFILL, Status.STALLED, Status.EXTENDING):
-            if what == "sleep":
-                if status != Status.DECODE:
-                    continue
+        if what == "sleep":  # it does when it decodes; asked again meanwhile, it sleeps already
+            if status == Status.DECODE:
                 _lie_down(engine, rank, row)
-            else:
-                end(engine, rank, row, verdict)
+            elif status != Status.SLEEPING:
+                continue
+        elif status in (Status.DECODE, Status.PREFILL, Status.STALLED, Status.EXTENDING):
+            end(engine, rank, row, verdict)
         elif status == Status.SLEEPING:
             if row in rank.held:
                 end(engine, rank, row, verdict)
@@ -319,8 +319,6 @@ def carry_out_orders(engine: EngineMachine) -> None:
             engine.freed = True
             engine.up.end_early(engine, row, what, code, why)
         elif status == Status.WAITING:
-            if what == "sleep":
-                continue
             engine.cancel_waiting(row)
             engine.freed = True
             engine.up.end_early(engine, row, what, code, why)
@@ -335,6 +333,7 @@ def _lie_down(engine: EngineMachine, rank: Rank, row: int) -> None:
     rank.held[row] = None
     engine.table.v_status[row] = Status.DOUBT
     engine.doubt.append((row, "sleep"))
+    engine.freed = True  # its pages are there for rows that stand still
 
 
 def freeze(engine: EngineMachine) -> None:
