@@ -1,4 +1,6 @@
-"""Sequence coroutines: the body that every sequence runs, and the bookkeeper that resumes bodies.
+"""Sequence coroutines: the body that every sequence runs, what it may ask for and what it sees.
+
+`batchgen.bodies` resumes them; `batchgen.runtime.cluster.obey` does what they ask for.
 
 A body is a generator function of a `SequenceView`. It keeps nothing between suspensions that is not
 in the row, so it may be dropped at any suspension and made anew. It yields a request and is resumed
@@ -17,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from fractions import Fraction
+from typing import Any
 
 from batchgen.sequence import Table
 from batchgen.units import to_ps
@@ -40,10 +44,10 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """Append `tokens` (ids, or their number where there is no text) and generate up to `budget`
-    further tokens on the same KV."""
+    """Append `tokens` (a text, ids, or their number where there is no text) and generate up to
+    `budget` further tokens on the same KV."""
 
-    tokens: int | Sequence[int]
+    tokens: int | str | Sequence[int]
     budget: int
 
     @property
@@ -55,7 +59,7 @@ class Extend:
 class Wait:
     """Sleep for some time of the run's clock; then the body is resumed with WOKEN."""
 
-    seconds: float
+    seconds: float | Fraction
 
     @property
     def delay_ps(self) -> int:
@@ -83,8 +87,18 @@ ALLOWED: dict[Outcome | None, tuple[type, ...]] = {
 }
 
 
+class BodyError(Exception):
+    """A body raised, or asked for what it may not; the text says what."""
+
+
+NO_TEXT = "its body reads text, and a simulation has none"
+
+
 class SequenceView:
-    """What a body may know of its row. A backend with text gives a richer one."""
+    """What a body may know of its row. What has to do with text is there in `exec` only
+    (`has_text`); without it reading text raises BodyError."""
+
+    has_text = False
 
     def __init__(self, table: Table, row: int) -> None:
         self._table = table
@@ -105,6 +119,47 @@ class SequenceView:
         """Follow-ups appended so far: 0 while the first answer is generated."""
         return self._table.v_stage[self.row]
 
+    @property
+    def custom_id(self) -> str:
+        """The row's id in the input file."""
+        raise BodyError(NO_TEXT)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The row as it stands in the input file, fields of its owner included."""
+        raise BodyError(NO_TEXT)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt's text, as the model sees it."""
+        raise BodyError(NO_TEXT)
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        """Ids of the prompt, follow-ups left out."""
+        raise BodyError(NO_TEXT)
+
+    @property
+    def answer(self) -> str:
+        """What the current stage has generated so far; all of it once its generation ended."""
+        raise BodyError(NO_TEXT)
+
+    @property
+    def answer_ids(self) -> Sequence[int]:
+        """Ids that the current stage has generated so far, a stop token included."""
+        raise BodyError(NO_TEXT)
+
+    @property
+    def answers(self) -> list[str]:
+        """Texts of all stages, the current one last."""
+        raise BodyError(NO_TEXT)
+
+    def ids(self, tokens: str | Sequence[int]) -> Sequence[int]:
+        """Ids of a follow-up; raises BodyError for what is none here."""
+        if isinstance(tokens, str):
+            raise BodyError("its body extends by a text, a simulation takes a number of tokens")
+        return tokens
+
 
 BodyFactory = Callable[[SequenceView], Body]
 MakeView = Callable[[Table, int], SequenceView]
@@ -116,79 +171,3 @@ def default_body(sequence: SequenceView) -> Body:
         outcome = yield DECODE
         if outcome is Outcome.FINISHED:
             return
-
-
-class BodyError(Exception):
-    """A body raised, or asked for what it may not; the text says what."""
-
-
-class Bodies:
-    """Makes, resumes and drops the bodies of rows. Made only when there is a factory.
-
-    follow_ups: ids of the last `Extend` of a row, for a backend with text.
-    """
-
-    __slots__ = ("_factory", "_live", "_table", "_view", "follow_ups")
-
-    def __init__(self, table: Table, factory: BodyFactory, view: MakeView = SequenceView) -> None:
-        self._table = table
-        self._factory = factory
-        self._view = view
-        self._live: dict[int, Body] = {}
-        self.follow_ups: dict[int, Sequence[int]] = {}
-
-    def start(self, row: int) -> Request:
-        """The row becomes active: make its body and ask what it wants. Raises BodyError."""
-        if row in self._live:
-            return DECODE
-        try:
-            body = self._factory(self._view(self._table, row))
-            request = next(body)
-        except StopIteration:
-            return END
-        except Exception as error:
-            raise BodyError(f"its body raised {type(error).__name__}: {error}") from None
-        self._live[row] = body
-        return self._checked(row, None, request)
-
-    def resume(self, row: int, outcome: Outcome) -> Request:
-        """Tell the body what happened; returns what it wants. Raises BodyError."""
-        if row not in self._live and self.start(row) == END:
-            return END
-        body = self._live[row]
-        try:
-            request = body.send(outcome)
-        except StopIteration:
-            del self._live[row]
-            return END
-        except Exception as error:
-            del self._live[row]
-            raise BodyError(f"its body raised {type(error).__name__}: {error}") from None
-        return self._checked(row, outcome, request)
-
-    def _checked(self, row: int, outcome: Outcome | None, request: Request) -> Request:
-        allowed = ALLOWED[outcome]
-        if not isinstance(request, allowed):
-            if outcome is Outcome.FINISHED and isinstance(request, Decode):
-                return END  # nothing is left to go on with
-            names = ", ".join(kind.__name__ for kind in allowed)
-            told = "when it begins" if outcome is None else f"after {outcome.name}"
-            raise BodyError(f"its body yielded {request!r:.60} {told}; it may yield {names}")
-        if isinstance(request, Extend):
-            if request.count < 1 or request.budget < 1:
-                raise BodyError(f"its body yielded {request!r:.60}; both need at least 1 token")
-            if not isinstance(request.tokens, int):
-                self.follow_ups[row] = request.tokens
-        elif isinstance(request, Wait) and not 0 <= request.seconds <= 1e6:
-            raise BodyError(f"its body yielded {request!r}; a wait is 0 to 1e6 seconds")
-        return request
-
-    def live(self) -> list[int]:
-        """Rows that have a generator now."""
-        return list(self._live)
-
-    def drop(self, row: int) -> None:
-        """Forget the generator; the next resume makes it anew from the row."""
-        body = self._live.pop(row, None)
-        if body is not None:
-            body.close()

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from batchgen.actions import Action
+from batchgen.bodies import Bodies, Said
 from batchgen.errors import ReplayMismatch, UserError
 from batchgen.events import Event, Landed
 from batchgen.plan import Plan
@@ -27,8 +28,8 @@ LOG_VERSION = 2
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """What a runtime is made from. `page_keys` per row, or None without a prefix index.
 
-    full False: entries hold steps and their ends only (no replay). bodies: name of the body
-    factory; what bodies asked for is in the actions.
+    full False: entries hold steps and their ends only (no replay). bodies: name of the body; what
+    bodies asked for is in the entries.
     """
 
     batchgen_log: int = LOG_VERSION
@@ -48,11 +49,13 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One event at a time (ps), the actions that answered it, and the chained digest."""
+    """One event at a time (ps), the actions that answered it, what bodies asked for meanwhile, and
+    the chained digest."""
 
     t: int
     event: Event
     actions: list[Action]
+    said: list[Said] | msgspec.UnsetType = msgspec.UNSET
     digest: str = ""
 
 
@@ -74,14 +77,25 @@ class DecisionLog:
         first = _ENCODER.encode(header)
         self._lines: list[bytes] = [first]
         self._digest = _chain("", first)
+        self._bodies: Bodies | None = None
+
+    def listen(self, bodies: Bodies | None) -> None:
+        """What these bodies ask for is part of the entries from now on."""
+        self._bodies = bodies
+        if bodies is not None:
+            bodies.said = []
 
     def __call__(self, event: Event, now: int, actions: list[Action]) -> None:
         """Observe one event (the `observer` of both backends)."""
+        said: list[Said] | msgspec.UnsetType = msgspec.UNSET
+        if self._bodies is not None and self._bodies.said:
+            said, self._bodies.said = self._bodies.said, []
         if not self._full:
             actions = [action for action in actions if type(action) is Step]
             if type(event) is not Landed and not actions:
                 return
-        body = _ENCODER.encode(Entry(now, event, actions))
+            said = msgspec.UNSET
+        body = _ENCODER.encode(Entry(now, event, actions, said))
         self._digest = _chain(self._digest, body)
         # The digest is the last field, and empty in `body`: put it between the last quotes.
         self._lines.append(body[:-2] + self._digest.encode() + b'"}')
@@ -125,7 +139,7 @@ def read_log(
                 f"is no line of a decision log ({error})",
                 remedy="give the decisions.jsonl.gz of a run made with --log full",
             ) from None
-        body = _ENCODER.encode(Entry(entry.t, entry.event, entry.actions))
+        body = _ENCODER.encode(Entry(entry.t, entry.event, entry.actions, entry.said))
         digest = _chain(digest, body)
         if digest != entry.digest:
             header_too = " (or the header before it)" if number == 2 else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from batchgen.bodies import Scripted
 from batchgen.errors import BatchgenError, ReplayMismatch, UserError
 from batchgen.log import Entry, Header, encode, read_log
 from batchgen.policy.presets import build_policy, find_preset
@@ -30,7 +31,10 @@ class ReplayReport:
 
 
 def runtime_of(header: Header, advisor: Advisor | None = None) -> Runtime:
-    """The runtime that a log's header describes, with nothing arrived."""
+    """The runtime that a log's header describes, with nothing arrived.
+
+    Bodies are no part of a log; what they asked for is, so theirs are `Scripted`.
+    """
     table = Table(header.prompt_tokens, header.budget_tokens, group=header.groups)
     if header.predicted is not None:
         table.predicted[:] = np.asarray(header.predicted, dtype=np.int32)
@@ -45,6 +49,7 @@ def runtime_of(header: Header, advisor: Advisor | None = None) -> Runtime:
         reference=header.reference,
         page_keys=None if keys is None else keys.__getitem__,
         advisor=advisor,
+        bodies=Scripted(table) if header.bodies else None,
     )
 
 
@@ -67,12 +72,6 @@ def replay(
                 raise UserError(
                     f"{source} holds steps only", remedy="make the run again with --log full"
                 )
-            if header.bodies:
-                raise UserError(
-                    f"{source} is of a run with bodies of its own ({header.bodies}), which are no "
-                    "part of the log",
-                    remedy="replay runs without --body",
-                )
             runtime = runtime_of(header, advisor)
             continue
         assert runtime is not None
@@ -92,6 +91,10 @@ def replay(
 
 def _compare(runtime: Runtime, entry: Entry, number: int, source: str) -> None:
     what = f"{source}: event {number} ({type(entry.event).__name__} at {entry.t} ps)"
+    script = entry.said or []
+    if isinstance(runtime.bodies, Scripted):
+        runtime.bodies.hear(script)
+        runtime.bodies.said = []
     try:
         answer = runtime.on(entry.event, entry.t)
     except (BatchgenError, LookupError, ValueError, OverflowError) as error:
@@ -99,6 +102,8 @@ def _compare(runtime: Runtime, entry: Entry, number: int, source: str) -> None:
         why = f"{type(error).__name__}: {error}"
         raise ReplayMismatch(f"{what} is impossible here ({why})") from error
     if encode(answer) == encode(entry.actions):
+        if runtime.bodies is not None and runtime.bodies.said != script:
+            raise ReplayMismatch(f"{what}: no body can have asked for what the log says then")
         return
     for index, (got, recorded) in enumerate(zip(answer, entry.actions, strict=False)):
         if encode(got) != encode(recorded):

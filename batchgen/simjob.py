@@ -26,7 +26,8 @@ class SimJob:
     overrides: ("part.option", "value") pairs in the order given. arrivals "batch" puts every row at
     time 0. max_output_tokens None: the largest output of the trace is every row's budget. oracle:
     the policy sees true output lengths. profile: JSON of `batchgen profile`; None: the roofline.
-    limit: only the first rows of the trace.
+    limit: only the first rows of the trace. body: module:function of a sequence body; None: rows go
+    through the stages that the trace has for them.
     """
 
     trace: str
@@ -45,6 +46,7 @@ class SimJob:
     seed: int = 0
     log: str = "off"
     limit: int | None = None
+    body: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("gpus", "gpus_per_node", "max_output_tokens", "limit"):

@@ -6,13 +6,15 @@ int64 picoseconds reach 106 days.
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 PS_PER_S = 1_000_000_000_000
 PS_PER_US = 1_000_000
 GIB = 1 << 30
 GB = 10**9
 
 
-def to_ps(seconds: float) -> int:
+def to_ps(seconds: float | Fraction) -> int:
     """Seconds to integer picoseconds, rounded to the nearest."""
     return round(seconds * PS_PER_S)
 

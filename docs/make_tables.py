@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from batchgen.policy.base import SLOTS
-from batchgen.policy.presets import PARTS, PRESETS, _part_class
+from batchgen.policy.presets import PARTS, PRESETS, part_class
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -50,7 +50,7 @@ def parts() -> str:
     lines = ["| slot | part | what it does | options and defaults |", "| --- | --- | --- | --- |"]
     for slot in SLOTS:
         for name in PARTS[slot]:
-            found = _part_class(slot, name)
+            found = part_class(slot, name)
             text = re.split(r"\n\n", inspect.cleandoc(found.__doc__ or ""))[0].replace("\n", " ")
             options = [f"`{f.name}={f.default}`" for f in dataclasses.fields(found.Config)]
             lines.append(f"| {slot} | `{name}` | {text} | {', '.join(options)} |")

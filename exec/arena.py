@@ -89,11 +89,11 @@ class BlockTables:
         pages: list[int] = self.pages[slot, : self.counts[slot]].tolist()
         return pages
 
-    def clear(self, slot: int) -> list[int]:
-        """Forget and return the pages of one slot."""
-        pages = self.of(slot)
+    def clear(self, slot: int, keep: int = 0) -> list[int]:
+        """Forget and return the pages of one slot, but for the first `keep`."""
+        pages = self.of(slot)[keep:]
         if pages:
-            self.counts[slot] = 0
+            self.counts[slot] = keep
         return pages
 
     def _grow(self, slots: int, columns: int) -> None:
@@ -165,9 +165,10 @@ class KvArena:
         """An array as a tensor where this arena is."""
         return torch.from_numpy(array).to(self.device)
 
-    def release(self, slot: int) -> None:
-        """Drop every page of the slot; shared pages live on with their other owners."""
-        self.pool.drop(self.tables.clear(slot))
+    def release(self, slot: int, keep_tokens: int = 0) -> None:
+        """Drop every page of the slot, but for those of its first tokens; shared pages live on with
+        their other owners."""
+        self.pool.drop(self.tables.clear(slot, -(-keep_tokens // self.page_tokens)))
 
     def write(
         self,

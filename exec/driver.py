@@ -138,6 +138,9 @@ class Driver:
             self._ended(action.row, action.code, now)
         elif isinstance(action, act.Wake):
             self._push(max(now, action.at_ps), _OTHER, ev.Timer(action.timer_id))
+            if action.row >= 0:
+                sleeper = action.row
+                self._runner.do(lambda: self.worker.trim(sleeper))
         elif not isinstance(action, act.Place):
             self._move(action)
 
@@ -174,6 +177,7 @@ class Driver:
             assert self.runtime.bodies is not None
             ids = self.runtime.bodies.follow_ups.pop(more.row, None)
             do(lambda: worker.extend(more.row, ids, more.tokens, more.budget))
+            do(lambda: worker.trim(more.row))
         else:
             raise IllegalTransition(f"one device cannot carry out {type(action).__name__}")
 

@@ -17,15 +17,20 @@ import torch
 
 import batchgen
 from batchgen import events as ev
+from batchgen.bodies import Bodies
+from batchgen.bodyname import load_body
+from batchgen.coroutine import BodyFactory
 from batchgen.cost.api import CostModel
 from batchgen.errors import UserError
+from batchgen.exec.answers import Answers
 from batchgen.exec.clock import Clock, ModelClock, WallClock
 from batchgen.exec.config import load_config
-from batchgen.exec.driver import Driver, Observer
+from batchgen.exec.driver import Driver
+from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.weights import expected_shapes
-from batchgen.exec.worker import Worker
-from batchgen.job.output import OutputWriter, answer_object, bad_row_object, error_object
+from batchgen.exec.worker import Stage, Worker
+from batchgen.job.output import OutputWriter
 from batchgen.job.rows import BadRow, JobRow, RowLimits, read_job
 from batchgen.log import DecisionLog, Header
 from batchgen.memory.pool import BOUNDARIES_AHEAD, pages_ahead, pages_for
@@ -56,7 +61,8 @@ class ExecJob:
     """What `batchgen exec` is asked to do. Page counts None: as much as the rows can need, bounded
 
     by a quarter of the free memory. `max_tokens`: output budget of rows that name none. `exact`:
-    the same tokens whatever the policy does, in float32 on the cpu.
+    the same tokens whatever the policy does, in float32 on the cpu. `body`: module:function of the
+    body that every row runs.
     """
 
     model: Path
@@ -75,6 +81,7 @@ class ExecJob:
     threads: int | None = None
     force: bool = False
     log: str = "off"
+    body: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,9 +99,21 @@ class Prepared:
     load_s: float
     overrides: dict[str, str] = field(default_factory=dict)
     page_keys: list[list[int]] | None = None  # per row, where rows share prompt pages
+    body: BodyFactory | None = None
 
-    def runtime(self, *, table: Table | None = None, reference: bool = False) -> Runtime:
-        """A fresh runtime over the job's table, or over another of the same rows."""
+    def fresh_table(self) -> Table:
+        """The rows as they were read; a run changes its table."""
+        return table_of(self.jobs)
+
+    def runtime(
+        self,
+        *,
+        table: Table | None = None,
+        reference: bool = False,
+        bodies: Bodies | None = None,
+    ) -> Runtime:
+        """A fresh runtime over the job's table, or over another of the same rows; with the job's
+        bodies, or with others."""
         policy = build_policy(self.preset, self.overrides, CAPABILITIES)
         return Runtime(
             self.table if table is None else table,
@@ -102,10 +121,17 @@ class Prepared:
             policy,
             reference=reference,
             page_keys=None if self.page_keys is None else self.page_keys.__getitem__,
+            bodies=self.body if bodies is None else bodies,
+            view=self.view,
         )
+
+    def view(self, table: Table, row: int) -> TextView:
+        """What the body of a row sees."""
+        return TextView(table, row, self.jobs[row], self.worker, self.tokenizer)
 
     def log(self, backend: str = "exec", *, reference: bool = False) -> DecisionLog:
         """A fresh decision log with this run's header."""
+        table = self.fresh_table()
         return DecisionLog(
             Header(
                 backend=backend,
@@ -114,10 +140,11 @@ class Prepared:
                 preset=self.preset.name,
                 overrides=self.overrides,
                 capabilities=sorted(CAPABILITIES),
-                prompt_tokens=self.table.prompt.tolist(),
-                budget_tokens=self.table.budget.tolist(),
+                prompt_tokens=table.prompt.tolist(),
+                budget_tokens=table.budget.tolist(),
                 page_keys=self.page_keys,
                 reference=reference,
+                bodies=self.job.body or "",
             )
         )
 
@@ -138,6 +165,7 @@ def prepare(job: ExecJob) -> Prepared:
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)  # refuse a bad --set before loading anything
     options = plan_options(overrides)
+    body = load_body(job.body) if job.body is not None else None
     if options.prefill_engines:
         raise UserError(
             f"--set plan.prefill_engines={options.prefill_engines}: exec runs one engine",
@@ -166,7 +194,10 @@ def prepare(job: ExecJob) -> Prepared:
     load_s = time.perf_counter() - began
     max_context = worker.config.max_context
     limits = RowLimits(
-        max_context=max_context, default_max_output=job.max_tokens, run_seed=job.seed
+        max_context=max_context,
+        default_max_output=job.max_tokens,
+        run_seed=job.seed,
+        keep_requests=body is not None,
     )
     rows = read_job(job.input, tokenizer, limits)[: job.limit]
     jobs = [row for row in rows if isinstance(row, JobRow)]
@@ -176,7 +207,7 @@ def prepare(job: ExecJob) -> Prepared:
             f"no row of {job.input} can run; line {bad.line}: {bad.message}",
             remedy="mend the rows",
         )
-    table = Table([len(row.prompt_ids) for row in jobs], [row.max_output for row in jobs])
+    table = table_of(jobs)
     plan = _plan(job, options, preset, worker, jobs, max_context)
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
     for index, row in enumerate(jobs):
@@ -198,12 +229,18 @@ def prepare(job: ExecJob) -> Prepared:
         table=table,
         load_s=load_s,
         overrides=overrides,
+        body=body,
         page_keys=(
             shared_page_keys([row.prompt_ids for row in jobs], page_tokens)
             if (preset.prefix_cache if options.prefix_cache is None else options.prefix_cache)
             else None
         ),
     )
+
+
+def table_of(jobs: Sequence[JobRow]) -> Table:
+    """A table of rows that have arrived nowhere yet."""
+    return Table([len(row.prompt_ids) for row in jobs], [row.max_output for row in jobs])
 
 
 def _plan(
@@ -216,7 +253,10 @@ def _plan(
 ) -> Plan:
     page = worker.page_tokens
     boundary = options.boundary or (CPU_BOUNDARY if job.device == "cpu" else preset.boundary)
-    wanted = pages_wanted([len(row.prompt_ids) + row.max_output for row in jobs], page, boundary)
+    longest = [len(row.prompt_ids) + row.max_output for row in jobs]
+    if job.body is not None:  # nobody knows how far a body extends its row
+        longest = [max_context] * len(jobs)
+    wanted = pages_wanted(longest, page, boundary)
     page_bytes = worker.config.kv_page_elements(page) * _itemsize(job)
     free = _free_memory_bytes()
     room = max(2, int(free * MEMORY_FRACTION) // page_bytes)
@@ -316,22 +356,28 @@ def drive(
     *,
     arrivals_ps: Sequence[int] | None = None,
     events: Sequence[tuple[int, ev.Event]] = (),
-    log: Observer | None = None,
+    log: DecisionLog | None = None,
     progress: Callable[[int, int, int], None] | None = None,
-    on_row: Callable[[int, str, list[int]], None] | None = None,
+    on_row: Callable[[int, str, str | None, list[Stage]], None] | None = None,
     reference: bool = False,
 ) -> Ran:
-    """Run the rows of a prepared job. `arrivals_ps` per row (default: all at 0)."""
+    """Run the rows of a prepared job. `arrivals_ps` per row (default: all at 0).
+
+    on_row: told of every row that ended, with its reason, what was wrong if it failed, its stages.
+    """
     worker = prepared.worker
     tokens: dict[int, list[int]] = {}
 
     def keep(row: int, reason: str) -> None:
         tokens[row] = worker.tokens(row)
         if on_row is not None:
-            on_row(row, reason, tokens[row])
+            on_row(row, reason, driver.why.get(row), worker.stages(row))
 
+    runtime = prepared.runtime(reference=reference)
+    if log is not None:
+        log.listen(runtime.bodies)
     driver = Driver(
-        prepared.runtime(reference=reference),
+        runtime,
         worker,
         clock,
         observer=log,
@@ -358,38 +404,19 @@ def execute(
     began = time.perf_counter()
     with OutputWriter(job.output, inputs=job.input, force=job.force) as writer:
         prepared = prepare(job)
-        created = int(time.time())
-        model_name = job.model.name
-        counts = {"done": 0, "errors": 0}
+        answers = Answers(writer, prepared.tokenizer, job.model.name)
         for row in prepared.rows:
             if isinstance(row, BadRow):
-                writer.write(row.index, bad_row_object(row))
-                counts["errors"] += 1
+                answers.bad_row(row)
 
-        def answer(number: int, reason: str, ids: list[int]) -> None:
-            row = prepared.jobs[number]
-            if reason in ("stop", "length"):
-                text_ids = ids[:-1] if reason == "stop" else ids
-                text = prepared.tokenizer.decode(text_ids)
-                value = answer_object(
-                    row,
-                    text,
-                    produced_tokens=len(ids),
-                    finish_reason=reason,
-                    model=model_name,
-                    created=created,
-                )
-                counts["done"] += 1
-            else:
-                value = error_object(row.index, row.custom_id, reason, f"row ended with {reason}")
-                counts["errors"] += 1
-            writer.write(row.index, value)
+        def ended(number: int, reason: str, why: str | None, stages: list[Stage]) -> None:
+            answers.ended(prepared.jobs[number], reason, why, stages)
 
         log = prepared.log() if job.log != "off" else None
-        ran = drive(prepared, WallClock(), log=log, progress=progress, on_row=answer)
+        ran = drive(prepared, WallClock(), log=log, progress=progress, on_row=ended)
         writer.commit(len(prepared.rows))
     record = build_record(prepared, ran, time.perf_counter() - began, log)
-    return record, counts
+    return record, {"done": answers.done, "errors": answers.errors}
 
 
 def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog | None) -> RunRecord:
@@ -441,7 +468,8 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
             "migrations": table.migrations,
             "suspensions": table.suspensions,
             "status": (table.status != Status.DONE).astype(np.int64),
-        },
+        }
+        | ({} if prepared.body is None else {"stages": table.stage + 1}),
         row_reasons=[ran.reasons.get(row, "") for row in range(len(table))],
         steps=steps,
         marks=[],

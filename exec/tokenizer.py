@@ -62,6 +62,11 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text).ids
         return ids
 
+    def encode_more(self, text: str) -> list[int]:
+        """Tokens of a text that goes on after others: special tokens only where it writes them."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
     def encode_messages(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Tokens of a conversation, ready for the assistant's answer.
 

@@ -47,6 +47,16 @@ class PassResult:
     duration_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A follow-up (of the first stage: none), what was produced after it, and why that ended ("" if
+    it has not: "stop", "length", or "body" when its body went on before)."""
+
+    given: list[int]
+    produced: list[int]
+    reason: str
+
+
 @dataclass(slots=True, kw_only=True)
 class _Row:
     """A row on this device. `known` is prompt and produced tokens; `computed` and `on_host` count
@@ -61,11 +71,13 @@ class _Row:
     computed: int = 0
     on_host: int = 0
     ended: str = ""
-    follow_ups: list[int] = field(default_factory=list)  # places of known tokens that were given
+    follow_ups: list[tuple[int, int, str]] = field(default_factory=list)
+    """(first, count) of known tokens that were given, and why the stage before them ended."""
+    num_given: int = 0
 
     @property
     def num_produced(self) -> int:
-        return len(self.known) - self.num_prompt - len(self.follow_ups)
+        return len(self.known) - self.num_prompt - self.num_given
 
 
 class Worker:
@@ -188,25 +200,39 @@ class Worker:
         return row in self._rows
 
     def extend(self, row: int, ids: Sequence[int] | None, tokens: int, budget: int) -> None:
-        """Append a follow-up of `tokens` ids (None: the row's first ids again) to an ended row,
-        which may then produce up to `budget` tokens in all."""
+        """Append a follow-up of `tokens` ids (None: the row's first ids again) to a row that is in
+        no pass; it may then produce up to `budget` tokens in all."""
         state = self._row(row)
         if ids is None:
             ids = [state.known[index % state.num_prompt] for index in range(tokens)]
-        if len(ids) != tokens or not state.ended or state.ended == "failed":
+        if len(ids) != tokens or not state.num_produced or state.ended == "failed":
             raise IllegalTransition(f"row {row} cannot take a follow-up of {tokens} tokens")
-        state.follow_ups += [*range(len(state.known), len(state.known) + tokens)]
+        state.follow_ups.append((len(state.known), tokens, state.ended or "body"))
+        state.num_given += tokens
         state.known.extend(ids)
         state.max_output, state.ended = budget, ""
 
+    def trim(self, row: int) -> None:
+        """Free the pages of a row that rests, beyond its KV: its last pass as a ghost took one."""
+        state = self._row(row)
+        self._hbm.release(state.slot, state.computed)
+
     def tokens(self, row: int) -> list[int]:
         """Tokens produced so far, stop tokens included and follow-ups left out."""
+        return [token for stage in self.stages(row) for token in stage.produced]
+
+    def stages(self, row: int) -> list[Stage]:
+        """The row's tokens after its prompt, stage by stage."""
         state = self._row(row)
-        if not state.follow_ups:
-            return state.known[state.num_prompt :]
-        given = set(state.follow_ups)
-        produced = range(state.num_prompt, len(state.known))
-        return [state.known[index] for index in produced if index not in given]
+        found: list[Stage] = []
+        given: list[int] = []
+        begin = state.num_prompt
+        for first, count, reason in state.follow_ups:
+            found.append(Stage(given=given, produced=state.known[begin:first], reason=reason))
+            begin = first + count
+            given = state.known[first:begin]
+        found.append(Stage(given=given, produced=state.known[begin:], reason=state.ended))
+        return found
 
     def computed_tokens(self, row: int) -> int:
         """Leading tokens of the row whose KV is valid in hbm."""

@@ -7,7 +7,7 @@ before step ends, and step ends go by engine number: SimPy priorities carry that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import simpy
@@ -71,8 +71,8 @@ class _Device:
 class Simulation:
     """Runs one runtime to the end of its rows. `true_output` [rows] is known to the backend only.
 
-    reasons: finish reasons of rows whose reason is known (validation); else "stop" below the budget
-    and "length" at it. stages: true outputs of a row's further stages.
+    reasons: finish reasons by (row, stage) that are known (validation); else "stop" below the
+    budget and "length" at it. stages: true output of a row's further stage, counted from 1.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Simulation:
         cost: CostModel,
         true_output: NDArray[Any],
         *,
-        reasons: dict[int, str] | None = None,
-        stages: dict[int, list[int]] | None = None,
+        reasons: Mapping[tuple[int, int], str] | None = None,
+        stages: Callable[[int, int], int] | None = None,
         layout_cost: Callable[[str], CostModel] | None = None,
         observer: Observer | None = None,
         progress: Callable[[int, int, int], None] | None = None,
@@ -115,7 +115,7 @@ class Simulation:
         self.last_ps = 0  # time of the latest event
         self._rows_done = 0
         self._reasons = reasons or {}
-        self._stages = {row: list(more) for row, more in (stages or {}).items()}
+        self._stages = stages
         self._landing = -1  # the engine whose step end is being told
 
     # -- scheduling -------------------------------------------------------------------------------
@@ -188,6 +188,7 @@ class Simulation:
 
     def _carry_out(self, action: Action, now: int) -> None:
         """The rarer actions."""
+        table = self.table
         if isinstance(action, act.Copy):
             self._copy(action, now)
         elif isinstance(action, act.Leave):
@@ -203,7 +204,10 @@ class Simulation:
             timer = ev.Timer(action.timer_id)
             self._at(max(0, action.at_ps - now), TIMER, lambda _: self._tell(timer))
         elif isinstance(action, act.Extend):
-            self.book.total[action.row] += self._stages[action.row].pop(0)
+            row = action.row
+            assert self._stages is not None
+            produced, output = table.v_produced[row], self._stages(row, table.v_stage[row])
+            self.book.total[row] = min(produced + output, action.budget)
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -287,8 +291,8 @@ class Simulation:
             ends[row] = at_ps
             produced = total[row]
             reason = "length" if produced >= budget[row] else "stop"
-            if given and row in given:
-                reason = given[row]
+            if given:
+                reason = given.get((row, self.table.v_stage[row]), reason)
             finished.append((row, produced, reason))
         if len(finished) > 1:
             finished.sort()

@@ -46,6 +46,9 @@ _MORE = np.dtype(
 )
 _pack_step, _pack_more = struct.Struct("=4i5q").pack, struct.Struct("=7q").pack
 
+MOST_REASONS = 20
+"""Rows whose reason is kept; thousands of them say the same."""
+
 
 class Recorder:
     """One append per step, of plain integers; FLOPs and bytes are counted once, at the end."""
@@ -116,6 +119,11 @@ class Recorder:
         for row, _, _, _ in step.chunks:
             if self.v_first[row] == end_ps:
                 self.v_first[row] = -1
+
+    def why_failed(self) -> dict[str, str]:
+        """Code and reason of the first rows that failed for one."""
+        rows = sorted(self.why)[:MOST_REASONS]
+        return {str(row): f"{self.reason(row)}: {self.why[row]}" for row in rows}
 
     # -- steps ------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
 from batchgen.sim.cluster import Simulation
 from batchgen.sim.faults import load_faults
+from batchgen.sim.stages import check_conversations, further_stages, total_outputs
 from batchgen.simjob import SimJob
 from batchgen.trace.schema import load
 
@@ -75,6 +76,8 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
     model, gpu, layout = machine.model, machine.gpu, machine.layout
     budgets = output_budgets(trace, job.max_output_tokens)
     check_contexts(trace, model.max_context, model.name, job.trace)
+    check_conversations(trace, budgets, model.max_context, model.name, job.trace)
+    further = further_stages(trace, budgets, model.max_context, job.body)
     plan, sizes = build_plan(
         model,
         gpu,
@@ -88,7 +91,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
     true_output = np.minimum(trace.output_tokens, budgets).astype(np.int32)
     table = Table(trace.prompt_tokens, budgets, group=trace.group)
     if job.oracle:
-        table.predicted[:] = true_output
+        table.predicted[:] = total_outputs(trace, budgets)
     use_prefix = preset.prefix_cache if options.prefix_cache is None else options.prefix_cache
     runtime = Runtime(
         table,
@@ -96,14 +99,17 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         policy,
         page_keys=page_keys_of(trace, plan.page_tokens) if use_prefix else None,
         advisor=planner,
+        bodies=None if further is None else further.bodies,
     )
-    log = decision_log(job, runtime, preset.name, overrides) if job.log != "off" else None
+    bodies = "" if further is None else further.name
+    log = decision_log(job, runtime, preset.name, overrides, bodies) if job.log != "off" else None
     simulation = Simulation(
         runtime,
         table,
         plan,
         cost,
         true_output,
+        stages=None if further is None else further.outputs,
         layout_cost=planner.cost,
         observer=log,
         progress=progress,
@@ -134,8 +140,10 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
             "python": platform.python_version(),
             "seed": job.seed,
             "events": simulation.events,
+            "why_failed": recorder.why_failed(),
         },
-        rows=recorder.rows(table, arrival_ps),
+        rows=recorder.rows(table, arrival_ps)
+        | ({} if further is None else {"stages": table.stage + 1}),
         row_reasons=recorder.row_reasons(),
         steps=recorder.steps(cost),
         marks=recorder.marks,
@@ -216,11 +224,11 @@ def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:
 
 
 def decision_log(
-    job: SimJob, runtime: Runtime, preset: str, overrides: dict[str, str]
+    job: SimJob, runtime: Runtime, preset: str, overrides: dict[str, str], bodies: str
 ) -> DecisionLog:
     """An empty log whose header can make this runtime again."""
     table, keys = runtime.table, runtime.page_keys
-    return DecisionLog(
+    log = DecisionLog(
         Header(
             backend="sim",
             full=job.log == "full",
@@ -233,13 +241,20 @@ def decision_log(
             groups=table.group.tolist(),
             predicted=table.predicted.tolist() if job.oracle else None,
             page_keys=None if keys is None else [list(keys(row)) for row in range(len(table))],
+            bodies=bodies,
         )
     )
+    log.listen(runtime.bodies)
+    return log
 
 
 def output_budgets(trace: Trace, given: int | None) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Output budgets a scheduler may see: the row's own, else `given`, else the trace's maximum."""
-    default = given if given is not None else int(trace.output_tokens.max())
+    """Output budgets a scheduler may see, of every stage of a row: the row's own, else `given`,
+    else the trace's maximum."""
+    longest = int(trace.output_tokens.max())
+    if trace.stages is not None:
+        longest = max(longest, int(trace.stages.output_tokens.max(initial=0)))
+    default = given if given is not None else longest
     budgets = np.where(trace.max_output_tokens > 0, trace.max_output_tokens, default)
     return budgets.astype(np.int32)
 

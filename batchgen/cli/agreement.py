@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchgen import events as ev
+from batchgen.cli.endings import not_ended
+from batchgen.cli.handover import Handover, handover
 from batchgen.errors import UserError
-from batchgen.sequence import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchgen.cost.api import CostModel
-    from batchgen.exec.run import Prepared, Ran
+    from batchgen.exec.run import Prepared
     from batchgen.log import DecisionLog
     from batchgen.sequence import Table
 
@@ -52,13 +53,16 @@ def compare_backends(
     limit: int | None = None,
     overrides: Sequence[tuple[str, str]] = (),
     reference: bool = False,
+    body: str | None = None,
 ) -> dict[str, Any]:
-    """Run `policy` on both backends; the dict says whether the logs are equal and what happened.
+    """Run `policy` on both backends; the dict says whether the logs are equal, which rows did not
+    end with their output (equal logs of rows that all failed are no agreement), what happened.
 
     hbm_pages None: a third of what the rows need at most, in pages that suit their length.
     rate: arrivals per pass time of one row, 0 for all at once. cancel: rows to cancel on the way.
-    reference: one pass per step. `first_difference` is a line of the log from 1, the header being
-    line 1. Raises UserError for anything wrong with model, input or numbers.
+    reference: one pass per step. body: module:function that every row runs. `first_difference` is a
+    line of the log from 1, the header being line 1. Raises UserError for anything wrong with model,
+    input or numbers.
     """
     from batchgen.cost.build import build_cost
     from batchgen.exec.run import ExecJob, clocked, prepare
@@ -85,6 +89,7 @@ def compare_backends(
             hbm_pages=pages,
             host_pages=host_pages,
             seed=seed,
+            body=body,
         )
 
     machine = load_gpu(gpu)
@@ -98,8 +103,10 @@ def compare_backends(
     ran, exec_log = clocked(
         prepared, cost, arrivals_ps=load.arrivals_ps, events=load.events, reference=reference
     )
-    table, sim_log, end_ps = simulate_again(prepared, ran, cost, load, reference=reference)
-    executed, simulated = list(exec_log.lines()), list(sim_log.lines())
+    executed = list(exec_log.lines())
+    told = handover(executed)
+    table, sim_log, end_ps = simulate_again(prepared, told, cost, load, reference=reference)
+    simulated = list(sim_log.lines())
     first = next(
         (
             number
@@ -109,10 +116,13 @@ def compare_backends(
         None,
     )
     at = None if first is None else first - 1
+    driver = ran.driver
+    missing = not_ended([driver.runtime.table, table], ran.reasons, driver.why, load.events)
     return {
         "policy": policy,
         "equal": first is None,
-        "all_ended": all(status >= Status.DONE for status in table.status),
+        "all_ended": not missing,
+        "not_ended": missing,
         "first_difference": first,
         "rows": len(table),
         "events": len(executed) - 1,
@@ -121,6 +131,7 @@ def compare_backends(
         "suspensions": int(table.suspensions.sum()),
         "adopted": sum(line.count('"adopt"') for line in executed),
         "early_ends": sum(reason == "stop" for reason in ran.reasons.values()),
+        "extended": int(table.stage.sum()),
         "cancelled": sum(reason == "cancelled" for reason in ran.reasons.values()),
         "bct_s": end_ps / 1e12,
         "tokens": sum(map(len, ran.tokens.values())),
@@ -145,12 +156,14 @@ def small_pages(prepared: Prepared) -> tuple[tuple[str, str], ...]:
 
 
 def scarce_pages(prepared: Prepared) -> int:
-    """A third of what the rows need at most, so that rows have to give way to each other."""
+    """A third of what the rows need at most, so that rows have to give way to each other; room for
+    one that its body extends."""
     from batchgen.memory.pool import pages_for
 
     page, table = prepared.plan.page_tokens, prepared.table
     worst = [pages_for(int(tokens), page) for tokens in table.prompt + table.budget]
-    return max(sum(worst) // 3, max(worst) + 1)
+    longest = max(worst) * (1 if prepared.body is None else 4)
+    return max(sum(worst) // 3, longest + 1)
 
 
 def make_load(table: Table, cost: CostModel, *, rate: float, cancel: int, seed: int) -> Load:
@@ -173,30 +186,30 @@ def make_load(table: Table, cost: CostModel, *, rate: float, cancel: int, seed: 
 
 
 def simulate_again(
-    prepared: Prepared, ran: Ran, cost: CostModel, load: Load, *, reference: bool
+    prepared: Prepared, told: Handover, cost: CostModel, load: Load, *, reference: bool
 ) -> tuple[Table, DecisionLog, int]:
     """The simulator's half: its table, its log, and the time of the last end (ps).
 
-    Rows that ended by themselves have the length that exec produced; the others never showed
-    theirs, so their budget stands for it.
+    Stages that ended by themselves have the length that exec produced; the others never showed
+    theirs, so their budget stands for it. Bodies say what they said there.
     """
-    from batchgen.sequence import Table
+    from batchgen.bodies import Scripted
     from batchgen.sim.cluster import Simulation
     from batchgen.sim.run import schedule_arrivals
 
-    table = Table(prepared.table.prompt, prepared.table.budget)
-    lengths = table.budget.copy()
-    for row, reason in ran.reasons.items():
-        if reason in ("stop", "length"):
-            lengths[row] = len(ran.tokens[row])
+    table = prepared.fresh_table()
+    bodies = None if prepared.body is None else Scripted(table, told.script)
+    runtime = prepared.runtime(table=table, reference=reference, bodies=bodies)
     log = prepared.log(reference=reference)
+    log.listen(runtime.bodies)
     simulation = Simulation(
-        prepared.runtime(table=table, reference=reference),
+        runtime,
         table,
         prepared.plan,
         cost,
-        lengths,
-        reasons=ran.reasons,
+        np.asarray(told.first(table), dtype=np.int32),
+        reasons=told.reasons,
+        stages=told.further,
         observer=log,
     )
     schedule_arrivals(simulation, np.asarray(load.arrivals_ps, dtype=np.int64))

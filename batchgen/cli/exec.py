@@ -46,6 +46,12 @@ def exec_(
     ] = 256,
     seed: Annotated[int, typer.Option(help="Seed of sampled rows.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
+    body: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION", help="What every row does (docs/writing-a-body.md)."
+        ),
+    ] = None,
     hbm_pages: Annotated[
         int | None, typer.Option(help="KV pages of the device; default: what the rows can need.")
     ] = None,
@@ -101,6 +107,7 @@ def exec_(
         threads=threads,
         force=force,
         log=log,
+        body=body,
     )
     with progress_bar(policy, progress) as callback:
         record, counts = execute(job, progress=callback)

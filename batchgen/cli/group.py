@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": "Check runs: replay decisions, compare simulation with execution.",
     "profile": "Measure this machine into a profile that sim and plan read.",
     "plan": "Choose the layout and the static plan for a job.",
+    "policy": "List policies and their parts; check parts of one's own.",
     "trace": "Import, generate, describe and plot traces.",
     "model": "Show what a model costs: parameters, FLOPs, bytes, KV per token.",
     "report": "Tables, figures and timelines of finished runs.",

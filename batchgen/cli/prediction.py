@@ -198,8 +198,9 @@ def _simulate(job: ExecJob, cost: CostModel, ran: Measured) -> tuple[int, int]:
     prepared = prepare(job)
     table = prepared.table
     produced = np.maximum(np.array(ran.produced, dtype=np.int32), 1)
+    reasons = {(row, 0): reason for row, reason in ran.reasons.items()}
     simulation = Simulation(
-        prepared.runtime(), table, prepared.plan, cost, produced, reasons=ran.reasons
+        prepared.runtime(), table, prepared.plan, cost, produced, reasons=reasons
     )
     simulation.arrive(list(range(len(table))), 0)
     simulation.close_input(0)

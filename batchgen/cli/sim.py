@@ -32,6 +32,9 @@ DEFAULTS: dict[str, Any] = {
     name: field.default for name, field in SimJob.__dataclass_fields__.items()
 }
 
+MOST_REASONS = 3
+"""Failed rows that are named; all are in rows.parquet, and more reasons in run.json."""
+
 
 def simulator() -> Simulate:
     """The simulator's entry point; loads the backend."""
@@ -83,6 +86,13 @@ def sim(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = DEFAULTS["seed"],
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the trace.")] = None,
+    body: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Body of every row; default: the stages that the trace has for it.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write run directories DIR/<policy> and plots here.")
     ] = None,
@@ -130,6 +140,7 @@ def sim(
         seed=seed,
         log=log,
         limit=limit,
+        body=body,
     )
     _check_out(out, policies, force)
     records, summaries = [], []
@@ -138,6 +149,8 @@ def sim(
         with progress_bar(name, progress) as callback:
             record = simulate(replace(job, policy=name), progress=callback)
         summaries.append(_keep(record, name, out, force))
+        for row, why in list(record.config.get("why_failed", {}).items())[:MOST_REASONS]:
+            say(f"{name}: row {row} failed, {why}")
         records.append(record)
     if out is not None and len(records) > 1:
         _write_comparison(records, summaries, out)

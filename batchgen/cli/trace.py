@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from batchgen.trace.generate import Part
+    from batchgen.trace.rounds import Rounds
     from batchgen.trace.table import Trace
 
 app = typer.Typer(
@@ -115,6 +116,19 @@ def generate(
     expert_skew: Annotated[
         float, typer.Option(min=0, help="Power-law exponent of the experts' load.")
     ] = 0.0,
+    rounds: Annotated[
+        str | None,
+        typer.Option(help="Rounds of a row, the first answer among them: 3, or a distribution."),
+    ] = None,
+    follow_up_tokens: Annotated[
+        str | None, typer.Option(help="Lengths of the follow-ups between rounds.")
+    ] = None,
+    round_output_tokens: Annotated[
+        str | None, typer.Option(help="Output lengths after the first [default: --output-tokens].")
+    ] = None,
+    wait_s: Annotated[
+        float, typer.Option(min=0, help="Mean exponential wait before a follow-up (a tool works).")
+    ] = 0.0,
     name: Annotated[str, typer.Option(help="Name of the trace.")] = "generated",
     force: Force = False,
     as_json: Json = False,
@@ -135,10 +149,19 @@ def generate(
         samples_per_prompt=samples,
         rate_per_s=rate,
         expert_skew=expert_skew,
+        rounds=_rounds(rounds, follow_up_tokens, round_output_tokens or output_tokens, wait_s),
     )
     trace = make(_parts(prompt_tokens, output_tokens, part or []), options, name=name)
     # The command's own words, so that the file says how to make it again.
-    given = {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "parts": part}
+    given = {
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+        "parts": part,
+        "rounds": rounds,
+        "follow_up_tokens": follow_up_tokens,
+        "round_output_tokens": round_output_tokens,
+        "wait_s": wait_s,
+    }
     trace.meta.update({key: value for key, value in given.items() if value})
     save(trace, output, force=force)
     _report_written(trace, output, as_json)
@@ -225,6 +248,30 @@ def _parts(prompt: str | None, output: str | None, parts: list[str]) -> tuple[Pa
     return tuple(made)
 
 
+def _rounds(
+    count: str | None, follow_up: str | None, output: str | None, wait_mean_s: float
+) -> Rounds | None:
+    from batchgen.errors import UserError
+    from batchgen.trace.lengths import parse_lengths
+    from batchgen.trace.rounds import Rounds
+
+    if count is None:
+        if follow_up is not None or wait_mean_s:
+            raise UserError("follow-ups and waits are of rounds", remedy="give --rounds N")
+        return None
+    if follow_up is None or output is None:
+        raise UserError(
+            "--rounds needs lengths",
+            remedy="give --follow-up-tokens and --round-output-tokens, for instance constant:40",
+        )
+    return Rounds(
+        count=parse_lengths(f"constant:{count}" if count.isdecimal() else count),
+        follow_up=parse_lengths(follow_up),
+        output=parse_lengths(output),
+        wait_mean_s=wait_mean_s,
+    )
+
+
 def _report_written(trace: Trace, path: Path, as_json: bool) -> None:
     from batchgen.trace.stats import describe
 
@@ -252,6 +299,16 @@ def _table(one: dict[str, Any]) -> list[str]:
             label = column.removesuffix("_tokens").replace("_", " ")
             values = "".join(f"{one[column][key]:>12,.0f}" for key in columns)
             lines.append(f"  {label:<18}{values}")
+    if "stages" in one:
+        stages = one["stages"]
+        for column, label in (("prompt_tokens", "follow-ups"), ("output_tokens", "their output")):
+            values = "".join(f"{stages[column][key]:>12,.0f}" for key in columns)
+            lines.append(f"  {label:<18}{values}")
+        lines.append(
+            f"  stages            {stages['count']:,} after the first, of {stages['rows']:,} rows "
+            f"(most {stages['most']}), waits of {stages['wait_mean_s']:.3g} s (mean) to "
+            f"{stages['wait_max_s']:.3g} s"
+        )
     arrivals = one["arrivals"]
     if arrivals["rate_per_s"] is None:
         lines.append("  arrivals          all at the start")

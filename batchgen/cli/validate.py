@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from batchgen.cli.common import parse_names, parse_overrides, say
+from batchgen.cli.endings import in_words
 from batchgen.cli.prediction import prediction
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import ReplayMismatch, UserError
@@ -143,9 +144,13 @@ def agreement(
     gpu: Annotated[str, typer.Option(help="Machine of the cost model.")] = "h100",
     seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and cancellations.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
+    body: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Body of every row.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """(c) The same rows through exec on a stub clock and through sim: logs must be identical."""
+    """(c) The same rows through exec on a stub clock and through sim: logs must be identical, and
+    every row must have its output, but for those that are cancelled on the way."""
     if max_tokens < 1:
         raise UserError(f"--max-tokens is {max_tokens}", remedy="give at least 1")
     if limit is not None and limit < 1:
@@ -169,6 +174,7 @@ def agreement(
                 gpu=gpu,
                 seed=seed,
                 limit=limit,
+                body=body,
             )
         )
         if not as_json:
@@ -182,10 +188,13 @@ def _line(result: dict[str, Any]) -> str:
     facts = (
         f"{result['events']} events, {result['cuts']} cuts, {result['preemptions']} preemptions, "
         f"{result['suspensions']} suspensions, of {result['rows']} rows {result['early_ends']} "
-        f"ended early and {result['cancelled']} were cancelled, BCT {result['bct_s']:.6f} s"
+        f"ended early and {result['cancelled']} were cancelled, {result['extended']} follow-ups, "
+        f"BCT {result['bct_s']:.6f} s"
     )
     if not result["all_ended"]:
-        return f"{result['policy']}: NOT all rows ended ({facts})"
+        logs = "logs are equal" if result["equal"] else "logs are not equal either"
+        words = in_words(result["not_ended"], result["rows"])
+        return f"{result['policy']}: {words}; {logs} ({facts})"
     if result["equal"]:
         return f"{result['policy']}: equal, times included ({facts})"
     return f"{result['policy']}: NOT equal at line {result['first_difference']} ({facts})"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,25 +18,39 @@ from batchgen.errors import UserError
 from batchgen.job.rows import BadRow, JobRow
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageAnswer:
+    """One stage of a row: the follow-up that began it (none in the first), and its answer.
+
+    `completion_tokens` counts the stop token; reason: "stop", "length", or "body" when the row's
+    body went on or ended before.
+    """
+
+    text: str
+    completion_tokens: int
+    reason: str
+    follow_up: str = ""
+    prompt_tokens: int = 0
+
+
 def answer_object(
-    row: JobRow,
-    text: str,
-    *,
-    produced_tokens: int,
-    finish_reason: str,
-    model: str,
-    created: int = 0,
+    row: JobRow, stages: Sequence[StageAnswer], *, model: str, created: int = 0
 ) -> dict[str, Any]:
     """The output object of a finished row; `created` is Unix seconds, one value for a whole job.
 
-    `produced_tokens` counts the stop token; `finish_reason` is "stop" or "length".
+    The answer is that of the last stage; usage counts all stages, follow-ups as prompt tokens. A
+    row of several stages has them all under "batchgen", which OpenAI's object does not have.
     """
     chat = row.kind == "chat"
+    last = stages[-1]
     content: dict[str, Any] = (
-        {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        {"message": {"role": "assistant", "content": last.text}} if chat else {"text": last.text}
     )
-    prompt_tokens = len(row.prompt_ids)
-    body = {
+    prompt_tokens = len(row.prompt_ids) + sum(stage.prompt_tokens for stage in stages)
+    produced_tokens = sum(stage.completion_tokens for stage in stages)
+    # A row that its body ended has no reason among OpenAI's; it ended as by a stop sequence.
+    finish_reason = "length" if last.reason == "length" else "stop"
+    body: dict[str, Any] = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{row.index}",
         "object": "chat.completion" if chat else "text_completion",
         "created": created,
@@ -46,11 +62,23 @@ def answer_object(
             "total_tokens": prompt_tokens + produced_tokens,
         },
     }
+    if len(stages) > 1 or last.reason == "body":
+        body["batchgen"] = {"stages": [_stage_object(row, stage) for stage in stages]}
     return {
         "id": f"batch_req_{row.index}",
         "custom_id": row.custom_id,
         "response": {"status_code": 200, "request_id": f"req_{row.index}", "body": body},
         "error": None,
+    }
+
+
+def _stage_object(row: JobRow, stage: StageAnswer) -> dict[str, Any]:
+    return {
+        "follow_up": stage.follow_up,
+        "text": stage.text,
+        "prompt_tokens": stage.prompt_tokens or len(row.prompt_ids),
+        "completion_tokens": stage.completion_tokens,
+        "finish_reason": stage.reason,
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,17 +64,22 @@ class PromptEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowLimits:
-    """Limits and defaults of a job, in tokens; `default_max_output` None fills the context."""
+    """Limits and defaults of a job, in tokens; `default_max_output` None fills the context.
+
+    keep_requests: rows keep their object of the input, for bodies that read it.
+    """
 
     max_context: int
     default_max_output: int | None = None
     run_seed: int = 0
     max_line_bytes: int = MAX_LINE_BYTES
+    keep_requests: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRow:
-    """A row that can run. `index` counts rows from 0 in input order, `line` lines from 1."""
+    """A row that can run. `index` counts rows from 0 in input order, `line` lines from 1; `request`
+    is empty unless it was to be kept."""
 
     index: int
     line: int
@@ -85,6 +90,7 @@ class JobRow:
     max_output: int
     sampling: Sampling
     ignore_eos: bool
+    request: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +176,7 @@ def _row(
         max_output=_max_output(body, len(prompt_ids), limits),
         sampling=_sampling(body, custom_id, limits.run_seed),
         ignore_eos=_flag(body, "ignore_eos"),
+        request=value if limits.keep_requests else {},
     )
 
 

@@ -146,7 +146,7 @@ class Policy:
         return self.parts[slot]
 
 
-def _plugins(group: str) -> dict[str, Any]:
+def installed(group: str) -> dict[str, Any]:
     from importlib.metadata import entry_points  # 20 ms: only when a policy is built
 
     return {point.name: point for point in entry_points(group=group)}
@@ -154,14 +154,14 @@ def _plugins(group: str) -> dict[str, Any]:
 
 def preset_names() -> list[str]:
     """Built-in presets first, then those of installed packages."""
-    return [*PRESETS, *sorted(set(_plugins("batchgen.presets")) - set(PRESETS))]
+    return [*PRESETS, *sorted(set(installed("batchgen.presets")) - set(PRESETS))]
 
 
 def find_preset(name: str) -> Preset:
     """A preset by name; raises UserError that names the close ones."""
     if name in PRESETS:
         return PRESETS[name]
-    plugins = _plugins("batchgen.presets")
+    plugins = installed("batchgen.presets")
     if name in plugins:
         preset = plugins[name].load()
         if not isinstance(preset, Preset):
@@ -179,13 +179,14 @@ def find_preset(name: str) -> Preset:
     )
 
 
-def _part_class(slot: str, name: str) -> type[Part]:
+def part_class(slot: str, name: str) -> type[Part]:
+    """The class of a built-in or installed part; raises UserError for an unknown one."""
     builtin = PARTS[slot].get(name)
     if builtin is not None:
         module, _, cls = builtin.partition(":")
         found: type[Part] = getattr(importlib.import_module(f"batchgen.policy.{module}"), cls)
         return found
-    plugin = _plugins("batchgen.parts").get(f"{slot}.{name}")
+    plugin = installed("batchgen.parts").get(f"{slot}.{name}")
     if plugin is None:
         raise UserError(
             f"unknown {slot} part '{name}'",
@@ -199,7 +200,7 @@ def _part_class(slot: str, name: str) -> type[Part]:
 
 
 def _convert(slot: str, field_info: dataclasses.Field[Any], text: str) -> Any:
-    kind = str(field_info.type)
+    kind = field_info.type if isinstance(field_info.type, str) else field_info.type.__name__
     try:
         if kind == "bool":
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -209,6 +210,23 @@ def _convert(slot: str, field_info: dataclasses.Field[Any], text: str) -> Any:
             f"--set {slot}.{field_info.name}={text}: not a valid {kind}",
             remedy=f"the default is {field_info.default}",
         ) from None
+
+
+def part_config(
+    slot: str, name: str, cls: type[Part], options: Mapping[str, Any], texts: Mapping[str, str]
+) -> Any:
+    """The `Config` of a part: a preset's options, then those given as text. Raises UserError."""
+    fields = {item.name: item for item in dataclasses.fields(cls.Config)}
+    values = dict(options)
+    for option, text in texts.items():
+        if option not in fields:
+            known = ", ".join(fields) or "none"
+            raise UserError(
+                f"--set {slot}.{option}: {name} has no such option",
+                remedy=f"its options: {known}",
+            )
+        values[option] = _convert(slot, fields[option], text)
+    return cls.Config(**values)
 
 
 def build_policy(
@@ -240,13 +258,13 @@ def build_policy(
             texts[slot][option] = text
     parts: dict[str, Part] = {}
     for slot in SLOTS:
-        cls = _part_class(slot, chosen[slot])
+        cls = part_class(slot, chosen[slot])
         if (
             cls.needs - capabilities
             and chosen[slot] == preset.parts[slot]
             and slot in preset.fallback
         ):
-            cls = _part_class(slot, preset.fallback[slot])
+            cls = part_class(slot, preset.fallback[slot])
             texts[slot] = {}
             options[slot] = {}
         missing = cls.needs - capabilities
@@ -258,14 +276,6 @@ def build_policy(
                 f"{slot}.part={NEUTRAL[slot]}",
                 code="capability",
             )
-        fields = {item.name: item for item in dataclasses.fields(cls.Config)}
-        for option, text in texts[slot].items():
-            if option not in fields:
-                known = ", ".join(fields) or "none"
-                raise UserError(
-                    f"--set {slot}.{option}: {chosen[slot]} has no such option",
-                    remedy=f"its options: {known}",
-                )
-            options[slot][option] = _convert(slot, fields[option], text)
-        parts[slot] = cls(cls.Config(**options[slot]))
+        config = part_config(slot, chosen[slot], cls, options[slot], texts[slot])
+        parts[slot] = cls(config)
     return Policy(preset=preset, parts=parts)

@@ -11,7 +11,8 @@ from typing import Any
 
 from batchgen import events as ev
 from batchgen.actions import Action
-from batchgen.coroutine import Bodies, BodyFactory, MakeView, SequenceView
+from batchgen.bodies import Bodies
+from batchgen.coroutine import BodyFactory, MakeView, SequenceView
 from batchgen.errors import IllegalTransition
 from batchgen.plan import Plan
 from batchgen.policy.compiled import Compiled
@@ -34,7 +35,8 @@ class Runtime:
     reference: one pass per step; the slow truth that coalesced stepping is tested against.
     max_passes: another limit of a step's length. page_keys: prefix keys of a row's full prompt
     pages; None switches the prefix index off. advisor: cost questions of tail and pace. bodies:
-    bodies of one's own; `view` makes what they see of their row.
+    bodies of one's own, or what resumes
+    them; `view` makes what they see of their row.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class Runtime:
         max_passes: int = MAX_PASSES,
         page_keys: PageKeys | None = None,
         advisor: Advisor | None = None,
-        bodies: BodyFactory | None = None,
+        bodies: BodyFactory | Bodies | None = None,
         view: MakeView = SequenceView,
     ) -> None:
         self.table, self.plan, self.policy = table, plan, policy
         self.reference, self.page_keys = reference, page_keys
-        self.bodies = Bodies(table, bodies, view) if bodies is not None else None
+        if bodies is not None and not isinstance(bodies, Bodies):
+            bodies = Bodies(table, bodies, view)
+        self.bodies = bodies
         self.cluster = ClusterMachine(
             table,
             plan,

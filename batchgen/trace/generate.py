@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from batchgen.errors import UserError
 from batchgen.trace.lengths import Lengths, Lognormal, choose_part
+from batchgen.trace.rounds import Rounds, draw_stages
 from batchgen.trace.table import MAX_ARRIVAL_PS, Trace, make_trace
 
 DEFAULT_PREFIX_BLOCK_TOKENS = 64
@@ -35,7 +36,8 @@ class GenerateOptions:
     Samples of one prompt form a group: same prompt, prefix and arrival, independent outputs; they
     share the full blocks of `prefix_block_tokens` (0 records no prefixes). `rate_per_s` gives
     Poisson arrivals of prompts; 0 means that all are there at the start. `expert_skew` is the
-    power-law exponent of the experts' load, recorded for the backends.
+    power-law exponent of the experts' load, recorded for the backends. `rounds`: rows go on after
+    their first answer.
     """
 
     num_rows: int
@@ -44,6 +46,7 @@ class GenerateOptions:
     rate_per_s: float = 0.0
     expert_skew: float = 0.0
     prefix_block_tokens: int = DEFAULT_PREFIX_BLOCK_TOKENS
+    rounds: Rounds | None = None
 
     def __post_init__(self) -> None:
         checks = (
@@ -67,15 +70,15 @@ class GenerateOptions:
 def generate(parts: tuple[Part, ...], options: GenerateOptions, name: str = "generated") -> Trace:
     """A trace of `num_rows` rows drawn from the parts. Same arguments, same trace.
 
-    Prompts, outputs, arrivals and the choice of parts have random streams of their own, so that
-    changing one distribution leaves the others' values as they are.
+    Prompts, outputs, arrivals, rounds and the choice of parts have random streams of their own, so
+    that changing one distribution leaves the others' values as they are.
     """
     if not parts or not all(0 < part.weight < float("inf") for part in parts):
         raise UserError("every part needs a positive weight", remedy="correct the weights")
     samples = options.samples_per_prompt
     num_prompts = options.num_rows // samples
-    streams = np.random.default_rng(options.seed).spawn(4)
-    choice, prompt_rng, output_rng, arrival_rng = streams
+    streams = np.random.default_rng(options.seed).spawn(5)
+    choice, prompt_rng, output_rng, arrival_rng, rounds_rng = streams
     prompts = np.zeros(num_prompts, dtype=np.int32)
     outputs = np.zeros(options.num_rows, dtype=np.int32)
     which = np.zeros(num_prompts, dtype=np.int64)
@@ -91,6 +94,8 @@ def generate(parts: tuple[Part, ...], options: GenerateOptions, name: str = "gen
     if options.rate_per_s:
         arrival = _poisson_ps(arrival_rng, options.rate_per_s, num_prompts)
     columns: dict[str, Any] = {}
+    if options.rounds is not None:
+        columns["stages"] = draw_stages(rounds_rng, options.rounds, options.num_rows)
     if samples > 1:
         columns["group"] = np.repeat(np.arange(num_prompts, dtype=np.int32), samples)
         columns |= _shared_prefixes(prompts, samples, options.prefix_block_tokens)

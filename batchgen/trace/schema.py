@@ -16,6 +16,7 @@ import msgspec
 from batchgen.errors import DataError
 from batchgen.trace.lines import read_lines
 from batchgen.trace.rejects import Rejects
+from batchgen.trace.stages import MAX_STAGES, MAX_WAIT_PS
 from batchgen.trace.table import (
     MAX_ARRIVAL_PS,
     MAX_TOKENS,
@@ -32,7 +33,16 @@ FORMAT_VERSION = 1
 
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 MaybeTokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
-ROW_FIELDS = "prompt_tokens, output_tokens, id, max_output_tokens, arrival_s, group, prefix"
+ROW_FIELDS = "prompt_tokens, output_tokens, id, max_output_tokens, arrival_s, group, prefix, stages"
+STAGE_FIELDS = "prompt_tokens, output_tokens, wait_s"
+
+
+class Stage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What a row does after its output: wait, take a follow-up, generate again."""
+
+    prompt_tokens: Tokens
+    output_tokens: Tokens
+    wait_s: Decimal = Decimal(0)
 
 
 class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -46,6 +56,7 @@ class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     arrival_s: Decimal = Decimal(0)
     group: Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)] = -1
     prefix: list[int] = []
+    stages: Annotated[list[Stage], msgspec.Meta(max_length=MAX_STAGES)] = []
 
 
 class Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -144,6 +155,8 @@ def _add(builder: TraceBuilder, row: Row, block_tokens: int) -> None:
                 f"{row.arrival_s} is not a time from 0 to {MAX_ARRIVAL_PS // 10**PS_DECIMALS} s",
                 "give seconds from the start of the trace",
             )
+    stages = row.stages
+    waits = [_wait_ps(number, stage) for number, stage in enumerate(stages)] if stages else ()
     try:
         builder.add(
             row.prompt_tokens,
@@ -156,6 +169,21 @@ def _add(builder: TraceBuilder, row: Row, block_tokens: int) -> None:
         )
     except OverflowError:
         raise _BadField("prefix", "a block id does not fit 64 bits", "use smaller ids") from None
+    for stage, wait_ps in zip(stages, waits, strict=True) if stages else ():
+        builder.stages.add(len(builder) - 1, stage.prompt_tokens, stage.output_tokens, wait_ps)
+
+
+def _wait_ps(number: int, stage: Stage) -> int:
+    if not stage.wait_s:
+        return 0
+    wait_ps = arrival_to_ps(stage.wait_s)
+    if not 0 <= wait_ps <= MAX_WAIT_PS:
+        raise _BadField(
+            f"stages[{number}].wait_s",
+            f"{stage.wait_s} is not a time from 0 to {MAX_WAIT_PS // 10**PS_DECIMALS} s",
+            "give seconds from the end of the output before",
+        )
+    return wait_ps
 
 
 def arrival_to_ps(seconds: Decimal) -> int:
@@ -200,7 +228,12 @@ def _explain(error: Exception) -> tuple[str, str | None]:
     field = None
     if " - at `$." in text:
         text, _, path = text.partition(" - at `$.")
-        field = path.rstrip("`").split("[")[0].split(".")[0]
+        field = path.rstrip("`")
+        if not field.startswith("stages["):
+            field = field.split("[")[0].split(".")[0]
+        elif "missing required field `" in text or "unknown field `" in text:
+            field += "." + text.split("`")[1]
+            text = "missing" if "missing" in text else "unknown field"
     elif "missing required field `" in text or "unknown field `" in text:
         field = text.split("`")[1]
         text = "missing" if "missing" in text else "unknown field"
@@ -213,7 +246,10 @@ def _row_error(
 ) -> DataError:
     if not remedy and field is not None and message in ("missing", "unknown field"):
         remedy = (
-            f"rows have the fields {ROW_FIELDS}; convert other formats with 'batchgen trace import'"
+            f"stages have the fields {STAGE_FIELDS}"
+            if field.startswith("stages[")
+            else f"rows have the fields {ROW_FIELDS}; "
+            "convert other formats with 'batchgen trace import'"
         )
     return DataError(
         message,

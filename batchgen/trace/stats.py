@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batchgen.trace.stages import Stages
 from batchgen.trace.table import Trace
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
@@ -16,7 +17,8 @@ PS_PER_S = 1e12
 def describe(trace: Trace) -> dict[str, Any]:
     """The statistics as plain JSON values; lengths in tokens, times in seconds.
 
-    `prefix` is there only if rows have prefix blocks, `groups` only if rows have groups,
+    `prefix` is there only if rows have prefix blocks, `groups` only if rows have groups, `stages`
+    only if rows have stages (`prompt_tokens` and `output_tokens` are of first stages then),
     `expert_skew` and `max_output_tokens` only if set. Percentiles interpolate linearly.
     """
     stats: dict[str, Any] = {
@@ -26,6 +28,10 @@ def describe(trace: Trace) -> dict[str, Any]:
         "output_tokens": length_stats(trace.output_tokens),
     }
     stats["total_tokens"] = stats["prompt_tokens"]["total"] + stats["output_tokens"]["total"]
+    if trace.stages is not None:
+        stats["stages"] = stage_stats(trace.stages)
+        for column in ("prompt_tokens", "output_tokens"):
+            stats["total_tokens"] += stats["stages"][column]["total"]
     if len(trace) and trace.max_output_tokens.any():
         stats["max_output_tokens"] = length_stats(trace.max_output_tokens)
     stats["arrivals"] = arrival_stats(trace.arrival_ps)
@@ -56,6 +62,20 @@ def length_stats(tokens: NDArray[np.int32]) -> dict[str, float | int]:
     for share, value in zip(PERCENTILES, np.percentile(tokens, PERCENTILES), strict=True):
         found[f"p{share:g}"] = float(value)
     return found | {"max": int(tokens.max()), "total": int(tokens.sum(dtype=np.int64))}
+
+
+def stage_stats(stages: Stages) -> dict[str, Any]:
+    """Stages after the first: how many, their follow-ups and outputs in tokens, waits in s."""
+    counts, waits = stages.counts, stages.wait_ps / PS_PER_S
+    return {
+        "count": int(stages.prompt_tokens.size),
+        "rows": int((counts > 0).sum()),
+        "most": int(counts.max()),
+        "prompt_tokens": length_stats(stages.prompt_tokens),
+        "output_tokens": length_stats(stages.output_tokens),
+        "wait_mean_s": float(waits.mean()),
+        "wait_max_s": float(waits.max()),
+    }
 
 
 def arrival_stats(arrival_ps: NDArray[np.int64]) -> dict[str, float | bool | None]:

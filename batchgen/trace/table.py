@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batchgen.trace.stages import Stages, StagesBuilder, spans
+
 MAX_TOKENS = 2**31 - 1
 MAX_ARRIVAL_PS = 2**63 - 1
 PS_DECIMALS = 12
@@ -28,8 +30,9 @@ class Trace:
     zero when the source has no times. `prefix_blocks[prefix_offsets[i]:prefix_offsets[i + 1]]` are
     row i's prompt blocks of `prefix_block_tokens` tokens each, first block first. An id stands for
     the tokens of its block and of all blocks before it, so two prompts share exactly their common
-    leading ids; the last block of a row may be only partly filled. Raises ValueError naming the
-    column when lengths or ranges are wrong.
+    leading ids; the last block of a row may be only partly filled. `stages`: what rows do after
+    their output; None when they end with it. Raises ValueError naming the column when lengths or
+    ranges are wrong.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Trace:
     prefix_blocks: NDArray[np.int64]
     prefix_block_tokens: int = 0
     ids: tuple[str, ...] | None = None
+    stages: Stages | None = None
     expert_skew: float = 0.0
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -72,6 +76,8 @@ class Trace:
                 raise ValueError("prefix_blocks: a row has more blocks than its prompt can fill")
         if self.ids is not None and len(self.ids) != n:
             raise ValueError(f"ids: {len(self.ids)} entries, wanted {n}")
+        if self.stages is not None and self.stages.offsets.shape != (n + 1,):
+            raise ValueError(f"stages: {self.stages.offsets.size - 1} rows, wanted {n}")
         if not (0.0 <= self.expert_skew < float("inf")):
             raise ValueError(f"expert_skew: {self.expert_skew}, wanted a finite number from 0")
 
@@ -80,11 +86,7 @@ class Trace:
 
     def take(self, rows: NDArray[np.int64]) -> Trace:
         """The rows with these indices, in this order; all other facts unchanged."""
-        starts, ends = self.prefix_offsets[:-1][rows], self.prefix_offsets[1:][rows]
-        lengths = ends - starts
-        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-        # Index of every wanted block: position inside its row plus the row's old start.
-        where = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        where, offsets = spans(self.prefix_offsets, rows)
         return replace(
             self,
             prompt_tokens=self.prompt_tokens[rows],
@@ -95,6 +97,7 @@ class Trace:
             prefix_offsets=offsets,
             prefix_blocks=self.prefix_blocks[where],
             ids=None if self.ids is None else tuple(self.ids[i] for i in rows.tolist()),
+            stages=None if self.stages is None else self.stages.take(rows),
         )
 
     def head(self, n: int) -> Trace:
@@ -114,6 +117,7 @@ def make_trace(
     prefix_blocks: NDArray[Any] | None = None,
     prefix_block_tokens: int = 0,
     ids: tuple[str, ...] | None = None,
+    stages: Stages | None = None,
     expert_skew: float = 0.0,
     meta: dict[str, Any] | None = None,
 ) -> Trace:
@@ -142,6 +146,7 @@ def make_trace(
         prefix_blocks=empty if prefix_blocks is None else np.asarray(prefix_blocks, dtype=np.int64),
         prefix_block_tokens=prefix_block_tokens,
         ids=ids,
+        stages=stages,
         expert_skew=expert_skew,
         meta=dict(meta or {}),
     )
@@ -157,6 +162,7 @@ class TraceBuilder:
         self.offsets, self.blocks = array("q", [0]), array("q")
         self.ids: list[str | None] = []
         self.has_ids = False
+        self.stages = StagesBuilder()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -229,6 +235,7 @@ class TraceBuilder:
             prefix_blocks=column(self.blocks, np.int64),
             prefix_block_tokens=prefix_block_tokens if len(self.blocks) else 0,
             ids=ids,
+            stages=self.stages.build(len(self)),
             expert_skew=expert_skew,
             meta=meta,
         )

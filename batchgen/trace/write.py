@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 
 from batchgen.errors import UserError
+from batchgen.trace.stages import Stages
 from batchgen.trace.table import PS_DECIMALS, Trace
 
 ROWS_PER_WRITE = 16384
@@ -91,6 +93,7 @@ def _rows(trace: Trace, start: int, stop: int) -> Iterator[str]:
     ids = None if trace.ids is None else trace.ids[start:stop]
     offsets = trace.prefix_offsets[start : stop + 1]
     blocks = trace.prefix_blocks[offsets[0] : offsets[-1]].tolist()
+    stages = None if trace.stages is None else _stages(trace.stages, start, stop)
     columns = zip(
         trace.prompt_tokens[part].tolist(),
         trace.output_tokens[part].tolist(),
@@ -113,7 +116,26 @@ def _rows(trace: Trace, start: int, stop: int) -> Iterator[str]:
             row += f',"group":{group}'
         if count:
             row += f',"prefix":{str(blocks[first : first + count]).replace(" ", "")}'
+        if stages is not None and stages[i]:
+            row += f',"stages":[{stages[i]}]'
         yield row + "}\n"
+
+
+def _stages(stages: Stages, start: int, stop: int) -> list[str]:
+    """The stages of some rows as JSON, "" for a row without."""
+    offsets = stages.offsets[start : stop + 1].tolist()
+    part = slice(offsets[0], offsets[-1])
+    texts = [
+        f'{{"prompt_tokens":{prompt},"output_tokens":{output}'
+        + (f',"wait_s":{_seconds(wait)}}}' if wait else "}")
+        for prompt, output, wait in zip(
+            stages.prompt_tokens[part].tolist(),
+            stages.output_tokens[part].tolist(),
+            stages.wait_ps[part].tolist(),
+            strict=True,
+        )
+    ]
+    return [",".join(texts[a - offsets[0] : b - offsets[0]]) for a, b in pairwise(offsets)]
 
 
 def _seconds(picoseconds: int) -> str:

@@ -25,6 +25,7 @@ EXEC_FLAGS = {
     "--max-tokens",
     "--seed",
     "--limit",
+    "--body",
     "--hbm-pages",
     "--host-pages",
     "--threads",

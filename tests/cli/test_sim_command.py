@@ -32,6 +32,7 @@ SIM_FLAGS = {
     "--profile",
     "--seed",
     "--limit",
+    "--body",
     "--out",
     "--force",
     "--log",
@@ -63,7 +64,7 @@ def test_every_flag_reaches_the_job(
     line = (
         "--model qwen3-8b --gpus 16 --gpu h100 --gpus-per-node 8 --layout tp2 --policy orca "
         "--set batching.max_tokens=4096 --set order.key=a=b --arrivals trace "
-        "--max-output-tokens 77 --oracle --seed 5 --limit 9 --log full"
+        "--max-output-tokens 77 --oracle --seed 5 --limit 9 --log full --body m:f"
     )
     files = ["--faults", trace_file, "--profile", trace_file, "--out", str(tmp_path / "o")]
     assert main(["sim", "--trace", trace_file, *files, *line.split()]) == 0
@@ -85,6 +86,7 @@ def test_every_flag_reaches_the_job(
             seed=5,
             limit=9,
             log="full",
+            body="m:f",
         )
     ]
 

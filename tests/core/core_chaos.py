@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from core_cases import Case, schedule
-from core_toy import ToyCost
-from core_walker import EXTERNAL, Walker
 
 from batchgen import actions as act
 from batchgen import events as ev
+from batchgen.check.toy import ToyCost
+from batchgen.check.walker import EXTERNAL, Walker
 from batchgen.log import Entry
 from batchgen.runtime.core import Runtime
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core_cases import Case
-from core_toy import ToyCost
+
+from batchgen.check.toy import ToyCost
 
 
 @dataclass
@@ -212,7 +213,9 @@ class Naive:
         planned = sum(1 if one in decodes else one.known - one.cached for one in living)
         if self.rule == "orca" or not self.active:
             seats = min(self.case.seqs, self.case.budget)
-            while self.queue and len(self.active) < seats and planned < self.case.budget:
+            while self.queue and len(self.active) < seats:
+                if self.rule == "orca" and planned >= self.case.budget:
+                    break
                 head = self.queue[0]
                 pages = min(ceil_div(head.prompt + head.budget, page), self.case.hbm_pages)
                 if pages > self.free:

@@ -37,11 +37,7 @@ def simulate_case(
         case.plan(),
         advisor.home,
         np.array([row.output for row in case.rows], dtype=np.int32),
-        stages={
-            index: [output for _, output, _ in row.stages]
-            for index, row in enumerate(case.rows)
-            if row.stages
-        },
+        stages=lambda row, stage: case.rows[row].stages[stage - 1][1],
         layout_cost=advisor.cost,
         observer=observe,
     )

@@ -10,6 +10,7 @@ import pytest
 from core_cases import Case, Row, build, products, random_case, run, swaps
 from core_invariants import Invariants
 
+from batchgen.check.verify import difference
 from batchgen.coroutine import (
     DECODE,
     Body,
@@ -194,3 +195,31 @@ def test_a_sleeping_row_can_be_cancelled() -> None:
 
 def test_what_a_body_may_yield_is_exported() -> None:
     assert {Decode, Extend, Wait, End} == {type(DECODE), Extend, Wait, type(End())}
+
+
+def naps(sequence: SequenceView) -> Body:
+    """Most rows sleep when their prompt is complete, as often as it is; some then go on early."""
+    outcome = yield DECODE
+    while True:
+        if outcome is Outcome.PROMPT_DONE and sequence.row % 5:
+            outcome = yield Wait(1e-7 * (sequence.row % 3) + 7e-12 * sequence.row)  # no two at once
+        elif outcome is Outcome.WOKEN and sequence.row % 5 == 4 and not sequence.stage:
+            outcome = yield Extend(3, 4)
+        elif outcome is Outcome.FINISHED:
+            return
+        else:
+            outcome = yield DECODE
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_rows_that_sleep_after_their_prompt_wake(half: int) -> None:
+    """Whatever takes their place meanwhile; a step's length changes nothing."""
+    for index, case in enumerate(many(kinds=("lost", "back", "cancel"), count=120)):
+        if index % 2 != half:
+            continue
+        staged = tuple(replace(row, stages=((3, 4, 0),)) for row in case.rows)
+        case = replace(case, rows=staged)
+        one = run(case, bodies=naps, checker=Invariants(case), reference=True)
+        assert set(one.reasons.values()) <= {"stop", "length", "capacity", "cancelled", "no_device"}
+        other = run(case, bodies=naps)
+        assert not difference(one, other), (index, difference(one, other))

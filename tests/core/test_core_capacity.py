@@ -70,3 +70,50 @@ def test_the_peak_of_used_pages_is_that_of_the_end_of_a_step() -> None:
         run(case, reference=reference, checker=lambda rt, _, s=seen: s.append(rt.kv_pages(0)))
         peaks.append(max(seen))
     assert peaks == [23, 23]  # 91 tokens with KV, in pages of 4
+
+
+def test_a_row_that_fits_does_not_fail_because_others_pause() -> None:
+    """The last row of a rank pauses for pages that a row about to grow, or a dead row, holds."""
+    growing = Case(
+        preset="vllm",
+        rows=(
+            Row(prompt=34, budget=19, output=18),
+            Row(prompt=21, budget=36, output=4),
+            Row(prompt=31, budget=20, output=8, stages=((1, 6, 30000), (7, 9, 400000))),
+        ),
+        overrides={"order.part": "by-prompt", "order.threshold_tokens": "4"},
+        engines=2,
+        hbm_pages=11,
+        page=8,
+        boundary=16,
+        seqs=64,
+        copy_ps=10,
+    )
+    growing.overrides["order.long_share"] = "0.8"
+    dead = Case(
+        preset="static",
+        rows=(
+            Row(prompt=56, budget=31, output=7, stages=((3, 10, 0), (2, 9, 0))),
+            Row(prompt=17, budget=33, output=19, stages=((8, 7, 0), (9, 4, 1))),
+            Row(prompt=40, budget=58, output=1),
+            Row(prompt=29, budget=31, output=21),
+        ),
+        overrides={
+            "order.part": "by-prompt",
+            "order.threshold_tokens": "16",
+            "order.long_share": "0.3",
+            "admission.part": "lazy-pages",
+        },
+        engines=4,
+        roles=("prefill", "prefill", "decode", "decode"),
+        engines_per_node=2,
+        hbm_pages=17,
+        page=8,
+        boundary=5,
+        seqs=64,
+        depth=2,
+        bad_copies=4,
+    )
+    for case in (growing, dead):
+        outcome = run(case, checker=Invariants(case))
+        assert set(outcome.reasons.values()) <= {"stop", "length"}

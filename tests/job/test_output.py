@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchgen.errors import UserError
-from batchgen.job.output import OutputWriter, answer_object, bad_row_object
+from batchgen.job.output import OutputWriter, StageAnswer, answer_object, bad_row_object
 from batchgen.job.rows import BadRow, JobRow
 from batchgen.job.sampling import Sampling
 
@@ -45,17 +45,28 @@ def test_any_order_of_answers_gives_input_order(tmp_path: Path, order: list[int]
 
 
 def test_objects_have_the_openai_shape() -> None:
-    value = answer_object(row(4), "hey", produced_tokens=2, finish_reason="stop", model="m")
+    hey = StageAnswer(text="hey", completion_tokens=2, reason="stop")
+    value = answer_object(row(4), [hey], model="m")
     body = value["response"]["body"]
     assert value["custom_id"] == "c4"
     assert value["error"] is None
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "hey"}
     assert body["choices"][0]["finish_reason"] == "stop"
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    text = answer_object(
-        row(0, "completion"), "t", produced_tokens=1, finish_reason="length", model="m"
-    )
+    assert "batchgen" not in body
+    short = StageAnswer(text="t", completion_tokens=1, reason="length")
+    text = answer_object(row(0, "completion"), [short], model="m")
+    assert text["response"]["body"]["choices"][0]["finish_reason"] == "length"
     assert text["response"]["body"]["choices"][0]["text"] == "t"
+    more = StageAnswer(
+        text="t", completion_tokens=1, reason="body", follow_up="and?", prompt_tokens=4
+    )
+    body = answer_object(row(4), [hey, more], model="m")["response"]["body"]
+    assert body["choices"][0]["message"]["content"] == "t"
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert [stage["prompt_tokens"] for stage in body["batchgen"]["stages"]] == [3, 4]
+    assert [stage["finish_reason"] for stage in body["batchgen"]["stages"]] == ["stop", "body"]
     bad = bad_row_object(BadRow(index=1, line=2, custom_id=None, code="invalid_json", message="x"))
     assert bad["response"] is None
     assert bad["error"] == {"code": "invalid_json", "message": "line 2: x"}

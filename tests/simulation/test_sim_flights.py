@@ -13,8 +13,8 @@ import pytest
 from core_cases import Case, Row, random_case, run, swaps
 from core_invariants import Invariants
 from core_sim import simulate_case
-from core_toy import ToyCost
 
+from batchgen.check.toy import ToyCost
 from batchgen.sequence import Table
 from batchgen.sim.flight import Flight
 from batchgen.sim.rowbook import RowBook

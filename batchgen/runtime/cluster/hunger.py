@@ -128,7 +128,7 @@ class Hunger:
         if donor_id in (-1, engine.id):
             return False
         donor = self._cluster.engines[donor_id]
-        return max(rank.size for rank in engine.ranks) >= max(rank.size for rank in donor.ranks)
+        return engine.roomiest >= donor.roomiest
 
     def give_waiting(self, donor: EngineMachine, engine: EngineMachine, count: int) -> None:
         """Waiting rows of the donor, those that would run last, wait at the engine."""
@@ -159,12 +159,13 @@ class Hunger:
                     cluster.agenda[index] = None
                     return
 
-    def probe(self, engine: EngineMachine) -> None:
-        """A slow engine is tried again with a row of its own."""
+    def probe(self, engine: EngineMachine) -> bool:
+        """A slow engine is tried again with a row that waits elsewhere; False when none does."""
         cluster = self._cluster
         donor_id, _ = self._waiting.top()
         if not self._gives(donor_id, engine):
-            return
+            return False
         self.give_waiting(cluster.engines[donor_id], engine, 1)
         engine.look_q = engine.q
         cluster.agenda[engine.id] = None
+        return True

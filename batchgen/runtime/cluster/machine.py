@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from batchgen import actions as act
-from batchgen.coroutine import Bodies, Outcome
+from batchgen.bodies import Bodies
+from batchgen.coroutine import Outcome
 from batchgen.runtime.cluster import tail
 from batchgen.runtime.cluster.hunger import Hunger
 from batchgen.runtime.cluster.loads import Loads
@@ -104,6 +105,9 @@ class ClusterMachine:
         if not self.takers:
             self.homeless.extend(rows)
             return
+        for engine in self.pace.take_due(len(rows)):
+            self._try(engine, rows[-1])
+            rows = rows[:-1]
         slots: dict[tuple[int, int], list[int]] = {}
         for row, slot in self.policy.placement.place(self, rows):
             slots.setdefault(slot, []).append(row)
@@ -116,10 +120,20 @@ class ClusterMachine:
             self.agenda[index] = None
             self.out.append(act.Place(placed, index))
 
+    def _try(self, engine: EngineMachine, row: int) -> None:
+        """A row runs on a slow engine, which shows its pace with it."""
+        engine.offer([row])
+        engine.look_q = engine.q
+        if self._work is not None:
+            self.loads.add(engine.id, self.table.v_rank[row], self.work(row))
+        self.hunger.fed(engine)
+        self.agenda[engine.id] = None
+        self.out.append(act.Place([row], engine.id))
+
     def too_large(self, engine: EngineMachine, row: int, pages: int, size: int) -> None:
         """Upcall: the row can never fit on this engine; it fails by name if it fits nowhere."""
         for other in self.takers:
-            if other is not engine and max(rank.size for rank in other.ranks) >= pages:
+            if other is not engine and other.roomiest >= pages:
                 other.offer([row])
                 self.hunger.waiting_grew(other)
                 self.agenda[other.id] = None

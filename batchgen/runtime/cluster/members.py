@@ -46,12 +46,6 @@ class Members:
             engine.draining = bool(self._noticed[engine.id]) and engine not in others
         cluster.loads.admit(one.id for one in cluster.takers)
 
-    def num_stranded(self) -> int:
-        """Rows that wait for any engine to come alive, with KV on a host or without."""
-        cluster = self._cluster
-        hosted = sum(len(one.ready) for one in cluster.engines if not one.alive)
-        return len(cluster.homeless) + hosted
-
     def homes(self, source: EngineMachine) -> list[EngineMachine]:
         """Where rows with KV of an engine may go."""
         cluster = self._cluster
@@ -129,12 +123,11 @@ class Members:
         self._noticed[engine.id].discard(event.device)
         if self._lost[engine.id]:
             return
+        stayed = [one for one in cluster.engines if one.alive and not one.draining]
         if not engine.alive:
             engine.alive, engine.told = True, False
-            self.choose_takers()
-            cluster.loads.level(engine.id)
-        else:
-            self.choose_takers()
+        self.choose_takers()
+        cluster.loads.level(engine.id)
         engine.urgent = True
         cluster.agenda[engine.id] = None
         homeless, cluster.homeless = cluster.homeless, []
@@ -143,6 +136,9 @@ class Members:
         for other in cluster.engines:
             if not other.alive:
                 self._rehome_hosted(other)
+        for other in stayed:
+            if other.draining:  # it had a notice, and nobody to give its rows to
+                self.empty(other)
 
     # -- slowness ---------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchgen import actions as act
+from batchgen.bodies import Bodies
 from batchgen.coroutine import (
-    Bodies,
     BodyError,
     Decode,
     End,
@@ -59,6 +59,8 @@ class Obey:
         elif isinstance(request, Wait):
             self._delays[row] = request.delay_ps
             engine.order(row, ("sleep", "", ""))
+        elif row in self._delays and self._cluster.table.v_status[row] != Status.SLEEPING:
+            engine.order(row, ("sleep", "", ""))  # it gave way before, maybe to another engine
 
     def _order(self, engine: EngineMachine, row: int, order: tuple[str, str, str]) -> None:
         if self._cluster.table.v_engine[row] == engine.id:
@@ -164,7 +166,7 @@ class Obey:
 
     def forget(self, row: int) -> None:
         """The row has ended."""
-        self._bodies.drop(row)
+        self._bodies.forget(row)
         self._ended.pop(row, None)
         self._delays.pop(row, None)
 

@@ -2,7 +2,8 @@
 the cost model expects of exactly its composition.
 
 Slowness is no event, and it heals: a slow engine that works is timed again, and one that has
-nothing to do is tried with a row after a while, later and later.
+nothing to do is tried with a row after a while, later and later: one that waits elsewhere, or where
+none does the next that comes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Pace:
         self._waits: dict[int, int] = {}  # slow engine -> passes until it is tried again
         self._pass_ps: dict[int, int] = {}
         self._tries: set[int] = set()  # slow engines that have got a row to show their pace
+        self._due: dict[int, None] = {}  # slow engines that get one as soon as there is one
+        self._pending: set[int] = set()  # engines whose timer is set
 
     @property
     def watches(self) -> bool:
@@ -54,6 +57,7 @@ class Pace:
         cluster = self._cluster
         if cluster.policy.placement.is_slow(duration_ps, expected_ps):
             self._pass_ps[engine.id] = duration_ps
+            cluster.hunger.later = True  # whoever is free takes what runs here
             if engine.id not in cluster.members.slow:
                 cluster.members.mark_slow(engine)
                 self._waits.setdefault(engine.id, FIRST_WAIT)
@@ -69,8 +73,21 @@ class Pace:
     def forget(self, engine: EngineMachine) -> None:
         self._waits.pop(engine.id, None)
         self._tries.discard(engine.id)
+        self._due.pop(engine.id, None)
+
+    def take_due(self, num_rows: int) -> list[EngineMachine]:
+        """Slow engines whose try is due, for so many rows that need an engine: one row each."""
+        due = [self._cluster.engines[index] for index in list(self._due)[:num_rows]]
+        for engine in due:
+            del self._due[engine.id]
+            self._tries.add(engine.id)
+            self._try_later(engine)
+        return due
 
     def _try_later(self, engine: EngineMachine) -> None:
+        if engine.id in self._pending:
+            return
+        self._pending.add(engine.id)
         wait = self._waits[engine.id]
         self._waits[engine.id] = min(2 * wait, LONGEST_WAIT)
         cluster = self._cluster
@@ -79,14 +96,15 @@ class Pace:
 
     def woken(self, engine: EngineMachine) -> None:
         """Time to try a slow engine again, if it has nothing to show by itself."""
+        self._pending.discard(engine.id)
         cluster = self._cluster
         if engine.id not in cluster.members.slow or not engine.alive:
             return
-        if cluster.unfinished <= cluster.members.num_stranded():
-            return  # nobody works, so nothing will ever come to it
-        if not engine.num_resident and not engine.num_waiting:
+        self._tries.discard(engine.id)
+        if engine.num_resident or engine.num_waiting:
+            self._try_later(engine)
+        elif cluster.hunger.probe(engine):
             self._tries.add(engine.id)
-            cluster.hunger.probe(engine)
+            self._try_later(engine)
         else:
-            self._tries.discard(engine.id)
-        self._try_later(engine)
+            self._due[engine.id] = None

@@ -94,14 +94,24 @@ class Transfers:
             cluster.loads.add(target.id, 0, cluster.work(row))
         cluster.agenda[target.id] = None
 
+    def _unask(self, source: EngineMachine, row: int) -> None:
+        """The row stays where it is, and with it the work that was counted for its destination."""
+        self._stamps.pop(row, None)
+        target, loads = self._at.pop(row, None), self._cluster.loads
+        if target is not None:
+            work = self._cluster.work(row)
+            loads.add(target.id, 0, -work)
+            loads.add(source.id, self._table.v_rank[row], work)
+
     def asks(self, row: int, stamp: int) -> bool:
         """Whether a request is alive."""
         return self._stamps.get(row) == stamp
 
     def refused(self, row: int, source: int) -> None:
         """The destination can never hold the row (any more)."""
-        del self._stamps[row], self._at[row]
-        self._cluster.asks_again.append((self._cluster.engines[source], row))
+        engine = self._cluster.engines[source]
+        self._unask(engine, row)
+        self._cluster.asks_again.append((engine, row))
 
     def move(
         self, rows: list[int], source: int, target: EngineMachine, out: list[act.Action]
@@ -143,6 +153,7 @@ class Transfers:
         else:
             source.gave_hbm([row])
             cluster.out.append(act.Release([row], source.id, "hbm"))
+        cluster.moved([row], source)
         self._lose(source, row)
         cluster.homeless.append(row)
 
@@ -254,8 +265,7 @@ class Transfers:
             pools = ("hbm", "host")
         out.extend(act.Release(list(rows), source.id, pool) for pool in pools)
         for row in rows:
-            self._stamps.pop(row, None)
-            self._at.pop(row, None)
+            self._unask(source, row)
             self._lose(source, row)
             self._wait_again(source, row)
         cluster.agenda[source.id] = None
@@ -270,6 +280,7 @@ class Transfers:
             if source.enqueue(row, rank, front=True):
                 cluster.hunger.waiting_grew(source)
         else:
+            cluster.moved([row], source)
             cluster.homeless.append(row)
 
     # -- loss -------------------------------------------------------------------------------------
@@ -296,11 +307,11 @@ class Transfers:
         again += [(cluster.engines[source], row) for row, source in asking]
         for rank in engine.ranks:
             for row in rank.held:
-                if self._stamps.pop(row, None) is not None:
-                    cluster.agenda[self._at.pop(row).id] = None
+                if row in self._stamps:
+                    cluster.agenda[self._at[row].id] = None
+                    self._unask(engine, row)
         for source, row in again:
-            self._stamps.pop(row, None)
-            self._at.pop(row, None)
+            self._unask(source, row)
             if source is not engine:
                 frozen = row in source.ranks[self._table.v_rank[row] % len(source.ranks)].held
                 self._table.v_status[row] = Status.FROZEN if frozen else Status.HOST

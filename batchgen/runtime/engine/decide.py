@@ -251,6 +251,8 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
         passes = min(passes, engine.turn_q - engine.q)
     elif engine.ready or engine.requests or engine.doubt:
         first = True
+        if policy.ask_each_pass and (engine.ready or engine.requests):
+            passes = 1
     if engine.page_keys is not None:
         first = True
     if engine.up.looks and not phases:

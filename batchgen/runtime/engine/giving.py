@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from batchgen import actions as act
 from batchgen.coroutine import Outcome
 from batchgen.memory.pool import GrowthHistogram, pages_for
+from batchgen.runtime.advisor import HOME
 from batchgen.runtime.engine.landing import resolve
 from batchgen.sequence import Status
 
@@ -199,8 +200,12 @@ def stall(engine: EngineMachine, rank: Rank, row: int) -> None:
 
 
 def outgrew(engine: EngineMachine, rank: Rank, row: int) -> None:
-    """The row has the rank to itself and fills it: it fails by name."""
+    """The row has the rank to itself and fills it: it fails by name, unless it fits at home."""
     have = pages_for(engine.table.v_offset[row] + engine.k, engine.page_tokens)
+    if engine.layout != HOME and have < engine.roomiest:
+        stall(engine, rank, row)
+        engine.up.undo(engine)
+        return
     why = f"needs {have + 1} pages of {engine.page_tokens} tokens, its rank has {rank.size}"
     end(engine, rank, row, ("fail", "capacity", why))
 
@@ -246,8 +251,17 @@ def go_on(engine: EngineMachine, rank: Rank) -> None:
             del rank.held[row]
             engine.enter(rank, row)
             return
+        if rank.dead:
+            release_dead(engine, rank)
+            continue
+        grows = next((one for one in rank.held if table.v_status[one] == Status.EXTENDING), -1)
         if len(mine) > 1:
             recompute(engine, rank, mine.pop())
+        elif grows >= 0:  # it would ask for more pages next, and holds those that are missing
+            recompute(engine, rank, grows)
+        elif engine.layout != HOME and table.v_pages[row] < engine.roomiest:
+            engine.up.undo(engine)
+            return
         else:
             have = table.v_pages[row]
             why = f"needs {have + 1} pages of {engine.page_tokens} tokens, its rank has {rank.size}"
@@ -287,13 +301,13 @@ def carry_out_orders(engine: EngineMachine) -> None:
             continue
         rank = engine.ranks[table.v_rank[row]]
         what, code, why = verdict
-        if status in (Status.DECODE, Status.PREFILL, Status.STALLED, Status.EXTENDING):
-            if what == "sleep":
-                if status != Status.DECODE:
-                    continue
+        if what == "sleep":  # it does when it decodes; asked again meanwhile, it sleeps already
+            if status == Status.DECODE:
                 _lie_down(engine, rank, row)
-            else:
-                end(engine, rank, row, verdict)
+            elif status != Status.SLEEPING:
+                continue
+        elif status in (Status.DECODE, Status.PREFILL, Status.STALLED, Status.EXTENDING):
+            end(engine, rank, row, verdict)
         elif status == Status.SLEEPING:
             if row in rank.held:
                 end(engine, rank, row, verdict)
@@ -306,8 +320,6 @@ def carry_out_orders(engine: EngineMachine) -> None:
             engine.freed = True
             engine.up.end_early(engine, row, what, code, why)
         elif status == Status.WAITING:
-            if what == "sleep":
-                continue
             engine.cancel_waiting(row)
             engine.freed = True
             engine.up.end_early(engine, row, what, code, why)
@@ -322,6 +334,7 @@ def _lie_down(engine: EngineMachine, rank: Rank, row: int) -> None:
     rank.held[row] = None
     engine.table.v_status[row] = DOUBT
     engine.doubt.append((row, "sleep"))
+    engine.freed = True  # its pages are there for rows that stand still
 
 
 def freeze(engine: EngineMachine) -> None:

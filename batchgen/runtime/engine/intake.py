@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from batchgen import actions as act
 from batchgen.coroutine import Outcome
-from batchgen.memory.pool import pages_for
+from batchgen.memory.pool import FOREVER, pages_for
+from batchgen.runtime.advisor import HOME
 from batchgen.runtime.engine.chunks import chunk_sizes
 from batchgen.runtime.engine.giving import recompute, spill
 from batchgen.runtime.engine.landing import publish
@@ -54,6 +55,7 @@ def take_in(engine: EngineMachine, out: list[act.Action]) -> None:
         if grant(engine, row):
             batch.append(row)
         elif fits_ever(engine, row):
+            _blocked(engine)
             break
         else:  # its pool has shrunk
             lose_host_copy(engine, row)
@@ -70,6 +72,7 @@ def take_in(engine: EngineMachine, out: list[act.Action]) -> None:
             requests.popleft()
             coming.setdefault(source, []).append(row)
         elif fits_ever(engine, row):
+            _blocked(engine)
             break
         else:
             requests.popleft()
@@ -78,10 +81,18 @@ def take_in(engine: EngineMachine, out: list[act.Action]) -> None:
         transfers.move(rows, source, engine, out)
 
 
+def _blocked(engine: EngineMachine) -> None:
+    """More rows with KV than the layout of a tail holds: it is given up for them."""
+    if engine.layout != HOME:
+        engine.up.undo(engine)
+
+
 def fits_ever(engine: EngineMachine, row: int) -> bool:
-    """Whether some rank could hold the row and its next token, were it empty."""
+    """Whether some rank could hold the row and its next token, were it empty; also at home."""
     pages = pages_for(engine.table.v_computed[row] + 1, engine.page_tokens)
-    return any(pages <= rank.size - rank.debt for rank in engine.ranks)
+    if any(pages <= rank.size - rank.debt for rank in engine.ranks):
+        return True
+    return engine.layout != HOME and pages <= engine.roomiest
 
 
 def lose_host_copy(engine: EngineMachine, row: int) -> None:
@@ -215,6 +226,8 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
     blocked = 0  # lanes before this one have no room
     room, reserves, page_tokens = policy.room, policy.reserves, rank.page_tokens
     prompt, produced, status = table.v_prompt, table.v_produced, table.v_status
+    if policy.whole_batch:  # it ends with its last row, so it takes all that memory holds
+        budget = FOREVER
     while rank.waiting and planned < budget:
         if resident >= seats:
             if not _spill_one(engine, rank):

@@ -218,7 +218,7 @@ def only_decodes(engine: EngineMachine) -> bool:
 
 def begin_switch(engine: EngineMachine, offer: Offer, out: list[act.Action]) -> None:
     """All running rows pause, half a prompt is begun again; the backend prepares the layout."""
-    rows: list[int] = []
+    rows = list(engine.left)
     for rank in engine.ranks:
         for row in list(rank.prefilling):
             recompute(engine, rank, row)
@@ -243,6 +243,7 @@ def layout_ready(engine: EngineMachine) -> None:
     for row in resident:
         table.v_shared[row] = 0
     pages_of = {row: table.v_pages[row] for row in resident}
+    kv_pages_of = {row: pages_for(table.v_computed[row], engine.page_tokens) for row in resident}
     engine.switching = None
     engine.epoch += 1
     engine.make_ranks(offer.layout, offer.num_ranks, offer.hbm_pages)
@@ -251,10 +252,13 @@ def layout_ready(engine: EngineMachine) -> None:
         rank = min(seated or engine.ranks, key=lambda one: (one.used, one.index))
         table.v_rank[row] = rank.index
         table.v_pages[row] = 0
-        if pages_of[row] > rank.size - rank.used:
+        pages = pages_of[row]
+        if table.v_reserved[row]:  # of a rank of another size
+            pages = max(kv_pages_of[row], engine.policy.lease(table, row, rank))
+        if pages > rank.size - rank.used:
             _not_in_layout(engine, rank, row)
             continue
-        rank.lease(row, pages_of[row])
+        rank.lease(row, pages)
         rank.held[row] = None
     for row in waiting:
         engine.enqueue(row, min(engine.ranks, key=lambda one: one.waiting))
@@ -280,3 +284,9 @@ def layout_failed(engine: EngineMachine) -> None:
     """The old layout stands; no other is tried."""
     engine.switching = None
     engine.switch_failed = True
+    if engine.layout != HOME:  # rows that wait for the way home may fit nowhere now
+        waiting = [row for rank in engine.ranks for lane in rank.lanes for row in lane.drain()]
+        for rank in engine.ranks:
+            rank.waiting = 0
+        for row in waiting:
+            engine.enqueue(row, min(engine.ranks, key=lambda one: one.waiting))

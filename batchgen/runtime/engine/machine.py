@@ -200,6 +200,14 @@ class EngineMachine:
         return len(self.ranks)
 
     @property
+    def roomiest(self) -> int:
+        """Pages of its largest rank, now or in the layout of the plan if it can go back to it."""
+        largest = max(rank.size for rank in self.ranks)
+        if self.layout == HOME or self.switch_failed:
+            return largest
+        return max(largest, self.home_pages)
+
+    @property
     def num_waiting(self) -> int:
         return sum(rank.waiting for rank in self.ranks)
 
@@ -335,8 +343,9 @@ class EngineMachine:
             roomier = max(self.ranks, key=lambda one: one.size)
             if pages <= roomier.size:
                 return self.enqueue(row, roomier, front=front)
-            self.up.too_large(self, row, pages, roomier.size)
-            return False
+            if pages > self.roomiest:
+                self.up.too_large(self, row, pages, roomier.size)
+                return False
         table.v_status[row] = WAITING
         lane = rank.lanes[0]
         if policy.num_lanes > 1:

@@ -8,43 +8,23 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
-
-from core_toy import ToyCost
 
 from batchgen import actions as act
 from batchgen import events as ev
+from batchgen.check.device import NORMAL, Device
+from batchgen.check.toy import ToyCost
 from batchgen.log import Entry
 from batchgen.plan import Plan
 from batchgen.runtime.core import Runtime
-from batchgen.sequence import Status, Table
+from batchgen.sequence import Status
 from batchgen.step import Composition, Pass, Step
 
 EXTERNAL, STEP = 0, 1
-NORMAL = 1000
 
 
-@dataclass
-class Device:
-    """One engine as the walker sees it."""
-
-    composition: Composition
-    cost: ToyCost
-    speed: int = NORMAL
-    troubles: dict[int, int] = field(default_factory=dict)  # gpu -> factor
-    step: Step | None = None  # launched, not yet reported
-    flying: Pass | None = None  # the pass in flight, with its step
-    flying_step: Step | None = None
-    flying_q: int = 0
-    q: int = 0  # the next pass
-    life: int = 0
-    busy_ps: int = 0  # of passes that ended since the last report
-    began_ps: int = 0
-    pending: list[tuple[int, int, str]] = field(default_factory=list)
-    dead: dict[int, int] = field(default_factory=dict)  # dead row -> tokens its KV would have
-    link_free_ps: int = 0
-    lost: set[int] = field(default_factory=set)
+class Stuck(AssertionError):
+    """A run does not end, or stands still with rows that have not ended."""
 
 
 class Walker:
@@ -98,13 +78,15 @@ class Walker:
         while True:
             while self.heap:
                 count += 1
-                assert count < self.limit, "does not end"
+                if count > self.limit:
+                    raise Stuck(f"no end after {self.limit} events: {self.stuck()}")
                 self.now, _, _, _, call = heapq.heappop(self.heap)
                 call()
             if not self.runtime.unfinished:
                 return
             rows = list(self.runtime.homeless)
-            assert rows, self.stuck()
+            if not rows:
+                raise Stuck(f"nothing is in flight any more: {self.stuck()}")
             self.now = self.entries[-1].t
             for row in rows:
                 self.tell(ev.RowFailed(row, "no_device"))
@@ -230,7 +212,7 @@ class Walker:
         device.flying, device.flying_step, device.flying_q = one, device.step, device.q
         device.q += 1
         device.began_ps = self.now
-        time = self.pass_ps(device, one) * device.speed // NORMAL
+        time = device.pass_ps(one, self.table, self.computed) * device.speed // NORMAL
         life = device.life
         self.at(self.now + time, STEP, engine, lambda: self.pass_ended(engine, life))
 
@@ -244,38 +226,6 @@ class Walker:
         rows = [*one.decodes, *(row for row, *_ in one.chunks)]
         assert rows, "an empty pass"
         assert len(set(rows)) == len(rows), "twice in one pass"
-
-    def pass_ps(self, device: Device, one: Pass) -> int:
-        step, table = device.step, self.table
-        assert step is not None
-        stream = step.checkpoint == "host"
-        loads = [[0] * 7 for _ in range(device.cost.num_ranks)]
-        longest: dict[int, int] = {}
-        for row, _, size, _ in one.chunks:
-            longest[table.v_rank[row]] = max(longest.get(table.v_rank[row], 0), size)
-        for row in one.decodes:
-            load = loads[table.v_rank[row]]
-            load[0] += 1
-            load[1] += self.context(device, row) + 1
-            load[5] += 1
-            load[6] += stream
-        for row, start, size, last in one.chunks:
-            rank = table.v_rank[row]
-            load = loads[rank]
-            if step.until == "all":
-                size = longest[rank]
-            load[2] += size
-            load[3] += (start + size) ** 2 - start**2
-            load[4] += start
-            load[5] += last
-            load[6] += size * stream
-        return device.cost.time_ps(loads)
-
-    def context(self, device: Device, row: int) -> int:
-        if row in device.dead:
-            device.dead[row] += 1
-            return device.dead[row] - 1
-        return self.computed[row]
 
     def pass_ended(self, engine: int, life: int) -> None:
         device = self.devices[engine]
@@ -299,7 +249,7 @@ class Walker:
                 assert same
                 self.begin(engine)
         elif self.lag and device.flying is None:
-            report = ev.Drained(engine, self.epoch(engine), self.take(device), self.busy(device))
+            report = ev.Drained(engine, self.epoch(engine), device.take(), device.busy())
             self.tell(report)
 
     def check_landing(self, engine: int) -> None:
@@ -343,14 +293,6 @@ class Walker:
     def plan_static(device: Device) -> bool:
         return device.flying_step is not None and device.flying_step.until == "all"
 
-    def take(self, device: Device) -> list[tuple[int, int, str]]:
-        pending, device.pending = device.pending, []
-        return sorted(pending)
-
-    def busy(self, device: Device) -> int:
-        busy, device.busy_ps = device.busy_ps, 0
-        return busy
-
     def epoch(self, engine: int) -> int:
         return self.runtime.cluster.engines[engine].epoch
 
@@ -361,20 +303,13 @@ class Walker:
         device.step = None
         end = step.q0 + composition.passes
         self.tell(
-            ev.Landed(
-                engine, step.epoch, end, self.take(device), self.busy(device), composition.why()
-            )
+            ev.Landed(engine, step.epoch, end, device.take(), device.busy(), composition.why())
         )
 
     # -- devices ----------------------------------------------------------------------------------
 
     def slow(self, engine: int, gpu: int, factor: int) -> None:
-        device = self.devices[engine]
-        device.troubles[gpu] = factor
-        if factor == NORMAL:
-            del device.troubles[gpu]
-        healthy = [NORMAL] if len(device.troubles) < self.plan.engines[engine].num_gpus else []
-        device.speed = max([*device.troubles.values(), *healthy])
+        self.devices[engine].slow(gpu, factor, self.plan.engines[engine].num_gpus)
 
     def lose(self, engine: int, gpu: int) -> None:
         device = self.devices[engine]
@@ -386,17 +321,11 @@ class Walker:
         end = device.q
         if device.flying is not None:
             end -= 1
-            for row, start, _, last in device.flying.chunks:
+            for row, start, _, _ in device.flying.chunks:
                 self.computed[row] = start
-                del last
         device.q = end
-        finished = self.take(device)
-        device.life += 1
-        device.step = device.flying = device.flying_step = None
-        device.busy_ps = 0
-        device.composition.clear()
-        device.dead.clear()
-        device.link_free_ps = 0
+        finished = device.take()
+        device.forget()
         device.cost = self.cost("home")
         self.tell(ev.DeviceLost(engine, gpu, end, finished))
 
@@ -407,8 +336,3 @@ class Walker:
 
     def all_ended(self) -> bool:
         return all(status >= Status.DONE for status in self.table.status)
-
-
-def table_of(case: Any) -> Table:
-    """The table of a case's rows."""
-    return Table([row.prompt for row in case.rows], [row.budget for row in case.rows])

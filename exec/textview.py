@@ -1,0 +1,73 @@
+"""What a body sees of its row in the executor: texts and ids, as far as the core knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from batchgen.coroutine import BodyError, SequenceView
+
+if TYPE_CHECKING:
+    from batchgen.exec.tokenizer import Tokenizer
+    from batchgen.exec.worker import Worker
+    from batchgen.job.rows import JobRow
+    from batchgen.sequence import Table
+
+
+class TextView(SequenceView):
+    """Tokens that the core has not accounted for yet (of a pass that still runs) are not shown, so
+    that a body never depends on the speed of the machine."""
+
+    has_text = True
+
+    def __init__(
+        self, table: Table, row: int, job: JobRow, worker: Worker, tokenizer: Tokenizer
+    ) -> None:
+        super().__init__(table, row)
+        self._job = job
+        self._worker = worker
+        self._tokenizer = tokenizer
+
+    @property
+    def custom_id(self) -> str:
+        return self._job.custom_id
+
+    @property
+    def request(self) -> dict[str, Any]:
+        return self._job.request
+
+    @property
+    def prompt(self) -> str:
+        return self._tokenizer.decode(self._job.prompt_ids)
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        return self._job.prompt_ids
+
+    @property
+    def answer(self) -> str:
+        return self.answers[-1]
+
+    @property
+    def answer_ids(self) -> Sequence[int]:
+        return self._stages()[-1]
+
+    @property
+    def answers(self) -> list[str]:
+        return [self._tokenizer.decode(ids) for ids in self._stages()]
+
+    def _stages(self) -> list[list[int]]:
+        left, shown = self.produced_tokens, []
+        for stage in self._worker.stages(self.row):
+            shown.append(stage.produced[:left])
+            left -= len(shown[-1])
+        return shown
+
+    def ids(self, tokens: str | Sequence[int]) -> Sequence[int]:
+        if isinstance(tokens, str):
+            return self._tokenizer.encode_more(tokens)
+        size = self._tokenizer.vocab_size
+        bad = [one for one in tokens if not isinstance(one, int) or not 0 <= one < size]
+        if bad:
+            raise BodyError(f"its body extends by {bad[0]!r:.40}, which is no id from 0 to {size}")
+        return tokens

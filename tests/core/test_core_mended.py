@@ -1,0 +1,249 @@
+"""Faults that the first form of the core had, or the second in its first days: one test for each,
+of what a user would see. (Those that show through whole simulations: tests/simulation.)"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+from core_cases import NAMES, Case, Outcome, Row, run
+from core_invariants import Invariants
+from core_verify import verify_core
+
+from batchgen import actions as act
+from batchgen.check.toy import ToyAdvisor
+from batchgen.errors import UserError
+from batchgen.policy.compiled import Compiled
+from batchgen.policy.presets import CAPABILITIES, PARTS, build_policy, find_preset
+from batchgen.runtime.advisor import Offer
+
+STEALS = {"placement.part": "least-work"}
+
+
+def copies(outcome: Outcome, purpose: str) -> list[act.Copy]:
+    return [
+        action
+        for entry in outcome.entries
+        for action in entry.actions
+        if isinstance(action, act.Copy) and action.purpose == purpose
+    ]
+
+
+# -- compositions ---------------------------------------------------------------------------------
+
+
+def test_a_composition_that_cannot_work_is_refused_in_one_line() -> None:
+    """Every preset with every one and every two slots swapped, on every kind of backend."""
+    kinds = [
+        frozenset(some)
+        for count in range(len(CAPABILITIES) + 1)
+        for some in itertools.combinations(sorted(CAPABILITIES), count)
+    ]
+    refused = set()
+    for name, slots in itertools.product(NAMES, itertools.combinations(PARTS, 2)):
+        for choice in itertools.product(*(PARTS[slot] for slot in slots)):
+            swap = {f"{slot}.part": part for slot, part in zip(slots, choice, strict=True)}
+            for capabilities in kinds:
+                try:
+                    Compiled(build_policy(find_preset(name), swap, capabilities))
+                except UserError as error:
+                    assert capabilities < CAPABILITIES
+                    refused.add(str(error))
+    assert len(refused) > 5
+    for line in refused:
+        assert "\n" not in line
+        assert " needs " in line
+        assert "--set " in line
+
+
+SCARCE = Case(
+    preset="vllm",
+    rows=tuple(Row(prompt=11, budget=60, output=20 + 7 * index % 40) for index in range(14)),
+    hbm_pages=40,
+    host_pages=30,
+    engines=2,
+)
+
+
+@pytest.mark.parametrize(
+    ("preset", "slot", "part"),
+    [
+        ("vllm", "memory", "suspend-most-decoded"),
+        ("vllm", "order", "by-prompt"),
+        ("vllm", "admission", "lazy-pages"),
+        ("batchgen", "admission", "fits-now"),
+        ("batchgen", "phase", "mixed"),
+    ],
+)
+def test_compositions_that_crashed_or_failed_every_row(preset: str, slot: str, part: str) -> None:
+    """They run scarce memory to the end of every row, and coalesced stepping changes nothing."""
+    case = replace(SCARCE, preset=preset, overrides={f"{slot}.part": part})
+    verify_core(case)
+    assert set(run(case).reasons.values()) <= {"stop", "length"}
+
+
+@pytest.mark.parametrize("host", [3, 10, 25])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_engines_of_a_node_never_see_each_others_look_ahead(host: int, depth: int) -> None:
+    """Two engines whose host has little room decide alike, however far their steps reach."""
+    case = replace(SCARCE, preset="batchgen", host_pages=host, engines_per_node=2, depth=depth)
+    verify_core(case)
+
+
+# -- devices --------------------------------------------------------------------------------------
+
+
+def test_suspended_rows_outlive_their_device() -> None:
+    """What lay on the host is copied from there, not computed again."""
+    case = Case(
+        preset="vllm",
+        overrides={"memory.part": "suspend-most-decoded"},
+        rows=tuple(Row(prompt=20, budget=100, output=100) for _ in range(8)),
+        engines=2,
+        hbm_pages=60,
+        host_pages=1000,
+    )
+    suspended = copies(run(case), "suspend")
+    first = next(copy for copy in suspended if copy.engine == 0)
+    at = next(
+        entry.t
+        for entry in run(case).entries
+        if any(isinstance(one, act.Copy) and one.rows == first.rows for one in entry.actions)
+    )
+    lost = replace(case, troubles=(("lost", at + 20_000, 0, 0),))
+    outcome = run(lost, checker=Invariants(lost))
+    moved = copies(outcome, "migrate")
+    assert {copy.from_pool for copy in moved} == {"host"}
+    assert set(first.rows) <= {row for copy in moved for row in copy.rows}
+    for row in first.rows:
+        assert outcome.table.recomputed[row] == 0
+    assert set(outcome.reasons.values()) == {"length"}
+
+
+def test_rows_leave_a_noticed_engine_as_soon_as_there_is_another() -> None:
+    """Nobody could take them when the notice came."""
+    rows = tuple(Row(prompt=5, budget=100, output=100) for _ in range(6))
+    case = Case(
+        preset="vllm",
+        rows=rows,
+        engines=2,
+        hbm_pages=2000,
+        troubles=(
+            ("lost", 1000, 1, 0),
+            ("notice", 50_000, 0, 0),
+            ("back", 100_000, 1, 0),
+            ("lost", 200_000, 0, 0),
+        ),
+    )
+    outcome = run(case, checker=Invariants(case))
+    assert sum(len(copy.rows) for copy in copies(outcome, "migrate")) == 6
+    assert sum(outcome.table.recomputed) == 0
+
+
+def test_work_is_counted_once_however_often_copies_fail() -> None:
+    """Rows that ask for pages elsewhere, in vain, are no load there."""
+    case = Case(
+        preset="vllm",
+        overrides=STEALS,
+        rows=tuple(Row(prompt=5, budget=100, output=100) for _ in range(6)),
+        engines=2,
+        hbm_pages=2000,
+        troubles=(("notice", 50_000, 0, 0),),
+        advised=False,
+    )
+    loads = []
+    for bad_copies in (0, 1):
+        outcome = run(replace(case, bad_copies=bad_copies))
+        assert outcome.table.engine.tolist() == [1] * 6
+        loads.append([outcome.runtime.cluster.loads.of(engine) for engine in (0, 1)])
+    assert loads[0] == loads[1]
+
+
+def test_an_engine_whose_notice_is_withdrawn_gets_its_share_and_no_more() -> None:
+    late = tuple(Row(prompt=5, budget=100, output=100, arrival=900_000) for _ in range(8))
+    case = Case(
+        preset="vllm",
+        overrides={**STEALS, "placement.steal": "false"},
+        rows=tuple(Row(prompt=5, budget=100, output=40) for _ in range(20)) + late,
+        engines=2,
+        hbm_pages=2000,
+        seqs=64,
+        troubles=(("notice", 10_000, 0, 0), ("back", 800_000, 0, 0)),
+    )
+    assert run(case, checker=Invariants(case)).table.engine.tolist()[20:].count(0) == 4
+
+
+# -- the tail -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SmallTail(ToyAdvisor):
+    """A layout for the tail whose ranks hold less than those of the plan."""
+
+    tail_pages: int = 0
+
+    def partition(self, engine: int, contexts: Sequence[int], current: str) -> Offer:
+        offer = super().partition(engine, contexts, current)
+        if sum(-(-2 * context // self.page) for context in contexts) > self.tail_pages:
+            return replace(offer, layout=current)
+        return replace(offer, hbm_pages=self.tail_pages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallTailCase(Case):
+    tail_pages: int = 60
+
+    def advisor(self) -> ToyAdvisor:
+        plain = super().advisor()
+        return SmallTail(plain.home, plain.hbm_pages, plain.page, self.tail_pages)
+
+
+FEW = tuple(Row(prompt=8, budget=200, output=200) for _ in range(4))
+TAIL = SmallTailCase(preset="batchgen", rows=FEW, ranks=4, hbm_pages=200, tail_pages=150)
+
+
+def layouts(outcome: Outcome, engine: int) -> list[str]:
+    return [one[3] for one in outcome.walker.others if one[1] == "switch" and one[2] == engine]
+
+
+@pytest.mark.parametrize("host", [0, 1000])
+def test_a_row_that_fits_only_at_home_undoes_the_partition(host: int) -> None:
+    """A partitioned engine takes in a row of a lost one that its own pools could never hold."""
+    large = Row(prompt=700, budget=60, output=60)
+    case = replace(TAIL, rows=(large, *FEW), engines=2, host_pages=host, seqs=4)
+    plain = run(case)
+    at = next(one[0] for one in plain.walker.others if one[1] == "switch" and one[2] == 1)
+    assert plain.times()[1][0] > at + 1000
+    case = replace(case, troubles=(("lost", at + 30_000, 0, 0),))
+    verify_core(case)
+    outcome = run(case)
+    assert layouts(outcome, 1)[:2] == ["half", "home"]
+    assert outcome.reasons[0] == "length"
+
+
+def test_a_row_that_outgrows_the_ranks_of_a_tail_goes_on_at_home() -> None:
+    case = replace(TAIL, rows=(Row(prompt=100, budget=500, output=500),), tail_pages=100)
+    verify_core(case)
+    outcome = run(case)
+    assert layouts(outcome, 0)[:2] == ["half", "home"]
+    assert outcome.reasons == {0: "length"}
+
+
+def test_checkpoints_from_elsewhere_undo_a_partition_that_has_no_room_for_them() -> None:
+    """An engine is lost; another has partitioned already, for few rows."""
+    rows = tuple(
+        Row(prompt=40, budget=300, output=300 if index % 2 == 0 or index < 6 else 20)
+        for index in range(32)
+    )
+    case = replace(TAIL, rows=rows, engines=2, host_pages=4000, seqs=16)
+    at, _, engine, layout, _ = next(one for one in run(case).walker.others if one[1] == "switch")
+    assert layout == "half"
+    case = replace(case, troubles=(("lost", at + 60_000, 1 - engine, 0),))
+    verify_core(case)
+    outcome = run(case)
+    assert layouts(outcome, engine)[:2] == ["half", "home"]
+    first, second = (len(copy.rows) for copy in copies(outcome, "migrate"))
+    assert first + second == 16
+    assert set(outcome.reasons.values()) == {"length", "stop"}
