@@ -177,17 +177,20 @@ def test_cases_are_made_small(liars: str) -> None:
     assert not finding.case.troubles
 
 
-def test_the_order_of_a_set_is_found_in_another_process(liars: str, honest: str) -> None:
+def test_the_order_of_a_set_is_found_in_another_process(
+    liars: str, honest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchgen.check.again.ROUNDS", 2)
     target = f"{liars}:OrderOfASet"
     subject = subject_of(target)
-    loads = {subject.label: list(cases(subject, 12, 0))}
+    loads = {subject.label: list(cases(subject, 6, 0))}
     found = disagreements([subject], Target(text=target), loads)[subject.label]
     assert found.kind == "determinism"
     assert "hash seed" in found.text
     assert found.case is not None
     assert found.case not in loads[subject.label]  # but a smaller one
     several = find(honest)
-    few = {one.label: list(cases(one, 2, 0)) for one in several}
+    few = {one.label: list(cases(one, 1, 0)) for one in several}
     assert disagreements(several, Target(text=honest), few) == {}
 
 

@@ -59,7 +59,6 @@ def test_a_module_a_part_and_a_preset_are_targets(
     check = ["policy", "check", "--cases", "1", "--json"]
     assert main([*check, "honest"]) == 0
     assert len(json.loads(capsys.readouterr().out)["parts"]) == 7
-    assert main([*check, "order.longest"]) == 0
     assert main([*check, "orca"]) == 0
     assert main([*check, "batchgen.policy.memory:RecomputeNewest"]) == 0
 

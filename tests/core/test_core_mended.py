@@ -208,6 +208,22 @@ def layouts(outcome: Outcome, engine: int) -> list[str]:
     return [one[3] for one in outcome.walker.others if one[1] == "switch" and one[2] == engine]
 
 
+def test_no_engine_is_partitioned_while_rows_wait_anywhere() -> None:
+    """Not even where nobody takes rows of another: one may still be lost and leave its rows."""
+    rows = tuple(
+        Row(
+            prompt=8, budget=400, output=400 if index in (1, 3, 5) else 100 if index % 2 == 0 else 2
+        )
+        for index in range(40)
+    )
+    robin = {"placement.part": "round-robin"}
+    case = replace(TAIL, rows=rows, engines=2, seqs=2, tail_pages=400, overrides=robin)
+    outcome = run(case, checker=Invariants(case))
+    at, _, engine, _, _ = next(one for one in outcome.walker.others if one[1] == "switch")
+    assert engine == 1
+    assert at >= max(outcome.walker.first)  # every row has begun
+
+
 @pytest.mark.parametrize("host", [0, 1000])
 def test_a_row_that_fits_only_at_home_undoes_the_partition(host: int) -> None:
     """A partitioned engine takes in a row of a lost one that its own pools could never hold."""

@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
+from example_packages import ROOT, batchgen, installed
 
-ROOT = Path(__file__).parents[2]
 PRESET = "vllm-shortest-prompt"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked wheel of the plug-in, entry points included."""
-    pytest.importorskip("hatchling")
-    folder = tmp_path_factory.mktemp("plugin")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=ROOT / "examples" / "plugin",
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
-
-
-def batchgen(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "batchgen", *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return installed("plugin", tmp_path_factory.mktemp("plugin"))
 
 
 def test_sim_runs_the_preset_and_the_order_matters(site: Path, tmp_path: Path) -> None:
