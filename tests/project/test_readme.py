@@ -1,4 +1,4 @@
-"""The README keeps its word: its quick commands run, its links lead somewhere."""
+"""README and docs keep their word: their tested commands run, their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -33,16 +33,20 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-BLOCKS = shell_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+BLOCKS = {
+    f"{page.name}-{number}": block
+    for page in PAGES
+    for number, block in enumerate(shell_blocks(page.read_text(encoding="utf-8")))
+}
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_quick_commands_run(number: int, checkout: Path) -> None:
+@pytest.mark.parametrize("name", BLOCKS)
+def test_quick_commands_run(name: str, checkout: Path) -> None:
     pytest.importorskip("torch")
     # The README assumes an activated environment: its commands come from where python is.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
-        ["bash", "-euc", BLOCKS[number]],
+        ["bash", "-euc", BLOCKS[name]],
         cwd=checkout,
         env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -54,7 +58,7 @@ def test_quick_commands_run(number: int, checkout: Path) -> None:
 
 
 def test_two_uses_have_tested_commands() -> None:
-    text = "".join(BLOCKS)
+    text = "".join(block for name, block in BLOCKS.items() if name.startswith("README"))
     assert "batchgen sim " in text
     assert "batchgen exec " in text
 
