@@ -127,6 +127,8 @@ class PartitionPlanner:
     def expected_ps(self, engine: int, layout: str, loads: Sequence[RankLoad]) -> int:
         """One pass of exactly these loads on a healthy engine, in ps."""
         cost = self.home if layout == HOME else self.cost(layout)
+        if len(loads) == 1:
+            return cost.pass_one_ps(*loads[0])
         columns = np.array(loads, dtype=np.int64).T
         return int(cost.pass_ps(PassLoad(*(column[:, None] for column in columns)))[0])
 

@@ -37,9 +37,9 @@ class Partition(TailPart):
         min_gain: float = 0.1
 
     def layout(self, cluster: ClusterMachine, engine: EngineMachine) -> Offer | None:
-        rows = engine.running_rows()
-        if not rows or len(rows) > self.config.rows_per_rank * engine.home_ranks:
+        if not 0 < engine.num_running <= self.config.rows_per_rank * engine.home_ranks:
             return None
+        rows = engine.running_rows()
         table, k = engine.table, engine.k
         contexts = [table.v_offset[row] + k for row in rows]
         produced = [

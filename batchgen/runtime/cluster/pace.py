@@ -27,17 +27,14 @@ class Pace:
 
     def __init__(self, cluster: ClusterMachine) -> None:
         self._cluster = cluster
+        # Whether anybody would act on it.
+        several = len(cluster.engines) > 1 and cluster.advisor is not None
+        self.watches = cluster.policy.steals and several
         self._waits: dict[int, int] = {}  # slow engine -> passes until it is tried again
         self._pass_ps: dict[int, int] = {}
         self._tries: set[int] = set()  # slow engines that have got a row to show their pace
         self._due: dict[int, None] = {}  # slow engines that get one as soon as there is one
         self._pending: set[int] = set()  # engines whose timer is set
-
-    @property
-    def watches(self) -> bool:
-        """Whether anybody would act on it."""
-        cluster = self._cluster
-        return cluster.policy.steals and cluster.advisor is not None and len(cluster.engines) > 1
 
     def expected_ps(self, engine: EngineMachine, loads: list[RankLoad]) -> int:
         advisor = self._cluster.advisor

@@ -348,7 +348,7 @@ def _loads(engine: EngineMachine, step: Step) -> list[RankLoad]:
     loads = []
     for rank in engine.ranks:
         decodes = len(rank.running) if step.decode else 0
-        context = sum(table.v_offset[row] for row in rank.running) + decodes * (k + 1)
+        context = rank.offsets + decodes * (k + 1)
         mine = [chunk for chunk in step.chunks if table.v_rank[chunk[0]] == rank.index]
         tokens = sum(size for _, _, size, _ in mine)
         loads.append(

@@ -169,6 +169,7 @@ def _finish(engine: EngineMachine, row: int, produced: int) -> None:
         else:  # the common case, in place
             offset = table.v_offset[row]
             del rank.running[row]
+            rank.offsets -= offset
             growth = rank.growth
             crosses = -offset % growth.page_tokens
             growth.counts[crosses] -= 1
@@ -197,6 +198,7 @@ def bury(engine: EngineMachine, rank: Rank, row: int) -> None:
     """An ended row of a static batch keeps its place and goes on growing; its stream ends."""
     table = engine.table
     del rank.running[row]
+    rank.offsets -= table.v_offset[row]
     rank.dead[row] = None
     if engine.streaming:
         offset = table.v_offset[row]

@@ -232,6 +232,11 @@ class EngineMachine:
         """Free seats over all seats of the engine."""
         return 1 - self.num_resident / (self.seats * len(self.ranks))
 
+    @property
+    def num_running(self) -> int:
+        """Rows that decode."""
+        return sum(len(rank.running) for rank in self.ranks)
+
     def running_rows(self) -> list[int]:
         return [row for rank in self.ranks for row in rank.running]
 

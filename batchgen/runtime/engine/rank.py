@@ -42,6 +42,7 @@ class Rank:
         "lane_growth",
         "lane_used",
         "lanes",
+        "offsets",
         "outbound_pages",
         "page_keys",
         "page_tokens",
@@ -81,6 +82,7 @@ class Rank:
         self.used = 0
         self.growth = GrowthHistogram(self.page_tokens)
         self.running: dict[int, None] = {}
+        self.offsets = 0  # of `running`, summed
         self.prefilling: dict[int, None] = {}
         self.held: dict[int, None] = {}
         self.dead: dict[int, None] = {}
@@ -145,6 +147,7 @@ class Rank:
         table.v_offset[row] = offset
         table.v_status[row] = DECODE
         self.running[row] = None
+        self.offsets += offset
         if not table.v_reserved[row]:
             growth = self.growth
             growth.counts[-offset % growth.page_tokens] += 1
@@ -157,6 +160,7 @@ class Rank:
         table = self.table
         del self.running[row]
         offset = table.v_offset[row]
+        self.offsets -= offset
         computed = offset + k
         table.v_computed[row] = computed
         table.v_produced[row] = computed - table.v_prompt[row] + 1
