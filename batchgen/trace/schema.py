@@ -56,7 +56,10 @@ class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     arrival_s: Decimal = Decimal(0)
     group: Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)] = -1
     prefix: list[int] = []
-    stages: Annotated[list[Stage], msgspec.Meta(max_length=MAX_STAGES)] = []
+    # Unset and no empty list: most traces have none, and a list per row takes time.
+    stages: Annotated[list[Stage], msgspec.Meta(max_length=MAX_STAGES)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
 
 
 class Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -156,7 +159,8 @@ def _add(builder: TraceBuilder, row: Row, block_tokens: int) -> None:
                 "give seconds from the start of the trace",
             )
     stages = row.stages
-    waits = [_wait_ps(number, stage) for number, stage in enumerate(stages)] if stages else ()
+    if stages:  # checked before the row is added
+        waits = [_wait_ps(number, stage) for number, stage in enumerate(stages)]
     try:
         builder.add(
             row.prompt_tokens,
@@ -169,8 +173,9 @@ def _add(builder: TraceBuilder, row: Row, block_tokens: int) -> None:
         )
     except OverflowError:
         raise _BadField("prefix", "a block id does not fit 64 bits", "use smaller ids") from None
-    for stage, wait_ps in zip(stages, waits, strict=True) if stages else ():
-        builder.stages.add(len(builder) - 1, stage.prompt_tokens, stage.output_tokens, wait_ps)
+    if stages:
+        for stage, wait_ps in zip(stages, waits, strict=True):
+            builder.stages.add(len(builder) - 1, stage.prompt_tokens, stage.output_tokens, wait_ps)
 
 
 def _wait_ps(number: int, stage: Stage) -> int:

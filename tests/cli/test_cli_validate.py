@@ -22,6 +22,7 @@ FLAGS = {
         "--gpu",
         "--seed",
         "--limit",
+        "--body",
         "--json",
     },
 }
