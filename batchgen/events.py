@@ -2,7 +2,7 @@
 
 Engine events carry (engine, epoch). Times reach the runtime as the `now` argument of `Runtime.on`,
 in integer picoseconds, and are never part of a decision's key. At equal times external events come
-before step ends; step ends go by engine number.
+before step ends (`turn`).
 """
 
 from __future__ import annotations
@@ -143,3 +143,26 @@ Event = (
     | Timer
     | PlanChanged
 )
+
+DEVICE, INPUT, OTHER, COPY, LAYOUT, STEP = range(6)
+"""Turns: at equal time events are told in this order, those of one turn in the order in which they
+were scheduled; in the last one, reports of steps, engines go by number."""
+
+_TURNS: dict[type, int] = {
+    DeviceNotice: DEVICE,
+    DeviceLost: DEVICE,
+    DeviceBack: DEVICE,
+    Arrived: INPUT,
+    InputClosed: INPUT,
+    CopiesDone: COPY,
+    CopiesFailed: COPY,
+    LayoutReady: LAYOUT,
+    LayoutFailed: LAYOUT,
+    Landed: STEP,
+    Drained: STEP,
+}
+
+
+def turn(event: Event) -> int:
+    """The turn of an event among those of its time."""
+    return _TURNS.get(type(event), OTHER)

@@ -88,10 +88,11 @@ class Composition:
         """The device is lost, or its layout changes."""
         self.__init__(self.lag)  # type: ignore[misc]
 
-    def cut(self) -> None:
+    def cut(self, *, begun: bool = True) -> None:
         """End the step early. With lag 1 the report of what runs now is the next one, so one more
-        pass begins behind it."""
-        self._limit = min(self._limit, max(self._made + self.lag, 1))
+        pass begins behind it. begun False: what happens at this instant is still being told, and
+        the pass asked for begins after it; a step of that pass alone is reported when it begins."""
+        self._limit = min(self._limit, max(self._made + (self.lag if begun else 0), 1))
 
     @property
     def passes(self) -> int:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 Observer = Callable[[ev.Event, int, list[Any]], None]
 
-_ARRIVAL, _OTHER, _COPY = range(3)
 
 
 class Driver:
@@ -77,13 +76,9 @@ class Driver:
     # -- the loop ---------------------------------------------------------------------------------
 
     def schedule(self, event: ev.Event, at_ps: int) -> None:
-        """An external event that will happen at a time of the run."""
-        kind = _ARRIVAL if isinstance(event, ev.Arrived | ev.InputClosed) else _OTHER
-        self._push(at_ps, kind, event)
-
-    def _push(self, at_ps: int, kind: int, event: ev.Event) -> None:
+        """An event that will happen at a time of the run."""
         self._sequence += 1
-        heapq.heappush(self._heap, (at_ps, kind, self._sequence, event))
+        heapq.heappush(self._heap, (at_ps, ev.turn(event), self._sequence, event))
 
     def run(self) -> None:
         """Until every row that arrived has ended and nothing more is scheduled."""
@@ -137,7 +132,7 @@ class Driver:
             self.why[action.row] = action.why
             self._ended(action.row, action.code, now)
         elif isinstance(action, act.Wake):
-            self._push(max(now, action.at_ps), _OTHER, ev.Timer(action.timer_id))
+            self.schedule(ev.Timer(action.timer_id), max(now, action.at_ps))
             if action.row >= 0:
                 sleeper = action.row
                 self._runner.do(lambda: self.worker.trim(sleeper))
@@ -153,7 +148,7 @@ class Driver:
                 do(lambda: worker.checkpoint(rows, [worker.computed_tokens(row) for row in rows]))
             else:
                 do(lambda: worker.restore(rows, tokens))
-            self._push(self.clock.copy_done(sum(tokens)), _COPY, ev.CopiesDone(action.copy_id))
+            self.schedule(ev.CopiesDone(action.copy_id), self.clock.copy_done(sum(tokens)))
         elif isinstance(action, act.Release):
             freed, pool = action.rows, action.pool
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from batchgen.sequence import Table
     from batchgen.sim.faults import Fault
 
-# SimPy priorities: external events first, then step ends by engine.
-FAULT, ARRIVAL, TIMER, COPY, LAYOUT, STEP = range(6)
 PROGRESS_EVERY = 2048
 QUIET = frozenset({act.Place, act.Release, act.Adopt, act.Publish, act.Evict})
 """Placing, releasing and shared pages change nothing here."""
@@ -56,13 +54,23 @@ class _StepEnd(SimpyEvent):  # type: ignore[misc]
 class _Device:
     """One engine's flight, its troubles and its link."""
 
-    __slots__ = ("end", "epoch", "flight", "life", "link_free_ps", "newest", "troubles")
+    __slots__ = (
+        "end",
+        "epoch",
+        "flight",
+        "launched",
+        "life",
+        "link_free_ps",
+        "newest",
+        "troubles",
+    )
 
     def __init__(self, flight: Flight, num_gpus: int, end: _StepEnd) -> None:
         self.flight = flight
         self.troubles = Troubles(num_gpus)
         self.end = end
         self.epoch = 0  # of the newest launched step
+        self.launched = 0  # in answer to which event, by number
         self.newest: Step | None = None  # the step that was reported last
         self.life = 0  # copies to and from the HBM of an earlier life never end
         self.link_free_ps = 0
@@ -130,20 +138,20 @@ class Simulation:
 
     def arrive(self, rows: list[int], at_ps: int) -> None:
         """Rows arrive together at a time."""
-        self._at(at_ps, ARRIVAL, lambda _: self._tell(ev.Arrived(rows)))
+        self._at(at_ps, ev.INPUT, lambda _: self._tell(ev.Arrived(rows)))
 
     def close_input(self, at_ps: int) -> None:
         """Nothing arrives after this time."""
-        self._at(at_ps, ARRIVAL, lambda _: self._tell(ev.InputClosed()))
+        self._at(at_ps, ev.INPUT, lambda _: self._tell(ev.InputClosed()))
 
     def inject(self, event: ev.Event, at_ps: int) -> None:
         """Any other external event (cancellation, a row failure, a smaller pool, ...)."""
-        self._at(at_ps, TIMER, lambda _: self._tell(event))
+        self._at(at_ps, ev.turn(event), lambda _: self._tell(event))
 
     def add_fault(self, fault: Fault, gpus_per_engine: int) -> None:
         """Device trouble at its time; it acts at the next pass boundary, or at once for a loss."""
         engine, device = divmod(fault.gpu, gpus_per_engine)
-        self._at(fault.at_ps, FAULT, lambda _: self._fault(fault, engine, device))
+        self._at(fault.at_ps, ev.DEVICE, lambda _: self._fault(fault, engine, device))
 
     def run(self) -> None:
         """Until no event is left. Rows that nobody can serve any more fail by name."""
@@ -202,7 +210,7 @@ class Simulation:
             self._switch(action, now)
         elif isinstance(action, act.Wake):
             timer = ev.Timer(action.timer_id)
-            self._at(max(0, action.at_ps - now), TIMER, lambda _: self._tell(timer))
+            self._at(max(0, action.at_ps - now), ev.OTHER, lambda _: self._tell(timer))
         elif isinstance(action, act.Extend):
             row = action.row
             assert self._stages is not None
@@ -214,7 +222,7 @@ class Simulation:
     def _launch(self, step: Step, now: int) -> None:
         engine = step.engine
         device = self.devices[engine]
-        device.epoch = step.epoch
+        device.epoch, device.launched = step.epoch, self.events
         flight = device.flight
         flight.launch(step, now)
         self._arm(engine, device, flight.report_ps)
@@ -234,7 +242,7 @@ class Simulation:
         event.queued = True
         event.callbacks = self._on_step_end
         env = self.env
-        env.schedule(event, STEP + engine, at_ps - env.now)  # type: ignore[arg-type]
+        env.schedule(event, ev.STEP + engine, at_ps - env.now)  # type: ignore[arg-type]
 
     def _step_end(self, event: SimpyEvent) -> None:
         event.queued = False  # type: ignore[attr-defined]
@@ -301,8 +309,10 @@ class Simulation:
     def _cut(self, engine: int, now: int) -> None:
         device = self.devices[engine]
         # At equal time step ends go by engine number: when a later engine's end asks for the cut,
-        # a boundary of this engine at the same time is behind us.
-        if device.flight.cut(now, after=engine < self._landing):
+        # a boundary of this engine at the same time is behind us, unless this very end launched
+        # the step.
+        after = engine < self._landing and device.launched < self.events
+        if device.flight.cut(now, after=after):
             self._arm(engine, device, device.flight.report_ps)
 
     # -- copies -----------------------------------------------------------------------------------
@@ -328,7 +338,7 @@ class Simulation:
             if [one.life for one in lives] == then:
                 self._tell(ev.CopiesDone(copy_id))
 
-        self._at(start + duration - now, COPY, done)
+        self._at(start + duration - now, ev.COPY, done)
         if action.purpose == "migrate":
             text = f"{len(action.rows)} rows to engine {action.to_engine}"
             self.recorder.mark(now, action.engine, "copy", text)
@@ -356,7 +366,7 @@ class Simulation:
                 device.flight.reset(cost)
                 self._tell(ev.LayoutReady(action.engine, action.epoch))
 
-        self._at(self.cost.switch_ps(), LAYOUT, ready)
+        self._at(self.cost.switch_ps(), ev.LAYOUT, ready)
 
     # -- troubles ---------------------------------------------------------------------------------
 

@@ -248,8 +248,6 @@ class Flight:
 
     def _first_report(self, now: int, after: bool) -> int:
         low, high = 1, self.passes
-        if self.lag and not self.busy and self.begin_ps == now and high > 1:
-            low = 2  # its first pass has begun with the launch
         while low < high:
             middle = (low + high) // 2
             report = self.begin_ps + self.elapsed(middle - self.lag)

@@ -33,6 +33,7 @@ class Device:
     busy_ps: int = 0  # of passes that ended since the last report
     began_ps: int = 0
     pending: list[tuple[int, int, str]] = field(default_factory=list)
+    waits: bool = False  # its step begins when all that happens at this instant has been told
     dead: dict[int, int] = field(default_factory=dict)  # dead row -> tokens its KV would have
     link_free_ps: int = 0
     lost: set[int] = field(default_factory=set)
@@ -60,6 +61,7 @@ class Device:
         self.life += 1
         self.step = self.flying = self.flying_step = None
         self.busy_ps = 0
+        self.waits = False
         self.composition.clear()
         self.dead.clear()
         self.link_free_ps = 0

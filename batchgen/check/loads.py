@@ -58,8 +58,9 @@ def random_case(
     late = rng.random() < 0.5
     staged_rows = rng.random() < 0.3
     longest = rng.choice((8, 40, 60))
+    grain = rng.choice((1, 1, 100_000, 400_000))  # arrivals and troubles at the same instants
     rows = tuple(
-        _random_row(rng, longest, late, staged_rows) for _ in range(rng.randint(1, most_rows))
+        _random_row(rng, longest, late, staged_rows, grain) for _ in range(rng.randint(1, most_rows))
     )
     roles = rng.choice(
         [("both",)] * 2
@@ -70,7 +71,7 @@ def random_case(
     hbm = rng.randint(4, 60) * max(1, 8 // page)
     devices = rng.choice((1, 1, 2))
     troubles = tuple(
-        (rng.choice(kinds), rng.randint(0, SPAN_PS), rng.randint(0, 63), rng.randint(0, 63))
+        (rng.choice(kinds), _time(rng, grain), rng.randint(0, 63), rng.randint(0, 63))
         for _ in range(rng.randint(0, 4) if kinds and rng.random() < 0.6 else 0)
     )
     return Case(
@@ -97,7 +98,13 @@ def random_case(
     )
 
 
-def _random_row(rng: random.Random, longest: int, late: bool, staged_rows: bool) -> Row:
+def _time(rng: random.Random, grain: int) -> int:
+    return rng.randint(0, SPAN_PS) // grain * grain
+
+
+def _random_row(
+    rng: random.Random, longest: int, late: bool, staged_rows: bool, grain: int
+) -> Row:
     prompt, budget = rng.randint(1, longest), rng.randint(1, longest)
     group = rng.randint(-1, 2)
     stages: tuple[tuple[int, int, int], ...] = ()
@@ -110,7 +117,7 @@ def _random_row(rng: random.Random, longest: int, late: bool, staged_rows: bool)
         prompt=prompt,
         budget=budget,
         output=rng.randint(1, budget),
-        arrival=rng.choice((0, rng.randint(0, SPAN_PS))) if late else 0,
+        arrival=rng.choice((0, _time(rng, grain))) if late else 0,
         group=group,
         shared=rng.randint(0, prompt) if group >= 0 else 0,
         stages=stages,

@@ -20,7 +20,6 @@ from batchgen.runtime.core import Runtime
 from batchgen.sequence import Status
 from batchgen.step import Composition, Pass, Step
 
-EXTERNAL, STEP = 0, 1
 
 
 class Stuck(AssertionError):
@@ -71,7 +70,7 @@ class Walker:
         heapq.heappush(self.heap, (time, kind, engine, self.sequence, call))
 
     def event(self, event: ev.Event, time: int) -> None:
-        self.at(time, EXTERNAL, 0, lambda: self.tell(event))
+        self.at(time, ev.turn(event), 0, lambda: self.tell(event))
 
     def run(self) -> None:
         count = 0
@@ -110,7 +109,8 @@ class Walker:
         if isinstance(action, Step):
             self.launch(action)
         elif isinstance(action, act.Cut):
-            self.devices[action.engine].composition.cut()
+            device = self.devices[action.engine]
+            device.composition.cut(begun=not device.waits)
             self.check_landing(action.engine)
         elif isinstance(action, act.Leave):
             self.devices[action.engine].composition.forget(action.rows)
@@ -158,7 +158,7 @@ class Walker:
             if [one.life for one in ends] == lives:
                 self.tell(done)
 
-        self.at(start + time, EXTERNAL, 0, arrive)
+        self.at(start + time, ev.COPY, 0, arrive)
         rows = sorted(zip(action.rows, action.tokens, strict=True))
         self.others.append((self.now, action.purpose, action.engine, action.to_engine, rows))
 
@@ -174,7 +174,7 @@ class Walker:
                 device.cost = self.cost(action.layout)
                 self.tell(ev.LayoutReady(action.engine, action.epoch))
 
-        self.at(self.now + device.cost.switch_ps(), EXTERNAL, 0, ready)
+        self.at(self.now + device.cost.switch_ps(), ev.LAYOUT, 0, ready)
 
     # -- passes -----------------------------------------------------------------------------------
 
@@ -188,19 +188,22 @@ class Walker:
             device.dead.pop(row, None)
         if device.flying is None:
             self.begin(step.engine)
-            self.at_once(step.engine)
+            if self.lag:
+                self.at_once(step.engine)
 
     def at_once(self, engine: int) -> None:
         """With lag a step of one pass is reported when it begins, in the turn of its engine."""
         device = self.devices[engine]
         step = device.step
+        device.waits = True
 
-        def report() -> None:
+        def turn() -> None:
             if device.step is step and step is not None:
-                self.land(engine)
+                device.waits = False
+                if device.composition.over():
+                    self.land(engine)
 
-        if self.lag and device.composition.over():
-            self.at(self.now, STEP, engine, report)
+        self.at(self.now, ev.STEP, engine, turn)
 
     def begin(self, engine: int) -> None:
         """The next pass of the launched step begins now."""
@@ -214,7 +217,7 @@ class Walker:
         device.began_ps = self.now
         time = device.pass_ps(one, self.table, self.computed) * device.speed // NORMAL
         life = device.life
-        self.at(self.now + time, STEP, engine, lambda: self.pass_ended(engine, life))
+        self.at(self.now + time, ev.STEP, engine, lambda: self.pass_ended(engine, life))
 
     def check_pass(self, engine: int, device: Device, one: Pass) -> None:
         """What a pass may hold, counted by this backend alone."""
@@ -255,7 +258,7 @@ class Walker:
     def check_landing(self, engine: int) -> None:
         """A cut may end a step whose last pass has begun already."""
         device = self.devices[engine]
-        if self.lag and device.step is not None and device.composition.passes:
+        if self.lag and device.step is not None and device.composition.passes and not device.waits:
             assert not device.composition.over(), "a cut step is reported when its pass begins"
 
     def outcomes(self, engine: int, device: Device, one: Pass, q: int) -> list[int]:

@@ -12,7 +12,7 @@ from core_cases import Case, schedule
 from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.check.toy import ToyCost
-from batchgen.check.walker import EXTERNAL, Walker
+from batchgen.check.walker import Walker
 from batchgen.log import Entry
 from batchgen.runtime.core import Runtime
 
@@ -84,13 +84,18 @@ class Chaos(Walker):
             self.trouble(case, self.dice.choice(KINDS), self.dice.randint(0, SPAN))
         for engine in range(case.engines):
             for gpu in range(case.devices):  # only devices that never came back hold things up
-                self.at(50 * SPAN, EXTERNAL, 0, lambda one=engine, two=gpu: self.back(one, two))
+                self.at(50 * SPAN, ev.DEVICE, 0, lambda one=engine, two=gpu: self.back(one, two))
 
     def trouble(self, case: Case, kind: str, time: int) -> None:
         one, two = self.dice.randint(0, 63), self.dice.randint(0, 63)
         if kind == "cut":
             device = self.devices[one % case.engines]
-            self.at(time, EXTERNAL, 0, lambda: device.step and device.composition.cut())
+
+            def cut() -> None:
+                if device.step is not None:
+                    device.composition.cut(begun=not device.waits)
+
+            self.at(time, ev.DEVICE, 0, cut)
         elif kind == "stale":
             self.event(ev.CopiesDone(10_000), time)
             self.event(ev.Timer(10_000), time)
@@ -110,4 +115,4 @@ class Chaos(Walker):
             if device.life == life:
                 self.tell(ev.LayoutFailed(action.engine, action.epoch))
 
-        self.at(self.now + self.dice.randint(1, 20), EXTERNAL, 0, failed)
+        self.at(self.now + self.dice.randint(1, 20), ev.DEVICE, 0, failed)

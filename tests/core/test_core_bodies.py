@@ -202,7 +202,7 @@ def naps(sequence: SequenceView) -> Body:
     outcome = yield DECODE
     while True:
         if outcome is Outcome.PROMPT_DONE and sequence.row % 5:
-            outcome = yield Wait(1e-7 * (sequence.row % 3) + 7e-12 * sequence.row)  # no two at once
+            outcome = yield Wait(1e-7 * (sequence.row % 3))  # many wake at once
         elif outcome is Outcome.WOKEN and sequence.row % 5 == 4 and not sequence.stage:
             outcome = yield Extend(3, 4)
         elif outcome is Outcome.FINISHED:

@@ -130,6 +130,12 @@ class ClusterMachine:
         self.agenda[engine.id] = None
         self.out.append(act.Place([row], engine.id))
 
+    def make_homeless(self, row: int) -> None:
+        """A row without KV and without an engine looks for one after this event."""
+        self.table.v_engine[row] = NO_ENGINE
+        self.table.v_status[row] = Status.INIT
+        self.homeless.append(row)
+
     def too_large(self, engine: EngineMachine, row: int, pages: int, size: int) -> None:
         """Upcall: the row can never fit on this engine; it fails by name if it fits nowhere."""
         for other in self.takers:

@@ -162,7 +162,7 @@ class Obey:
                 cluster.hunger.waiting_grew(engine)
             cluster.agenda[engine.id] = None
         else:
-            cluster.homeless.append(row)
+            cluster.make_homeless(row)
 
     def forget(self, row: int) -> None:
         """The row has ended."""

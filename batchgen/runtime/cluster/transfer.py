@@ -155,7 +155,7 @@ class Transfers:
             cluster.out.append(act.Release([row], source.id, "hbm"))
         cluster.moved([row], source)
         self._lose(source, row)
-        cluster.homeless.append(row)
+        cluster.make_homeless(row)
 
     def _lose(self, source: EngineMachine, row: int) -> None:
         table = self._table
@@ -281,7 +281,7 @@ class Transfers:
                 cluster.hunger.waiting_grew(source)
         else:
             cluster.moved([row], source)
-            cluster.homeless.append(row)
+            cluster.make_homeless(row)
 
     # -- loss -------------------------------------------------------------------------------------
 
