@@ -1,0 +1,56 @@
+"""The picture of the two machines names calls that exist, and is what its script draws."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from functools import reduce
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from batchgen.check.case import Case, Row
+
+ROOT = Path(__file__).parents[2]
+RUNTIME = ROOT / "batchgen" / "runtime"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "draw_machines.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_calls_exist_and_are_made(script: ModuleType) -> None:
+    cluster = Case(preset="vllm", rows=(Row(prompt=1, budget=1, output=1),)).runtime().cluster
+    sources = {
+        folder: "".join(p.read_text(encoding="utf-8") for p in (RUNTIME / folder).glob("*.py"))
+        for folder in ("engine", "cluster")
+    }
+    for caller, owner, calls in (
+        ("engine", cluster, script.UP),
+        ("cluster", cluster.engines[0], script.DOWN),
+    ):
+        for name in (name for _, names in calls for name in names):
+            reduce(getattr, name.split("."), owner)
+            assert re.search(rf"\b{name.split('.')[-1]}\b", sources[caller]), (caller, name)
+
+
+def test_the_picture_has_what_the_script_says(script: ModuleType) -> None:
+    picture = script.PICTURE.read_text(encoding="utf-8")
+    for _, names in (*script.UP, *script.DOWN):
+        assert ", ".join(names) in picture
+    for name, what in (*script.CLUSTER_PARTS, *script.ENGINE_PARTS):
+        assert name in picture
+        assert what in picture
+
+
+def test_every_file_of_the_cluster_is_in_the_picture(script: ModuleType) -> None:
+    files = {p.stem for p in (RUNTIME / "cluster").glob("*.py")} - {"__init__", "machine"}
+    names = {name.rstrip("s") for name, _ in script.CLUSTER_PARTS}
+    assert {name.rstrip("s") for name in files} <= names
