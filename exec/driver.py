@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Observer = Callable[[ev.Event, int, list[Any]], None]
 
 
-
 class Driver:
     """Runs rows of a runtime's table on a worker until all have ended.
 

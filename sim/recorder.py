@@ -39,10 +39,7 @@ _STEP = np.dtype(
     ]
 )
 _MORE = np.dtype(
-    [
-        (name, "i8")
-        for name in ("step", "tokens", "pairs", "reads", "lasts", "skipped", "missed")
-    ]
+    [(name, "i8") for name in ("step", "tokens", "pairs", "reads", "lasts", "skipped", "missed")]
 )
 _pack_step, _pack_more = struct.Struct("=4i5q").pack, struct.Struct("=7q").pack
 

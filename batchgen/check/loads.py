@@ -60,7 +60,8 @@ def random_case(
     longest = rng.choice((8, 40, 60))
     grain = rng.choice((1, 1, 100_000, 400_000))  # arrivals and troubles at the same instants
     rows = tuple(
-        _random_row(rng, longest, late, staged_rows, grain) for _ in range(rng.randint(1, most_rows))
+        _random_row(rng, longest, late, staged_rows, grain)
+        for _ in range(rng.randint(1, most_rows))
     )
     roles = rng.choice(
         [("both",)] * 2
@@ -102,9 +103,7 @@ def _time(rng: random.Random, grain: int) -> int:
     return rng.randint(0, SPAN_PS) // grain * grain
 
 
-def _random_row(
-    rng: random.Random, longest: int, late: bool, staged_rows: bool, grain: int
-) -> Row:
+def _random_row(rng: random.Random, longest: int, late: bool, staged_rows: bool, grain: int) -> Row:
     prompt, budget = rng.randint(1, longest), rng.randint(1, longest)
     group = rng.randint(-1, 2)
     stages: tuple[tuple[int, int, int], ...] = ()

@@ -21,7 +21,6 @@ from batchgen.sequence import Status
 from batchgen.step import Composition, Pass, Step
 
 
-
 class Stuck(AssertionError):
     """A run does not end, or stands still with rows that have not ended."""
 

@@ -142,7 +142,9 @@ class Obey:
         elif isinstance(request, End) or (isinstance(request, Decode) and reason):
             cluster.orders.end_sleeping(row, ("finish", reason or BODY, ""))
         elif isinstance(request, Extend) and not self._extend(row, request):
-            cluster.orders.end_sleeping(row, ("fail", "context_length_exceeded", self.broken.pop(row)))
+            cluster.orders.end_sleeping(
+                row, ("fail", "context_length_exceeded", self.broken.pop(row))
+            )
         else:
             self._rise(row)
 
@@ -168,4 +170,3 @@ class Obey:
         self._bodies.forget(row)
         self._ended.pop(row, None)
         self._delays.pop(row, None)
-

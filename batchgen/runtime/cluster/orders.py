@@ -41,7 +41,9 @@ class Orders:
             engine.order(row, order)
         elif status == Status.SLEEPING:
             self.end_sleeping(row, order)
-        elif status == Status.HOST and not engine.alive and cluster.transfers.call_back(row, engine):
+        elif (
+            status == Status.HOST and not engine.alive and cluster.transfers.call_back(row, engine)
+        ):
             engine.gave_host([row])
             cluster.end_early(engine, row, *order)
         elif engine.cancel_waiting(row):
@@ -49,7 +51,6 @@ class Orders:
         else:
             engine.order(row, order)
         cluster.agenda[owner] = None
-
 
     def follow(self, rows: Sequence[int], source: EngineMachine) -> None:
         """Rows have left an engine, and with them what it was to do with them."""
