@@ -1,4 +1,4 @@
-"""When the passes of one launched step end. It knows neither rows that end nor the clock of the run.
+"""When the passes of one launched step end. It knows neither rows that end nor the run's clock.
 
 Closed forms where a step is affine, scalars for few passes, arrays for the rest: all give the same
 integers (a test holds them together). k is the decode clock before the step.

@@ -7,7 +7,7 @@ holds the row; where no engine needs to be asked it is done here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from batchgen.runtime.engine.giving import forget_kv

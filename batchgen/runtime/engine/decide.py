@@ -81,10 +81,13 @@ def _next_pass_differs(engine: EngineMachine, gave: bool, shares: bool) -> bool:
     """Whether the decision may find more to do one pass later, though no event tells it."""
     if engine.once:
         return True
-    if gave and engine.turn_every == 1:
-        # Whoever gave way may fit with shared pages, or another row where it did not.
-        if engine.policy.choosy or shares or engine.ready or engine.requests:
-            return True
+    # Whoever gave way may fit with shared pages, or another row where it did not.
+    if (
+        gave
+        and engine.turn_every == 1
+        and (engine.policy.choosy or shares or engine.ready or engine.requests)
+    ):
+        return True
     # A pass whose duration is to be known by itself.
     return engine.probe is not None and engine.q - engine.probe[0] <= engine.lag
 
@@ -150,10 +153,12 @@ def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     gave = False
     for rank in ranks:
         growth = rank.growth
-        rows = growth.num_rows
-        if rows and (phases or growth.counts[k % growth.page_tokens] > rank.size - rank.used):
-            if make_room(engine, rank):
-                rank.gave = gave = True
+        if (
+            growth.num_rows
+            and (phases or growth.counts[k % growth.page_tokens] > rank.size - rank.used)
+            and make_room(engine, rank)
+        ):
+            rank.gave = gave = True
         if rank.held:
             go_on(engine, rank)
         if policy.reserves and rank.running and _passes_reserved(engine, rank) == 0:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from batchgen import actions as act
-from batchgen.memory.pool import GrowthHistogram, pages_for
+from batchgen.memory.pool import GrowthHistogram
 from batchgen.runtime.advisor import HOME, Offer
 from batchgen.runtime.engine.lane import FifoLane, KeyedLane, Lane
 from batchgen.runtime.engine.rank import PageKeys, Rank
