@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from batchgen.sim.cluster import Simulation
     from batchgen.trace.table import Trace
 
-MODEL, GPU = "llama-3.1-8b", "h100"
+MODEL, MOE_MODEL, GPU = "llama-3.1-8b", "qwen3-30b-a3b", "h100"
 SEED = 0
 SEATS = 32
 
@@ -41,47 +41,34 @@ def load_of(rows: int, *, same: bool = False) -> Trace:
 
 
 def simulation_of(
-    trace: Trace, engines: int, preset: str, *, reference: bool = False, seats: int | None = None
+    trace: Trace,
+    engines: int,
+    preset: str,
+    *,
+    reference: bool = False,
+    ranks: int = 1,
+    log: str = "off",
+    **sizes: int,
 ) -> Simulation:
-    """A simulation of `trace` as one closed batch, ready to run; nothing is logged.
+    """A simulation of `trace` as one closed batch, ready to run, as `batchgen sim` sets it up.
 
-    seats: sequences that an engine runs at most; None takes the machine's default.
+    ranks: per engine; one is dense data parallelism, several a mixture of experts in lockstep.
+    sizes: options of the plan (token_budget, max_num_seqs, ...).
     """
-    from batchgen.cost.build import build_cost
-    from batchgen.hardware import load_gpu
-    from batchgen.layout import parse_layout
-    from batchgen.model import load_model
-    from batchgen.planning import PlanOptions, build_plan
-    from batchgen.policy.presets import build_policy, find_preset
-    from batchgen.runtime.core import Runtime
-    from batchgen.sequence import Table
-    from batchgen.sim.cluster import Simulation
-    from batchgen.sim.run import CAPABILITIES
+    from batchgen.sim.setup import set_up
+    from batchgen.simjob import SimJob
 
-    model, gpu = load_model(MODEL), load_gpu(GPU)
-    layout = parse_layout(f"dp{engines}", engines)
-    found = find_preset(preset)
-    per_node = min(gpu.gpus_per_node, engines)
-    plan, _ = build_plan(
-        model,
-        gpu,
-        layout,
-        found,
-        gpus_per_node=per_node,
-        max_context=model.max_context,
-        options=PlanOptions(max_num_seqs=seats),
+    job = SimJob(
+        trace="",
+        model=MODEL if ranks == 1 else MOE_MODEL,
+        gpu=GPU,
+        gpus=engines * ranks,
+        layout=f"dp{engines}" if ranks == 1 else f"dpa{ranks}+ep{ranks},dp{engines}",
+        policy=preset,
+        overrides=tuple((f"plan.{name}", str(value)) for name, value in sizes.items()),
+        log=log,
     )
-    budgets = np.full(len(trace), int(trace.output_tokens.max()), np.int32)
-    table = Table(trace.prompt_tokens, budgets)
-    # Engines of one rank have nothing to partition, so the tail part needs no advisor.
-    runtime = Runtime(table, plan, build_policy(found, {}, CAPABILITIES), reference=reference)
-    cost = build_cost(model, gpu, layout, gpus_per_node=per_node)
-    simulation = Simulation(
-        runtime, table, plan, cost, trace.output_tokens, layout_cost=lambda _: cost
-    )
-    simulation.arrive(list(range(len(trace))), 0)
-    simulation.close_input(0)
-    return simulation
+    return set_up(job, trace, reference=reference).simulation
 
 
 def timed(simulation: Simulation) -> dict[str, Any]:
@@ -124,7 +111,21 @@ def events(preset: str, rows: int, engines: int, same: bool = False) -> dict[str
     Then most events are of one sort, a row that ends and one that follows, whatever the number of
     rows; without the limit a small load would run as a whole, in fewer and heavier events.
     """
-    result = timed(simulation_of(load_of(rows, same=same), engines, preset, seats=SEATS))
+    result = timed(simulation_of(load_of(rows, same=same), engines, preset, max_num_seqs=SEATS))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"engines": engines, **result, "peak_rss_bytes": peak}
+
+
+def scale(preset: str, rows: int, engines: int, **options: Any) -> dict[str, Any]:
+    """A whole simulation with what the machine could do meanwhile. fixed: every row has 2,048
+    tokens in and 512 out; else the lognormal load. Further options as in `simulation_of`."""
+    import pace
+
+    from batchgen.trace.generate import lognormal
+
+    fixed = options.pop("fixed", False)
+    trace = lognormal(2048, 1e-9, 512, 1e-9, rows, SEED) if fixed else load_of(rows)
+    result = pace.paced(simulation_of(trace, engines, preset, **options))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"engines": engines, **result, "peak_rss_bytes": peak}
 
@@ -166,6 +167,7 @@ def _write_csv(path: Path, rows: int) -> None:
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "coalesced": coalesced,
     "events": events,
+    "scale": scale,
     "trace_import": trace_import,
 }
 

@@ -135,7 +135,54 @@ class Bench:
             say(f"  {run['rows']:,} rows, {run['engines']:,} engines: {run[name]:.1f} us/{unit}")
         self.check(f"{text}, cost per {unit}", ratio, 1.6, "x")
 
-    # -- (iv) start-up ----------------------------------------------------------------------------
+    # -- (iv) whole simulations -------------------------------------------------------------------
+
+    def scale(self) -> None:
+        """64,000 rows of 2,048/512 on 64 engines; a million on 128 and 1,024; lockstep engines.
+
+        Seconds are of a machine that does 1.1 million SimPy events a second (see pace.py); what
+        this one did stands beside them.
+        """
+        fixed = {"rows": 64_000, "engines": 64, "fixed": True}
+        fixed |= {"token_budget": 512, "max_num_seqs": 128}
+        million = {"rows": 1_000_000, "engines": 128}
+        for preset in PRESETS:
+            self._scale("64k", preset, 4.0, 3, **fixed)
+        for preset, limit in (("vllm", 55.0), ("batchgen", 35.0)):
+            self._scale("1m", preset, limit, 1, **million)
+        for preset in PRESETS:
+            self._scale("1m-1024", preset, 60.0, 1, **(million | {"engines": 1024}))
+        found = best(
+            3, lambda: measure("scale", preset="batchgen", rows=40_000, engines=8, ranks=8)
+        )
+        self.results["scale.8-ranks.batchgen"] = found
+        self.check("batchgen: engines of 8 ranks, per row", found["us_per_row"], 30.0, "us")
+
+    def _scale(self, name: str, preset: str, limit: float, tries: int, **arguments: object) -> None:
+        found = best(tries, lambda: measure("scale", preset=preset, **arguments))
+        self.results[f"scale.{name}.{preset}"] = found
+        rate = found["simpy_events_per_s"]["median"] / 1e6
+        say(f"  {found['cpu_s']:.1f} s where SimPy did {rate:.2f} M events/s, {name}: "
+            f"{found['us_per_event']:.1f} us/event")  # fmt: skip
+        self.check(f"{preset}: {name}, at 1.1 M SimPy events/s", found["scaled_s"], limit, "s")
+        if found["rows"] >= 1_000_000:
+            self.check(f"{preset}: {name}, memory", found["peak_rss_bytes"] / 1e6, 600.0, "MB")
+
+    def log(self) -> None:
+        """What `--log steps` adds to a run of 100,000 rows on 128 engines."""
+        for preset in PRESETS:
+            off, steps = (
+                best(3, lambda p=preset, t=text: measure(
+                    "scale", preset=p, rows=100_000, engines=128, log=t
+                )) for text in ("off", "steps")
+            )  # fmt: skip
+            self.results[f"log.{preset}"] = {"off": off, "steps": steps}
+            ratio = steps["scaled_s"] / off["scaled_s"]
+            self.check(f"{preset}: --log steps, time", ratio, 1.2, "x")
+            memory = steps["peak_rss_bytes"] / off["peak_rss_bytes"]
+            self.check(f"{preset}: --log steps, memory", memory, 1.3, "x")
+
+    # -- (v) start-up ----------------------------------------------------------------------------
 
     def startup(self) -> None:
         """`import batchgen` and `batchgen --help`, the fastest of seven."""
@@ -148,7 +195,7 @@ class Bench:
             self.results[f"startup.{name}"] = {"best_s": times[0], "median_s": times[3]}
             self.check(name, times[0], limit, "s")
 
-    # -- (v) traces -------------------------------------------------------------------------------
+    # -- (vi) traces -------------------------------------------------------------------------------
 
     def traces(self) -> None:
         """A CSV of a million rows imported to JSONL and loaded."""
@@ -167,6 +214,8 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "coalesced": Bench.coalesced,
     "rows": Bench.rows,
     "engines": Bench.engines,
+    "scale": Bench.scale,
+    "log": Bench.log,
     "startup": Bench.startup,
     "traces": Bench.traces,
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchgen.cost.api import PassLoad
+from batchgen.cost.api import PassLoad, RankLoad
 from batchgen.sim.faults import NORMAL_SPEED
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from batchgen.sequence import Table
     from batchgen.step import Step
 
-BY_SCALARS = 24
-"""So many passes with prompt chunks take about as long by scalars as by arrays (some 60 us)."""
+BY_SCALARS = 32
+"""So many ranks times passes take about as long by scalars as by arrays (some 100 us)."""
 
 Leave = tuple[int, int, int]
 """(pass of the step from which on a row is gone, its rank, its offset)."""
@@ -78,23 +78,16 @@ class PassTimes:
         """A step of so many passes; the lists stay as they are while it is in flight."""
         self.step, self.passes, self.k = step, passes, k
         self.counts, self.offsets, self._gone = counts, offsets, gone
-        if self.num_ranks == 1 and self.speed == NORMAL_SPEED:
-            if step.chunks:
-                if passes <= BY_SCALARS:
-                    self._ends = self._mixed(step, passes)
-                    return
-            elif gone:
-                self._ends, self._pieces = None, self._piecewise(step)
-                return
-            else:
-                self._ends = self._pieces = None
-                count = counts[0]
-                if count:
-                    fixed, slope = self.cost.decode_affine(count, step.checkpoint == "host")
-                    self._fixed = fixed + slope * (offsets[0] + count * (k + 1))
-                    self._rise = slope * count
+        if self.speed == NORMAL_SPEED:
+            if self.num_ranks == 1 and not step.chunks:
+                self._ends = None
+                if gone:
+                    self._pieces = self._piecewise(step)
                 else:
-                    self._fixed = self._rise = 0
+                    self._affine(step)
+                return
+            if passes * self.num_ranks <= BY_SCALARS and not gone:
+                self._ends = self._by_scalars(step, passes)
                 return
         self._ends = np.cumsum(self.pass_times(step, passes)).tolist()
 
@@ -117,7 +110,19 @@ class PassTimes:
                 tokens += count * (offset + first + leaves) + count * (count - 1) // 2
         return tokens
 
-    # -- one rank, decodes only, rows leave -------------------------------------------------------
+    # -- one rank, decodes only -------------------------------------------------------------------
+
+    def _affine(self, step: Step) -> None:
+        """All its rows run in every pass."""
+        self._pieces = None
+        count = self.counts[0]
+        self._fixed = self._rise = 0
+        if count:
+            fixed, slope = self.cost.decode_affine(count, step.checkpoint == "host")
+            self._fixed = fixed + slope * (self.offsets[0] + count * (self.k + 1))
+            self._rise = slope * count
+
+    # -- the same, rows leave -------------------------------------------------------
 
     def _piecewise(self, step: Step) -> list[tuple[int, int, int, int, int]]:
         """The step is affine between the passes at which rows leave: (first pass of the piece, time
@@ -162,34 +167,74 @@ class PassTimes:
         passes -= first
         return before + passes * fixed + rise * (passes * (passes - 1) // 2)
 
-    # -- one rank, prompt chunks ------------------------------------------------------------------
+    # -- few passes with prompt chunks, or alone: by scalars --------------------------------------
 
-    def _mixed(self, step: Step, passes: int) -> list[int]:
-        count = self.counts[0] if step.decode else 0
-        tokens = pairs = reads = further = longer = samples = 0
-        chunks = step.chunks
-        pad = max(size for _, _, size, _ in chunks) if step.until == "all" else 0
-        for _, start, size, last in chunks:
-            padded = pad or size
-            tokens += padded
-            pairs += padded * (padded + 2 * start)
-            longer += 2 * padded * size
-            reads += start
-            further += size
-            samples += last
-        context = self.offsets[0] + count * (self.k + 1) if count else 0
-        streamed = tokens + count if step.checkpoint else 0
-        one = self.cost.pass_one_ps
-        samples += count
-        time = one(count, context, tokens, pairs, reads, samples, streamed)
+    def _by_scalars(self, step: Step, passes: int) -> list[int]:
+        """From pass to pass contexts, pairs and reads rise evenly."""
+        k1, decode, streams = self.k + 1, step.decode, step.checkpoint == "host"
+        sums = self._chunk_sums(step)
+        loads: list[RankLoad] = []
+        for rank, (tokens, pairs, reads, _, _, lasts) in enumerate(sums):
+            count = self.counts[rank] if decode else 0
+            context = self.offsets[rank] + count * k1 if count else 0
+            streamed = tokens + count if streams else 0
+            loads.append((count, context, tokens, pairs, reads, count + lasts, streamed))
+        if self.num_ranks == 1:
+            return self._alone(loads[0], sums[0], passes)
+        time = self.cost.time_ps(loads)
+        ends = [time]
+        for number in range(1, passes):
+            time += self.cost.time_ps(
+                [
+                    (count, context + count * number, tokens, pairs + rise[3] * number,
+                     reads + rise[4] * number, samples, streamed)
+                    for (count, context, tokens, pairs, reads, samples, streamed), rise
+                    in zip(loads, sums, strict=True)
+                ]
+            )  # fmt: skip
+            ends.append(time)
+        return ends
+
+    def _alone(self, load: RankLoad, sums: list[int], passes: int) -> list[int]:
+        """The same for one rank, which is most of what a run of small engines does."""
+        count, context, tokens, pairs, reads, samples, streamed = load
+        rise, further = sums[3], sums[4]
+        one_ps = self.cost.pass_one_ps
+        time = one_ps(count, context, tokens, pairs, reads, samples, streamed)
         ends = [time]
         for _ in range(1, passes):
             context += count
-            pairs += longer
+            pairs += rise
             reads += further
-            time += one(count, context, tokens, pairs, reads, samples, streamed)
+            time += one_ps(count, context, tokens, pairs, reads, samples, streamed)
             ends.append(time)
         return ends
+
+    def _chunk_sums(self, step: Step) -> list[list[int]]:
+        """Per rank: tokens, pairs and reads of the first pass, the rise of pairs and of reads from
+        pass to pass, last chunks. A static batch pads its prompts to the longest of the rank."""
+        if self.num_ranks == 1 and len(step.chunks) == 1:
+            ((_, start, size, last),) = step.chunks
+            return [[size, size * (size + 2 * start), start, 2 * size * size, size, last]]
+        rank_of = self._table.v_rank
+        sums = [[0, 0, 0, 0, 0, 0] for _ in range(self.num_ranks)]
+        longest: list[int] = []
+        if step.until == "all":
+            longest = [0] * self.num_ranks
+            for row, _, size, _ in step.chunks:
+                longest[rank_of[row]] = max(longest[rank_of[row]], size)
+        alone = self.num_ranks == 1
+        for row, start, size, last in step.chunks:
+            rank = 0 if alone else rank_of[row]
+            padded = longest[rank] if longest else size
+            one = sums[rank]
+            one[0] += padded
+            one[1] += padded * (padded + 2 * start)
+            one[2] += start
+            one[3] += 2 * padded * size
+            one[4] += size
+            one[5] += last
+        return sums
 
     # -- any step, by arrays ----------------------------------------------------------------------
 
@@ -229,26 +274,7 @@ class PassTimes:
         return left[0], left[1]
 
     def _add_chunks(self, step: Step, load: PassLoad, passes: int) -> None:
-        """Prompt pieces: from pass to pass each begins where it ended, so pairs and reads rise
-        evenly."""
-        rank_of, ranks = self._table.v_rank, range(self.num_ranks)
-        longest = [0 for _ in ranks]
-        if step.until == "all":
-            for row, _, size, _ in step.chunks:
-                longest[rank_of[row]] = max(longest[rank_of[row]], size)
-        # tokens, pairs and reads of the first pass, their rise from pass to pass, last chunks
-        sums = [[0, 0, 0, 0, 0, 0] for _ in ranks]
-        for row, start, size, last in step.chunks:
-            rank = rank_of[row]
-            padded = longest[rank] or size
-            one = sums[rank]
-            one[0] += padded
-            one[1] += padded * (padded + 2 * start)
-            one[2] += start
-            one[3] += 2 * padded * size
-            one[4] += size
-            one[5] += last
-        columns = np.array(sums, dtype=np.int64).T[:, :, None]
+        columns = np.array(self._chunk_sums(step), dtype=np.int64).T[:, :, None]
         number = np.arange(passes, dtype=np.int64)
         load.chunk_tokens += columns[0]
         load.chunk_pairs += columns[1] + columns[3] * number

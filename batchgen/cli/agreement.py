@@ -195,7 +195,7 @@ def simulate_again(
     """
     from batchgen.bodies import Scripted
     from batchgen.sim.cluster import Simulation
-    from batchgen.sim.run import schedule_arrivals
+    from batchgen.sim.setup import schedule_arrivals
 
     table = prepared.fresh_table()
     bodies = None if prepared.body is None else Scripted(table, told.script)

@@ -8,15 +8,17 @@ per pass, so splitting a run of passes anywhere sums to the same integer (DESIGN
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from batchgen.runtime.advisor import RankLoad
 from batchgen.units import PS_PER_S
 
-__all__ = ["PS_PER_S", "CostModel", "FloatArray", "IntArray", "Link", "PassLoad"]
+__all__ = ["PS_PER_S", "CostModel", "FloatArray", "IntArray", "Link", "PassLoad", "RankLoad"]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -86,6 +88,10 @@ class CostModel(Protocol):
 
         With several ranks: as if every rank had this load.
         """
+        ...
+
+    def time_ps(self, loads: Sequence[RankLoad]) -> int:
+        """`pass_ps` of one pass by scalars, to the last picosecond; one load per rank."""
         ...
 
     def decode_affine(self, decodes: int, checkpoint: bool) -> tuple[int, int]:

@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from batchgen.cost.api import CostModel, PassLoad
+from batchgen.cost.api import CostModel
 from batchgen.cost.build import build_cost
 from batchgen.cost.capacity import capacity
 from batchgen.errors import UserError
@@ -46,6 +44,7 @@ class PartitionPlanner:
     expert_skew: float = 0.0
     page_tokens: int = 64
     _costs: dict[str, CostModel] = field(default_factory=dict)
+    _sizes: dict[str, int] = field(default_factory=dict)
 
     def cost(self, name: str) -> CostModel:
         """The cost model of a layout named by `partition_ps`."""
@@ -79,6 +78,12 @@ class PartitionPlanner:
 
     def _pages(self, layout: Layout) -> int:
         """KV pages of every rank of a layout; 0 when the model does not fit."""
+        known = self._sizes.get(str(layout))
+        if known is None:
+            known = self._sizes[str(layout)] = self._count_pages(layout)
+        return known
+
+    def _count_pages(self, layout: Layout) -> int:
         try:
             sizes = capacity(
                 self.model,
@@ -127,17 +132,16 @@ class PartitionPlanner:
     def expected_ps(self, engine: int, layout: str, loads: Sequence[RankLoad]) -> int:
         """One pass of exactly these loads on a healthy engine, in ps."""
         cost = self.home if layout == HOME else self.cost(layout)
-        if len(loads) == 1:
-            return cost.pass_one_ps(*loads[0])
-        columns = np.array(loads, dtype=np.int64).T
-        return int(cost.pass_ps(PassLoad(*(column[:, None] for column in columns)))[0])
+        return cost.time_ps(loads)
 
 
 def even_pass_ps(cost: CostModel, contexts: Sequence[int]) -> int:
     """One decode pass of rows with these KV lengths, dealt to the ranks longest first."""
-    load = PassLoad.zeros(cost.num_ranks, 1)
+    ranks = cost.num_ranks
+    counts, read = [0] * ranks, [0] * ranks
     for index, context in enumerate(sorted(contexts, reverse=True)):
-        load.decodes[index % cost.num_ranks] += 1
-        load.context[index % cost.num_ranks] += context + 1
-    load.samples[:] = load.decodes
-    return int(cost.pass_ps(load)[0])
+        counts[index % ranks] += 1
+        read[index % ranks] += context + 1
+    return cost.time_ps(
+        [(count, read[rank], 0, 0, 0, count, 0) for rank, count in enumerate(counts)]
+    )

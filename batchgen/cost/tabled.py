@@ -12,12 +12,12 @@ nothing, since a decode step closes far fewer bytes than it reads weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from batchgen.cost.api import FloatArray, IntArray, Link, PassLoad
+from batchgen.cost.api import FloatArray, IntArray, Link, PassLoad, RankLoad
 from batchgen.cost.table import IntTable
 from batchgen.cost.work import moved_bytes, useful_flops
 from batchgen.layout import Layout
@@ -141,18 +141,41 @@ class TabledCost:
             known = self._bases[key] = base, self._slope.at(decodes)
         base, slope = known
         if chunk_tokens:
-            # The same operations in the same order as `_chunk_ps`, or the last bit differs.
-            rates = self._chunks
-            time = max(chunk_pairs * rates.pair, chunk_reads * rates.read_bytes)
-            time += chunk_reads * rates.read
-            time += chunk_tokens * rates.token
-            if rates.window_pair:
-                seen = min(chunk_pairs, rates.window_width * chunk_tokens)
-                time += seen * rates.window_pair
-            base += round(time)
+            base += self._chunk_one_ps(chunk_tokens, chunk_pairs, chunk_reads)
         if checkpoint:
             base = max(base, round(checkpoint * self._host_ps))
         return base + slope * context
+
+    def _chunk_one_ps(self, tokens: int, pairs: int, reads: int) -> int:
+        # The same operations in the same order as `_chunk_ps`, or the last bit differs.
+        rates = self._chunks
+        time = max(pairs * rates.pair, reads * rates.read_bytes)
+        time += reads * rates.read
+        time += tokens * rates.token
+        if rates.window_pair:
+            time += min(pairs, rates.window_width * tokens) * rates.window_pair
+        return round(time)
+
+    def time_ps(self, loads: Sequence[RankLoad]) -> int:
+        union = prompts = longest = 0
+        for decodes, _, tokens, *_ in loads:
+            union += decodes + tokens
+            prompts += tokens
+        if not union:
+            return 0
+        shared = self._union.at(union) + self._step_ps
+        if prompts:
+            shared += self._chunks.step_ps
+        own, head, fixed, slope = self._own.at, self._head.at, self._fixed.at, self._slope.at
+        for decodes, context, tokens, pairs, reads, samples, checkpoint in loads:
+            base = own(decodes + tokens) + head(samples) + fixed(decodes) + shared
+            if tokens:
+                base += self._chunk_one_ps(tokens, pairs, reads) + self._chunk_overhead.at(tokens)
+            if checkpoint:
+                base = max(base, round(checkpoint * self._host_ps))
+            base += slope(decodes) * context
+            longest = max(longest, base)
+        return longest
 
     def decode_affine(self, decodes: int, checkpoint: bool) -> tuple[int, int]:
         key = 2 * decodes + checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cache
 
 import numpy as np
@@ -69,26 +70,23 @@ def test_a_run_of_passes_splits_anywhere(
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, LOCKSTEP], ids=str)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_scalar_and_vector_paths_agree(
     case: tuple[str, str, str, int], data: st.DataObject
 ) -> None:
     engine = cost(*case)
-    load = data.draw(loads(1, 6))
+    load = data.draw(loads(engine.num_ranks, 6))
     vector = engine.pass_ps(load)
     for p in range(6):
-        one = engine.pass_one_ps(
-            int(load.decodes[0, p]),
-            int(load.context[0, p]),
-            int(load.chunk_tokens[0, p]),
-            int(load.chunk_pairs[0, p]),
-            int(load.chunk_reads[0, p]),
-            int(load.samples[0, p]),
-            int(load.checkpoint[0, p]),
-        )
-        assert one == vector[p]
+        one = [
+            tuple(int(getattr(load, field.name)[rank, p]) for field in fields(load))
+            for rank in range(engine.num_ranks)
+        ]
+        assert engine.time_ps(one) == vector[p]
+        if engine.num_ranks == 1:
+            assert engine.pass_one_ps(*one[0]) == vector[p]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -18,14 +18,22 @@ from batchgen.check.toy import ToyCost
 from batchgen.sequence import Table
 from batchgen.sim.flight import Flight
 from batchgen.sim.rowbook import RowBook
-from batchgen.step import Step
+from batchgen.step import Chunk, Step
 
 
-def flight_of(rng: random.Random, *, ranks: int) -> Flight:
-    """A flight with a launched step of rows in the middle of decoding, on `ranks` ranks."""
+def chunks_of(rng: random.Random, table: Table, first: int) -> list[Chunk]:
+    """Prompt pieces of the rows from `first` on."""
+    return [(row, rng.randint(0, 40), rng.randint(1, 9), False) for row in range(first, len(table))]
+
+
+def flight_of(rng: random.Random, *, ranks: int, chunks: int = 0) -> Flight:
+    """A flight with a launched step of rows in the middle of decoding, on `ranks` ranks; `chunks`
+    further rows have prompt pieces in it."""
     count = rng.randint(1, 9)
-    outputs = [rng.randint(2, 60) for _ in range(count)]
-    table = Table([rng.randint(1, 30) for _ in range(count)], outputs)
+    outputs = [rng.randint(2, 60) for _ in range(count + chunks)]
+    table = Table([rng.randint(1, 30) for _ in outputs], outputs)
+    for row in range(count, len(outputs)):
+        table.v_rank[row] = rng.randrange(ranks)
     for row in range(count):
         table.v_rank[row] = rng.randrange(ranks)
         table.v_produced[row] = rng.randint(1, outputs[row] - 1)
@@ -41,7 +49,7 @@ def flight_of(rng: random.Random, *, ranks: int) -> Flight:
         True,
         list(range(count)),
         [],
-        [],
+        chunks_of(rng, table, count) if chunks else [],
         rng.choice(("", "host")),
     )
     flight.launch(step, rng.randint(0, 1000))
@@ -50,7 +58,8 @@ def flight_of(rng: random.Random, *, ranks: int) -> Flight:
 
 def test_closed_forms_equal_the_arrays() -> None:
     for seed in range(300):
-        flight = flight_of(random.Random(seed), ranks=1)
+        rng = random.Random(seed)
+        flight = flight_of(rng, ranks=rng.choice((1, 1, 3)), chunks=rng.choice((0, 0, 1, 3)))
         assert flight.step is not None
         ends = np.cumsum(flight.times.pass_times(flight.step, flight.passes)).tolist()
         assert [flight.elapsed(count) for count in range(1, flight.passes + 1)] == ends

@@ -15,7 +15,8 @@ from batchgen.cli import main
 from batchgen.errors import UserError
 from batchgen.replay import ReplayReport, replay
 from batchgen.report.record import RunRecord
-from batchgen.sim.run import advisor_of_job, simulate
+from batchgen.sim.run import simulate
+from batchgen.sim.setup import advisor_of_job
 from batchgen.simjob import SimJob
 
 PRESETS = ("static", "orca", "vllm", "batchgen")

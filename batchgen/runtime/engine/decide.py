@@ -81,10 +81,10 @@ def _next_pass_differs(engine: EngineMachine, gave: bool, shares: bool) -> bool:
     """Whether the decision may find more to do one pass later, though no event tells it."""
     if engine.once:
         return True
-    # Whoever gave way may fit with shared pages, or another row where it did not.
     if (
         gave
         and engine.turn_every == 1
+        # Whoever gave way may fit with shared pages, or another row where it did not.
         and (engine.policy.choosy or shares or engine.ready or engine.requests)
     ):
         return True
@@ -153,11 +153,9 @@ def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     gave = False
     for rank in ranks:
         growth = rank.growth
-        if (
-            growth.num_rows
-            and (phases or growth.counts[k % growth.page_tokens] > rank.size - rank.used)
-            and make_room(engine, rank)
-        ):
+        rows = growth.num_rows
+        short = growth.counts[k % growth.page_tokens] > rank.size - rank.used
+        if rows and (short or phases) and make_room(engine, rank):
             rank.gave = gave = True
         if rank.held:
             go_on(engine, rank)

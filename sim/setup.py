@@ -1,0 +1,264 @@
+"""Sets a simulation up from a job and a trace: names, plan, cost, runtime. Nothing runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchgen.cost.build import build_cost
+from batchgen.cost.partition import PartitionPlanner
+from batchgen.errors import UserError
+from batchgen.hardware import GpuSpec, load_gpu
+from batchgen.layout import Layout, default_layout, parse_layout
+from batchgen.log import DecisionLog, Header
+from batchgen.model import ModelSpec, load_model
+from batchgen.planning import PlanOptions, build_plan, plan_options
+from batchgen.policy.presets import CAPABILITIES, Policy, build_policy, find_preset
+from batchgen.runtime.core import Runtime
+from batchgen.sequence import Table
+from batchgen.sim.cluster import Simulation
+from batchgen.sim.faults import load_faults
+from batchgen.sim.stages import check_conversations, further_stages, total_outputs
+from batchgen.simjob import SimJob
+from batchgen.trace.schema import load
+
+if TYPE_CHECKING:
+    from batchgen.cost.capacity import Capacity
+    from batchgen.trace.table import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A simulation that is ready to run, and what it was made from. staged: rows have bodies."""
+
+    machine: Machine
+    policy: Policy
+    sizes: Capacity
+    simulation: Simulation
+    arrival_ps: np.ndarray[Any, np.dtype[np.int64]]
+    staged: bool
+    log: DecisionLog | None
+
+
+def set_up(
+    job: SimJob,
+    trace: Trace,
+    *,
+    reference: bool = False,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Setup:
+    """Everything of a run but the running. Raises UserError for anything wrong with the job.
+
+    reference: one pass per step (see `Runtime`).
+    """
+    overrides = dict(job.overrides)
+    preset = find_preset(job.policy)
+    if job.oracle:
+        overrides.setdefault("predictor.part", "oracle")
+    policy = build_policy(preset, overrides, CAPABILITIES)
+    options = plan_options(overrides)
+    page_tokens = options.page_tokens or preset.page_tokens
+    machine = resolve(job, options, trace.expert_skew, page_tokens)
+    model, layout, planner = machine.model, machine.layout, machine.planner
+    budgets = output_budgets(trace, job.max_output_tokens)
+    check_contexts(trace, model.max_context, model.name, job.trace)
+    check_conversations(trace, budgets, model.max_context, model.name, job.trace)
+    further = further_stages(trace, budgets, model.max_context, job.body)
+    plan, sizes = build_plan(
+        model,
+        machine.gpu,
+        layout,
+        preset,
+        gpus_per_node=machine.gpus_per_node,
+        max_context=model.max_context,
+        options=options,
+    )
+    true_output = np.minimum(trace.output_tokens, budgets).astype(np.int32)
+    table = Table(trace.prompt_tokens, budgets, group=trace.group)
+    if job.oracle:
+        table.predicted[:] = total_outputs(trace, budgets)
+    use_prefix = preset.prefix_cache if options.prefix_cache is None else options.prefix_cache
+    runtime = Runtime(
+        table,
+        plan,
+        policy,
+        reference=reference,
+        page_keys=page_keys_of(trace, plan.page_tokens) if use_prefix else None,
+        advisor=planner,
+        bodies=None if further is None else further.bodies,
+    )
+    bodies = "" if further is None else further.name
+    log = decision_log(job, runtime, preset.name, overrides, bodies) if job.log != "off" else None
+    simulation = Simulation(
+        runtime,
+        table,
+        plan,
+        planner.home,
+        true_output,
+        stages=None if further is None else further.outputs,
+        layout_cost=planner.cost,
+        observer=log,
+        progress=progress,
+    )
+    if job.faults is not None:
+        for fault in load_faults(job.faults, job.gpus):
+            simulation.add_fault(fault, layout.gpus_per_engine)
+    arrival_ps = trace.arrival_ps if job.arrivals == "trace" else np.zeros(len(table), np.int64)
+    schedule_arrivals(simulation, arrival_ps)
+    return Setup(
+        machine=machine,
+        policy=policy,
+        sizes=sizes,
+        simulation=simulation,
+        arrival_ps=arrival_ps,
+        staged=further is not None,
+        log=log,
+    )
+
+
+def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int]] | None:
+    """Chained keys of a row's full prompt pages, from the trace's prefix blocks; None if it has
+    none.
+
+    A page lies in one block when pages divide blocks; its key is the block's id and its place
+    there.
+    """
+    block = trace.prefix_block_tokens
+    if not block or block % page_tokens:
+        return None
+    per_block = block // page_tokens
+    offsets, blocks, prompts = trace.prefix_offsets, trace.prefix_blocks, trace.prompt_tokens
+    cache: dict[int, list[int]] = {}
+
+    def keys(row: int) -> list[int]:
+        found = cache.get(row)
+        if found is None:
+            ids = blocks[offsets[row] : offsets[row + 1]]
+            pages = (ids[:, None] * per_block + np.arange(per_block)).ravel()
+            found = pages[: int(prompts[row]) // page_tokens].tolist()
+            cache[row] = found
+        return found
+
+    return keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a job runs on: the names of the job resolved, and the cost of it all."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    gpus_per_node: int
+    layout: Layout
+    layout_reason: str
+    planner: PartitionPlanner
+
+
+def resolve(job: SimJob, options: PlanOptions, expert_skew: float, page_tokens: int) -> Machine:
+    """Model, GPU, layout and cost of a job. Raises UserError for a name or layout that is none."""
+    model, gpu = load_model(job.model), load_gpu(job.gpu)
+    per_node = job.gpus_per_node or min(gpu.gpus_per_node, job.gpus)
+    if job.layout is None:
+        layout, why = default_layout(model, gpu, job.gpus, per_node)
+    else:
+        layout, why = parse_layout(job.layout, job.gpus), "given"
+    home = build_cost(
+        model,
+        gpu,
+        layout,
+        plan_b_attn=options.b_attn,
+        plan_b_moe=options.b_moe,
+        expert_skew=expert_skew,
+        profile=job.profile,
+        gpus_per_node=per_node,
+    )
+    planner = PartitionPlanner(
+        model=model,
+        gpu=gpu,
+        layout=layout,
+        home=home,
+        gpus_per_node=per_node,
+        expert_skew=expert_skew,
+        page_tokens=page_tokens,
+    )
+    return Machine(
+        model=model,
+        gpu=gpu,
+        gpus_per_node=per_node,
+        layout=layout,
+        layout_reason=why,
+        planner=planner,
+    )
+
+
+def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:
+    """The advisor of a recorded simulation, from the "job" of its run.json."""
+    overrides = tuple((key, text) for key, text in job["overrides"])
+    recorded = SimJob(**{**job, "overrides": overrides})
+    skew = load(recorded.trace, max_rows=1).expert_skew
+    options = plan_options(dict(overrides))
+    page_tokens = options.page_tokens or find_preset(recorded.policy).page_tokens
+    return resolve(recorded, options, skew, page_tokens).planner
+
+
+def decision_log(
+    job: SimJob, runtime: Runtime, preset: str, overrides: dict[str, str], bodies: str
+) -> DecisionLog:
+    """An empty log whose header can make this runtime again."""
+    table, keys = runtime.table, runtime.page_keys
+    log = DecisionLog(
+        Header(
+            backend="sim",
+            full=job.log == "full",
+            plan=runtime.plan,
+            preset=preset,
+            overrides=overrides,
+            capabilities=sorted(CAPABILITIES),
+            prompt_tokens=table.prompt.tolist(),
+            budget_tokens=table.budget.tolist(),
+            groups=table.group.tolist(),
+            predicted=table.predicted.tolist() if job.oracle else None,
+            page_keys=None if keys is None else [list(keys(row)) for row in range(len(table))],
+            bodies=bodies,
+        )
+    )
+    log.listen(runtime.bodies)
+    return log
+
+
+def output_budgets(trace: Trace, given: int | None) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Output budgets a scheduler may see, of every stage of a row: the row's own, else `given`,
+    else the trace's maximum."""
+    longest = int(trace.output_tokens.max())
+    if trace.stages is not None:
+        longest = max(longest, int(trace.stages.output_tokens.max(initial=0)))
+    default = given if given is not None else longest
+    budgets = np.where(trace.max_output_tokens > 0, trace.max_output_tokens, default)
+    return budgets.astype(np.int32)
+
+
+def check_contexts(trace: Trace, max_context: int, model: str, path: str) -> None:
+    """Refuse a prompt that leaves the model no room for a token; names the first such row."""
+    too_long = np.flatnonzero(trace.prompt_tokens >= max_context)
+    if len(too_long):
+        row = int(too_long[0])
+        raise UserError(
+            f"{path}: row {row} has {trace.prompt_tokens[row]} prompt tokens, {model} takes "
+            f"{max_context} in all ({len(too_long)} such rows)",
+            remedy="drop those rows or choose a model with a longer context",
+            code="context_length_exceeded",
+        )
+
+
+def schedule_arrivals(simulation: Simulation, arrival_ps: np.ndarray[Any, Any]) -> None:
+    """One event per distinct arrival time, in order."""
+    order = np.argsort(arrival_ps, kind="stable")
+    times = arrival_ps[order]
+    starts = np.flatnonzero(np.r_[True, times[1:] != times[:-1]])
+    ends = np.r_[starts[1:], len(times)]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        simulation.arrive(order[start:end].tolist(), int(times[start]))
+    simulation.close_input(int(times[-1]) if len(times) else 0)
