@@ -118,7 +118,8 @@ class Walker:
         elif isinstance(action, act.Copy):
             self.copy(action)
         elif isinstance(action, act.Extend):
-            self.true[action.row] += self.stages[action.row].pop(0)
+            row, output = action.row, self.stages[action.row].pop(0)
+            self.true[row] = min(self.tokens[row] + output, action.budget)
         elif isinstance(action, act.Switch):
             self.switch(action)
         elif isinstance(action, act.Wake):

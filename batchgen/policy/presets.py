@@ -237,7 +237,7 @@ def build_policy(
     """Make the parts of a preset. `overrides` maps "slot.option" (or "slot.part") to text.
 
     Raises UserError for an unknown slot, part or option, and for a part that needs what the backend
-    lacks, unless the preset names the slot optional.
+    lacks, unless the preset names another for that slot (`fallback`).
     """
     chosen = dict(preset.parts)
     options: dict[str, dict[str, Any]] = {

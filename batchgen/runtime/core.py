@@ -80,7 +80,7 @@ class Runtime:
             ev.DeviceNotice: lambda event: self.cluster.members.notice(event),
             ev.DeviceLost: self._device_lost,
             ev.DeviceBack: lambda event: self.cluster.members.back(event),
-            ev.RowFailed: lambda event: self.cluster.doom(event.row, event.code),
+            ev.RowFailed: lambda event: self._end(event.row, event.code),
             ev.PoolShort: self._pool_short,
             ev.Timer: lambda event: self.cluster.timer_rang(event.timer_id),
             ev.PlanChanged: self._plan_changed,
@@ -144,7 +144,10 @@ class Runtime:
 
     def _cancelled(self, event: ev.Cancelled) -> None:
         for row in event.rows:
-            self.cluster.doom(row, "cancelled")
+            self._end(row, "cancelled")
+
+    def _end(self, row: int, code: str) -> None:
+        self.cluster.orders.give(row, ("fail", code, ""))
 
     def _copies_done(self, event: ev.CopiesDone) -> None:
         self.cluster.transfers.done(event.copy_id, self.cluster.out)

@@ -161,6 +161,9 @@ class Invariants:
         for row in engine.arrived:
             assert table.v_status[row] == Status.ARRIVED
         places.update(engine.arrived)
+        for row in engine.orders:
+            assert table.v_engine[row] == engine.id, table.story(row)
+            assert not table.ended(row)
         for row, _ in engine.doubt:
             assert table.v_status[row] == Status.DOUBT, table.story(row)
             if not any(row in rank.held for rank in engine.ranks):

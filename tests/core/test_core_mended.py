@@ -13,7 +13,10 @@ from core_invariants import Invariants
 from core_verify import verify_core
 
 from batchgen import actions as act
+from batchgen import events as ev
 from batchgen.check.toy import ToyAdvisor
+from batchgen.coroutine import DECODE, Body, SequenceView, Wait
+from batchgen.coroutine import Outcome as Told
 from batchgen.errors import UserError
 from batchgen.policy.compiled import Compiled
 from batchgen.policy.presets import CAPABILITIES, PARTS, build_policy, find_preset
@@ -173,6 +176,134 @@ def test_an_engine_whose_notice_is_withdrawn_gets_its_share_and_no_more() -> Non
         troubles=(("notice", 10_000, 0, 0), ("back", 800_000, 0, 0)),
     )
     assert run(case, checker=Invariants(case)).table.engine.tolist()[20:].count(0) == 4
+
+
+# -- rows that are told to end ---------------------------------------------------------------------
+
+MOVED = Case(
+    preset="vllm",
+    rows=tuple(Row(prompt=5, budget=100, output=100) for _ in range(6)),
+    engines=2,
+    hbm_pages=2000,
+    troubles=(("notice", 50_000, 0, 0),),
+    advised=False,
+)
+
+
+def ends_when_lost(sequence: SequenceView) -> Body:
+    outcome = yield DECODE
+    while outcome not in (Told.LOST, Told.FINISHED):
+        outcome = yield DECODE
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("how", ["not copied", "copies fail"])
+def test_a_body_may_end_where_its_kv_is_given_up(how: str, depth: int) -> None:
+    """It is told once its row has another place, or none."""
+    if how == "not copied":
+        case = replace(MOVED, depth=depth, overrides={"recovery.part": "recompute"})
+    else:
+        case = replace(MOVED, depth=depth, bad_copies=1)
+    outcome = run(case, bodies=ends_when_lost, checker=Invariants(case))
+    assert sorted(outcome.reasons.values()) == ["body"] * 3 + ["length"] * 3
+
+
+def test_a_cancelled_row_ends_though_its_copies_fail() -> None:
+    """It is in a copy when it is cancelled, and looks for a new engine when that is given up."""
+    case = replace(MOVED, bad_copies=1, copy_ps=3000)
+    at = next(entry.t for entry in run(case).entries if isinstance(entry.event, ev.CopiesFailed))
+    case = replace(case, troubles=(*case.troubles, ("cancel", at - 1, 0, 0)))
+    outcome = run(case, checker=Invariants(case))
+    assert outcome.reasons[0] == "cancelled"
+
+
+def test_a_row_that_is_to_sleep_can_be_cancelled_before_it_does() -> None:
+    """Its body wants to sleep, but a copy holds it."""
+
+    def sleeper(sequence: SequenceView) -> Body:
+        outcome = yield DECODE
+        while outcome is not Told.FINISHED:
+            outcome = yield Wait(1e-6) if outcome is Told.PROMPT_DONE else DECODE
+
+    case = replace(MOVED, engines=2, roles=("prefill", "decode"), troubles=(), copy_ps=3000)
+    copy = next(
+        entry.t
+        for entry in run(case, bodies=sleeper).entries
+        if any(isinstance(one, act.Copy) for one in entry.actions)
+    )
+    case = replace(case, troubles=(("cancel", copy + 1, 0, 0),))
+    outcome = run(case, bodies=sleeper, checker=Invariants(case))
+    assert outcome.reasons[0] == "cancelled"
+    wakes = [one for entry in outcome.entries for one in entry.actions if isinstance(one, act.Wake)]
+    assert 0 not in {wake.row for wake in wakes}
+
+
+def test_rows_that_are_prefilled_elsewhere_leave_no_dead_rows_behind() -> None:
+    """A static batch of a noticed engine: its ended rows keep pages until its last row has gone."""
+    prompts, budgets = (32, 21, 40, 22, 30, 33), (19, 36, 40, 21, 10, 14)
+    outputs = (12, 10, 34, 9, 6, 7)
+    case = Case(
+        preset="vllm",
+        overrides={"recovery.part": "recompute", "batching.part": "static"},
+        rows=tuple(
+            Row(prompt=prompt, budget=budget, output=output)
+            for prompt, budget, output in zip(prompts, budgets, outputs, strict=True)
+        ),
+        engines=3,
+        ranks=3,
+        engines_per_node=2,
+        hbm_pages=36,
+        seqs=64,
+        boundary=16,
+        copy_ps=3000,
+        advised=False,
+        troubles=(("notice", 422_970, 29, 50),),
+    )
+    verify_core(case)
+
+
+def test_rows_that_ask_a_noticed_engine_for_pages_get_them() -> None:
+    """Its own rows are prefilled elsewhere, which makes room for those that it was asked for."""
+    numbers = (
+        (14, 33, 10),
+        (11, 48, 36),
+        (59, 1, 1),
+        (8, 19, 7),
+        (43, 19, 19),
+        (4, 54, 32),
+        (60, 50, 15),
+        (24, 36, 6),
+        (37, 54, 1),
+    )
+    rows = [Row(prompt=one, budget=two, output=three) for one, two, three in numbers]
+    rows[2] = replace(rows[2], stages=((7, 2, 30_000), (12, 10, 0)))
+    parts = {
+        "recovery": "recompute",
+        "phase": "mixed",
+        "memory": "nothing",
+        "order": "longest",
+        "admission": "whole-batch",
+        "batching": "whole",
+        "placement": "least-work",
+        "tail": "partition",
+    }
+    case = Case(
+        preset="vllm",
+        overrides={f"{slot}.part": part for slot, part in parts.items()},
+        rows=tuple(rows),
+        engines=4,
+        ranks=3,
+        roles=("prefill", "prefill", "decode", "decode"),
+        hbm_pages=10,
+        page=8,
+        boundary=16,
+        budget=16,
+        seqs=64,
+        advised=False,
+        troubles=(("notice", 442_860, 38, 20),),
+        bad_copies=4,
+    )
+    verify_core(case)
 
 
 # -- the tail -------------------------------------------------------------------------------------

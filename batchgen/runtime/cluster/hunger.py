@@ -138,6 +138,7 @@ class Hunger:
             return
         rows.reverse()
         cluster.moved(rows, donor)
+        cluster.orders.follow(rows, donor)
         if len(cluster.policy.shares) > 1:
             cluster.agenda[donor.id] = None  # shares of its lanes see each other
         engine.offer(rows)

@@ -17,7 +17,8 @@ from batchgen.runtime.cluster import tail
 from batchgen.runtime.cluster.hunger import Hunger
 from batchgen.runtime.cluster.loads import Loads
 from batchgen.runtime.cluster.members import Members
-from batchgen.runtime.cluster.obey import Obey, drop_kv
+from batchgen.runtime.cluster.obey import Obey
+from batchgen.runtime.cluster.orders import Orders
 from batchgen.runtime.cluster.pace import Pace
 from batchgen.runtime.cluster.transfer import Transfers
 from batchgen.runtime.engine.machine import EngineMachine
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from batchgen.plan import Plan
     from batchgen.policy.compiled import Compiled
     from batchgen.runtime.advisor import Advisor
-    from batchgen.runtime.engine.machine import Order
     from batchgen.runtime.engine.rank import PageKeys
     from batchgen.sequence import Table
 
@@ -69,16 +69,15 @@ class ClusterMachine:
         ] = []  # rows that wait for any engine to come alive, or to be placed
         self.leaving: dict[int, None] = {}  # engines whose waiting rows should wait elsewhere
         self.asks_again: list[tuple[EngineMachine, int]] = []
-        self.end_later: list[tuple[int, Order]] = []
         self.unfinished = 0
         self.placed_rows = 0
         self.input_closed = False
-        self._ended_before_arrival: set[int] = set()
         self._timers: dict[int, tuple[str, int]] = {}
         self._next_timer = 0
         self._work = getattr(policy.placement, "work", None)
         self.loads = Loads([spec.num_ranks for spec in plan.engines])
         self.hunger = Hunger(self)
+        self.orders = Orders(self)
         self.transfers = Transfers(self)
         self.pace = Pace(self)
         self.members = Members(self)
@@ -92,11 +91,8 @@ class ClusterMachine:
         return not self.input_closed
 
     def arrive(self, rows: list[int]) -> None:
+        rows = self.orders.still_wanted(rows)
         self.unfinished += len(rows)
-        early = self._ended_before_arrival
-        if early:
-            self.unfinished -= sum(row in early for row in rows)
-            rows = [row for row in rows if row not in early]
         self.policy.predictor.on_arrival(self.table, rows, self.predictions)
         self.settle(rows)
 
@@ -132,15 +128,19 @@ class ClusterMachine:
 
     def make_homeless(self, row: int) -> None:
         """A row without KV and without an engine looks for one after this event."""
+        owner = self.table.v_engine[row]
         self.table.v_engine[row] = NO_ENGINE
         self.table.v_status[row] = Status.INIT
         self.homeless.append(row)
+        if owner >= 0:
+            self.orders.follow((row,), self.engines[owner])
 
     def too_large(self, engine: EngineMachine, row: int, pages: int, size: int) -> None:
         """Upcall: the row can never fit on this engine; it fails by name if it fits nowhere."""
         for other in self.takers:
             if other is not engine and other.roomiest >= pages:
                 other.offer([row])
+                self.orders.follow((row,), engine)
                 self.hunger.waiting_grew(other)
                 self.agenda[other.id] = None
                 return
@@ -234,57 +234,6 @@ class ClusterMachine:
         assert self.obey is not None
         self.obey.sleep(engine, row)
 
-    # -- orders from outside ----------------------------------------------------------------------
-
-    def doom(self, row: int, code: str) -> None:
-        """A row is to end, as soon as nothing touches it."""
-        table = self.table
-        status = table.v_status[row]
-        if status >= Status.DONE:
-            return
-        order: Order = ("fail", code, "")
-        owner = table.v_engine[row]
-        if owner < 0:
-            self.end_by_order(row, order)
-            return
-        engine = self.engines[owner]
-        if status == Status.SLEEPING:
-            self.end_sleeping(row, order)
-        elif status == Status.HOST and not engine.alive and self.transfers.call_back(row, engine):
-            engine.gave_host([row])
-            self.end_early(engine, row, *order)
-        elif engine.cancel_waiting(row):
-            self.end_early(engine, row, *order)
-        else:
-            engine.order(row, order)
-        self.agenda[owner] = None
-
-    def end_by_order(self, row: int, order: Order) -> None:
-        """An order for a row that no engine owns (any more)."""
-        status = self.table.v_status[row]
-        if status >= Status.DONE:
-            return
-        what, code, why = order
-        if status == Status.HOST:
-            self.engines[self.table.v_engine[row]].orders[row] = order
-            self.doom(row, code)
-        elif self.table.v_engine[row] == NO_ENGINE and what != "sleep":
-            if row in self.homeless:
-                self.homeless.remove(row)
-            elif status == Status.INIT and not self.table.v_preemptions[row]:
-                self._ended_before_arrival.add(row)
-                self.unfinished += 1
-            self.end_early(None, row, what, code, why)
-
-    def end_sleeping(self, row: int, order: Order) -> None:
-        """A row that waits for a timer ends."""
-        owner = self.table.v_engine[row]
-        engine = self.engines[owner] if owner >= 0 else None
-        if engine is not None and engine.alive:
-            drop_kv(engine, row)
-            self.agenda[engine.id] = None
-        self.end_early(engine, row, *order)
-
     # -- timers and the agenda --------------------------------------------------------------------
 
     def timer(self, meaning: tuple[str, int]) -> int:
@@ -306,7 +255,7 @@ class ClusterMachine:
             self.agenda
             or self.hunger.later
             or self.homeless
-            or self.end_later
+            or self.orders.later
             or self.asks_again
             or self.leaving
         ):
@@ -318,10 +267,10 @@ class ClusterMachine:
                 again, self.asks_again = self.asks_again, []
                 for source, row in again:
                     self.transfers.look_for_homes(source, [row])
-            if self.end_later:
-                rows, self.end_later = self.end_later, []
-                for row, order in rows:
-                    self.end_by_order(row, order)
+            if self.orders.later:
+                orders, self.orders.later = self.orders.later, []
+                for row, order in orders:
+                    self.orders.give(row, order)
             if self.homeless:
                 if self.takers:
                     homeless, self.homeless = self.homeless, []

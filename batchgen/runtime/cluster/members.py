@@ -81,6 +81,7 @@ class Members:
         rows = engine.reclaim(EVERYTHING)
         if rows:
             cluster.moved(rows, engine)
+            cluster.orders.follow(rows, engine)
             for row in rows:
                 cluster.table.v_status[row] = Status.INIT
             cluster.settle(sorted(rows))
@@ -92,15 +93,13 @@ class Members:
         if not engine.alive:
             return
         cluster.hunger.fed(engine)
-        orders = dict(engine.orders)
+        cluster.orders.later += engine.orders.items()
         remains = lost(engine, event)
         self.slow.discard(engine.id)
         cluster.pace.forget(engine)
         cluster.loads.clear(engine.id)
         self.choose_takers()
         engine.ready.extend(row for row in remains.hosted)
-        for row, order in orders.items():
-            cluster.end_by_order(row, order)
         table = cluster.table
         self._rehome_hosted(engine)
         rows = [*remains.homeless, *remains.waited]

@@ -16,12 +16,11 @@ from batchgen.coroutine import (
     Request,
     Wait,
 )
-from batchgen.runtime.engine.giving import forget_kv
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
     from batchgen.runtime.cluster.machine import ClusterMachine
-    from batchgen.runtime.engine.machine import EngineMachine
+    from batchgen.runtime.engine.machine import EngineMachine, Order
 
 BODY = "body"
 """The reason with which a row ends whose body ended it, and the code of one whose body failed."""
@@ -42,10 +41,10 @@ class Obey:
         try:
             self._go_on(engine, row, self._bodies.start(row))
         except BodyError as error:
-            engine.order(row, ("fail", BODY, str(error)))
+            self._order(engine, row, ("fail", BODY, str(error)))
 
     def tell(self, engine: EngineMachine, row: int, outcome: Outcome) -> None:
-        """Something happened to a row that goes on."""
+        """Something happened to a row that goes on. `engine` decides next in any case."""
         if self._cluster.table.v_status[row] >= Status.DONE:
             return
         try:
@@ -58,15 +57,15 @@ class Obey:
             self._order(engine, row, ("finish", BODY, ""))
         elif isinstance(request, Wait):
             self._delays[row] = request.delay_ps
-            engine.order(row, ("sleep", "", ""))
+            self._order(engine, row, ("sleep", "", ""))
         elif row in self._delays and self._cluster.table.v_status[row] != Status.SLEEPING:
-            engine.order(row, ("sleep", "", ""))  # it gave way before, maybe to another engine
+            self._order(engine, row, ("sleep", "", ""))  # it gave way before
 
-    def _order(self, engine: EngineMachine, row: int, order: tuple[str, str, str]) -> None:
+    def _order(self, engine: EngineMachine, row: int, order: Order) -> None:
         if self._cluster.table.v_engine[row] == engine.id:
             engine.order(row, order)
-        else:
-            self._cluster.end_later.append((row, order))
+        else:  # it is elsewhere by now, or nowhere
+            self._cluster.orders.later.append((row, order))
 
     # -- the end of a generation ------------------------------------------------------------------
 
@@ -132,7 +131,7 @@ class Obey:
         try:
             request = self._bodies.resume(row, Outcome.WOKEN)
         except BodyError as error:
-            cluster.end_sleeping(row, ("fail", BODY, str(error)))
+            cluster.orders.end_sleeping(row, ("fail", BODY, str(error)))
             return
         if isinstance(request, Wait):
             if reason:
@@ -141,9 +140,11 @@ class Obey:
             engine = cluster.engines[max(table.v_engine[row], 0)]
             self._lie_down(engine, row)
         elif isinstance(request, End) or (isinstance(request, Decode) and reason):
-            cluster.end_sleeping(row, ("finish", reason or BODY, ""))
+            cluster.orders.end_sleeping(row, ("finish", reason or BODY, ""))
         elif isinstance(request, Extend) and not self._extend(row, request):
-            cluster.end_sleeping(row, ("fail", "context_length_exceeded", self.broken.pop(row)))
+            cluster.orders.end_sleeping(
+                row, ("fail", "context_length_exceeded", self.broken.pop(row))
+            )
         else:
             self._rise(row)
 
@@ -169,12 +170,3 @@ class Obey:
         self._bodies.forget(row)
         self._ended.pop(row, None)
         self._delays.pop(row, None)
-
-
-def drop_kv(engine: EngineMachine, row: int) -> None:
-    """A sleeping row ends: its pages, if it has any, come free."""
-    rank = engine.ranks[engine.table.v_rank[row] % len(engine.ranks)]
-    if row in rank.held:
-        del rank.held[row]
-        engine.sleeping -= 1
-        forget_kv(engine, rank, row)

@@ -154,14 +154,19 @@ class Transfers:
             source.gave_hbm([row])
             cluster.out.append(act.Release([row], source.id, "hbm"))
         cluster.moved([row], source)
-        self._lose(source, row)
+        self._lose(row)
         cluster.make_homeless(row)
+        self._tell_lost(source, row)
+        cluster.agenda[source.id] = None  # its pages are free now
 
-    def _lose(self, source: EngineMachine, row: int) -> None:
+    def _lose(self, row: int) -> None:
         table = self._table
         table.v_recomputed[row] += table.v_computed[row]
         table.v_computed[row] = table.v_host_valid[row] = 0
         table.v_preemptions[row] += 1
+
+    def _tell_lost(self, source: EngineMachine, row: int) -> None:
+        """Once the row has its new place: what its body asks for is done there."""
         if self._cluster.bodies is not None:
             self._cluster.tell_body(source, row, Outcome.LOST)
 
@@ -231,9 +236,7 @@ class Transfers:
             del self._stamps[row], self._at[row]
             table.v_migrations[row] += 1
             table.v_host_pages[row] = table.v_host_valid[row] = 0
-            order = source.orders.pop(row, None)
-            if order is not None:
-                target.order(row, order)
+        cluster.orders.follow(rows, source)
         cluster.agenda[source.id] = None
 
     def failed(self, copy_id: int, out: list[act.Action]) -> None:
@@ -266,8 +269,10 @@ class Transfers:
         out.extend(act.Release(list(rows), source.id, pool) for pool in pools)
         for row in rows:
             self._unask(source, row)
-            self._lose(source, row)
+            self._lose(row)
             self._wait_again(source, row)
+            self._tell_lost(source, row)
+        cluster.orders.follow(rows, source)
         cluster.agenda[source.id] = None
         cluster.agenda[target.id] = None
 

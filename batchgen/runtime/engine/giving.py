@@ -296,7 +296,7 @@ def carry_out_orders(engine: EngineMachine) -> None:
     table = engine.table
     for row, verdict in list(engine.orders.items()):
         status = table.v_status[row]
-        if status >= Status.DONE or table.v_engine[row] != engine.id:
+        if status >= Status.DONE:
             del engine.orders[row]
             continue
         rank = engine.ranks[table.v_rank[row]]

@@ -400,8 +400,10 @@ class EngineMachine:
         return True
 
     def order(self, row: int, what: Order) -> None:
-        """End a row, or let it sleep, at the next decision."""
-        self.orders.setdefault(row, what)
+        """End a row, or let it sleep, at the next decision. The first order stands, but a row that
+        is to sleep may still be told to end."""
+        if self.orders.setdefault(row, what)[0] == "sleep":
+            self.orders[row] = what
         self.once = True
 
     def kick(self, out: list[act.Action]) -> None:
