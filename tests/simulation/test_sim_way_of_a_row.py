@@ -1,4 +1,4 @@
-"""How many files a row's way enters, from its arrival to its first token: what a reader must open."""
+"""How many files the way of a row enters until its first token: what a reader must open."""
 
 from __future__ import annotations
 
