@@ -1,0 +1,59 @@
+"""How many files the way of a row enters until its first token: what a reader must open."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+import batchgen
+from batchgen.policy.presets import PRESETS
+from batchgen.sim.setup import set_up
+from batchgen.simjob import SimJob
+from batchgen.trace.generate import lognormal
+from batchgen.units import to_ps
+
+PACKAGE = Path(batchgen.__file__).parent
+SIM = (PACKAGE / "sim").resolve()
+
+
+def files_entered(preset: str) -> tuple[set[str], set[str]]:
+    """(files of the core, files of the simulator and the cost model) that the second row enters;
+    the first has warmed tables and caches."""
+    job = SimJob(
+        trace="", model="llama-3.1-8b", gpu="h100", gpus=2, policy=preset, arrivals="trace"
+    )
+    trace = lognormal(700, 1e-9, 20, 1e-9, 2, 0)
+    trace.arrival_ps[1] = to_ps(10)
+    simulation = set_up(job, trace).simulation
+    core: set[str] = set()
+    around: set[str] = set()
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        now: int = simulation.env.now  # type: ignore[assignment]
+        if event != "call" or now < to_ps(10) or simulation.recorder.v_first[1] >= 0:
+            return
+        if SIM in path.resolve().parents:
+            around.add(f"sim/{path.name}")
+        elif PACKAGE in path.parents:
+            name = str(path.relative_to(PACKAGE))
+            (around if name.startswith("cost/") else core).add(name)
+
+    sys.setprofile(watch)
+    try:
+        simulation.run()
+    finally:
+        sys.setprofile(None)
+    return core, around
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_row_enters_few_files_before_its_first_token(preset: str) -> None:
+    core, around = files_entered(preset)
+    assert {"runtime/core.py", "runtime/engine/decide.py", "runtime/engine/rank.py"} <= core
+    assert len(core) <= 15, sorted(core)
+    assert len(around) <= 5, sorted(around)
+    print(preset, len(core), sorted(core), len(around), sorted(around))
