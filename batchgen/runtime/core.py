@@ -163,7 +163,7 @@ class Runtime:
             layout_ready(engine)
         else:
             layout_failed(engine)
-        engine.urgent = True
+        engine.hurry()
         self.cluster.agenda[engine.id] = None
 
     def _device_lost(self, event: ev.DeviceLost) -> None:
@@ -173,12 +173,11 @@ class Runtime:
         engine = self.cluster.engines[event.engine]
         if not 0 <= event.rank < engine.home_ranks:
             raise IllegalTransition(f"engine {engine.id} has no rank {event.rank}")
-        engine.ranks[event.rank % len(engine.ranks)].debt += event.pages
-        engine.urgent = True
+        engine.owe(event.rank, event.pages)
         self.cluster.agenda[engine.id] = None
 
     def _plan_changed(self, event: ev.PlanChanged) -> None:
         for engine in self.cluster.engines:
             engine.limit(event.token_budget, event.max_num_seqs)
-            engine.urgent = True
+            engine.hurry()
             self.cluster.agenda[engine.id] = None

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from batchgen.actions import Place
+from batchgen.runtime.engine.copies import give_ready
+from batchgen.runtime.engine.waiting import offer, reclaim
 
 if TYPE_CHECKING:
     from batchgen.runtime.cluster.machine import ClusterMachine
@@ -115,9 +117,9 @@ class Hunger:
         if donor_id not in (-1, engine.id) and count >= least:
             donor = cluster.engines[donor_id]
             if donor.alive:  # a lost engine's host rows look for homes by themselves
-                cluster.transfers.ask(donor, donor.give_ready(min(count // 2, most)), engine)
+                cluster.transfers.ask(donor, give_ready(donor, min(count // 2, most)), engine)
                 self.fed(engine)
-                engine.told = False
+                engine.forget_hunger()
                 cluster.agenda[engine.id] = None
                 return False
         self._rescue(engine)
@@ -133,7 +135,7 @@ class Hunger:
     def give_waiting(self, donor: EngineMachine, engine: EngineMachine, count: int) -> None:
         """Waiting rows of the donor, those that would run last, wait at the engine."""
         cluster = self._cluster
-        rows = donor.reclaim(count)
+        rows = reclaim(donor, count)
         if not rows:
             return
         rows.reverse()
@@ -141,7 +143,7 @@ class Hunger:
         cluster.orders.follow(rows, donor)
         if len(cluster.policy.shares) > 1:
             cluster.agenda[donor.id] = None  # shares of its lanes see each other
-        engine.offer(rows)
+        offer(engine, rows)
         cluster.arrived_at(rows, engine)
         cluster.out.append(Place(rows, engine.id))
         self.fed(engine)
@@ -156,7 +158,7 @@ class Hunger:
                 if cluster.pace.tries(slow):
                     continue
                 if any(rank.running for rank in slow.ranks):
-                    slow.freezing = slow.urgent = True
+                    slow.send_away()
                     cluster.agenda[index] = None
                     return
 
@@ -167,6 +169,6 @@ class Hunger:
         if not self._gives(donor_id, engine):
             return False
         self.give_waiting(cluster.engines[donor_id], engine, 1)
-        engine.look_q = engine.q
+        engine.look_now()
         cluster.agenda[engine.id] = None
         return True

@@ -1,8 +1,9 @@
 """The cluster machine: input, placement, the agenda, and what engines report upwards.
 
 It owns what lies between engines: `transfers` (rows with KV), `hunger` (rows that move to idle
-engines), `members` (which engines take rows), `pace` (slowness), `loads`. It never writes an
-engine's sets; it calls the engine's few methods and puts it on the agenda.
+engines), `members` (which engines take rows), `orders` (rows that are to end), `pace` (slowness),
+`loads`. It reads engines and never writes them: it calls the engine's few methods and functions
+(`engine.waiting`, `engine.copies`) and puts the engine on the agenda.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from batchgen.runtime.cluster.orders import Orders
 from batchgen.runtime.cluster.pace import Pace
 from batchgen.runtime.cluster.transfer import Transfers
 from batchgen.runtime.engine.machine import EngineMachine
+from batchgen.runtime.engine.waiting import offer
 from batchgen.sequence import NO_ENGINE, Status
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ class ClusterMachine:
         self.placed_rows += len(rows)
         for (index, rank), placed in slots.items():
             engine = self.engines[index]
-            engine.offer(placed, rank)
+            offer(engine, placed, rank)
             self.hunger.fed(engine)
             self.hunger.waiting_grew(engine)
             self.agenda[index] = None
@@ -118,8 +120,8 @@ class ClusterMachine:
 
     def _try(self, engine: EngineMachine, row: int) -> None:
         """A row runs on a slow engine, which shows its pace with it."""
-        engine.offer([row])
-        engine.look_q = engine.q
+        offer(engine, [row])
+        engine.look_now()
         if self._work is not None:
             self.loads.add(engine.id, self.table.v_rank[row], self.work(row))
         self.hunger.fed(engine)
@@ -139,7 +141,7 @@ class ClusterMachine:
         """Upcall: the row can never fit on this engine; it fails by name if it fits nowhere."""
         for other in self.takers:
             if other is not engine and other.roomiest >= pages:
-                other.offer([row])
+                offer(other, [row])
                 self.orders.follow((row,), engine)
                 self.hunger.waiting_grew(other)
                 self.agenda[other.id] = None
@@ -185,7 +187,7 @@ class ClusterMachine:
         else:
             self.out.append(act.Finished(row, reason))
         if engine.orders:
-            engine.orders.pop(row, None)
+            engine.take_order(row)
         if self.obey is not None:
             self.obey.forget(row)
         if self.policy.learns:
@@ -203,7 +205,7 @@ class ClusterMachine:
             self.table.v_status[row] = Status.FAILED
             self.out.append(act.Failed(row, code, why))
         if engine is not None:
-            engine.orders.pop(row, None)
+            engine.take_order(row)
         if self.obey is not None:
             self.obey.forget(row)
 
@@ -212,7 +214,7 @@ class ClusterMachine:
         if self.policy.partitions and self.advisor is not None:
             tail.look(self, engine)
         if self.pace.watches and engine.switch_to is None and not self.policy.static:
-            engine.probe = (engine.q, 0)
+            engine.time_pass(engine.q)
 
     def undo(self, engine: EngineMachine) -> None:
         """Upcall: rows wait at an engine whose layout was made for a tail."""

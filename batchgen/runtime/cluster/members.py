@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from batchgen import actions as act
 from batchgen import events as ev
+from batchgen.runtime.engine.copies import give_ready
 from batchgen.runtime.engine.leaving import lost
+from batchgen.runtime.engine.waiting import reclaim
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Members:
         cluster.decoders = [one for one in decoders if not self._noticed[one.id]] or decoders
         for engine in alive:
             others = cluster.takers if engine.role != "decode" else cluster.decoders
-            engine.draining = bool(self._noticed[engine.id]) and engine not in others
+            engine.drain(bool(self._noticed[engine.id]) and engine not in others)
         cluster.loads.admit(one.id for one in cluster.takers)
 
     def homes(self, source: EngineMachine) -> list[EngineMachine]:
@@ -69,8 +71,8 @@ class Members:
         """Everything on the engine looks for another home."""
         cluster = self._cluster
         self.move_waiting(engine)
-        cluster.transfers.look_for_homes(engine, engine.give_ready(EVERYTHING))
-        engine.freezing = engine.urgent = True
+        cluster.transfers.look_for_homes(engine, give_ready(engine, EVERYTHING))
+        engine.send_away()
         cluster.agenda[engine.id] = None
 
     def move_waiting(self, engine: EngineMachine) -> None:
@@ -78,7 +80,7 @@ class Members:
         cluster = self._cluster
         if not any(one is not engine for one in cluster.takers):
             return
-        rows = engine.reclaim(EVERYTHING)
+        rows = reclaim(engine, EVERYTHING)
         if rows:
             cluster.moved(rows, engine)
             cluster.orders.follow(rows, engine)
@@ -99,7 +101,6 @@ class Members:
         cluster.pace.forget(engine)
         cluster.loads.clear(engine.id)
         self.choose_takers()
-        engine.ready.extend(row for row in remains.hosted)
         table = cluster.table
         self._rehome_hosted(engine)
         rows = [*remains.homeless, *remains.waited]
@@ -112,7 +113,7 @@ class Members:
     def _rehome_hosted(self, engine: EngineMachine) -> None:
         """Rows on the host of a lost engine go to others, if there are any."""
         if engine.ready and self.homes(engine):
-            self._cluster.transfers.look_for_homes(engine, engine.give_ready(EVERYTHING))
+            self._cluster.transfers.look_for_homes(engine, give_ready(engine, EVERYTHING))
 
     def back(self, event: ev.DeviceBack) -> None:
         """A device returns, or its notice is withdrawn."""
@@ -124,10 +125,10 @@ class Members:
             return
         stayed = [one for one in cluster.engines if one.alive and not one.draining]
         if not engine.alive:
-            engine.alive, engine.told = True, False
+            engine.revive()
         self.choose_takers()
         cluster.loads.level(engine.id)
-        engine.urgent = True
+        engine.hurry()
         cluster.agenda[engine.id] = None
         homeless, cluster.homeless = cluster.homeless, []
         if homeless:
@@ -158,4 +159,4 @@ class Members:
         self.slow.discard(engine.id)
         self.choose_takers()
         self._cluster.loads.level(engine.id)
-        engine.told = False
+        engine.forget_hunger()

@@ -16,6 +16,7 @@ from batchgen.coroutine import (
     Request,
     Wait,
 )
+from batchgen.runtime.engine.waiting import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -80,16 +81,14 @@ class Obey:
             if not self._extend(row, request):
                 return ""
             if not in_doubt:
-                self._cluster.table.v_status[row] = Status.EXTENDING
-                engine.extending.append(row)
+                engine.will_extend(row)
             return "goes on"
         if isinstance(request, Wait):
             self._ended[row] = reason
             self._delays[row] = request.delay_ps
             self._lie_down(engine, row)
             if not in_doubt:
-                self._cluster.table.v_status[row] = Status.SLEEPING
-                engine.sleeping += 1
+                engine.fell_asleep(row)
             return "sleeps"
         return ""
 
@@ -156,10 +155,9 @@ class Obey:
         if engine is not None and engine.alive:
             rank = engine.ranks[table.v_rank[row] % len(engine.ranks)]
             if row in rank.held:
-                engine.sleeping -= 1
-                engine.keep(row)
+                engine.goes_on(row)
             else:
-                engine.enqueue(row, rank, front=True)
+                enqueue(engine, row, rank, front=True)
                 cluster.hunger.waiting_grew(engine)
             cluster.agenda[engine.id] = None
         else:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from batchgen.runtime.engine.copies import gave_host
 from batchgen.runtime.engine.giving import forget_kv
+from batchgen.runtime.engine.waiting import cancel_waiting
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -44,9 +46,9 @@ class Orders:
         elif (
             status == Status.HOST and not engine.alive and cluster.transfers.call_back(row, engine)
         ):
-            engine.gave_host([row])
+            gave_host(engine, [row])
             cluster.end_early(engine, row, *order)
-        elif engine.cancel_waiting(row):
+        elif cancel_waiting(engine, row):
             cluster.end_early(engine, row, *order)
         else:
             engine.order(row, order)
@@ -55,7 +57,10 @@ class Orders:
     def follow(self, rows: Sequence[int], source: EngineMachine) -> None:
         """Rows have left an engine, and with them what it was to do with them."""
         if source.orders:
-            self.later += [(row, source.orders.pop(row)) for row in rows if row in source.orders]
+            for row in rows:
+                order = source.take_order(row)
+                if order is not None:
+                    self.later.append((row, order))
 
     def _without_engine(self, row: int, order: Order) -> None:
         cluster = self._cluster

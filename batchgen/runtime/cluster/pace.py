@@ -47,7 +47,7 @@ class Pace:
         number, expected_ps = engine.probe
         if last < number:
             return
-        engine.probe = None
+        engine.time_pass(None)
         self._tries.discard(engine.id)
         if last > number or expected_ps <= 0:
             return

@@ -20,18 +20,20 @@ def look(cluster: ClusterMachine, engine: EngineMachine) -> None:
         return
     offer = cluster.policy.tail.layout(cluster, engine)
     if offer is not None and engine.num_resident <= offer.num_ranks * engine.seats:
-        engine.switch_to = offer
+        engine.change_layout(offer)
 
 
 def undo(engine: EngineMachine) -> None:
     """Rows have come to a partitioned engine: it goes back to the layout of the plan."""
     if engine.switch_failed:
         return
-    engine.switch_to = Offer(
-        layout=HOME,
-        num_ranks=engine.home_ranks,
-        hbm_pages=engine.home_pages,
-        now_ps=0,
-        then_ps=0,
-        switch_ps=0,
+    engine.change_layout(
+        Offer(
+            layout=HOME,
+            num_ranks=engine.home_ranks,
+            hbm_pages=engine.home_pages,
+            now_ps=0,
+            then_ps=0,
+            switch_ps=0,
+        )
     )

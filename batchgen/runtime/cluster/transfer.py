@@ -6,7 +6,9 @@
     copying    one batch per source and destination; links serve in order
     committed  the owner changes, the source frees, the destination joins the rows
 
-Suspend and restore are the same with one engine. An abort at any phase leaves the source as it was.
+Suspend and restore are the same with one engine. An abort before the copy leaves the source as it
+was, and so does the loss of the destination. A copy that fails is tried again, three times in all;
+then the KV of its rows is given up, at both sides, and they wait to be prefilled.
 """
 
 from __future__ import annotations
@@ -17,7 +19,21 @@ from typing import TYPE_CHECKING
 
 from batchgen import actions as act
 from batchgen.coroutine import Outcome
+from batchgen.runtime.engine.copies import (
+    asked,
+    gave_hbm,
+    gave_host,
+    give_ready,
+    keep,
+    not_suspended,
+    restored,
+    suspended,
+    take_ready,
+    took_in,
+    ungrant,
+)
 from batchgen.runtime.engine.intake import fits_ever
+from batchgen.runtime.engine.waiting import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -87,7 +103,7 @@ class Transfers:
             self._stamp += 1
             self._stamps[row] = self._stamp
             self._at[row] = target
-            target.requests.append((row, source.id, self._stamp))
+            asked(target, row, source.id, self._stamp)
             cluster.placed_rows += 1
         cluster.moved(rows, source)
         for row in rows:
@@ -133,14 +149,11 @@ class Transfers:
             del self._stamps[row]
             self._cluster.agenda[target.id] = None  # a blocked head may be gone
             return True
-        if engine is not None and row in engine.ready:
-            engine.ready.remove(row)
-            return True
-        return engine is None
+        return engine is None or take_ready(engine, row)
 
     def _nobody(self, source: EngineMachine, row: int) -> None:
         """It goes on where it is; on the host of a lost engine, when somebody comes back."""
-        source.keep(row)
+        keep(source, row)
         if source.alive:
             self._cluster.agenda[source.id] = None
 
@@ -148,10 +161,10 @@ class Transfers:
         """Recovery copies nothing: the row is prefilled again at another engine."""
         cluster, table = self._cluster, self._table
         if table.v_status[row] == Status.HOST:
-            source.gave_host([row])
+            gave_host(source, [row])
             cluster.out.append(act.Release([row], source.id, "host"))
         else:
-            source.gave_hbm([row])
+            gave_hbm(source, [row])
             cluster.out.append(act.Release([row], source.id, "hbm"))
         cluster.moved([row], source)
         self._lose(row)
@@ -205,16 +218,15 @@ class Transfers:
         rows, source, target = batch.rows, batch.source, batch.target
         cluster = self._cluster
         if batch.kind == "suspend":
-            source.num_outbound -= len(rows)
-            source.suspended(rows)
+            suspended(source, rows)
             out.append(act.Release(list(rows), source.id, "hbm"))
             if source.draining or source.id in cluster.members.slow:
-                self.look_for_homes(source, source.give_ready(len(rows)))
+                self.look_for_homes(source, give_ready(source, len(rows)))
             else:
                 cluster.hunger.ready_grew(source)
         elif batch.kind == "restore":
-            target.took_in(rows)
-            target.restored(rows)
+            took_in(target, rows)
+            restored(target, rows)
         else:
             self._committed(batch, out)
         if cluster.bodies is not None and batch.kind != "suspend":
@@ -227,11 +239,11 @@ class Transfers:
         rows, source, target = batch.rows, batch.source, batch.target
         table, cluster = self._table, self._cluster
         if batch.from_host:
-            source.gave_host(rows)
+            gave_host(source, rows)
         else:
-            source.gave_hbm(rows)
+            gave_hbm(source, rows)
         out.append(act.Release(list(rows), source.id, "host" if batch.from_host else "hbm"))
-        target.took_in(rows)
+        took_in(target, rows)
         for row in rows:
             del self._stamps[row], self._at[row]
             table.v_migrations[row] += 1
@@ -249,20 +261,15 @@ class Transfers:
             batch.tries += 1
             self._copy(batch, out)
             return
-        cluster, table = self._cluster, self._table
+        cluster = self._cluster
         if batch.kind == "suspend":
-            source.num_outbound -= len(rows)
-            source.gave_host(rows)
-            for row in rows:
-                rank = source.ranks[table.v_rank[row]]
-                rank.outbound_pages -= table.v_pages[row]
-                rank.release(row)
+            not_suspended(source, rows)
         else:
-            target.ungrant(rows)
+            ungrant(target, rows)
             if batch.from_host:
-                source.gave_host(rows)
+                gave_host(source, rows)
             else:
-                source.gave_hbm(rows)
+                gave_hbm(source, rows)
         pools: tuple[str, ...] = ("host",) if batch.from_host else ("hbm",)
         if batch.kind == "suspend":
             pools = ("hbm", "host")
@@ -282,7 +289,7 @@ class Transfers:
         if source.alive and not source.draining:
             ranks = source.ranks
             rank = ranks[self._table.v_rank[row] % len(ranks)]
-            if source.enqueue(row, rank, front=True):
+            if enqueue(source, row, rank, front=True):
                 cluster.hunger.waiting_grew(source)
         else:
             cluster.moved([row], source)
@@ -306,7 +313,7 @@ class Transfers:
                 again += [(batch.source, row) for row in batch.rows]
             elif batch.source is engine and not batch.from_host:
                 del self._copies[copy_id]
-                batch.target.ungrant(batch.rows)  # the rows are among the engine's residents
+                ungrant(batch.target, batch.rows)  # the rows are among the engine's residents
                 cluster.agenda[batch.target.id] = None
         asking = [(row, source) for row, source, stamp in engine.requests if self.asks(row, stamp)]
         again += [(cluster.engines[source], row) for row, source in asking]

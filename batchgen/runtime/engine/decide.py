@@ -25,6 +25,7 @@ from batchgen.runtime.engine.giving import (
 )
 from batchgen.runtime.engine.intake import admit_all, extend_now, hunger, join_arrived, take_in
 from batchgen.runtime.engine.leaving import begin_switch, only_decodes
+from batchgen.runtime.engine.streams import drop_streams
 from batchgen.sequence import Status
 from batchgen.step import Chunk, Step
 
@@ -310,7 +311,7 @@ def _within_host_share(engine: EngineMachine, passes: int) -> int:
     free = engine.host_size - engine.host_used - engine.stream_used
     fit = engine.stream_growth.passes_that_fit(engine.k, free)
     if fit == 0:
-        engine.drop_streams()
+        drop_streams(engine)
         return passes
     return min(passes, fit)
 

@@ -13,7 +13,10 @@ from batchgen import actions as act
 from batchgen.coroutine import Outcome
 from batchgen.memory.pool import GrowthHistogram, pages_for
 from batchgen.runtime.advisor import HOME
+from batchgen.runtime.engine.copies import gave_host
 from batchgen.runtime.engine.landing import resolve
+from batchgen.runtime.engine.streams import drop_streams, end_stream
+from batchgen.runtime.engine.waiting import cancel_waiting, enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -133,7 +136,7 @@ def recompute(engine: EngineMachine, rank: Rank, row: int) -> None:
         table.v_status[row] = DOUBT
         engine.doubt.append((row, "recompute"))
     else:
-        engine.enqueue(row, rank, front=True)
+        enqueue(engine, row, rank, front=True)
         up.queue_grew(engine)
     if up.bodies is not None:
         up.tell_body(engine, row, Outcome.LOST)
@@ -147,7 +150,7 @@ def forget_kv(engine: EngineMachine, rank: Rank, row: int) -> None:
     rank.release(row)
     out.append(act.Release([row], engine.id, "hbm"))
     if table.v_host_pages[row]:
-        engine.end_stream(row)
+        end_stream(engine, row)
         out.append(act.Release([row], engine.id, "host"))
     table.v_host_valid[row] = 0
 
@@ -165,7 +168,7 @@ def suspend(engine: EngineMachine, rank: Rank, row: int) -> bool:
     table.v_host_pages[row] = pages
     engine.host_used += pages
     if engine.host_used + engine.stream_used > engine.host_size:
-        engine.drop_streams()
+        drop_streams(engine)
     rank.outbound_pages += table.v_pages[row]
     engine.num_outbound += 1
     table.v_suspensions[row] += 1
@@ -216,7 +219,7 @@ def end(engine: EngineMachine, rank: Rank, row: int, verdict: Order) -> None:
     engine.once = engine.freed = True
     rank.release(row)
     streamed = engine.table.v_host_pages[row] > 0
-    engine.end_stream(row)
+    end_stream(engine, row)
     what, code, why = verdict
     if engine.lag and ran:  # its pages may be taken before its end is told
         engine.up.out.append(act.Release([row], engine.id, "hbm"))
@@ -316,11 +319,11 @@ def carry_out_orders(engine: EngineMachine) -> None:
         elif status == Status.FROZEN and engine.up.transfers.call_back(row):
             end(engine, rank, row, verdict)
         elif status == HOST and engine.up.transfers.call_back(row, engine):
-            engine.gave_host([row])
+            gave_host(engine, [row])
             engine.freed = True
             engine.up.end_early(engine, row, what, code, why)
         elif status == Status.WAITING:
-            engine.cancel_waiting(row)
+            cancel_waiting(engine, row)
             engine.freed = True
             engine.up.end_early(engine, row, what, code, why)
         else:
@@ -375,7 +378,7 @@ def pay_debt(engine: EngineMachine, rank: Rank) -> None:
         waiting = [row for lane in rank.lanes for row in lane.drain()]
         rank.waiting = 0
         for row in waiting:  # some may never fit any more
-            engine.enqueue(row, rank)
+            enqueue(engine, row, rank)
 
 
 def settle_doubt(engine: EngineMachine, out: list[act.Action]) -> None:

@@ -13,8 +13,11 @@ from batchgen.coroutine import Outcome
 from batchgen.memory.pool import FOREVER, pages_for
 from batchgen.runtime.advisor import HOME
 from batchgen.runtime.engine.chunks import chunk_sizes
+from batchgen.runtime.engine.copies import gave_host
 from batchgen.runtime.engine.giving import recompute, spill
 from batchgen.runtime.engine.landing import publish
+from batchgen.runtime.engine.streams import drop_streams, stream
+from batchgen.runtime.engine.waiting import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ def join_arrived(engine: EngineMachine) -> None:
     """Rows whose copies are complete go on: they decode, or prefill what their copy lacked."""
     table, arrived = engine.table, engine.arrived
     if engine.streaming and any(not table.v_host_pages[row] for row in arrived):
-        engine.drop_streams()  # a checkpoint has no holes: rows from elsewhere have none here
+        drop_streams(engine)  # a checkpoint has no holes: rows from elsewhere have none here
     engine.arrived = []
     for row in arrived:
         rank = engine.ranks[table.v_rank[row]]
@@ -39,8 +42,7 @@ def join_arrived(engine: EngineMachine) -> None:
         engine.num_inbound -= 1
         if table.v_computed[row] < table.v_prompt[row] + table.v_produced[row] - 1:
             rank.held[row] = None
-            table.v_status[row] = Status.EXTENDING
-            engine.extending.append(row)
+            engine.will_extend(row)
         else:
             engine.enter(rank, row)
 
@@ -98,13 +100,13 @@ def fits_ever(engine: EngineMachine, row: int) -> bool:
 def lose_host_copy(engine: EngineMachine, row: int) -> None:
     """A row on the host that fits no rank any more waits to be prefilled, or fails by name."""
     table = engine.table
-    engine.gave_host([row])
+    gave_host(engine, [row])
     engine.up.out.append(act.Release([row], engine.id, "host"))
     table.v_recomputed[row] += table.v_computed[row]
     table.v_computed[row] = 0
     table.v_preemptions[row] += 1
     engine.once = engine.freed = True
-    engine.enqueue(row, engine.ranks[0], front=True)
+    enqueue(engine, row, engine.ranks[0], front=True)
     if engine.up.bodies is not None:
         engine.up.tell_body(engine, row, Outcome.LOST)
 
@@ -163,7 +165,7 @@ def extend_now(engine: EngineMachine) -> None:
             table.v_reserved[row] = 1
         del rank.held[row]
         rank.prefilling[row] = None
-        engine.stream(row, pages_for(known, rank.page_tokens))
+        stream(engine, row, pages_for(known, rank.page_tokens))
         rank.prompt_left += known - table.v_computed[row]
         table.v_status[row] = PREFILL
 
@@ -277,7 +279,7 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
         planned += left
         resident += 1
         if engine.streaming:
-            engine.stream(row, -(-known // page_tokens))
+            stream(engine, row, -(-known // page_tokens))
         if engine.up.bodies is not None:
             engine.up.start_body(engine, row)
 

@@ -12,6 +12,9 @@ from batchgen import actions as act
 from batchgen.coroutine import Outcome
 from batchgen.errors import IllegalTransition
 from batchgen.memory.pool import pages_for
+from batchgen.runtime.engine.copies import gave_host
+from batchgen.runtime.engine.streams import end_stream
+from batchgen.runtime.engine.waiting import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -165,7 +168,7 @@ def _finish(engine: EngineMachine, row: int, produced: int) -> None:
         elif rank.lane_used or rank.prefix is not None or table.v_reserved[row]:
             engine.unjoin(rank, row)
             rank.release(row)
-            engine.end_stream(row)
+            end_stream(engine, row)
         else:  # the common case, in place
             offset = table.v_offset[row]
             del rank.running[row]
@@ -186,7 +189,7 @@ def _finish(engine: EngineMachine, row: int, produced: int) -> None:
     elif status in (Status.STALLED, Status.EXTENDING):
         engine.withdraw(rank, row)
         rank.release(row)
-        engine.end_stream(row)
+        end_stream(engine, row)
     elif status != Status.DOUBT:
         raise IllegalTransition(f"{table.story(row)} finished but was not running")
     table.v_produced[row] = produced
@@ -204,7 +207,7 @@ def bury(engine: EngineMachine, rank: Rank, row: int) -> None:
         offset = table.v_offset[row]
         engine.stream_growth.remove(offset)
         table.v_host_pages[row] = pages_for(offset + engine.k, rank.page_tokens)
-        engine.end_stream(row)
+        end_stream(engine, row)
 
 
 def _bodies_end(
@@ -264,14 +267,13 @@ def resolve(
             _, code, why = engine.verdicts.pop(row)
             up.end_early(engine, row, what, code, why)
         elif what == "recompute":
-            engine.enqueue(row, rank, front=True)
+            enqueue(engine, row, rank, front=True)
             up.queue_grew(engine)
         elif what == "suspend":
             table.v_status[row] = Status.MOVING
             suspended.append(row)
         elif what == "sleep":
-            table.v_status[row] = Status.SLEEPING
-            engine.sleeping += 1
+            engine.fell_asleep(row)
             up.sleep(engine, row)
         else:  # hand, freeze
             table.v_status[row] = Status.FROZEN
@@ -288,11 +290,11 @@ def _ended_in_doubt(engine: EngineMachine, rank: Rank, row: int, what: str) -> N
         table = engine.table
         rank.outbound_pages -= table.v_pages[row]
         engine.num_outbound -= 1
-        engine.gave_host([row])
+        gave_host(engine, [row])
         rank.release(row)
     elif what in ("hand", "freeze", "sleep"):
         del rank.held[row]
         rank.release(row)
-        engine.end_stream(row)
+        end_stream(engine, row)
     else:  # recompute, fail, finish: its pages are free already
         engine.verdicts.pop(row, None)

@@ -9,7 +9,10 @@ from batchgen import actions as act
 from batchgen.coroutine import Outcome
 from batchgen.memory.pool import pages_for
 from batchgen.runtime.advisor import HOME, Offer
+from batchgen.runtime.engine.copies import gave_host
 from batchgen.runtime.engine.giving import recompute
+from batchgen.runtime.engine.streams import end_stream
+from batchgen.runtime.engine.waiting import enqueue
 from batchgen.sequence import NO_ENGINE, Status
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ def lost(engine: EngineMachine, event: ev.DeviceLost) -> Remains:
         if engine.policy.moves:
             remains.hosted.append(row)
         else:
-            engine.gave_host([row])
+            gave_host(engine, [row])
             _forget(engine, row)
             remains.homeless.append(row)
     for rank in engine.ranks:
@@ -73,6 +76,7 @@ def lost(engine: EngineMachine, event: ev.DeviceLost) -> Remains:
     claims = [*remains.hosted, *engine.up.transfers.leaving_host(engine)]
     _reset(engine, event.end)
     engine.host_used = sum(table.v_host_pages[row] for row in claims)
+    engine.ready.extend(remains.hosted)
     return remains
 
 
@@ -261,7 +265,7 @@ def layout_ready(engine: EngineMachine) -> None:
         rank.lease(row, pages)
         rank.held[row] = None
     for row in waiting:
-        engine.enqueue(row, min(engine.ranks, key=lambda one: one.waiting))
+        enqueue(engine, row, min(engine.ranks, key=lambda one: one.waiting))
     if engine.streaming:
         engine.stream_growth.clear()
 
@@ -272,10 +276,10 @@ def _not_in_layout(engine: EngineMachine, rank: Rank, row: int) -> None:
     table.v_computed[row] = table.v_reserved[row] = 0
     table.v_preemptions[row] += 1
     if table.v_host_pages[row]:
-        engine.end_stream(row)
+        end_stream(engine, row)
         engine.up.out.append(act.Release([row], engine.id, "host"))
     engine.up.out.append(act.Release([row], engine.id, "hbm"))
-    engine.enqueue(row, rank, front=True)
+    enqueue(engine, row, rank, front=True)
     if engine.up.bodies is not None:
         engine.up.tell_body(engine, row, Outcome.LOST)
 
@@ -289,4 +293,4 @@ def layout_failed(engine: EngineMachine) -> None:
         for rank in engine.ranks:
             rank.waiting = 0
         for row in waiting:
-            engine.enqueue(row, min(engine.ranks, key=lambda one: one.waiting))
+            enqueue(engine, row, min(engine.ranks, key=lambda one: one.waiting))

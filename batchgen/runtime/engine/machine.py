@@ -1,16 +1,15 @@
 """The engine machine: one engine's ranks, pages, host share, lanes, sets and launched step.
 
-Nobody else writes them. This file holds its state, the small moves that every concern shares, and
-the calls of the cluster. Calls of the cluster never decide: the cluster puts the engine on its
-agenda and `kick`s it after the event. The verbs are files beside this one: `landing` (what passes
-did), `decide` (the next step), `intake` (who gets pages), `giving` (who gives them back), `leaving`
-(loss and layouts).
+Only files of this folder write them. This one holds the state, the small moves that every concern
+shares, and the calls of the cluster about the engine itself; those about its rows are `waiting` and
+`copies`. Calls of the cluster never decide: it puts the engine on its agenda and `kick`s it after
+the event. The verbs are files too: `landing` (what passes did), `decide` (the next step), `intake`
+(who gets pages), `giving` (who gives them back), `leaving` (loss and layouts), `streams`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from batchgen import actions as act
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from batchgen.runtime.cluster.machine import ClusterMachine
     from batchgen.sequence import Table
     from batchgen.step import Step
-
-WAITING, ARRIVED = int(Status.WAITING), int(Status.ARRIVED)
 
 Order = tuple[str, str, str]
 """What is to become of a row at the next decision: ("fail" | "finish", code, why), or ("sleep", "",
@@ -298,106 +295,30 @@ class EngineMachine:
             self.sleeping -= 1
         return row in self.left_since
 
-    # -- the host share ---------------------------------------------------------------------------
+    # -- held rows (see `Rank`) whose bodies want something ---------------------------------------
 
-    def stream(self, row: int, pages: int) -> bool:
-        """Lease `pages` in all for the stream of a row; False, and no row streams any more, when
-        the host share is full."""
-        if not self.streaming:
-            return False
-        more = pages - self.table.v_host_pages[row]
-        if self.host_used + self.stream_used + more > self.host_size:
-            self.drop_streams()
-            return False
-        self.stream_used += more
-        self.table.v_host_pages[row] = pages
-        return True
+    def will_extend(self, row: int) -> None:
+        """The row has tokens without KV; it asks for their pages at the next decision."""
+        self.table.v_status[row] = Status.EXTENDING
+        self.extending.append(row)
 
-    def drop_streams(self) -> None:
-        """Checkpoints of resident rows yield; streaming begins again when the engine is empty."""
-        self.streaming = False
+    def fell_asleep(self, row: int) -> None:
+        """The row waits for a timer; it keeps its pages until somebody needs them."""
+        self.table.v_status[row] = Status.SLEEPING
+        self.sleeping += 1
+
+    def goes_on(self, row: int) -> None:
+        """A row that slept, or looked for another home in vain, decodes again or prefills what it
+        has no KV of."""
         table = self.table
-        self.stream_growth.clear()
-        self.stream_used = 0
-        rows = [row for rank in self.ranks for row in (*rank.running, *rank.prefilling, *rank.held)]
-        rows += self.arrived
-        for row in rows:
-            table.v_host_pages[row] = table.v_host_valid[row] = 0
-        self.up.out.append(act.Release(rows, self.id, "host"))
-
-    def end_stream(self, row: int) -> None:
-        """The row, in no set, needs no checkpoint any more."""
-        table = self.table
-        if table.v_host_pages[row]:
-            self.stream_used -= table.v_host_pages[row]
-            table.v_host_pages[row] = 0
-        table.v_host_valid[row] = 0
-
-    # -- rows that wait ---------------------------------------------------------------------------
-
-    def enqueue(self, row: int, rank: Rank, *, front: bool = False) -> bool:
-        """The row waits in a lane of the rank. False: it can never fit there, and has failed by
-        name, here and now."""
-        table, policy = self.table, self.policy
-        table.v_engine[row] = self.id
-        table.v_rank[row] = rank.index
-        pages = (table.v_prompt[row] + table.v_produced[row]) // self.page_tokens + 1
-        if policy.reserves:
-            pages = max(pages, policy.lease(table, row, rank))
-        if pages > rank.size:
-            roomier = max(self.ranks, key=lambda one: one.size)
-            if pages <= roomier.size:
-                return self.enqueue(row, roomier, front=front)
-            if pages > self.roomiest:
-                self.up.too_large(self, row, pages, roomier.size)
-                return False
-        table.v_status[row] = WAITING
-        lane = rank.lanes[0]
-        if policy.num_lanes > 1:
-            index = table.v_lane[row] = policy.order.lane(table, row)
-            lane = rank.lanes[index]
-        if front:
-            lane.push_front(row)
+        if table.v_status[row] == Status.SLEEPING:
+            self.sleeping -= 1
+        if table.v_computed[row] < table.known_tokens(row) - 1:
+            self.will_extend(row)
         else:
-            lane.push(row)
-        rank.waiting += 1
-        return True
+            table.v_status[row] = Status.STALLED
 
     # -- calls of the cluster (they never decide) -------------------------------------------------
-
-    def offer(self, rows: Sequence[int], rank: int = -1) -> None:
-        """Rows to be run here, on a rank or (-1) where fewest wait."""
-        ranks = self.ranks
-        where = ranks[rank % len(ranks)] if rank >= 0 else ranks[0] if len(ranks) == 1 else None
-        for row in rows:
-            self.enqueue(row, where or min(ranks, key=lambda one: one.waiting))
-        self.told = False
-
-    def reclaim(self, count: int) -> list[int]:
-        """Up to `count` waiting rows go elsewhere, those that would run last, last first."""
-        rows: list[int] = []
-        while len(rows) < count:
-            rank = max(self.ranks, key=lambda one: one.waiting)
-            if not rank.waiting:
-                break
-            for lane in reversed(rank.lanes):
-                row = lane.take_back()
-                if row >= 0:
-                    rank.waiting -= 1
-                    rows.append(row)
-                    break
-        return rows
-
-    def give_ready(self, count: int) -> list[int]:
-        """Up to `count` rows on the host look for a home elsewhere, the last first."""
-        return [self.ready.pop() for _ in range(min(count, len(self.ready)))]
-
-    def cancel_waiting(self, row: int) -> bool:
-        """Take a row out of its lane; False when it does not wait here. Its entry dies lazily."""
-        if self.table.v_status[row] != Status.WAITING:
-            return False
-        self.ranks[self.table.v_rank[row]].waiting -= 1
-        return True
 
     def order(self, row: int, what: Order) -> None:
         """End a row, or let it sleep, at the next decision. The first order stands, but a row that
@@ -405,6 +326,10 @@ class EngineMachine:
         if self.orders.setdefault(row, what)[0] == "sleep":
             self.orders[row] = what
         self.once = True
+
+    def take_order(self, row: int) -> Order | None:
+        """The row has ended or left, and the order with it."""
+        return self.orders.pop(row, None)
 
     def kick(self, out: list[act.Action]) -> None:
         """Something that a decision could read has changed: decide if the slot is free, else end
@@ -417,75 +342,39 @@ class EngineMachine:
         elif step.n > 1 and (self.urgent or self.orders or self.turn_every == 1 or not step.decode):
             out.append(act.Cut(self.id))
 
-    # -- transfers: what the cluster tells --------------------------------------------------------
+    def hurry(self) -> None:
+        """Something outside cannot wait for the boundary."""
+        self.urgent = True
 
-    def restored(self, rows: Sequence[int]) -> None:
-        """Rows of this engine's host are back in HBM; their copy stays as a stream, if any do."""
-        if self.streaming:
-            pages = sum(self.table.v_host_pages[row] for row in rows)
-            self.host_used -= pages
-            self.stream_used += pages
-        else:
-            self.gave_host(rows)
-            self.up.out.append(act.Release(list(rows), self.id, "host"))
+    def send_away(self) -> None:
+        """All running rows are to look for another home."""
+        self.freezing = self.urgent = True
 
-    def keep(self, row: int) -> None:
-        """Nobody takes the row, which is frozen here: it goes on."""
-        table = self.table
-        if table.v_status[row] == Status.HOST:
-            self.ready.append(row)
-            return
-        if table.v_computed[row] < table.known_tokens(row) - 1:
-            table.v_status[row] = Status.EXTENDING
-            self.extending.append(row)
-        else:
-            table.v_status[row] = Status.STALLED
+    def drain(self, is_leaving: bool) -> None:
+        """Whether it will be gone soon, and its rows have somewhere to go."""
+        self.draining = is_leaving
 
-    def suspended(self, rows: Sequence[int]) -> None:
-        """The KV of rows has reached the host: their pages come free."""
-        table = self.table
-        for row in rows:
-            rank = self.ranks[table.v_rank[row]]
-            rank.outbound_pages -= table.v_pages[row]
-            rank.release(row)
-            table.v_host_valid[row] = table.v_computed[row]
-            table.v_status[row] = Status.HOST
-            self.ready.append(row)
+    def change_layout(self, offer: Offer) -> None:
+        """To begin when nothing is in flight."""
+        self.switch_to = offer
 
-    def gave_hbm(self, rows: Sequence[int]) -> None:
-        """Frozen rows live elsewhere now."""
-        table = self.table
-        for row in rows:
-            rank = self.ranks[table.v_rank[row]]
-            del rank.held[row]
-            rank.release(row)
-            self.end_stream(row)
+    def owe(self, rank: int, pages: int) -> None:
+        """The backend wants pages of a rank back."""
+        self.ranks[rank % len(self.ranks)].debt += pages
+        self.urgent = True
 
-    def gave_host(self, rows: Sequence[int]) -> None:
-        """The host copies of rows are not needed any more."""
-        table = self.table
-        for row in rows:
-            self.host_used -= table.v_host_pages[row]
-            table.v_host_pages[row] = table.v_host_valid[row] = 0
+    def look_now(self) -> None:
+        """The next decision looks beyond itself."""
+        self.look_q = self.q
 
-    def took_in(self, rows: Sequence[int]) -> None:
-        """Copies to this engine are complete: rows join at its next decision."""
-        table = self.table
-        granted, reserved = self.granted, 1 if self.policy.reserves else 0
-        for row in rows:
-            table.v_rank[row], table.v_pages[row] = granted.pop(row)
-            table.v_engine[row] = self.id
-            table.v_reserved[row] = reserved
-            table.v_status[row] = ARRIVED
-        self.arrived += rows
+    def time_pass(self, number: int | None) -> None:
+        """The pass of that number is to be timed by itself; None: no pass is any more."""
+        self.probe = None if number is None else (number, 0)
 
-    def ungrant(self, rows: Sequence[int]) -> None:
-        """Copies to this engine did not come about: pages leased for them come free."""
-        for row in rows:
-            index, pages = self.granted.pop(row)
-            rank = self.ranks[index]
-            rank.used -= pages
-            if rank.lane_used:
-                rank.lane_used[self.table.v_lane[row]] -= pages
-            rank.inbound -= 1
-            self.num_inbound -= 1
+    def forget_hunger(self) -> None:
+        """It may say again that nothing waits here."""
+        self.told = False
+
+    def revive(self) -> None:
+        """All its devices are there again; it has no rows."""
+        self.alive, self.told = True, False
