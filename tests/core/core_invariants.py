@@ -84,7 +84,7 @@ class Invariants:
             pieces[rank] += 1
             longest[rank] = max(longest[rank], size)
         for rank in engine.ranks:
-            decodes = len(rank.running) if step.decode else 0
+            decodes = len(rank.running) + len(rank.dead) if step.decode else 0
             count = tokens[rank.index]
             if step.until == "all":  # padding is computed too
                 count = longest[rank.index] * pieces[rank.index]

@@ -210,7 +210,7 @@ class Naive:
             living.remove(alone[0])
         if self.rule == "static" and not living:
             self.active, self.prompted = [], set()
-        planned = sum(1 if one in decodes else one.known - one.cached for one in living)
+        planned = sum(1 if one in decodes else one.known - one.cached for one in self.active)
         if self.rule == "orca" or not self.active:
             seats = min(self.case.seqs, self.case.budget)
             while self.queue and len(self.active) < seats:
@@ -225,7 +225,7 @@ class Naive:
                 self.active.append(head)
                 planned += head.known
         decodes = self.decodes_now()
-        return decodes, self.whole_prompts(len([one for one in decodes if not one.dead]))
+        return decodes, self.whole_prompts(len(decodes))
 
     def whole_prompts(self, decodes: int) -> list[tuple[Request, int]]:
         """Prompts that fit the token budget whole, in order; one that never fits is cut."""

@@ -6,6 +6,10 @@ import pytest
 from core_cases import NAMES, Case, Row, run
 from core_invariants import Invariants
 
+from batchgen.log import Entry
+from batchgen.runtime.core import Runtime
+from batchgen.step import Step
+
 
 @pytest.mark.parametrize("preset", NAMES)
 @pytest.mark.parametrize("host", [0, 8, 10_000])
@@ -59,6 +63,45 @@ def test_no_pass_exceeds_the_token_budget(preset: str) -> None:
         for _, decodes, chunks, _ in outcome.passes()[0]
     ]
     assert 50 < max(sizes) <= 100
+
+
+@pytest.mark.parametrize("preset", ["static", "vllm", "orca"])
+def test_dead_rows_count_in_the_token_budget(preset: str) -> None:
+    """Rows that have ended in a static batch are computed in every pass, and have their places."""
+    rows = tuple(Row(prompt=7, budget=40, output=1 + 9 * (index % 4)) for index in range(60))
+    overrides = {} if preset == "static" else {"batching.part": "static"}
+    case = Case(preset=preset, overrides=overrides, rows=rows, hbm_pages=1000, seqs=8, budget=32)
+    most = [0]
+
+    def computed(runtime: Runtime, entry: Entry) -> None:
+        for action in entry.actions:
+            if isinstance(action, Step):
+                rank = runtime.cluster.engines[0].ranks[0]
+                sizes = [size for _, _, size, _ in action.chunks]
+                prompts = max(sizes, default=0) * len(sizes)
+                most.append(prompts + len(rank.running) + len(rank.dead))
+                assert len(rank.running) + len(rank.dead) + len(rank.prefilling) <= 8
+
+    run(case, checker=computed)
+    assert 16 < max(most) <= 32
+
+
+def test_lanes_share_the_pass_budget() -> None:
+    """Short prompts get their share of every pass while a long one is prefilled."""
+    rows = (Row(prompt=6400, budget=2, output=2), *[Row(prompt=16, budget=2, output=2)] * 20)
+    first = {}
+    for order in ("arrival", "by-prompt"):
+        overrides = {"order.part": order}
+        if order == "by-prompt":
+            overrides |= {"order.threshold_tokens": "100", "order.long_share": "0.5"}
+        case = Case(preset="vllm", overrides=overrides, rows=rows, hbm_pages=4000, seqs=64)
+        outcome = run(case)
+        first[order] = outcome.times()[0]
+        if order == "by-prompt":
+            early = [chunks for _, _, chunks, _ in outcome.passes()[0]][:5]
+            assert all(sum(size for row, _, size, _ in one if row == 0) >= 30 for one in early)
+    assert max(first["by-prompt"][1:]) < first["by-prompt"][0] / 5
+    assert min(first["arrival"][1:]) >= first["arrival"][0]
 
 
 def test_the_peak_of_used_pages_is_that_of_the_end_of_a_step() -> None:

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
 def chunk_sizes(engine: EngineMachine, rank: Rank) -> Iterator[tuple[int, int, int]]:
     """(row, tokens without KV, tokens of the next pass) of the rows that the pass has a piece of.
 
-    Rows in admission order. Cut prompts fill what the decodes leave of the budget. Whole prompts
-    run while they fit; one that alone exceeds the budget is cut. A static batch pads them to the
-    longest, and the padding counts.
+    Rows in admission order. Cut prompts fill what the decodes leave of the budget, dead rows
+    included. Whole prompts run while they fit; one that alone exceeds what is left is cut. A static
+    batch pads them to the longest, and the padding counts.
     """
     table, policy = engine.table, engine.policy
-    budget = engine.token_budget - (0 if engine.prefill else len(rank.running))
+    budget = engine.token_budget
+    if not engine.prefill:
+        budget -= len(rank.running) + len(rank.dead)
+    if rank.lane_used and not policy.static:
+        yield from _by_lane(engine, rank, budget)
+        return
     left = budget
     longest = count = 0
     for row in rank.prefilling:
@@ -40,3 +45,35 @@ def chunk_sizes(engine: EngineMachine, rank: Rank) -> Iterator[tuple[int, int, i
         left -= size
         if left <= 0 or size < need:
             return
+
+
+def _by_lane(engine: EngineMachine, rank: Rank, budget: int) -> Iterator[tuple[int, int, int]]:
+    """The same with several lanes: while others have prompts too, a lane has its share of the
+    budget; what a lane leaves goes to all rows, in admission order."""
+    table, policy = engine.table, engine.policy
+    needs = {
+        row: table.v_prompt[row] + table.v_produced[row] - table.v_computed[row]
+        for row in rank.prefilling
+    }
+    present = {table.v_lane[row] for row in needs}
+    quotas = {
+        lane: int(policy.shares[lane] * budget) if len(present) > 1 else budget for lane in present
+    }
+    sizes: dict[int, int] = {}
+    left = budget
+    for shared in (True, False):
+        begun: set[int] = {table.v_lane[row] for row in sizes}
+        for row, need in needs.items():
+            lane, have = table.v_lane[row], sizes.get(row, 0)
+            room = min(left, quotas[lane]) if shared else left
+            more = min(need - have, room)
+            if policy.whole and have + more < need and (have == 0) and lane in begun:
+                continue  # a whole prompt waits for a pass with room
+            if more <= 0:
+                continue
+            begun.add(lane)
+            sizes[row] = have + more
+            quotas[lane] -= more
+            left -= more
+    for row, size in sizes.items():
+        yield row, needs[row], size

@@ -198,11 +198,12 @@ def _when_empty(engine: EngineMachine) -> None:
     """What begins anew when no row is left: a batch, a host's streams."""
     live = any(rank.num_resident for rank in engine.ranks)
     engine.open = not live
+    for rank in engine.ranks:
+        # (A budget that was lowered meanwhile may be filled by dead rows alone.)
+        if rank.dead and (not live or (len(rank.dead) >= engine.token_budget and rank.prefilling)):
+            release_dead(engine, rank)
     if live:
         return
-    for rank in engine.ranks:
-        if rank.dead:
-            release_dead(engine, rank)
     if engine.policy.streams and engine.host_size and not engine.streaming and not engine.arrived:
         engine.streaming = True
         engine.stream_growth.clear()
@@ -275,7 +276,7 @@ def _cut_prompts(engine: EngineMachine, rank: Rank, passes: int, chunks: list[Ch
         last = size == need
         chunks.append((row, computed[row], size, last))
         count += 1
-        if last or count > 1 or (rank.waiting and rank.prefix is not None):
+        if last or count > 1 or (rank.waiting and (rank.lane_used or rank.prefix is not None)):
             passes = 1
         elif (need - 1) // size < passes:
             passes = (need - 1) // size

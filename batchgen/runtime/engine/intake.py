@@ -123,7 +123,7 @@ def grant(engine: EngineMachine, row: int) -> bool:
             pages = max(pages, policy.lease(table, row, rank))
         if pages > rank.size or computed // rank.page_tokens >= rank.size:
             continue
-        resident = len(rank.running) + len(rank.prefilling) + len(rank.held) + rank.inbound
+        resident = rank.num_seated
         if resident >= engine.seats:
             continue
         if resident or rank.used:
@@ -213,24 +213,26 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
     if rank.prefix is not None:
         schedule_prompts(engine, rank, out)
     budget, planned = engine.token_budget, rank.prompt_left
+    lanes = rank.lanes
+    several = len(lanes) > 1
     if not engine.prefill:
-        planned += len(rank.running)
-    if planned >= budget or (engine.policy.whole_batch and not engine.open):
+        planned += len(rank.running) + len(rank.dead)
+    if planned >= budget and not several:
         return
-    table, policy, lanes = engine.table, engine.policy, rank.lanes
-    seats = engine.seats
-    resident = len(rank.running) + len(rank.prefilling) + len(rank.held) + rank.inbound
+    if engine.policy.whole_batch and not engine.open:
+        return
+    table, policy = engine.table, engine.policy
+    seats, resident = engine.seats, rank.num_seated
     free = rank.size - rank.used
     if not engine.prefill:
         growth = rank.growth
         free -= growth.counts[engine.k % growth.page_tokens]
-    several = len(lanes) > 1
     blocked = 0  # lanes before this one have no room
     room, reserves, page_tokens = policy.room, policy.reserves, rank.page_tokens
     prompt, produced, status = table.v_prompt, table.v_produced, table.v_status
     if policy.whole_batch:  # it ends with its last row, so it takes all that memory holds
         budget = FOREVER
-    while rank.waiting and planned < budget:
+    while rank.waiting and (several or planned < budget):
         if resident >= seats:
             if not _spill_one(engine, rank):
                 return
@@ -238,7 +240,7 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
             free = rank.size - rank.used
             continue
         if several:
-            blocked, row = _next_of_lanes(engine, rank, blocked, planned)
+            blocked, row = _next_of_lanes(engine, rank, blocked, planned < budget)
             lane = lanes[blocked] if row >= 0 else lanes[0]
         else:
             lane = lanes[0]
@@ -285,22 +287,25 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
 
 
 def _next_of_lanes(
-    engine: EngineMachine, rank: Rank, blocked: int, planned: int
+    engine: EngineMachine, rank: Rank, blocked: int, budget_left: bool
 ) -> tuple[int, int]:
     """(lane, row) of the next row to ask for: the first lane from `blocked` on with a row and a
     share left, or one that has the rank to itself. (.., -1): none."""
     lanes, shares = rank.lanes, engine.policy.shares
     heads = [lane.peek() for lane in lanes]
+    prompts = [_prompt_left_of(engine, rank, lane) for lane in range(len(lanes))]
     for index in range(blocked, len(lanes)):
         if heads[index] < 0:
             continue
-        others = any(row >= 0 for other, row in enumerate(heads) if other != index)
+        others = any(
+            heads[other] >= 0 or prompts[other] > 0 for other in range(len(lanes)) if other != index
+        )
         if not others:
-            return index, heads[index]
+            if budget_left:
+                return index, heads[index]
+            continue
         within_pages = rank.lane_used[index] < shares[index] * rank.size
-        if within_pages and _prompt_left_of(engine, rank, index) < (
-            shares[index] * engine.token_budget
-        ):
+        if within_pages and prompts[index] < shares[index] * engine.token_budget:
             return index, heads[index]
     return blocked, -1
 

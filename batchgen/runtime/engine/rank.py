@@ -105,6 +105,17 @@ class Rank:
         """Rows with pages here, or pages leased for them."""
         return len(self.running) + len(self.prefilling) + len(self.held) + self.inbound
 
+    @property
+    def num_seated(self) -> int:
+        """Rows that have a place here: residents, and the dead of a static batch."""
+        return (
+            len(self.running)
+            + len(self.prefilling)
+            + len(self.held)
+            + self.inbound
+            + len(self.dead)
+        )
+
     # -- pages ------------------------------------------------------------------------------------
 
     def lease(self, row: int, pages: int) -> None:
