@@ -19,9 +19,9 @@ SPAN_PS = 1_500_000
 TROUBLES = ("slow", "lost", "back", "notice", "cancel", "row_failed", "pool_short", "plan")
 
 
-def swaps() -> list[tuple[str, dict[str, str]]]:
+def swaps() -> list[Composition]:
     """Every preset with every single slot swapped for every part (and as it is)."""
-    found: list[tuple[str, dict[str, str]]] = []
+    found: list[Composition] = []
     for name in NAMES:
         found.append((name, {}))
         for slot, parts in PARTS.items():
@@ -33,18 +33,38 @@ def swaps() -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def products() -> list[tuple[str, dict[str, str]]]:
-    """Every composition of all parts of the slots that shape a step."""
-    slots = [slot for slot in PARTS if slot not in ("predictor",)]
+def pairs() -> list[Composition]:
+    """Every preset with two slots swapped, for every two parts that it has not; each once."""
+    found: dict[tuple[str, ...], Composition] = {}
+    for name in NAMES:
+        own = PRESETS[name].parts
+        for one, two in itertools.combinations(PARTS, 2):
+            for part, other in itertools.product(PARTS[one], PARTS[two]):
+                if part == own[one] or other == own[two] or "oracle" in (part, other):
+                    continue
+                overrides = {f"{one}.part": part, f"{two}.part": other}
+                found.setdefault(tuple(parts_of((name, overrides)).values()), (name, overrides))
+    return list(found.values())
+
+
+def parts_of(composition: Composition) -> dict[str, str]:
+    """The part of every slot."""
+    name, overrides = composition
+    return {slot: overrides.get(f"{slot}.part", PRESETS[name].parts[slot]) for slot in PARTS}
+
+
+def products() -> list[Composition]:
+    """Every composition of all parts of all slots. The oracle is a backend's affair."""
+    choices = [[part for part in parts if part != "oracle"] for parts in PARTS.values()]
     return [
-        ("vllm", {f"{slot}.part": part for slot, part in zip(slots, choice, strict=True)})
-        for choice in itertools.product(*(PARTS[slot] for slot in slots))
+        ("vllm", {f"{slot}.part": part for slot, part in zip(PARTS, choice, strict=True)})
+        for choice in itertools.product(*choices)
     ]
 
 
 def random_case(
     rng: random.Random,
-    composition: tuple[str, dict[str, str]],
+    composition: Composition,
     *,
     kinds: tuple[str, ...] = TROUBLES,
     most_rows: int = 24,

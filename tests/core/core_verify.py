@@ -68,12 +68,17 @@ def random_cases(
     rng = random.Random(seed)
     for _ in range(count):
         composition, number = rng.choice(compositions), rng.randrange(1 << 30)
-        case = random_case(random.Random(number), composition)
-        try:
-            check(case)
-        except AssertionError as error:
-            small = smallest(case, fails(check))
-            text = f"{error}\ncase {number} of {composition}, made small:\n{small}"
-            raise AssertionError(text) from error
-        except Exception as error:
-            raise AssertionError(f"case {number} of {composition}: {error!r}\n{case}") from error
+        random_load(composition, number, check)
+
+
+def random_load(composition: Composition, number: int, check: Callable[[Case], None]) -> None:
+    """One random case of this composition; if it fails, it is made small and shown."""
+    case = random_case(random.Random(number), composition)
+    try:
+        check(case)
+    except AssertionError as error:
+        small = smallest(case, fails(check))
+        text = f"{error}\ncase {number} of {composition}, made small:\n{small}"
+        raise AssertionError(text) from error
+    except Exception as error:
+        raise AssertionError(f"case {number} of {composition}: {error!r}\n{case}") from error
