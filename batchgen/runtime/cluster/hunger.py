@@ -68,7 +68,9 @@ class Hunger:
             self.later = True
 
     def ready_grew(self, engine: EngineMachine) -> None:
-        if self._cluster.policy.steals:
+        """Rows on its host may be restored elsewhere; where roles are apart nobody asks for them,
+        for hungry engines prefill and these rows decode."""
+        if self._cluster.policy.steals and engine.role == "both":
             self._ready.grew(engine.id)
             if self._hungry:
                 self.later = True
