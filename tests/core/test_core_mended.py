@@ -394,3 +394,30 @@ def test_checkpoints_from_elsewhere_undo_a_partition_that_has_no_room_for_them()
     first, second = (len(copy.rows) for copy in copies(outcome, "migrate"))
     assert first + second == 16
     assert set(outcome.reasons.values()) == {"length", "stop"}
+
+
+# -- roles ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides"),
+    [("batchgen", {}), ("vllm", {**STEALS, "memory.part": "suspend-most-decoded"})],
+)
+def test_a_hungry_engine_that_prefills_takes_no_rows_from_the_host_of_one_that_decodes(
+    preset: str, overrides: dict[str, str]
+) -> None:
+    case = Case(
+        preset=preset,
+        overrides=overrides,
+        rows=tuple(Row(prompt=5 + 2 * index, budget=80, output=60 + index) for index in range(12)),
+        engines=2,
+        roles=("prefill", "decode"),
+        hbm_pages=60,
+        host_pages=1000,
+        seqs=64,
+    )
+    outcome = run(case, checker=Invariants(case))
+    assert copies(outcome, "suspend"), "memory is not scarce"
+    assert not any(decodes for _, decodes, *_ in outcome.passes()[0])
+    assert set(outcome.reasons.values()) <= {"length", "stop"}
+    verify_core(case)

@@ -63,6 +63,7 @@ class ClusterMachine:
             for spec in plan.engines
         ]
         self.takers: list[EngineMachine] = []
+        self.taker_ids: frozenset[int] = frozenset()
         self.decoders: list[EngineMachine] = []
         self.agenda: dict[int, None] = {}  # engines to kick after the event
         self.kicking = False  # several of them, one after the other
