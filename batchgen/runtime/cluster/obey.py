@@ -16,7 +16,7 @@ from batchgen.coroutine import (
     Request,
     Wait,
 )
-from batchgen.runtime.engine.waiting import enqueue
+from batchgen.runtime.engine.lane import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:

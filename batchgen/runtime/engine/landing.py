@@ -13,8 +13,8 @@ from batchgen.coroutine import Outcome
 from batchgen.errors import IllegalTransition
 from batchgen.memory.pool import pages_for
 from batchgen.runtime.engine.copies import gave_host
+from batchgen.runtime.engine.lane import enqueue
 from batchgen.runtime.engine.streams import end_stream
-from batchgen.runtime.engine.waiting import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
