@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 BODY = "body"
 """The reason with which a row ends whose body ended it, and the code of one whose body failed."""
 
+_NOTHING = ("", "", "")
+
 
 class Obey:
     """Carries out what bodies ask for."""
@@ -77,6 +79,9 @@ class Obey:
         except BodyError as error:
             self.broken[row] = str(error)
             return ""
+        waited = self._delays.pop(row, None) is not None
+        if waited and engine.orders.get(row, _NOTHING)[0] == "sleep":
+            engine.take_order(row)  # it was to sleep, and wants something else now
         if isinstance(request, Extend):
             if not self._extend(row, request):
                 return ""

@@ -228,7 +228,10 @@ def _bodies_end(
             table.v_status[row] = Status.STALLED
         # Rows in doubt left with what this pass gave them: their columns are right already.
         goes_on = engine.up.stage_ended(engine, row, reason, in_doubt=was == Status.DOUBT)
-        if goes_on == "sleeps" and was == Status.DOUBT:  # wherever it was to go, it sleeps
+        if goes_on == "goes on" and (row, "sleep") in doubt:  # it sleeps no more
+            doubt.remove((row, "sleep"))
+            engine.goes_on(row)
+        elif goes_on == "sleeps" and was == Status.DOUBT:  # wherever it was to go, it sleeps
             entry = next(item for item in doubt if item[0] == row)
             doubt.remove(entry)
             _ended_in_doubt(engine, rank, row, entry[1])
