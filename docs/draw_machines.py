@@ -28,16 +28,17 @@ UP = (
     ("a timed pass", ("pace.report",)),
     ("bodies", ("start_body", "tell_body", "stage_ended")),
 )
-# What the cluster tells an engine, as attributes of `EngineMachine`. None of them decides.
+# What the cluster tells an engine: methods of `EngineMachine`, functions of `engine.lane` and
+# `engine.copies`. None of them decides.
 DOWN = (
     ("rows that wait", ("offer", "reclaim", "enqueue")),
-    ("rows that ask, rows asked for", ("requests", "give_ready")),
+    ("rows that ask, rows asked for", ("asked", "give_ready")),
     ("a copy is done", ("took_in", "restored", "suspended")),
     ("the source frees", ("gave_hbm", "gave_host")),
-    ("no copy after all", ("ungrant", "keep")),
+    ("no copy after all", ("ungrant", "not_suspended", "keep")),
     ("a row is to end or sleep", ("order", "cancel_waiting")),
-    ("running rows are wanted", ("freezing",)),
-    ("another layout", ("switch_to",)),
+    ("running rows are wanted", ("send_away",)),
+    ("another layout", ("change_layout",)),
     ("after the event", ("kick",)),
 )
 
@@ -54,6 +55,7 @@ CLUSTER_PARTS = (
     ("pace", "slowness, inferred and healed"),
     ("tail", "another layout for few rows"),
     ("obey", "what bodies ask for, timers"),
+    ("orders", "rows that are to end or to sleep"),
     ("loads", "work given to every rank"),
 )
 ENGINE_PARTS = (
@@ -96,12 +98,14 @@ def draw(file: Path) -> None:
         shape = {"arrowstyle": "-|>", "mutation_scale": 13, "lw": 1.5, "color": colour}
         axes.add_patch(FancyArrowPatch((x, y), (to_x, to_y), **shape))
 
-    def cells(x: float, top: float, w: float, colour: str, items: tuple[Any, ...]) -> float:
+    def cells(
+        x: float, top: float, w: float, colour: str, items: tuple[Any, ...], pitch: float
+    ) -> float:
         for name, what in items:
             box(x, top - 4.4, w, 3.9, colour, white=True)
             text(x + 0.9, top - 1.75, name, 8.4, weight="bold")
             text(x + 0.9, top - 3.4, what, 7.5, color=SOFT)
-            top -= 4.75
+            top -= pitch
         return top
 
     # Backend and runtime, across the top.
@@ -122,13 +126,13 @@ def draw(file: Path) -> None:
     box(left, low, 33, top - low, CLUSTER)
     text(left + 1.2, top - 2.1, "ClusterMachine", 11, weight="bold")
     text(left + 1.2, top - 4.3, "what lies between engines", 8, color=SOFT)
-    cells(left + 1.2, top - 6.2, 30.6, CLUSTER, CLUSTER_PARTS)
+    cells(left + 1.2, top - 6.2, 30.6, CLUSTER, CLUSTER_PARTS, 4.4)
     for shift in (1.4, 0.7):
         box(right + shift, low - shift, 33 - 1.4, top - low, ENGINE)
     box(right, low, 33 - 1.4, top - low, ENGINE)
     text(right + 1.2, top - 2.1, "EngineMachine", 11, weight="bold")
     text(right + 1.2, top - 4.3, "one per engine: its state and its books", 8, color=SOFT)
-    end = cells(right + 1.2, top - 6.2, 29.2, ENGINE, ENGINE_PARTS)
+    end = cells(right + 1.2, top - 6.2, 29.2, ENGINE, ENGINE_PARTS, 4.75)
     text(right + 1.2, end - 1.4, "landed: books of a step that is over", 8.2, weight="bold")
     text(right + 1.2, end - 3.7, "decide: the next step, to a fixpoint", 8.2, weight="bold")
     arrow(18, 71.4, 18, 67.2)

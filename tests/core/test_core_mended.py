@@ -15,7 +15,7 @@ from core_verify import verify_core
 from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.check.toy import ToyAdvisor
-from batchgen.coroutine import DECODE, Body, SequenceView, Wait
+from batchgen.coroutine import DECODE, Body, Extend, SequenceView, Wait
 from batchgen.coroutine import Outcome as Told
 from batchgen.errors import UserError
 from batchgen.policy.compiled import Compiled
@@ -236,6 +236,35 @@ def test_a_row_that_is_to_sleep_can_be_cancelled_before_it_does() -> None:
     assert outcome.reasons[0] == "cancelled"
     wakes = [one for entry in outcome.entries for one in entry.actions if isinstance(one, act.Wake)]
     assert 0 not in {wake.row for wake in wakes}
+
+
+@pytest.mark.parametrize("output", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_a_body_wants_at_the_end_takes_the_place_of_a_sleep(depth: int, output: int) -> None:
+    """It wanted to sleep, but its generation ended before it did: no other wait is made for it."""
+    asked: list[str] = []
+
+    def hasty(sequence: SequenceView) -> Body:
+        outcome = yield DECODE
+        while True:
+            asked.append(outcome.name)
+            if outcome is Told.PROMPT_DONE and not sequence.stage:
+                outcome = yield Wait(1e-6)
+            elif outcome is Told.FINISHED and not sequence.stage:
+                outcome = yield Extend(3, 4)
+            elif outcome is Told.FINISHED:
+                return
+            else:
+                outcome = yield DECODE
+
+    row = Row(prompt=5, budget=9, output=output, stages=((3, 4, 0),))
+    case = Case(preset="vllm", rows=(row,), depth=depth)
+    outcome = run(case, bodies=hasty, checker=Invariants(case))
+    assert outcome.reasons == {0: "length"}
+    slept = ["PROMPT_DONE", "WOKEN", "FINISHED", "PROMPT_DONE", "FINISHED"]
+    ended = [name for name in slept if name != "WOKEN"]
+    first_ends_it = ["FINISHED", "PROMPT_DONE", "FINISHED"]
+    assert asked in (slept, ended, first_ends_it)
 
 
 def test_rows_that_are_prefilled_elsewhere_leave_no_dead_rows_behind() -> None:

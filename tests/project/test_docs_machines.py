@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from batchgen.check.case import Case, Row
+from batchgen.runtime.engine import copies, lane
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "batchgen" / "runtime"
@@ -32,13 +33,13 @@ def test_the_calls_exist_and_are_made(script: ModuleType) -> None:
         folder: "".join(p.read_text(encoding="utf-8") for p in (RUNTIME / folder).glob("*.py"))
         for folder in ("engine", "cluster")
     }
-    for caller, owner, calls in (
-        ("engine", cluster, script.UP),
-        ("cluster", cluster.engines[0], script.DOWN),
-    ):
-        for name in (name for _, names in calls for name in names):
-            reduce(getattr, name.split("."), owner)
-            assert re.search(rf"\b{name.split('.')[-1]}\b", sources[caller]), (caller, name)
+    for name in (name for _, names in script.UP for name in names):
+        reduce(getattr, name.split("."), cluster)
+        assert re.search(rf"\b{name.split('.')[-1]}\(", sources["engine"]), name
+    owners = (cluster.engines[0], lane, copies)
+    for name in (name for _, names in script.DOWN for name in names):
+        assert any(callable(getattr(owner, name, None)) for owner in owners), name
+        assert re.search(rf"\b{name}\(", sources["cluster"]), name
 
 
 def test_the_picture_has_what_the_script_says(script: ModuleType) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.actions import Place
 from batchgen.runtime.engine.copies import give_ready
-from batchgen.runtime.engine.waiting import offer, reclaim
+from batchgen.runtime.engine.lane import offer, reclaim
 
 if TYPE_CHECKING:
     from batchgen.runtime.cluster.machine import ClusterMachine

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.runtime.engine.copies import give_ready
+from batchgen.runtime.engine.lane import reclaim
 from batchgen.runtime.engine.leaving import lost
-from batchgen.runtime.engine.waiting import reclaim
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from batchgen.runtime.engine.copies import (
     ungrant,
 )
 from batchgen.runtime.engine.intake import fits_ever
-from batchgen.runtime.engine.waiting import enqueue
+from batchgen.runtime.engine.lane import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
