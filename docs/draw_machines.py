@@ -18,28 +18,35 @@ PICTURE = ROOT / "docs" / "img" / "machines.svg"
 # What an engine asks of the cluster, as attributes of `engine.up`.
 UP = (
     ("nothing waits", ("hunger.hungry",)),
-    ("a row ended", ("ended", "end_early")),
-    ("it fits nowhere here", ("too_large",)),
+    ("a row ended, or fits nowhere", ("ended", "end_early", "too_large")),
     ("a row waits again", ("queue_grew",)),
     ("at a boundary", ("look", "undo")),
     ("rows with KV leave", ("transfers.look_for_homes",)),
     ("", ("transfers.suspend",)),
+    ("they are to end", ("transfers.call_back",)),
     ("rows with KV come", ("transfers.restore", "transfers.move")),
     ("a timed pass", ("pace.report",)),
-    ("bodies", ("start_body", "tell_body", "stage_ended")),
+    ("bodies", ("start_body", "tell_body")),
+    ("", ("stage_ended", "sleep")),
 )
-# What the cluster tells an engine, as attributes of `EngineMachine`. None of them decides.
+# What the cluster tells an engine: methods of `EngineMachine`, and functions of runtime/engine that
+# take one. None of them decides but `kick`.
 DOWN = (
     ("rows that wait", ("offer", "reclaim", "enqueue")),
-    ("rows that ask, rows asked for", ("requests", "give_ready")),
+    ("rows that ask, rows asked for", ("asked", "give_ready", "take_ready")),
     ("a copy is done", ("took_in", "restored", "suspended")),
     ("the source frees", ("gave_hbm", "gave_host")),
-    ("no copy after all", ("ungrant", "keep")),
+    ("no copy after all", ("ungrant", "keep", "not_suspended")),
     ("a row is to end or sleep", ("order", "cancel_waiting")),
-    ("running rows are wanted", ("freezing",)),
-    ("another layout", ("switch_to",)),
-    ("after the event", ("kick",)),
+    ("it ended", ("take_order", "withdraw", "forget_kv")),
+    ("its body goes on", ("will_extend", "fell_asleep", "goes_on")),
+    ("devices, their layout", ("lost", "revive", "change_layout")),
+    ("all rows are to leave", ("drain", "send_away")),
+    ("it is to be tried", ("look_now", "time_pass")),
+    ("after the event", ("forget_hunger", "hurry", "kick")),
 )
+# What the cluster asks an engine's files, which changes nothing.
+ASKED = ("fits_ever", "only_decodes")
 
 INK, SOFT, PAPER = "#1b1b1b", "#5a5a5a", "#ffffff"
 CLUSTER, ENGINE, OUTSIDE = "#dcebf7", "#fdeccf", "#ececec"
@@ -54,6 +61,7 @@ CLUSTER_PARTS = (
     ("pace", "slowness, inferred and healed"),
     ("tail", "another layout for few rows"),
     ("obey", "what bodies ask for, timers"),
+    ("orders", "rows to end or sleep, wherever"),
     ("loads", "work given to every rank"),
 )
 ENGINE_PARTS = (
@@ -97,11 +105,12 @@ def draw(file: Path) -> None:
         axes.add_patch(FancyArrowPatch((x, y), (to_x, to_y), **shape))
 
     def cells(x: float, top: float, w: float, colour: str, items: tuple[Any, ...]) -> float:
+        pitch = 4.75 if len(items) < 9 else 4.4
         for name, what in items:
             box(x, top - 4.4, w, 3.9, colour, white=True)
             text(x + 0.9, top - 1.75, name, 8.4, weight="bold")
             text(x + 0.9, top - 3.4, what, 7.5, color=SOFT)
-            top -= 4.75
+            top -= pitch
         return top
 
     # Backend and runtime, across the top.
@@ -142,12 +151,12 @@ def draw(file: Path) -> None:
         arrow(ends[0], y, ends[1], y, colour)
         text(62, y + 1.5, title, 9.2, ha="center", weight="bold", color=colour)
         for what, names in items:
-            y -= 1.98
+            y -= 1.8
             text(58.1, y, what, 7.9, ha="right", color=SOFT)
             text(59.1, y, ", ".join(names), 7.9, family="monospace")
 
     calls(64, "up: what an engine asks of the cluster", UP, EDGE[ENGINE], up=True)
-    calls(39.5, "down: what the cluster tells an engine", DOWN,
+    calls(40.6, "down: what the cluster tells an engine", DOWN,
           EDGE[CLUSTER], up=False)  # fmt: skip
 
     # The agenda.
