@@ -18,29 +18,35 @@ PICTURE = ROOT / "docs" / "img" / "machines.svg"
 # What an engine asks of the cluster, as attributes of `engine.up`.
 UP = (
     ("nothing waits", ("hunger.hungry",)),
-    ("a row ended", ("ended", "end_early")),
-    ("it fits nowhere here", ("too_large",)),
+    ("a row ended, or fits nowhere", ("ended", "end_early", "too_large")),
     ("a row waits again", ("queue_grew",)),
     ("at a boundary", ("look", "undo")),
     ("rows with KV leave", ("transfers.look_for_homes",)),
     ("", ("transfers.suspend",)),
+    ("they are to end", ("transfers.call_back",)),
     ("rows with KV come", ("transfers.restore", "transfers.move")),
     ("a timed pass", ("pace.report",)),
-    ("bodies", ("start_body", "tell_body", "stage_ended")),
+    ("bodies", ("start_body", "tell_body")),
+    ("", ("stage_ended", "sleep")),
 )
-# What the cluster tells an engine: methods of `EngineMachine`, functions of `engine.lane` and
-# `engine.copies`. None of them decides.
+# What the cluster tells an engine: methods of `EngineMachine`, and functions of runtime/engine that
+# take one. None of them decides but `kick`.
 DOWN = (
     ("rows that wait", ("offer", "reclaim", "enqueue")),
-    ("rows that ask, rows asked for", ("asked", "give_ready")),
+    ("rows that ask, rows asked for", ("asked", "give_ready", "take_ready")),
     ("a copy is done", ("took_in", "restored", "suspended")),
     ("the source frees", ("gave_hbm", "gave_host")),
-    ("no copy after all", ("ungrant", "not_suspended", "keep")),
+    ("no copy after all", ("ungrant", "keep", "not_suspended")),
     ("a row is to end or sleep", ("order", "cancel_waiting")),
-    ("running rows are wanted", ("send_away",)),
-    ("another layout", ("change_layout",)),
-    ("after the event", ("kick",)),
+    ("it ended", ("take_order", "withdraw", "forget_kv")),
+    ("its body goes on", ("will_extend", "fell_asleep", "goes_on")),
+    ("devices, their layout", ("lost", "revive", "change_layout")),
+    ("all rows are to leave", ("drain", "send_away")),
+    ("it is to be tried", ("look_now", "time_pass")),
+    ("after the event", ("forget_hunger", "hurry", "kick")),
 )
+# What the cluster asks an engine's files, which changes nothing.
+ASKED = ("fits_ever", "only_decodes")
 
 INK, SOFT, PAPER = "#1b1b1b", "#5a5a5a", "#ffffff"
 CLUSTER, ENGINE, OUTSIDE = "#dcebf7", "#fdeccf", "#ececec"
@@ -55,7 +61,7 @@ CLUSTER_PARTS = (
     ("pace", "slowness, inferred and healed"),
     ("tail", "another layout for few rows"),
     ("obey", "what bodies ask for, timers"),
-    ("orders", "rows that are to end or to sleep"),
+    ("orders", "rows to end or sleep, wherever"),
     ("loads", "work given to every rank"),
 )
 ENGINE_PARTS = (
@@ -98,9 +104,8 @@ def draw(file: Path) -> None:
         shape = {"arrowstyle": "-|>", "mutation_scale": 13, "lw": 1.5, "color": colour}
         axes.add_patch(FancyArrowPatch((x, y), (to_x, to_y), **shape))
 
-    def cells(
-        x: float, top: float, w: float, colour: str, items: tuple[Any, ...], pitch: float
-    ) -> float:
+    def cells(x: float, top: float, w: float, colour: str, items: tuple[Any, ...]) -> float:
+        pitch = 4.75 if len(items) < 9 else 4.4
         for name, what in items:
             box(x, top - 4.4, w, 3.9, colour, white=True)
             text(x + 0.9, top - 1.75, name, 8.4, weight="bold")
@@ -126,13 +131,13 @@ def draw(file: Path) -> None:
     box(left, low, 33, top - low, CLUSTER)
     text(left + 1.2, top - 2.1, "ClusterMachine", 11, weight="bold")
     text(left + 1.2, top - 4.3, "what lies between engines", 8, color=SOFT)
-    cells(left + 1.2, top - 6.2, 30.6, CLUSTER, CLUSTER_PARTS, 4.4)
+    cells(left + 1.2, top - 6.2, 30.6, CLUSTER, CLUSTER_PARTS)
     for shift in (1.4, 0.7):
         box(right + shift, low - shift, 33 - 1.4, top - low, ENGINE)
     box(right, low, 33 - 1.4, top - low, ENGINE)
     text(right + 1.2, top - 2.1, "EngineMachine", 11, weight="bold")
     text(right + 1.2, top - 4.3, "one per engine: its state and its books", 8, color=SOFT)
-    end = cells(right + 1.2, top - 6.2, 29.2, ENGINE, ENGINE_PARTS, 4.75)
+    end = cells(right + 1.2, top - 6.2, 29.2, ENGINE, ENGINE_PARTS)
     text(right + 1.2, end - 1.4, "landed: books of a step that is over", 8.2, weight="bold")
     text(right + 1.2, end - 3.7, "decide: the next step, to a fixpoint", 8.2, weight="bold")
     arrow(18, 71.4, 18, 67.2)
@@ -146,12 +151,12 @@ def draw(file: Path) -> None:
         arrow(ends[0], y, ends[1], y, colour)
         text(62, y + 1.5, title, 9.2, ha="center", weight="bold", color=colour)
         for what, names in items:
-            y -= 1.98
+            y -= 1.8
             text(58.1, y, what, 7.9, ha="right", color=SOFT)
             text(59.1, y, ", ".join(names), 7.9, family="monospace")
 
     calls(64, "up: what an engine asks of the cluster", UP, EDGE[ENGINE], up=True)
-    calls(39.5, "down: what the cluster tells an engine", DOWN,
+    calls(40.6, "down: what the cluster tells an engine", DOWN,
           EDGE[CLUSTER], up=False)  # fmt: skip
 
     # The agenda.

@@ -13,7 +13,8 @@ class Chunks(BatchingPart):
 
 
 class WholePrompts(BatchingPart):
-    """Prompts run whole, beside the decodes, as many as the token budget holds (Orca)."""
+    """Prompts run whole, beside the decodes, as many as the token budget holds (Orca). Decodes
+    count: the first prompt is cut if it exceeds what they leave."""
 
     whole = True
 

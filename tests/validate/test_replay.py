@@ -23,6 +23,7 @@ from batchgen.sim.run import simulate
 from batchgen.simjob import SimJob
 
 PRESETS = ("static", "orca", "vllm", "batchgen")
+FAMILIES = ("llama", "qwen3", "qwen3-moe")
 ROOT = Path(__file__).parents[2]
 
 
@@ -73,14 +74,41 @@ def alter(entry: Any, path: tuple[Any, ...]) -> None:
         entry[path[-1]] = [0]
 
 
-@pytest.mark.parametrize("policy", PRESETS)
-def test_every_preset_replays(policy: str, tiny_models: dict[str, Path], prompts: Path) -> None:
-    lines = executed(tiny_models["llama"], prompts, policy)
+def comes_again(lines: list[str], policy: str) -> None:
+    """The log, and the first half of it."""
     report = replay(lines)
     assert report.unfinished_rows == 0
     assert replay(lines[: len(lines) // 2]).unfinished_rows > 0
     assert (report.backend, report.preset, report.events) == ("exec", policy, len(lines) - 1)
     assert report.actions > len(lines) // 2
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize("policy", PRESETS)
+def test_every_preset_replays_on_every_family(
+    policy: str, arch: str, tiny_models: dict[str, Path], prompts: Path
+) -> None:
+    for depth in ("1", "2"):
+        overrides = (("plan.depth", depth), ("plan.prefix_cache", "false"))
+        comes_again(executed(tiny_models[arch], prompts, policy, overrides=overrides), policy)
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize("depth", ["1", "2"])
+def test_shared_prefixes_replay(
+    depth: str, arch: str, tiny_models: dict[str, Path], alike_prompts: Path
+) -> None:
+    """Prompts begin alike, so that rows adopt pages: their prompts begin behind those."""
+    for policy in ("vllm", "batchgen"):
+        overrides = (("plan.depth", depth), ("plan.prefix_cache", "true"))
+        lines = executed(tiny_models[arch], alike_prompts, policy, overrides=overrides)
+        comes_again(lines, policy)
+        begins: dict[int, int] = {}
+        for action in (action for line in lines[1:] for action in json.loads(line)["actions"]):
+            for row, start, _, _ in action.get("chunks", ()):
+                begins.setdefault(row, start)
+        assert len(begins) == 16
+        assert sum(begins.values()) > 0
 
 
 def test_overrides_are_part_of_the_log(tiny_models: dict[str, Path], prompts: Path) -> None:
