@@ -115,7 +115,8 @@ class Hunger:
     @property
     def _least(self) -> int:
         """Fewer rows than these stay where they are."""
-        return max(self._cluster.policy.placement.steal_min, 2)
+        steal_min: int = self._cluster.policy.placement.steal_min
+        return max(steal_min, 2)
 
     def _feed(self, engine: EngineMachine) -> bool:
         cluster = self._cluster
