@@ -21,7 +21,6 @@ CALLS_COMPARED = 25
 """Calls of each method of a run around which the books are compared; the others are only heard."""
 
 MAY_CHANGE: dict[str, frozenset[str]] = {
-    "place": frozenset({"cluster.loads"}),
     "on_arrival": frozenset({"table.predicted", "cluster.predictions"}),
     "on_completion": frozenset({"cluster.predictions"}),
 }

@@ -175,6 +175,11 @@ class PlacementPart(Part):
         """Rows that must wait at an engine before another takes half of them."""
         return 2
 
+    def work(self, table: Table, row: int) -> int:
+        """Work of a row in the part's own unit. The cluster counts in `cluster.loads` what it has
+        given to every engine and rank; 0: nothing is counted."""
+        return 0
+
     def place(
         self, cluster: ClusterMachine, rows: Sequence[int]
     ) -> list[tuple[int, tuple[int, int]]]:

@@ -76,10 +76,10 @@ class LeastWork(PlacementPart):
 
     def place(self, cluster: ClusterMachine, rows: Sequence[int]) -> list[tuple[int, Slot]]:
         """The engine with the least work, in it the rank with the least work."""
-        table, loads = cluster.table, cluster.loads
-        placed = []
-        for negative, row in sorted((-self.work(table, row), row) for row in rows):
-            placed.append((row, loads.give_least(-negative)))
+        table = cluster.table
+        works = sorted((-self.work(table, row), row) for row in rows)
+        slots = cluster.loads.spread([-negative for negative, _ in works])
+        placed = [(row, slot) for (_, row), slot in zip(works, slots, strict=True)]
         if not self.config.longest_first:
             placed.sort()  # queues keep arrival order; only the choice of slots looks at work
         return placed

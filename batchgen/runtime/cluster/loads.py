@@ -23,31 +23,51 @@ class Loads:
         return self._total[engine]
 
     def admit(self, engines: Iterable[int]) -> None:
-        """The engines among which `give_least` chooses from now on."""
+        """The engines among which `spread` chooses from now on."""
         self._open = set(engines)
+        self._refill()
+
+    def _refill(self) -> None:
         self._heap = [(self._total[engine], engine) for engine in sorted(self._open)]
         heapq.heapify(self._heap)
 
     def add(self, engine: int, rank: int, work: int) -> None:
         """`work` comes to a rank (below 0: leaves it)."""
+        if not work:
+            return
         ranks = self._ranks[engine]
         ranks[rank % len(ranks)] += work
         self._total[engine] += work
         if engine in self._open:
             heapq.heappush(self._heap, (self._total[engine], engine))
+            if len(self._heap) > 4 * len(self._open) + 64:
+                self._refill()  # entries of old totals, where nobody asks for the least
 
-    def give_least(self, work: int) -> tuple[int, int]:
-        """The engine with the least work, in it the rank with the least: it gets `work` more."""
+    def spread(self, works: Sequence[int]) -> list[tuple[int, int]]:
+        """Slots for rows of these works, in their order: each for the engine with the least work,
+        in it the rank with the least, were those before it there. It counts nothing."""
         heap, total = self._heap, self._total
-        while total[heap[0][1]] != heap[0][0]:
-            heapq.heappop(heap)
-        engine = heap[0][1]
-        ranks = self._ranks[engine]
-        rank = ranks.index(min(ranks)) if len(ranks) > 1 else 0
-        ranks[rank] += work
-        total[engine] += work
-        heapq.heapreplace(heap, (total[engine], engine))
-        return engine, rank
+        planned: dict[int, list[int]] = {}  # work per rank of engines that would get some
+        ours: list[tuple[int, int]] = []  # (work, engine) of them, a heap
+        aside: list[tuple[int, int]] = []
+        slots = []
+        for work in works:
+            while heap and (total[heap[0][1]] != heap[0][0] or heap[0][1] in planned):
+                heapq.heappop(heap)
+            if not heap or (ours and ours[0] < heap[0]):
+                before, engine = heapq.heappop(ours)
+                ranks = planned[engine]
+            else:
+                before, engine = heapq.heappop(heap)
+                aside.append((before, engine))
+                ranks = planned[engine] = list(self._ranks[engine])
+            rank = ranks.index(min(ranks)) if len(ranks) > 1 else 0
+            ranks[rank] += work
+            heapq.heappush(ours, (before + work, engine))
+            slots.append((engine, rank))
+        for entry in aside:
+            heapq.heappush(heap, entry)
+        return slots
 
     def clear(self, engine: int) -> None:
         """The engine has lost its rows."""

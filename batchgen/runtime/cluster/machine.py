@@ -77,7 +77,7 @@ class ClusterMachine:
         self.input_closed = False
         self._timers: dict[int, tuple[str, int]] = {}
         self._next_timer = 0
-        self._work = getattr(policy.placement, "work", None)
+        self._work: Callable[[Table, int], int] = policy.placement.work
         self.loads = Loads([spec.num_ranks for spec in plan.engines])
         self.hunger = Hunger(self)
         self.orders = Orders(self)
@@ -114,6 +114,7 @@ class ClusterMachine:
         self.placed_rows += len(rows)
         for (index, rank), placed in slots.items():
             engine = self.engines[index]
+            self.loads.add(index, rank, sum(map(self.work, placed)))
             offer(engine, placed, rank)
             self.hunger.fed(engine)
             self.hunger.waiting_grew(engine)
@@ -124,8 +125,7 @@ class ClusterMachine:
         """A row runs on a slow engine, which shows its pace with it."""
         offer(engine, [row])
         engine.look_now()
-        if self._work is not None:
-            self.loads.add(engine.id, self.table.v_rank[row], self.work(row))
+        self.loads.add(engine.id, self.table.v_rank[row], self.work(row))
         self.hunger.fed(engine)
         self.agenda[engine.id] = None
         self.out.append(act.Place([row], engine.id))
@@ -143,7 +143,9 @@ class ClusterMachine:
         """Upcall: the row can never fit on this engine; it fails by name if it fits nowhere."""
         for other in self.takers:
             if other is not engine and other.roomiest >= pages:
+                self.moved([row], engine)
                 offer(other, [row])
+                self.loads.add(other.id, self.table.v_rank[row], self.work(row))
                 self.orders.follow((row,), engine)
                 self.hunger.waiting_grew(other)
                 self.agenda[other.id] = None
@@ -155,20 +157,18 @@ class ClusterMachine:
 
     def work(self, row: int) -> int:
         """Work of a row in the placement part's units; 0 where it has none."""
-        return self._work(self.table, row) if self._work is not None else 0
+        return self._work(self.table, row)
 
     def moved(self, rows: Sequence[int], source: EngineMachine) -> None:
         """Rows leave an engine by the cluster's hand."""
-        if self._work is not None:
-            for row in rows:
-                self.loads.add(source.id, self.table.v_rank[row], -self.work(row))
+        for row in rows:
+            self.loads.add(source.id, self.table.v_rank[row], -self.work(row))
 
     def arrived_at(self, rows: Sequence[int], target: EngineMachine) -> None:
         """Waiting rows of another engine came to this one."""
         for row in rows:
             self.table.v_migrations[row] += 1
-            if self._work is not None:
-                self.loads.add(target.id, self.table.v_rank[row], self.work(row))
+            self.loads.add(target.id, self.table.v_rank[row], self.work(row))
 
     # -- upcalls of engines -----------------------------------------------------------------------
 

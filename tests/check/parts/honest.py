@@ -70,7 +70,7 @@ class FewestGiven(RoundRobin):
         return 1
 
     def place(self, cluster: Any, rows: Sequence[int]) -> Any:
-        return [(row, cluster.loads.give_least(1)) for row in rows]
+        return list(zip(rows, cluster.loads.spread([1] * len(rows)), strict=True))
 
 
 class MeanOfAll(MeanSeen):
