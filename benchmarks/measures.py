@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,11 @@ def simulation_of(
     reference: bool = False,
     ranks: int = 1,
     log: str = "off",
+    arrivals: str = "closed",
     **sizes: int,
 ) -> Simulation:
-    """A simulation of `trace` as one closed batch, ready to run, as `batchgen sim` sets it up.
+    """A simulation of `trace`, ready to run, as `batchgen sim` sets it up: as one closed batch, or
+    with the arrivals of the trace.
 
     ranks: per engine; one is dense data parallelism, several a mixture of experts in lockstep.
     sizes: options of the plan (token_budget, max_num_seqs, ...).
@@ -67,6 +70,7 @@ def simulation_of(
         policy=preset,
         overrides=tuple((f"plan.{name}", str(value)) for name, value in sizes.items()),
         log=log,
+        arrivals=arrivals,
     )
     return set_up(job, trace, reference=reference).simulation
 
@@ -105,13 +109,27 @@ def coalesced(preset: str, rows: int, engines: int) -> dict[str, Any]:
     }
 
 
-def events(preset: str, rows: int, engines: int, same: bool = False) -> dict[str, Any]:
+def spread(trace: Trace, engines: int, seconds: float) -> Trace:
+    """The trace with arrivals at random times: on `engines` engines, `seconds` apart on each, so
+    that load and idleness of an engine are the same however many there are."""
+    rows = len(trace)
+    times = np.random.default_rng(SEED).random(rows) * (seconds * rows / engines * 1e12)
+    return replace(trace, arrival_ps=np.sort(times).astype(np.int64))
+
+
+def events(
+    preset: str, rows: int, engines: int, same: bool = False, apart_s: float = 0.0
+) -> dict[str, Any]:
     """Cost per event of one run, with few enough seats that rows wait on every engine.
 
     Then most events are of one sort, a row that ends and one that follows, whatever the number of
     rows; without the limit a small load would run as a whole, in fewer and heavier events.
+    apart_s: rows come by themselves, so far apart on every engine, instead of all at once.
     """
-    result = timed(simulation_of(load_of(rows, same=same), engines, preset, max_num_seqs=SEATS))
+    trace, arrivals = load_of(rows, same=same), "closed"
+    if apart_s:
+        trace, arrivals = spread(trace, engines, apart_s), "trace"
+    result = timed(simulation_of(trace, engines, preset, arrivals=arrivals, max_num_seqs=SEATS))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"engines": engines, **result, "peak_rss_bytes": peak}
 

@@ -125,6 +125,22 @@ class Bench:
                 f"engines.{preset}", few, many, f"{preset}: 1,024 against 16 engines", "event"
             )
 
+    def arrivals(self) -> None:
+        """Cost per event on 16 and on 1,024 engines whose rows come one by one: each is an event of
+        its own, most find an engine that has room, and many engines are hungry all the time."""
+        for preset in PRESETS:
+            few, many = (
+                best(
+                    3,
+                    lambda p=preset, n=engines: measure(
+                        "events", preset=p, rows=20 * n, engines=n, apart_s=1.0
+                    ),
+                )
+                for engines in (16, 1_024)
+            )
+            text = f"{preset}: rows one by one, 1,024 against 16 engines"
+            self._cost(f"arrivals.{preset}", few, many, text, "event")
+
     def _cost(
         self, key: str, few: dict[str, Any], many: dict[str, Any], text: str, unit: str
     ) -> None:
@@ -214,6 +230,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "coalesced": Bench.coalesced,
     "rows": Bench.rows,
     "engines": Bench.engines,
+    "arrivals": Bench.arrivals,
     "scale": Bench.scale,
     "log": Bench.log,
     "startup": Bench.startup,

@@ -61,7 +61,7 @@ CLUSTER_PARTS = (
     ("pace", "slowness, inferred and healed"),
     ("tail", "another layout for few rows"),
     ("obey", "what bodies ask for, timers"),
-    ("orders", "rows to end or sleep, wherever"),
+    ("orders", "rows that are to end or to sleep"),
     ("loads", "work given to every rank"),
 )
 ENGINE_PARTS = (

@@ -27,11 +27,10 @@ class RoundRobin(PlacementPart):
     def place(self, cluster: ClusterMachine, rows: Sequence[int]) -> list[tuple[int, Slot]]:
         engines = cluster.takers
         count, turn = len(engines), cluster.placed_rows
-        cluster_ranks = [(engine.id, engine.num_ranks) for engine in engines]
         placed = []
         for row in rows:
-            engine, ranks = cluster_ranks[turn % count]
-            placed.append((row, (engine, (turn // count) % ranks)))
+            engine = engines[turn % count]
+            placed.append((row, (engine.id, (turn // count) % engine.num_ranks)))
             turn += 1
         return placed
 

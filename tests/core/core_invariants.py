@@ -39,12 +39,15 @@ class Invariants:
         self.arrived: set[int] = set()
         self.events = 0
         self.budgets_changed = False
+        self.decoders_lost = False
 
     def __call__(self, runtime: Runtime, entry: Entry) -> None:
         if isinstance(entry.event, ev.Arrived):
             self.arrived.update(entry.event.rows)
         elif isinstance(entry.event, ev.PlanChanged):
             self.budgets_changed = True
+        elif isinstance(entry.event, ev.DeviceLost):
+            self.decoders_lost |= runtime.cluster.engines[entry.event.engine].role == "decode"
         for action in entry.actions:
             if isinstance(action, Step):
                 self._check_step(runtime, action)
@@ -83,6 +86,8 @@ class Invariants:
             tokens[rank] += size
             pieces[rank] += 1
             longest[rank] = max(longest[rank], size)
+        if engine.role == "prefill" and not (self.decoders_lost or self.budgets_changed):
+            assert not any(rank.running for rank in engine.ranks), "rows decode where none should"
         for rank in engine.ranks:
             decodes = len(rank.running) + len(rank.dead) if step.decode else 0
             count = tokens[rank.index]

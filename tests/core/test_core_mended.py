@@ -15,7 +15,7 @@ from core_verify import verify_core
 from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.check.toy import ToyAdvisor
-from batchgen.coroutine import DECODE, Body, SequenceView, Wait
+from batchgen.coroutine import DECODE, Body, Extend, SequenceView, Wait
 from batchgen.coroutine import Outcome as Told
 from batchgen.errors import UserError
 from batchgen.policy.compiled import Compiled
@@ -238,6 +238,35 @@ def test_a_row_that_is_to_sleep_can_be_cancelled_before_it_does() -> None:
     assert 0 not in {wake.row for wake in wakes}
 
 
+@pytest.mark.parametrize("output", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_a_body_wants_at_the_end_takes_the_place_of_a_sleep(depth: int, output: int) -> None:
+    """It wanted to sleep, but its generation ended before it did: no other wait is made for it."""
+    asked: list[str] = []
+
+    def hasty(sequence: SequenceView) -> Body:
+        outcome = yield DECODE
+        while True:
+            asked.append(outcome.name)
+            if outcome is Told.PROMPT_DONE and not sequence.stage:
+                outcome = yield Wait(1e-6)
+            elif outcome is Told.FINISHED and not sequence.stage:
+                outcome = yield Extend(3, 4)
+            elif outcome is Told.FINISHED:
+                return
+            else:
+                outcome = yield DECODE
+
+    row = Row(prompt=5, budget=9, output=output, stages=((3, 4, 0),))
+    case = Case(preset="vllm", rows=(row,), depth=depth)
+    outcome = run(case, bodies=hasty, checker=Invariants(case))
+    assert outcome.reasons == {0: "length"}
+    slept = ["PROMPT_DONE", "WOKEN", "FINISHED", "PROMPT_DONE", "FINISHED"]
+    ended = [name for name in slept if name != "WOKEN"]
+    first_ends_it = ["FINISHED", "PROMPT_DONE", "FINISHED"]
+    assert asked in (slept, ended, first_ends_it)
+
+
 def test_rows_that_are_prefilled_elsewhere_leave_no_dead_rows_behind() -> None:
     """A static batch of a noticed engine: its ended rows keep pages until its last row has gone."""
     prompts, budgets = (32, 21, 40, 22, 30, 33), (19, 36, 40, 21, 10, 14)
@@ -394,3 +423,30 @@ def test_checkpoints_from_elsewhere_undo_a_partition_that_has_no_room_for_them()
     first, second = (len(copy.rows) for copy in copies(outcome, "migrate"))
     assert first + second == 16
     assert set(outcome.reasons.values()) == {"length", "stop"}
+
+
+# -- roles ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides"),
+    [("batchgen", {}), ("vllm", {**STEALS, "memory.part": "suspend-most-decoded"})],
+)
+def test_a_hungry_engine_that_prefills_takes_no_rows_from_the_host_of_one_that_decodes(
+    preset: str, overrides: dict[str, str]
+) -> None:
+    case = Case(
+        preset=preset,
+        overrides=overrides,
+        rows=tuple(Row(prompt=5 + 2 * index, budget=80, output=60 + index) for index in range(12)),
+        engines=2,
+        roles=("prefill", "decode"),
+        hbm_pages=60,
+        host_pages=1000,
+        seqs=64,
+    )
+    outcome = run(case, checker=Invariants(case))
+    assert copies(outcome, "suspend"), "memory is not scarce"
+    assert not any(decodes for _, decodes, *_ in outcome.passes()[0])
+    assert set(outcome.reasons.values()) <= {"length", "stop"}
+    verify_core(case)

@@ -9,12 +9,12 @@ question costs a scan over engines.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from batchgen.actions import Place
 from batchgen.runtime.engine.copies import give_ready
-from batchgen.runtime.engine.waiting import offer, reclaim
+from batchgen.runtime.engine.lane import offer, reclaim
 
 if TYPE_CHECKING:
     from batchgen.runtime.cluster.machine import ClusterMachine
@@ -68,7 +68,9 @@ class Hunger:
             self.later = True
 
     def ready_grew(self, engine: EngineMachine) -> None:
-        if self._cluster.policy.steals:
+        """Rows on its host may be restored elsewhere; where roles are apart nobody asks for them,
+        for hungry engines prefill and these rows decode."""
+        if self._cluster.policy.steals and engine.role == "both":
             self._ready.grew(engine.id)
             if self._hungry:
                 self.later = True
@@ -76,9 +78,12 @@ class Hunger:
     def fed(self, engine: EngineMachine) -> None:
         self._hungry.pop(engine.id, None)
 
-    def waits(self) -> list[EngineMachine]:
-        """Engines that are hungry, the longest first."""
-        return [self._cluster.engines[index] for index in self._hungry]
+    def among(self, engines: Sequence[EngineMachine]) -> list[EngineMachine]:
+        """Those of the engines that are hungry, the longest first."""
+        if not self._hungry:
+            return []
+        ids = {one.id for one in engines}
+        return [self._cluster.engines[index] for index in self._hungry if index in ids]
 
     def hungry(self, engine: EngineMachine) -> bool:
         """Upcall: nothing waits at the engine. True when rows were offered at once; after an event
@@ -92,32 +97,40 @@ class Hunger:
     def feed_all(self) -> None:
         """Something has changed: whoever is hungry asks again, as long as somebody gives."""
         self.later = False
+        if self._nothing_to_give():
+            return  # asked before the list is made: most events end here
         for index in list(self._hungry):
-            engine = self._cluster.engines[index]
-            if not self._nothing_to_give():
-                if self._feed(engine):
-                    self._cluster.agenda[index] = None
-            else:
+            if self._feed(self._cluster.engines[index]):
+                self._cluster.agenda[index] = None
+            if self._nothing_to_give():
                 return
 
     def _nothing_to_give(self) -> bool:
-        slow = self._cluster.members.slow
-        return not (self.somebody_waits() or self._ready.top()[1] or slow)
+        """Whether no engine would get anything, whoever asks."""
+        least = self._least
+        if self._waiting.top()[1] >= least or self._ready.top()[1] >= least:
+            return False
+        return not any(self._may_send_away(index) for index in self._cluster.members.slow)
 
-    def _feed(self, engine: EngineMachine, *, most: int = 1 << 30) -> bool:
+    @property
+    def _least(self) -> int:
+        """Fewer rows than these stay where they are."""
+        return max(self._cluster.policy.placement.steal_min, 2)
+
+    def _feed(self, engine: EngineMachine) -> bool:
         cluster = self._cluster
-        if engine not in cluster.takers or engine.freezing:
+        if engine.id not in cluster.taker_ids or engine.freezing:
             return False
         donor_id, count = self._waiting.top()
-        least = max(cluster.policy.placement.steal_min, 2)
+        least = self._least
         if self._gives(donor_id, engine) and count >= least:
-            self.give_waiting(cluster.engines[donor_id], engine, min(count // 2, most))
+            self.give_waiting(cluster.engines[donor_id], engine, count // 2)
             return True
         donor_id, count = self._ready.top()
         if donor_id not in (-1, engine.id) and count >= least:
             donor = cluster.engines[donor_id]
             if donor.alive:  # a lost engine's host rows look for homes by themselves
-                cluster.transfers.ask(donor, give_ready(donor, min(count // 2, most)), engine)
+                cluster.transfers.ask(donor, give_ready(donor, count // 2), engine)
                 self.fed(engine)
                 engine.forget_hunger()
                 cluster.agenda[engine.id] = None
@@ -153,14 +166,17 @@ class Hunger:
         """Running rows of a slow engine come to hungry ones, which are fast."""
         cluster = self._cluster
         for index in sorted(cluster.members.slow):
-            slow = cluster.engines[index]
-            if slow.alive and not slow.freezing and slow is not engine:
-                if cluster.pace.tries(slow):
-                    continue
-                if any(rank.running for rank in slow.ranks):
-                    slow.send_away()
-                    cluster.agenda[index] = None
-                    return
+            if index != engine.id and self._may_send_away(index):
+                cluster.engines[index].send_away()
+                cluster.agenda[index] = None
+                return
+
+    def _may_send_away(self, index: int) -> bool:
+        """Whether a slow engine has running rows, and is not just being tried with one."""
+        slow = self._cluster.engines[index]
+        if not slow.alive or slow.freezing or self._cluster.pace.tries(slow):
+            return False
+        return any(rank.running for rank in slow.ranks)
 
     def probe(self, engine: EngineMachine) -> bool:
         """A slow engine is tried again with a row that waits elsewhere; False when none does."""

@@ -3,7 +3,7 @@
 It owns what lies between engines: `transfers` (rows with KV), `hunger` (rows that move to idle
 engines), `members` (which engines take rows), `orders` (rows that are to end), `pace` (slowness),
 `loads`. It reads engines and never writes them: it calls the engine's few methods and functions
-(`engine.waiting`, `engine.copies`) and puts the engine on the agenda.
+(`engine.lane`, `engine.copies`) and puts the engine on the agenda.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from batchgen.runtime.cluster.obey import Obey
 from batchgen.runtime.cluster.orders import Orders
 from batchgen.runtime.cluster.pace import Pace
 from batchgen.runtime.cluster.transfer import Transfers
+from batchgen.runtime.engine.lane import offer
 from batchgen.runtime.engine.machine import EngineMachine
-from batchgen.runtime.engine.waiting import offer
 from batchgen.sequence import NO_ENGINE, Status
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class ClusterMachine:
             for spec in plan.engines
         ]
         self.takers: list[EngineMachine] = []
+        self.taker_ids: frozenset[int] = frozenset()
         self.decoders: list[EngineMachine] = []
         self.agenda: dict[int, None] = {}  # engines to kick after the event
         self.kicking = False  # several of them, one after the other
@@ -93,7 +94,8 @@ class ClusterMachine:
         return not self.input_closed
 
     def arrive(self, rows: list[int]) -> None:
-        rows = self.orders.still_wanted(rows)
+        if self.orders.ended_before:
+            rows = [row for row in rows if row not in self.orders.ended_before]
         self.unfinished += len(rows)
         self.policy.predictor.on_arrival(self.table, rows, self.predictions)
         self.settle(rows)
@@ -268,7 +270,8 @@ class ClusterMachine:
             if self.asks_again:
                 again, self.asks_again = self.asks_again, []
                 for source, row in again:
-                    self.transfers.look_for_homes(source, [row])
+                    if self.table.v_status[row] in (Status.FROZEN, Status.HOST):  # not ended since
+                        self.transfers.look_for_homes(source, [row])
             if self.orders.later:
                 orders, self.orders.later = self.orders.later, []
                 for row, order in orders:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.runtime.engine.copies import give_ready
+from batchgen.runtime.engine.lane import reclaim
 from batchgen.runtime.engine.leaving import lost
-from batchgen.runtime.engine.waiting import reclaim
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -42,11 +42,12 @@ class Members:
         fast = [one for one in staying if one.id not in self.slow]
         decoders = [one for one in alive if one.role == "decode"]
         cluster.takers = fast or staying or first or decoders
+        cluster.taker_ids = frozenset(one.id for one in cluster.takers)
         cluster.decoders = [one for one in decoders if not self._noticed[one.id]] or decoders
         for engine in alive:
             others = cluster.takers if engine.role != "decode" else cluster.decoders
             engine.drain(bool(self._noticed[engine.id]) and engine not in others)
-        cluster.loads.admit(one.id for one in cluster.takers)
+        cluster.loads.admit(cluster.taker_ids)
 
     def homes(self, source: EngineMachine) -> list[EngineMachine]:
         """Where rows with KV of an engine may go."""

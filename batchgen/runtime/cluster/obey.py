@@ -16,7 +16,7 @@ from batchgen.coroutine import (
     Request,
     Wait,
 )
-from batchgen.runtime.engine.waiting import enqueue
+from batchgen.runtime.engine.lane import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BODY = "body"
 """The reason with which a row ends whose body ended it, and the code of one whose body failed."""
+
+_NOTHING = ("", "", "")
 
 
 class Obey:
@@ -77,6 +79,9 @@ class Obey:
         except BodyError as error:
             self.broken[row] = str(error)
             return ""
+        waited = self._delays.pop(row, None) is not None
+        if waited and engine.orders.get(row, _NOTHING)[0] == "sleep":
+            engine.take_order(row)  # it was to sleep, and wants something else now
         if isinstance(request, Extend):
             if not self._extend(row, request):
                 return ""

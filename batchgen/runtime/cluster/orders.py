@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.runtime.engine.copies import gave_host
 from batchgen.runtime.engine.giving import forget_kv
-from batchgen.runtime.engine.waiting import cancel_waiting
+from batchgen.runtime.engine.lane import cancel_waiting
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Orders:
     def __init__(self, cluster: ClusterMachine) -> None:
         self._cluster = cluster
         self._table = cluster.table
-        self._ended_before_arrival: set[int] = set()
+        self.ended_before: set[int] = set()  # rows that have not arrived yet
         self.later: list[tuple[int, Order]] = []  # to be given when rows have found their places
 
     def give(self, row: int, order: Order) -> None:
@@ -70,14 +70,9 @@ class Orders:
         if row in cluster.homeless:
             cluster.homeless.remove(row)
         elif self._table.v_status[row] == Status.INIT:
-            self._ended_before_arrival.add(row)
+            self.ended_before.add(row)
             cluster.unfinished += 1
         cluster.end_early(None, row, what, code, why)
-
-    def still_wanted(self, rows: list[int]) -> list[int]:
-        """Rows that arrive, without those that were ended before."""
-        early = self._ended_before_arrival
-        return [row for row in rows if row not in early] if early else rows
 
     def end_sleeping(self, row: int, order: Order) -> None:
         """A row that waits for a timer ends; its pages, if it has any, come free."""

@@ -33,7 +33,7 @@ from batchgen.runtime.engine.copies import (
     ungrant,
 )
 from batchgen.runtime.engine.intake import fits_ever
-from batchgen.runtime.engine.waiting import enqueue
+from batchgen.runtime.engine.lane import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -84,15 +84,18 @@ class Transfers:
 
     def look_for_homes(self, source: EngineMachine, rows: Sequence[int]) -> None:
         """Rows frozen at an engine, or on its host, ask for pages elsewhere."""
+        if not rows:
+            return
         cluster = self._cluster
+        everywhere = cluster.members.homes(source)
         for row in rows:
-            homes = [one for one in cluster.members.homes(source) if fits_ever(one, row)]
+            homes = [one for one in everywhere if fits_ever(one, row)]
             if not homes:
                 self._nobody(source, row)
             elif not cluster.policy.moves and source.role != "prefill":
                 self._recompute_elsewhere(source, row)
             else:
-                hungry = [one for one in cluster.hunger.waits() if one in homes]
+                hungry = cluster.hunger.among(homes)
                 target = cluster.policy.placement.choose(cluster, row, hungry or homes)
                 self.ask(source, [row], target)
 

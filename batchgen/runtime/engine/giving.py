@@ -15,8 +15,8 @@ from batchgen.memory.pool import GrowthHistogram, pages_for
 from batchgen.runtime.advisor import HOME
 from batchgen.runtime.engine.copies import gave_host
 from batchgen.runtime.engine.landing import resolve
+from batchgen.runtime.engine.lane import cancel_waiting, enqueue
 from batchgen.runtime.engine.streams import drop_streams, end_stream
-from batchgen.runtime.engine.waiting import cancel_waiting, enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from batchgen.runtime.engine.chunks import chunk_sizes
 from batchgen.runtime.engine.copies import gave_host
 from batchgen.runtime.engine.giving import recompute, spill
 from batchgen.runtime.engine.landing import publish
-from batchgen.runtime.engine.streams import drop_streams, stream
-from batchgen.runtime.engine.waiting import enqueue
+from batchgen.runtime.engine.lane import enqueue
+from batchgen.runtime.engine.streams import drop_streams
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def extend_now(engine: EngineMachine) -> None:
             table.v_reserved[row] = 1
         del rank.held[row]
         rank.prefilling[row] = None
-        stream(engine, row, pages_for(known, rank.page_tokens))
+        if engine.streaming:
+            _stream(engine, row, pages_for(known, rank.page_tokens))
         rank.prompt_left += known - table.v_computed[row]
         table.v_status[row] = PREFILL
 
@@ -281,7 +282,7 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
         planned += left
         resident += 1
         if engine.streaming:
-            stream(engine, row, -(-known // page_tokens))
+            _stream(engine, row, -(-known // page_tokens))
         if engine.up.bodies is not None:
             engine.up.start_body(engine, row)
 
@@ -330,3 +331,14 @@ def _spill_one(engine: EngineMachine, rank: Rank) -> bool:
         return False
     spill(engine, rank, row)
     return True
+
+
+def _stream(engine: EngineMachine, row: int, pages: int) -> None:
+    """Lease `pages` in all for the stream of a row; when the host share is full no row streams any
+    more."""
+    more = pages - engine.table.v_host_pages[row]
+    if engine.host_used + engine.stream_used + more > engine.host_size:
+        drop_streams(engine)
+        return
+    engine.stream_used += more
+    engine.table.v_host_pages[row] = pages

@@ -13,8 +13,8 @@ from batchgen.coroutine import Outcome
 from batchgen.errors import IllegalTransition
 from batchgen.memory.pool import pages_for
 from batchgen.runtime.engine.copies import gave_host
+from batchgen.runtime.engine.lane import enqueue
 from batchgen.runtime.engine.streams import end_stream
-from batchgen.runtime.engine.waiting import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
@@ -228,7 +228,10 @@ def _bodies_end(
             table.v_status[row] = Status.STALLED
         # Rows in doubt left with what this pass gave them: their columns are right already.
         goes_on = engine.up.stage_ended(engine, row, reason, in_doubt=was == Status.DOUBT)
-        if goes_on == "sleeps" and was == Status.DOUBT:  # wherever it was to go, it sleeps
+        if goes_on == "goes on" and (row, "sleep") in doubt:  # it sleeps no more
+            doubt.remove((row, "sleep"))
+            engine.goes_on(row)
+        elif goes_on == "sleeps" and was == Status.DOUBT:  # wherever it was to go, it sleeps
             entry = next(item for item in doubt if item[0] == row)
             doubt.remove(entry)
             _ended_in_doubt(engine, rank, row, entry[1])

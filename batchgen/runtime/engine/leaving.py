@@ -11,8 +11,8 @@ from batchgen.memory.pool import pages_for
 from batchgen.runtime.advisor import HOME, Offer
 from batchgen.runtime.engine.copies import gave_host
 from batchgen.runtime.engine.giving import recompute
+from batchgen.runtime.engine.lane import enqueue
 from batchgen.runtime.engine.streams import end_stream
-from batchgen.runtime.engine.waiting import enqueue
 from batchgen.sequence import NO_ENGINE, Status
 
 if TYPE_CHECKING:

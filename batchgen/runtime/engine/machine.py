@@ -1,7 +1,7 @@
 """The engine machine: one engine's ranks, pages, host share, lanes, sets and launched step.
 
 Only files of this folder write them. This one holds the state, the small moves that every concern
-shares, and the calls of the cluster about the engine itself; those about its rows are `waiting` and
+shares, and the calls of the cluster about the engine itself; those about its rows are in `lane` and
 `copies`. Calls of the cluster never decide: it puts the engine on its agenda and `kick`s it after
 the event. The verbs are files too: `landing` (what passes did), `decide` (the next step), `intake`
 (who gets pages), `giving` (who gives them back), `leaving` (loss and layouts), `streams`.

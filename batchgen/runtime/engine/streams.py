@@ -13,20 +13,6 @@ if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
 
 
-def stream(engine: EngineMachine, row: int, pages: int) -> bool:
-    """Lease `pages` in all for the stream of a row; False, and no row streams any more, when
-    the host share is full."""
-    if not engine.streaming:
-        return False
-    more = pages - engine.table.v_host_pages[row]
-    if engine.host_used + engine.stream_used + more > engine.host_size:
-        drop_streams(engine)
-        return False
-    engine.stream_used += more
-    engine.table.v_host_pages[row] = pages
-    return True
-
-
 def drop_streams(engine: EngineMachine) -> None:
     """Checkpoints of resident rows yield; streaming begins again when the engine is empty."""
     engine.streaming = False
