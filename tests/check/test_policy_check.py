@@ -139,7 +139,7 @@ def test_a_liar_is_found(name: str, liars: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sweeping, "SHRINK_S", 0.3)
     kind, words = SOON[name]
     subject = subject_of(f"{liars}:{name}")
-    finding = sweep(subject, 40, 0)
+    finding = sweep(subject, 150, 0)
     assert finding is not None
     assert finding.kind == kind
     assert words in finding.text
