@@ -37,7 +37,7 @@ def test_a_liar_is_named_with_its_case_and_the_case_runs_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     target = f"{LIARS}:EvenPages"
-    assert main(["policy", "check", target, "--cases", "3", "--json"]) == 1
+    assert main(["policy", "check", target, "--cases", "60", "--json"]) == 1
     (part,) = json.loads(capsys.readouterr().out)["parts"]
     assert part["finding"]["property"] == "agreement"
     assert "with 'pass' the case agrees" in part["finding"]["likely"]
