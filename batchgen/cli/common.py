@@ -123,7 +123,7 @@ def _status(now_ps: int, rows_done: int, rows_total: int, elapsed_s: float) -> s
     rate = rows_done / max(elapsed_s, 1e-3)
     eta = duration((rows_total - rows_done) / rate) if rate else "unknown"
     return (
-        f"{rows_done:,}/{rows_total:,} rows, simulated {duration(now_ps / 1e12)}, "
+        f"{rows_done:,}/{rows_total:,} rows, {duration(now_ps / 1e12)} of the run, "
         f"{rate:,.0f} rows/s, ETA {eta}"
     )
 

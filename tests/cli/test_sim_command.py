@@ -202,7 +202,7 @@ def test_the_bar_fits_a_terminal(
     with progress_bar("batchgen", "auto") as callback:
         assert callback is not None
         callback(90 * 10**12, 50_000, 100_000)
-    assert "50,000/100,000 rows, simulated 90.0 s" in capsys.readouterr().err
+    assert "50,000/100,000 rows, 90.0 s of the run" in capsys.readouterr().err
 
 
 def test_plain_progress_speaks_seldom(capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,5 +212,5 @@ def test_plain_progress_speaks_seldom(capsys: pytest.CaptureFixture[str]) -> Non
     chatty = PlainProgress("vllm", every_s=0)
     chatty(90 * 10**12, 5, 10)
     line = capsys.readouterr().err
-    assert line.startswith("vllm: 5/10 rows, simulated 90.0 s, ")
+    assert line.startswith("vllm: 5/10 rows, 90.0 s of the run, ")
     assert line.count("\n") == 1
