@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       a real trace on 128 simulated GPUs, then a small model answers; a minute"
+	@echo "make demo       a real trace on 128 simulated GPUs, then a small model answers; a few minutes"
 	@echo "make test       the test suite (CPU, under 15 minutes)"
 	@echo "make check      ruff and mypy"
 	@echo "make soak       slow tests: long property runs and full grids"
