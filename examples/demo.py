@@ -1,4 +1,4 @@
-"""`make demo`: the whole project in a few minutes. Prints each command before running it; no network.
+"""`make demo`: the whole project in a few minutes. Prints each command before it runs; no network.
 
 First a real trace on 128 simulated GPUs under three policies. Then the small model of this
 repository answers a batch of prompts on this machine's CPU under the same policies, the answers are
