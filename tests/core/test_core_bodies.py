@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from core_cases import Case, Row, build, products, random_case, run, swaps
+from core_cases import NAMES, Case, Row, build, products, random_case, run, swaps
 from core_invariants import Invariants
 
+from batchgen import actions as act
 from batchgen.check.verify import difference
 from batchgen.coroutine import (
     DECODE,
@@ -25,6 +26,7 @@ from batchgen.coroutine import (
 from batchgen.log import Entry
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Status
+from batchgen.step import Step
 
 ROWS = tuple(Row(prompt=5 + index, budget=20, output=10 + index % 5) for index in range(12))
 
@@ -223,3 +225,37 @@ def test_rows_that_sleep_after_their_prompt_wake(half: int) -> None:
         assert set(one.reasons.values()) <= {"stop", "length", "capacity", "cancelled", "no_device"}
         other = run(case, bodies=naps)
         assert not difference(one, other), (index, difference(one, other))
+
+
+def sleeps_twice(sequence: SequenceView) -> Body:
+    """Sleeps when its prompt is complete, and again when its generation has ended."""
+    outcome = yield DECODE
+    while True:
+        if outcome is Outcome.PROMPT_DONE or (outcome is Outcome.FINISHED and not sequence.stage):
+            outcome = yield Wait(1e-7)
+        elif outcome is Outcome.WOKEN and sequence.produced_tokens >= 2 and not sequence.stage:
+            outcome = yield Extend(4, 2)
+        elif outcome is Outcome.FINISHED:
+            return
+        else:
+            outcome = yield DECODE
+
+
+@pytest.mark.parametrize("preset", NAMES)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_kv_that_is_computed_again_was_released(preset: str, depth: int) -> None:
+    """Also where a generation ends in the very pass after which its row was to sleep."""
+    row = Row(prompt=9, budget=2, output=2, stages=((4, 2, 0),))
+    case = Case(preset=preset, rows=(row, row, row), hbm_pages=100, host_pages=100, depth=depth)
+    outcome = run(case, bodies=sleeps_twice, checker=Invariants(case))
+    assert set(outcome.reasons.values()) <= {"stop", "length"}
+    held: dict[int, int] = {}  # row -> tokens with KV at the backend
+    for entry in outcome.entries:
+        for action in entry.actions:
+            if isinstance(action, act.Release) and action.pool == "hbm":
+                for one in action.rows:
+                    held.pop(one, None)
+            elif isinstance(action, Step):
+                for one, start, size, _ in action.chunks:
+                    assert start > 0 or one not in held
+                    held[one] = start + size * action.n

@@ -234,7 +234,11 @@ def _bodies_end(
         elif goes_on == "sleeps" and was == Status.DOUBT:  # wherever it was to go, it sleeps
             entry = next(item for item in doubt if item[0] == row)
             doubt.remove(entry)
+            if entry[1] not in ("recompute", "fail", "finish"):  # those have let go of it already
+                pools = ("hbm", "host") if table.v_host_pages[row] else ("hbm",)
+                engine.up.out.extend(act.Release([row], engine.id, pool) for pool in pools)
             _ended_in_doubt(engine, rank, row, entry[1])
+            table.v_recomputed[row] += table.v_computed[row]
             table.v_computed[row] = 0
             table.v_status[row] = Status.SLEEPING
         if not goes_on:
