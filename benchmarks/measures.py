@@ -49,7 +49,7 @@ def simulation_of(
     reference: bool = False,
     ranks: int = 1,
     log: str = "off",
-    arrivals: str = "closed",
+    arrivals: str = "batch",
     **sizes: int,
 ) -> Simulation:
     """A simulation of `trace`, ready to run, as `batchgen sim` sets it up: as one closed batch, or
@@ -126,7 +126,7 @@ def events(
     rows; without the limit a small load would run as a whole, in fewer and heavier events.
     apart_s: rows come by themselves, so far apart on every engine, instead of all at once.
     """
-    trace, arrivals = load_of(rows, same=same), "closed"
+    trace, arrivals = load_of(rows, same=same), "batch"
     if apart_s:
         trace, arrivals = spread(trace, engines, apart_s), "trace"
     result = timed(simulation_of(trace, engines, preset, arrivals=arrivals, max_num_seqs=SEATS))
