@@ -76,6 +76,8 @@ def paced(simulation: Simulation) -> dict[str, Any]:
     rows, told = len(simulation.table), simulation.events
     return {
         "rows": rows,
+        "end_s_sum": float(simulation.recorder.end_ps.sum(dtype=float))
+        / 1e12,  # equal if decisions are
         "events": told,
         "passes": simulation.passes,
         "preemptions": int(simulation.table.preemptions.sum()),

@@ -1,9 +1,11 @@
 """`make bench`: measure batchgen's speed, print a summary, write JSON with machine and commit.
 
-    python benchmarks/run.py [--only NAME,NAME] [--out FILE] [--json]
+    python benchmarks/run.py [--only NAME,NAME] [--out FILE] [--json] [--python]
 
-Every measurement runs in a process of its own. Targets are printed beside the numbers; missing one
-is reported (exit code 1), never hidden. Nothing here imports batchgen: see machine.py for why.
+The compiled batchgen is measured (`make compiled`; hatch_build.py says what that is), and where it
+says so the plain one as well; with --python the plain one only. Every measurement runs in a process
+of its own. Targets are printed beside the numbers; missing one is reported (exit code 1), never
+hidden. Nothing here imports batchgen: see machine.py for why.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forms
 import machine
 
 ROOT = Path(__file__).parents[1]
@@ -164,6 +167,8 @@ class Bench:
         million = {"rows": 1_000_000, "engines": 128}
         for preset in PRESETS:
             self._scale("64k", preset, 4.0, 3, **fixed)
+            if forms.current() == "compiled":
+                self._plain("64k", preset, **fixed)
         for preset, limit in (("vllm", 55.0), ("batchgen", 35.0)):
             self._scale("1m", preset, limit, 1, **million)
         for preset in PRESETS:
@@ -184,6 +189,18 @@ class Bench:
         if found["rows"] >= 1_000_000:
             self.check(f"{preset}: {name}, memory", found["peak_rss_bytes"] / 1e6, 600.0, "MB")
 
+    def _plain(self, name: str, preset: str, **arguments: object) -> None:
+        """The same without compilation, for the record."""
+        found = best(2, lambda: measure("scale", plain=True, preset=preset, **arguments))
+        self.results[f"scale.{name}.{preset}.python"] = found
+        compiled = self.results[f"scale.{name}.{preset}"]
+        if found["end_s_sum"] != compiled["end_s_sum"]:
+            raise SystemExit(f"{preset}: {name}: plain and compiled runs differ")
+        ratio = found["scaled_s"] / compiled["scaled_s"]
+        say(
+            f"         {preset}: {name}, plain Python: {found['scaled_s']:.2f} s, {ratio:.1f} times"
+        )
+
     def log(self) -> None:
         """What `--log steps` adds to a run of 100,000 rows on 128 engines."""
         for preset in PRESETS:
@@ -203,8 +220,8 @@ class Bench:
     def startup(self) -> None:
         """`import batchgen` and `batchgen --help`, the fastest of seven."""
         cases = {
-            "import batchgen": ([sys.executable, "-c", "import batchgen"], 0.3),
-            "batchgen --help": ([sys.executable, "-m", "batchgen", "--help"], 0.5),
+            "import batchgen": ([sys.executable, "-P", "-c", "import batchgen"], 0.3),
+            "batchgen --help": ([*COMMAND, "--help"], 0.5),
         }
         for name, (command, limit) in cases.items():
             times = sorted(_seconds(command) for _ in range(7))
@@ -225,6 +242,9 @@ class Bench:
         self.check("1,000,000 rows: peak memory", found["peak_rss_bytes"] / GB, 1.0, "GB")
 
 
+COMMAND = (sys.executable, "-P", "-m", "batchgen")
+"""-P: the folder that one stands in is not where batchgen comes from."""
+
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "headline": Bench.headline,
     "coalesced": Bench.coalesced,
@@ -240,14 +260,14 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
 
 def batchgen(*arguments: str) -> None:
     """A batchgen command that must succeed."""
-    subprocess.run([sys.executable, "-m", "batchgen", *arguments], check=True, stdout=sys.stderr)
+    subprocess.run([*COMMAND, *arguments], check=True, stdout=sys.stderr)
 
 
 def whole_process(arguments: list[str]) -> dict[str, Any]:
     """Run a batchgen command; its wall and processor seconds, peak memory and stdout."""
     with tempfile.TemporaryFile("w+") as out:
         began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "batchgen", *arguments], stdout=out)
+        process = subprocess.Popen([*COMMAND, *arguments], stdout=out)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -264,11 +284,15 @@ def whole_process(arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def measure(name: str, **arguments: Any) -> dict[str, Any]:
-    """One measurement of measures.py in a fresh process."""
+def measure(name: str, *, plain: bool = False, **arguments: Any) -> dict[str, Any]:
+    """One measurement of measures.py in a fresh process. plain: of the checkout's Python."""
     command = [sys.executable, str(ROOT / "benchmarks" / "measures.py"), name]
     done = subprocess.run(
-        [*command, json.dumps(arguments)], check=True, stdout=subprocess.PIPE, text=True
+        [*command, json.dumps(arguments)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=forms.plain() if plain else None,
     )
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -305,11 +329,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="JSON to write (default: benchmarks/results/...)")
     parser.add_argument("--json", action="store_true", help="print the JSON on stdout")
+    parser.add_argument("--python", action="store_true", help="do not use build/compiled")
     options = parser.parse_args(argv)
     names = [name.strip() for name in options.only.split(",") if name.strip()]
     unknown = [name for name in names if name not in GROUPS]
     if unknown or not names:
         parser.error(f"--only {options.only}: choose from {', '.join(GROUPS)}")
+    forms.use(compiled=not options.python)
     source, now = machine.commit(), datetime.datetime.now(datetime.UTC)
     load_before = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="batchgen-bench-") as folder:
@@ -321,6 +347,7 @@ def main(argv: list[str] | None = None) -> int:
         "schema": SCHEMA,
         "date": now.isoformat(timespec="seconds"),
         **source,
+        "form": forms.current(),
         "machine": machine.describe(),
         "load_average": {"before": load_before, "after": os.getloadavg()},
         "results": bench.results,

@@ -20,6 +20,7 @@ from batchgen.sim.faults import Troubles
 from batchgen.sim.flight import Flight
 from batchgen.sim.recorder import Recorder
 from batchgen.sim.rowbook import RowBook
+from batchgen.sim.stepend import StepEnd
 from batchgen.step import Step
 
 if TYPE_CHECKING:
@@ -43,14 +44,6 @@ class Observer(Protocol):
     def __call__(self, event: ev.Event, now: int, actions: list[Action]) -> None: ...
 
 
-class _StepEnd(SimpyEvent):  # type: ignore[misc]
-    """The report of an engine's step, or the end of its last pass. An engine uses the same event
-    again and again; a cut or a loss leaves it behind in SimPy's queue, void, and takes a new one.
-    """
-
-    __slots__ = ("number", "queued")
-
-
 class _Device:
     """One engine's flight, its troubles and its link."""
 
@@ -65,7 +58,7 @@ class _Device:
         "troubles",
     )
 
-    def __init__(self, flight: Flight, num_gpus: int, end: _StepEnd) -> None:
+    def __init__(self, flight: Flight, num_gpus: int, end: StepEnd) -> None:
         self.flight = flight
         self.troubles = Troubles(num_gpus)
         self.end = end
@@ -227,8 +220,8 @@ class Simulation:
         flight.launch(step, now)
         self._arm(engine, device, flight.report_ps)
 
-    def _new_end(self, engine: int) -> _StepEnd:
-        event = _StepEnd(self.env)
+    def _new_end(self, engine: int) -> StepEnd:
+        event = StepEnd(self.env)
         event.number = engine
         event.queued = False
         event._ok = True

@@ -40,9 +40,9 @@ def books(runtime: Runtime) -> dict[str, Any]:
     }
     for engine in cluster.engines:
         found[f"engine {engine.id}"] = _members(engine, DEEPEST)
-    for name, value in vars(cluster).items():
+    for name in _names(cluster):
         if name != "engines":
-            found[f"cluster.{name}"] = plain(value)
+            found[f"cluster.{name}"] = plain(getattr(cluster, name))
     return found
 
 
@@ -74,8 +74,7 @@ def plain(value: Any, depth: int = DEEPEST) -> Any:
 
 def _members(value: Any, depth: int) -> Any:
     """The attributes of an object, by name."""
-    names = [name for cls in type(value).__mro__ for name in _slots(cls)]
-    names += list(getattr(value, "__dict__", ()))
+    names = _names(value)
     if not names:
         text = repr(value)
         return type(value).__name__ if " at 0x" in text else text
@@ -86,8 +85,14 @@ def _members(value: Any, depth: int) -> Any:
     }
 
 
+def _names(value: Any) -> list[str]:
+    """Of all attributes of an object; a compiled class lists its own."""
+    names = [name for cls in type(value).__mro__ for name in _slots(cls)]
+    return names + list(getattr(value, "__dict__", ()))
+
+
 def _slots(cls: type) -> tuple[str, ...]:
-    slots = cls.__dict__.get("__slots__", ())
+    slots = cls.__dict__.get("__slots__", cls.__dict__.get("__mypyc_attrs__", ()))
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 

@@ -22,12 +22,18 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def bench(
     only: Annotated[
         str | None,
-        typer.Option(help="Some of headline,coalesced,rows,engines,startup,traces; default: all."),
+        typer.Option(
+            help="Some of headline,coalesced,rows,engines,arrivals,scale,log,startup,traces; "
+            "default: all."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="JSON to write; default: benchmarks/results.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON.")] = False,
+    python: Annotated[
+        bool, typer.Option("--python", help="Measure plain Python, not what 'make compiled' made.")
+    ] = False,
 ) -> int:
     """Measure batchgen's own speed; exit code 1 when a target is missed."""
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"
@@ -40,4 +46,5 @@ def bench(
     command += ["--only", only] if only is not None else []
     command += ["--out", str(out)] if out is not None else []
     command += ["--json"] if as_json else []
+    command += ["--python"] if python else []
     return subprocess.run(command, check=False).returncode

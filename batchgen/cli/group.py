@@ -67,9 +67,9 @@ def build() -> Any:
 
 def _version(value: bool) -> None:
     if value:
-        from batchgen import __version__
+        from batchgen import __version__, is_compiled
 
-        typer.echo(f"batchgen {__version__}")
+        typer.echo(f"batchgen {__version__}" + (", compiled" if is_compiled() else ""))
         raise typer.Exit
 
 

@@ -29,7 +29,8 @@ def test_help_lists_commands_on_stdout(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"batchgen {batchgen.__version__}\n"
+    form = ", compiled" if batchgen.is_compiled() else ""
+    assert capsys.readouterr().out == f"batchgen {batchgen.__version__}{form}\n"
 
 
 @pytest.mark.parametrize(

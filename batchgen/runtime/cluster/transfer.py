@@ -14,7 +14,6 @@ then the KV of its rows is given up, at both sides, and they wait to be prefille
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchgen import actions as act
@@ -44,16 +43,24 @@ MOST_TRIES = 3
 """A batch whose copy has failed so often is given up: its rows are prefilled again."""
 
 
-@dataclass(slots=True)
 class Batch:
     """Rows in a copy. kind: "suspend" | "restore" | "migrate"."""
 
-    kind: str
-    rows: list[int]
-    source: EngineMachine
-    target: EngineMachine
-    from_host: bool
-    tries: int = 1
+    __slots__ = ("from_host", "kind", "rows", "source", "target", "tries")
+
+    def __init__(
+        self,
+        kind: str,
+        rows: list[int],
+        source: EngineMachine,
+        target: EngineMachine,
+        *,
+        from_host: bool,
+    ) -> None:
+        self.kind, self.rows = kind, rows
+        self.source, self.target = source, target
+        self.from_host = from_host
+        self.tries = 1
 
 
 class Transfers:
