@@ -18,6 +18,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = (
+    "batchgen/logbook.py",
     "batchgen/sequence.py",
     "batchgen/memory",
     "batchgen/runtime",

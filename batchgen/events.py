@@ -25,7 +25,7 @@ class Cancelled(msgspec.Struct, frozen=True, tag="cancelled", gc=False):
     rows: list[int]
 
 
-class Landed(msgspec.Struct, frozen=True, tag="landed", gc=False):
+class Landed(msgspec.Struct, frozen=True, tag="landed", gc=False, omit_defaults=True):
     """A step is over, or its last pass is all that is left of it.
 
     end: the pass counter behind the step's last pass. The event comes when pass end - 1 - lag ends
@@ -38,9 +38,9 @@ class Landed(msgspec.Struct, frozen=True, tag="landed", gc=False):
     engine: int
     epoch: int
     end: int
-    finished: list[Finish]
-    duration_ps: int
-    ended_by: str
+    finished: list[Finish] = []
+    duration_ps: int = 0
+    ended_by: str = "n"
 
 
 class Drained(msgspec.Struct, frozen=True, tag="drained", gc=False):

@@ -17,7 +17,7 @@ Chunk = tuple[int, int, int, bool]
 (j+1)*length)."""
 
 
-class Step(msgspec.Struct, frozen=True, tag="step", gc=False):
+class Step(msgspec.Struct, frozen=True, tag="step", gc=False, omit_defaults=True):
     """Run up to `n` passes of one composition on an engine. Identity: (engine, q0).
 
     until: "first" ends the step with the first finish, "n" lets finished rows leave the following
@@ -28,18 +28,19 @@ class Step(msgspec.Struct, frozen=True, tag="step", gc=False):
     decode False: a pass of a prefill phase; the running set pauses and k stands still.
     A chunk with `last` implies n == 1; its row decodes from the next pass on, unless it is handed
     over (`hand`: the engine only prefills). `checkpoint` is "host" when KV streams to the host.
+    The log leaves out what is as it is by default.
     """
 
     engine: int
     epoch: int
     q0: int
-    n: int
-    until: str
-    decode: bool
-    joined: list[int]
-    left: list[int]
-    chunks: list[Chunk]
-    checkpoint: str
+    n: int = 1
+    until: str = "first"
+    decode: bool = True
+    joined: list[int] = []
+    left: list[int] = []
+    chunks: list[Chunk] = []
+    checkpoint: str = ""
     hand: bool = False
 
 

@@ -32,7 +32,8 @@ from batchgen.exec.weights import expected_shapes
 from batchgen.exec.worker import Stage, Worker
 from batchgen.job.output import OutputWriter
 from batchgen.job.rows import BadRow, JobRow, RowLimits, read_job
-from batchgen.log import DecisionLog, Header
+from batchgen.log import Header
+from batchgen.logbook import DecisionLog
 from batchgen.memory.pool import BOUNDARIES_AHEAD, pages_ahead, pages_for
 from batchgen.plan import EngineSpec, Plan
 from batchgen.planning import PlanOptions, plan_options
@@ -485,7 +486,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         ],
         wall_s=wall_s,
         gpu_price_per_hour=0.0,
-        decisions=log.lines() if log is not None else None,
+        decisions=log.packed() if log is not None else None,
     )
 
 

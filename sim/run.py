@@ -67,7 +67,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         ],
         wall_s=time.perf_counter() - began,
         gpu_price_per_hour=gpu.price_per_hour_usd,
-        decisions=ready.log.lines() if ready.log is not None else None,
+        decisions=ready.log.packed() if ready.log is not None else None,
     )
 
 

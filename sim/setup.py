@@ -13,7 +13,8 @@ from batchgen.cost.partition import PartitionPlanner
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec, load_gpu
 from batchgen.layout import Layout, default_layout, parse_layout
-from batchgen.log import DecisionLog, Header
+from batchgen.log import Header
+from batchgen.logbook import DecisionLog
 from batchgen.model import ModelSpec, load_model
 from batchgen.planning import PlanOptions, build_plan, plan_options
 from batchgen.policy.presets import CAPABILITIES, Policy, build_policy, find_preset

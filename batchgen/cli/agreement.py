@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from batchgen.cost.api import CostModel
     from batchgen.exec.run import Prepared
-    from batchgen.log import DecisionLog
+    from batchgen.logbook import DecisionLog
     from batchgen.sequence import Table
 
 Timed = tuple[int, ev.Event]

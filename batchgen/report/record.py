@@ -74,7 +74,7 @@ class RunRecord:
     three are of the whole engine (pages, FLOP/s, byte/s; 0 if unknown).
 
     wall_s: what the run itself took on this machine. gpu_price_per_hour: US dollars, 0 if unknown.
-    decisions: lines of the decision log without line ends, read once when the run is written.
+    decisions: the decision log as bytes of a gzip file, read once when the run is written.
     """
 
     policy: str
@@ -91,7 +91,7 @@ class RunRecord:
     engines: list[dict[str, Any]]
     wall_s: float
     gpu_price_per_hour: float
-    decisions: Iterable[str] | None = field(default=None, repr=False, compare=False)
+    decisions: Iterable[bytes] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.rows = checked("rows", self.rows, ROW_COLUMNS)

@@ -8,7 +8,6 @@ is never written over unless `force` is given and it is itself a run directory.
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shutil
@@ -89,13 +88,8 @@ def _fill(record: RunRecord, result: dict[str, Any], folder: Path, plots: bool) 
     _write_table(folder / "rows.parquet", record.rows, record.row_reasons)
     _write_table(folder / "steps.parquet", record.steps, None)
     if record.decisions is not None:
-        # mtime 0: the same run gives the same bytes.
-        with (
-            (folder / "decisions.jsonl.gz").open("wb") as raw,
-            gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=5, mtime=0, filename="") as out,
-        ):
-            for line in record.decisions:
-                out.write(line.encode() + b"\n")
+        with (folder / "decisions.jsonl.gz").open("wb") as out:
+            out.writelines(record.decisions)
     (folder / "plots").mkdir()
     if plots:
         from batchgen.report.plots import plot_run

@@ -14,7 +14,7 @@ from batchgen.cli.agreement import compare_backends
 from batchgen.exec.clock import WallClock
 from batchgen.exec.init import init_model
 from batchgen.exec.run import drive, prepare
-from batchgen.log import DecisionLog
+from batchgen.logbook import DecisionLog
 from batchgen.policy.presets import preset_names
 from batchgen.replay import replay
 

@@ -17,7 +17,7 @@ from batchgen.report.rundir import RUN_FIELDS, load_run, write_run
 
 def test_round_trip_keeps_everything(synthetic: ModuleType, tmp_path: Path) -> None:
     record = synthetic.toy_record(num_rows=80, num_engines=8, faults=True)
-    record.decisions = iter(['{"a":1}', '{"b":2}'])
+    record.decisions = iter([gzip.compress(b'{"a":1}\n'), gzip.compress(b'{"b":2}\n')])
     result = write_run(record, tmp_path / "runs" / "one", plots=False)
     back = load_run(tmp_path / "runs" / "one")
     for name in RUN_FIELDS:
@@ -49,7 +49,7 @@ def test_round_trip_keeps_everything(synthetic: ModuleType, tmp_path: Path) -> N
 def test_the_same_run_gives_the_same_bytes(synthetic: ModuleType, tmp_path: Path) -> None:
     for name in ("a", "b"):
         record = synthetic.toy_record(num_rows=30, num_engines=2)
-        record.decisions = ["x"]
+        record.decisions = [b"x"]
         write_run(record, tmp_path / name)
     files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert len(files) == 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -57,5 +58,6 @@ def test_trouble_of_every_kind_loses_no_row_and_replays(tmp_path: Path, policy: 
         simulate(replace(JOB, policy=policy, limit=300)).rows["output_tokens"].sum()
     )
     assert record.decisions is not None
-    report = replay(list(record.decisions), advisor=advisor_of_job(record.config["job"]))
+    lines = gzip.decompress(b"".join(record.decisions)).splitlines()
+    report = replay(lines, advisor=advisor_of_job(record.config["job"]))
     assert report.events == record.config["events"]

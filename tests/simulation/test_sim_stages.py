@@ -47,7 +47,7 @@ def trace_of(path: Path, rows: int = 40, *, seed: int = 0, most: int = 3) -> Pat
 def run(path: Path, policy: str = "vllm", **options: Any) -> tuple[RunRecord, list[str]]:
     given: dict[str, Any] = {"model": "llama-3.1-8b", "gpu": "h100", "gpus": 1, "log": "full"}
     record = simulate(SimJob(trace=str(path), policy=policy, **(given | options)))
-    return record, list(record.decisions or ())
+    return record, gzip.decompress(b"".join(record.decisions or ())).decode().splitlines()
 
 
 def again(record: RunRecord, log: list[str]) -> ReplayReport:

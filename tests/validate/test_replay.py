@@ -16,7 +16,8 @@ from batchgen.cli import main
 from batchgen.errors import ReplayMismatch, UserError
 from batchgen.exec.clock import WallClock
 from batchgen.exec.run import ExecJob, drive, prepare
-from batchgen.log import DecisionLog, Entry, Header, read_log
+from batchgen.log import Entry, Header, read_log
+from batchgen.logbook import DecisionLog
 from batchgen.replay import replay
 from batchgen.report.rundir import write_run
 from batchgen.sim.run import simulate
@@ -234,7 +235,7 @@ def test_a_log_of_another_policy_or_version(log: list[str]) -> None:
     def newer(header: Header, entries: list[Entry]) -> Any:
         return msgspec.structs.replace(header, batchgen_log=99), entries
 
-    with pytest.raises(UserError, match="version 99, this batchgen reads version 2"):
+    with pytest.raises(UserError, match="version 99, this batchgen reads version 3"):
         replay(rechained(log, newer))
 
 
@@ -300,10 +301,10 @@ def test_unusable_logs_are_one_line(
 
 def simulated(job: SimJob, folder: Path) -> tuple[Path, list[str]]:
     record = simulate(replace(job, log="full"))
-    lines = list(record.decisions or ())
-    record.decisions = iter(lines)
+    packed = list(record.decisions or ())
+    record.decisions = iter(packed)
     write_run(record, folder, plots=False)
-    return folder, lines
+    return folder, gzip.decompress(b"".join(packed)).decode().splitlines()
 
 
 def test_a_simulated_lockstep_engine_with_a_switch(
