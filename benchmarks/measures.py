@@ -118,18 +118,27 @@ def spread(trace: Trace, engines: int, seconds: float) -> Trace:
 
 
 def events(
-    preset: str, rows: int, engines: int, same: bool = False, apart_s: float = 0.0
+    preset: str,
+    rows: int,
+    engines: int,
+    same: bool = False,
+    apart_s: float = 0.0,
+    prefill_engines: int = 0,
 ) -> dict[str, Any]:
     """Cost per event of one run, with few enough seats that rows wait on every engine.
 
     Then most events are of one sort, a row that ends and one that follows, whatever the number of
     rows; without the limit a small load would run as a whole, in fewer and heavier events.
     apart_s: rows come by themselves, so far apart on every engine, instead of all at once.
+    prefill_engines: so many only prefill, the others only decode.
     """
     trace, arrivals = load_of(rows, same=same), "batch"
     if apart_s:
         trace, arrivals = spread(trace, engines, apart_s), "trace"
-    result = timed(simulation_of(trace, engines, preset, arrivals=arrivals, max_num_seqs=SEATS))
+    sizes = {"max_num_seqs": SEATS} | (
+        {"prefill_engines": prefill_engines} if prefill_engines else {}
+    )
+    result = timed(simulation_of(trace, engines, preset, arrivals=arrivals, **sizes))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"engines": engines, **result, "peak_rss_bytes": peak}
 

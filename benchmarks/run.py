@@ -144,6 +144,20 @@ class Bench:
             text = f"{preset}: rows one by one, 1,024 against 16 engines"
             self._cost(f"arrivals.{preset}", few, many, text, "event")
 
+    def roles(self) -> None:
+        """Cost per event on 16 and on 1,024 engines, of which a quarter only prefill: every row is
+        handed over to an engine that only decodes."""
+        few, many = (
+            best(
+                3,
+                lambda n=engines: measure(
+                    "events", preset="vllm", rows=20 * n, engines=n, prefill_engines=n // 4
+                ),
+            )
+            for engines in (16, 1_024)
+        )
+        self._cost("roles.vllm", few, many, "hand-overs, 1,024 against 16 engines", "event")
+
     def _cost(
         self, key: str, few: dict[str, Any], many: dict[str, Any], text: str, unit: str
     ) -> None:
@@ -251,6 +265,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "rows": Bench.rows,
     "engines": Bench.engines,
     "arrivals": Bench.arrivals,
+    "roles": Bench.roles,
     "scale": Bench.scale,
     "log": Bench.log,
     "startup": Bench.startup,

@@ -56,7 +56,7 @@ EDGE = {CLUSTER: "#0072B2", ENGINE: "#B87400", OUTSIDE: "#777777"}
 CLUSTER_PARTS = (
     ("input, placement", "arrivals get an engine and a rank"),
     ("hunger", "idle engines are fed by others"),
-    ("transfers", "rows with KV move, in five phases"),
+    ("transfers, homes", "rows with KV move, in five phases"),
     ("members", "lost, noticed, slow engines"),
     ("pace", "slowness, inferred and healed"),
     ("tail", "another layout for few rows"),

@@ -23,7 +23,7 @@ def bench(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Some of headline,coalesced,rows,engines,arrivals,scale,log,startup,traces; "
+            help="Some of headline,coalesced,rows,engines,arrivals,roles,scale,log,startup,traces; "
             "default: all."
         ),
     ] = None,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from batchgen.runtime.cluster.homes import Homes
     from batchgen.runtime.cluster.machine import ClusterMachine
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.runtime.engine.rank import Rank
@@ -186,10 +187,9 @@ class PlacementPart(Part):
         """(row, (engine, rank)) for every row, over the engines that take rows."""
         raise NotImplementedError
 
-    def choose(
-        self, cluster: ClusterMachine, row: int, engines: Sequence[EngineMachine]
-    ) -> EngineMachine:
-        """The new home of a row with KV, among these."""
+    def choose(self, cluster: ClusterMachine, row: int, engines: Homes) -> EngineMachine:
+        """The new home of a row with KV, among these. One may look at all of them; `engines.turn`
+        and `engines.least_loaded` do not."""
         raise NotImplementedError
 
     def is_slow(self, measured_ps: int, expected_ps: int) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from batchgen.policy.base import Part, PlacementPart
 
 if TYPE_CHECKING:
+    from batchgen.runtime.cluster.homes import Homes
     from batchgen.runtime.cluster.machine import ClusterMachine
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.sequence import Table
@@ -34,10 +35,8 @@ class RoundRobin(PlacementPart):
             turn += 1
         return placed
 
-    def choose(
-        self, cluster: ClusterMachine, row: int, engines: Sequence[EngineMachine]
-    ) -> EngineMachine:
-        return engines[cluster.placed_rows % len(engines)]
+    def choose(self, cluster: ClusterMachine, row: int, engines: Homes) -> EngineMachine:
+        return engines.turn(cluster.placed_rows)
 
 
 class LeastWork(PlacementPart):
@@ -84,10 +83,8 @@ class LeastWork(PlacementPart):
             placed.sort()  # queues keep arrival order; only the choice of slots looks at work
         return placed
 
-    def choose(
-        self, cluster: ClusterMachine, row: int, engines: Sequence[EngineMachine]
-    ) -> EngineMachine:
-        return min(engines, key=lambda engine: (cluster.loads.of(engine.id), engine.id))
+    def choose(self, cluster: ClusterMachine, row: int, engines: Homes) -> EngineMachine:
+        return engines.least_loaded()
 
     def is_slow(self, measured_ps: int, expected_ps: int) -> bool:
         return bool(measured_ps > self.config.slow_factor * expected_ps)

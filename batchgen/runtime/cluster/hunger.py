@@ -9,7 +9,7 @@ question costs a scan over engines.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from batchgen.actions import Place
@@ -17,6 +17,7 @@ from batchgen.runtime.engine.copies import give_ready
 from batchgen.runtime.engine.lane import offer, reclaim
 
 if TYPE_CHECKING:
+    from batchgen.runtime.cluster.homes import Homes
     from batchgen.runtime.cluster.machine import ClusterMachine
     from batchgen.runtime.engine.machine import EngineMachine
 
@@ -78,12 +79,14 @@ class Hunger:
     def fed(self, engine: EngineMachine) -> None:
         self._hungry.pop(engine.id, None)
 
-    def among(self, engines: Sequence[EngineMachine]) -> list[EngineMachine]:
-        """Those of the engines that are hungry, the longest first."""
+    def among(self, homes: Homes) -> Homes:
+        """Those of the engines that are hungry, the longest first; all of them if none is."""
         if not self._hungry:
-            return []
-        ids = {one.id for one in engines}
-        return [self._cluster.engines[index] for index in self._hungry if index in ids]
+            return homes
+        taking = self._cluster.taker_ids
+        engines = [self._cluster.engines[index] for index in self._hungry if index in taking]
+        hungry = homes.within(engines)
+        return hungry if hungry else homes
 
     def hungry(self, engine: EngineMachine) -> bool:
         """Upcall: nothing waits at the engine. True when rows were offered at once; after an event

@@ -6,30 +6,74 @@ It knows nothing of what has run or ended: a step in flight must not change what
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchgen.runtime.engine.machine import EngineMachine
+
+
+class Least:
+    """The least loaded of some engines: a lazy heap, which forgets old totals when it is asked."""
+
+    __slots__ = ("heap", "members", "totals")
+
+    def __init__(self, totals: list[int]) -> None:
+        self.totals = totals
+        self.members: dict[int, EngineMachine] = {}
+        self.heap: list[tuple[int, int]] = []
+
+    def admit(self, engines: Iterable[EngineMachine]) -> None:
+        """These engines, and no others, from now on."""
+        self.members = {one.id: one for one in engines}
+        self._refill()
+
+    def _refill(self) -> None:
+        self.heap = [(self.totals[engine], engine) for engine in sorted(self.members)]
+        heapq.heapify(self.heap)
+
+    def changed(self, engine: int) -> None:
+        """The total of an engine is another one."""
+        if engine in self.members:
+            heapq.heappush(self.heap, (self.totals[engine], engine))
+            if len(self.heap) > 4 * len(self.members) + 64:
+                self._refill()  # entries of old totals, where nobody asks for the least
+
+    def first(self, suits: Callable[[EngineMachine], bool]) -> EngineMachine | None:
+        """The least loaded that suits, the lower number at ties. What it costs grows with those
+        that do not suit, not with the others."""
+        heap, totals = self.heap, self.totals
+        found: EngineMachine | None = None
+        aside: list[tuple[int, int]] = []
+        while heap and found is None:
+            entry = heap[0]
+            if totals[entry[1]] != entry[0] or (aside and aside[-1] == entry):
+                heapq.heappop(heap)  # an old total, or the same one twice
+            elif suits(self.members[entry[1]]):
+                found = self.members[entry[1]]
+            else:
+                aside.append(heapq.heappop(heap))
+        for entry in aside:
+            heapq.heappush(heap, entry)
+        return found
 
 
 class Loads:
-    """Work per (engine, rank), in the placement part's units; the least loaded engine by a lazy
-    heap."""
+    """Work per (engine, rank), in the placement part's units. takers: engines that get new rows;
+    decoders: engines that get rows after their prefill, where roles are apart."""
 
     def __init__(self, num_ranks: Sequence[int]) -> None:
         self._ranks = [[0] * count for count in num_ranks]
         self._total = [0] * len(num_ranks)
-        self._open: set[int] = set()
-        self._heap: list[tuple[int, int]] = []
+        self.takers = Least(self._total)
+        self.decoders = Least(self._total)
 
     def of(self, engine: int) -> int:
         return self._total[engine]
 
-    def admit(self, engines: Iterable[int]) -> None:
-        """The engines among which `spread` chooses from now on."""
-        self._open = set(engines)
-        self._refill()
-
-    def _refill(self) -> None:
-        self._heap = [(self._total[engine], engine) for engine in sorted(self._open)]
-        heapq.heapify(self._heap)
+    def _changed(self, engine: int) -> None:
+        self.takers.changed(engine)
+        self.decoders.changed(engine)
 
     def add(self, engine: int, rank: int, work: int) -> None:
         """`work` comes to a rank (below 0: leaves it)."""
@@ -38,15 +82,12 @@ class Loads:
         ranks = self._ranks[engine]
         ranks[rank % len(ranks)] += work
         self._total[engine] += work
-        if engine in self._open:
-            heapq.heappush(self._heap, (self._total[engine], engine))
-            if len(self._heap) > 4 * len(self._open) + 64:
-                self._refill()  # entries of old totals, where nobody asks for the least
+        self._changed(engine)
 
     def spread(self, works: Sequence[int]) -> list[tuple[int, int]]:
         """Slots for rows of these works, in their order: each for the engine with the least work,
         in it the rank with the least, were those before it there. It counts nothing."""
-        heap, total = self._heap, self._total
+        heap, total = self.takers.heap, self._total
         planned: dict[int, list[int]] = {}  # work per rank of engines that would get some
         ours: list[tuple[int, int]] = []  # (work, engine) of them, a heap
         aside: list[tuple[int, int]] = []
@@ -77,7 +118,7 @@ class Loads:
     def level(self, engine: int) -> None:
         """The engine comes back: as loaded as the least loaded of the others, for what those were
         given in the past has mostly run."""
-        others = [self._total[other] for other in self._open if other != engine]
+        others = [self._total[other] for other in self.takers.members if other != engine]
         missing = min(others, default=0) - self._total[engine]
         if missing > 0:
             ranks = self._ranks[engine]
@@ -85,5 +126,4 @@ class Loads:
             for index in range(len(ranks)):
                 ranks[index] += each + (index < rest)
             self._total[engine] += missing
-            if engine in self._open:
-                heapq.heappush(self._heap, (self._total[engine], engine))
+            self._changed(engine)

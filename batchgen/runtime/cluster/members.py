@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from batchgen import actions as act
 from batchgen import events as ev
+from batchgen.runtime.cluster.homes import Homes
 from batchgen.runtime.engine.copies import give_ready
+from batchgen.runtime.engine.intake import fits_ever
 from batchgen.runtime.engine.lane import reclaim
 from batchgen.runtime.engine.leaving import lost
 from batchgen.sequence import Status
@@ -47,14 +49,33 @@ class Members:
         for engine in alive:
             others = cluster.takers if engine.role != "decode" else cluster.decoders
             engine.drain(bool(self._noticed[engine.id]) and engine not in others)
-        cluster.loads.admit(cluster.taker_ids)
+        cluster.loads.takers.admit(cluster.takers)
+        cluster.loads.decoders.admit(cluster.decoders)
 
-    def homes(self, source: EngineMachine) -> list[EngineMachine]:
-        """Where rows with KV of an engine may go."""
+    def homes(self, source: EngineMachine, row: int) -> Homes:
+        """Where a row with KV of an engine may go, be there any place or none."""
+        cluster = self._cluster
+        loads = cluster.loads
+        if source.role != "both":
+            return Homes(
+                cluster.decoders,
+                lambda one: one is not source and fits_ever(one, row),
+                loads,
+                loads.decoders,
+            )
+        return Homes(
+            cluster.takers,
+            lambda one: one is not source and not one.freezing and fits_ever(one, row),
+            loads,
+            loads.takers,
+        )
+
+    def may_send(self, source: EngineMachine) -> bool:
+        """Whether there is any engine that takes rows with KV of this one."""
         cluster = self._cluster
         if source.role != "both":
-            return [one for one in cluster.decoders if one is not source]
-        return [one for one in cluster.takers if one is not source and not one.freezing]
+            return any(one is not source for one in cluster.decoders)
+        return any(one is not source and not one.freezing for one in cluster.takers)
 
     # -- devices ----------------------------------------------------------------------------------
 
@@ -113,7 +134,7 @@ class Members:
 
     def _rehome_hosted(self, engine: EngineMachine) -> None:
         """Rows on the host of a lost engine go to others, if there are any."""
-        if engine.ready and self.homes(engine):
+        if engine.ready and self.may_send(engine):
             self._cluster.transfers.look_for_homes(engine, give_ready(engine, EVERYTHING))
 
     def back(self, event: ev.DeviceBack) -> None:

@@ -31,7 +31,6 @@ from batchgen.runtime.engine.copies import (
     took_in,
     ungrant,
 )
-from batchgen.runtime.engine.intake import fits_ever
 from batchgen.runtime.engine.lane import enqueue
 from batchgen.sequence import Status
 
@@ -94,16 +93,16 @@ class Transfers:
         if not rows:
             return
         cluster = self._cluster
-        everywhere = cluster.members.homes(source)
         for row in rows:
-            homes = [one for one in everywhere if fits_ever(one, row)]
+            homes = cluster.members.homes(source, row)
             if not homes:
                 self._nobody(source, row)
             elif not cluster.policy.moves and source.role != "prefill":
                 self._recompute_elsewhere(source, row)
             else:
-                hungry = cluster.hunger.among(homes)
-                target = cluster.policy.placement.choose(cluster, row, hungry or homes)
+                if source.role == "both":
+                    homes = cluster.hunger.among(homes)
+                target = cluster.policy.placement.choose(cluster, row, homes)
                 self.ask(source, [row], target)
 
     def ask(self, source: EngineMachine, rows: Sequence[int], target: EngineMachine) -> None:
