@@ -21,7 +21,7 @@ from typing import Any
 
 from batchgen.report.rundir import load_run
 from batchgen.report.series import completion
-from batchgen.report.style import CYCLE, KIND_COLOURS, KIND_HATCHES, LINE_STYLES, figures, time_unit
+from batchgen.report.style import KIND_COLOURS, KIND_HATCHES, figures, looks, time_unit
 from batchgen.report.text import duration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,10 +137,14 @@ def draw(path: Path) -> None:
     divisor, unit = time_unit(max(run["bct_s"] for run in summaries))
     with figures() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4), width_ratios=(3, 2))
-        for index, (record, run) in enumerate(zip(records, summaries, strict=True)):
+        figure.suptitle(
+            f"{len(records[0].rows['row']):,} requests (BatchGen's headline load), "
+            f"{records[0].model} on {records[0].num_gpus} x {records[0].gpu}, simulated",
+            x=0.01, ha="left", fontsize=11, fontweight="bold",
+        )  # fmt: skip
+        for record, run, (colour, line) in zip(records, summaries, looks(POLICIES), strict=True):
             times, done = completion(record)
-            style = {"color": CYCLE[index], "linestyle": LINE_STYLES[index]}
-            left.plot(times / divisor, 100 * done, label=run["policy"], **style)
+            left.plot(times / divisor, 100 * done, label=run["policy"], color=colour, ls=line)
         left.set(xlabel=f"time ({unit})", ylabel="rows ended (%)", xlim=(0, None), ylim=(0, 102))
         left.legend(loc="lower right")
         start = [0.0] * len(summaries)

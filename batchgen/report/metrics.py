@@ -7,6 +7,7 @@ a base (an empty run, an unknown peak) are None.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,26 @@ def balance_bound_s(record: RunRecord) -> float:
     return min(max(busy, chain), bct_s(record))
 
 
+def overrides(record: RunRecord) -> str:
+    """What `--set` changed, as "slot.option=value", with spaces between; empty: nothing."""
+    job = record.config.get("job")
+    pairs = job.get("overrides", ()) if isinstance(job, dict) else ()
+    return " ".join(f"{key}={value}" for key, value in pairs)
+
+
+def names(policies: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """What to call runs beside each other: their policies; where two share one, with what was
+    changed; where that is the same too, with a number."""
+    found = [
+        f"{name} {change}".rstrip() if policies.count(name) > 1 and len(set(changes)) > 1 else name
+        for name, change in zip(policies, changes, strict=True)
+    ]
+    return [
+        f"{name} ({found[: i + 1].count(name)})" if found.count(name) > 1 else name
+        for i, name in enumerate(found)
+    ]
+
+
 def summary(record: RunRecord) -> dict[str, Any]:
     """All metrics as a JSON-able dict; what `--json` prints and `summary.json` holds.
 
@@ -203,6 +224,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
     kv_peak, kv_mean = _kv(record)
     return {
         "policy": record.policy,
+        "overrides": overrides(record),
         "backend": record.backend,
         "model": record.model,
         "gpu": record.gpu,

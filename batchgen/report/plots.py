@@ -46,16 +46,23 @@ def plot_comparison(records: Sequence[RunRecord], folder: Path) -> list[Path]:
 
 
 def _setting(record: RunRecord) -> str:
-    return f"{record.model} on {record.num_gpus} x {record.gpu}, layout {record.layout}"
+    changed = metrics.overrides(record)
+    return (
+        f"{record.model} on {record.num_gpus} x {record.gpu}, layout {record.layout}"
+        + f", {changed}" * bool(changed)
+    )
+
+
+def _device(record: RunRecord) -> str:
+    return "CPU" if record.gpu == "cpu" else "GPU"
 
 
 def _labels(records: Sequence[RunRecord]) -> list[str]:
-    """Policy names; where two runs share one, their number is added."""
-    names = [r.policy for r in records]
-    return [
-        f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
+    return metrics.names([r.policy for r in records], [metrics.overrides(r) for r in records])
+
+
+def _looks(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    return style.looks([r.policy for r in records])
 
 
 def _utilisation(plt: Any, record: RunRecord, path: Path) -> Path:
@@ -67,8 +74,16 @@ def _utilisation(plt: Any, record: RunRecord, path: Path) -> Path:
     figure.suptitle(f"{record.policy}: {_setting(record)}", fontsize=11, x=0.01, ha="left")
     _heat(figure, axes[0], record, busy, "share of time in passes", "magma", 1.0)
     fraction = metrics.busy_fraction(record) or 0.0
-    axes[0].set_title(f"GPU utilisation: busy {100 * fraction:.1f} % of the time")
-    _heat(figure, axes[1], record, running, "running sequences per GPU", "viridis", None)
+    axes[0].set_title(f"{_device(record)} utilisation: busy {100 * fraction:.1f} % of the time")
+    _heat(
+        figure,
+        axes[1],
+        record,
+        running,
+        f"running sequences per {_device(record)}",
+        "viridis",
+        None,
+    )
     axes[1].set_title(f"Batch: {metrics.mean_running(record):,.0f} sequences running on average")
     divisor, unit = style.time_unit(metrics.bct_s(record))
     axes[1].set_xlabel(f"time since the first arrival ({unit})")
@@ -99,7 +114,7 @@ def _heat(
         extent=(0.0, bct / divisor, num_gpus, 0.0),
     )
     axis.grid(visible=False)
-    axis.set_ylabel("GPU")
+    axis.set_ylabel(_device(record))
     if num_gpus <= 16:
         axis.set_yticks(np.arange(num_gpus) + 0.5, [str(i) for i in range(num_gpus)])
     figure.colorbar(image, ax=axis, label=label, pad=0.01, fraction=0.04)
@@ -144,16 +159,21 @@ def _fault_legend(figure: Any, axes: Any) -> None:
 
 
 def _active(plt: Any, record: RunRecord, path: Path) -> Path:
-    """Running and waiting sequences over time, stacked."""
+    """Rows in passes, and those that wait for one in whatever state, over time, stacked."""
     edges = series.bin_edges_s(record, NUM_BINS)
     running = series.engine_series(record, NUM_BINS, record.steps["running"]).sum(axis=0)
     queue = series.waiting(record, NUM_BINS)
     divisor, unit = style.time_unit(edges[-1])
     figure, axis = plt.subplots(figsize=(9.5, 4.0))
     x = edges / divisor
-    axis.stairs(running, x, fill=True, color=style.BLUE, label="running")
+    axis.stairs(running, x, fill=True, color=style.BLUE, label="in passes")
     axis.stairs(
-        running + queue, x, baseline=running, fill=True, color=style.LIGHT_GREY, label="waiting"
+        running + queue,
+        x,
+        baseline=running,
+        fill=True,
+        color=style.LIGHT_GREY,
+        label="not: waiting, paused, suspended",
     )
     axis.set(xlim=(0, x[-1]), ylabel="sequences", xlabel=f"time since the first arrival ({unit})")
     axis.set_ylim(0, max(float((running + queue).max()), 1.0) * 1.05)
@@ -168,14 +188,13 @@ def _completion(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
     longest = max(metrics.bct_s(r) for r in records)
     divisor, unit = style.time_unit(longest)
     figure, axis = plt.subplots(figsize=(8.5, 4.4))
-    for i, (record, label) in enumerate(zip(records, _labels(records), strict=True)):
+    looks = _looks(records)
+    for record, label, (colour, line) in zip(records, _labels(records), looks, strict=True):
         t, share = series.completion(record)
-        colour = style.CYCLE[i % len(style.CYCLE)]
         x = np.concatenate([[0.0], t]) / divisor
         y = 100 * np.concatenate([[0.0], share])
         bct, tail = metrics.bct_s(record), metrics.tail10_s(record)
         text = f"{label}: {bct / divisor:.3g} {unit}, tail {tail / divisor:.3g} {unit}"
-        line = style.LINE_STYLES[i % len(style.LINE_STYLES)]
         axis.step(x, y, where="post", color=colour, ls=line, label=text)
         axis.plot(x[-1], y[-1], "o", ms=5, color=colour)
     axis.axhline(90, color=style.GREY, lw=0.9, ls=":")
@@ -217,7 +236,7 @@ def _time_split(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
     axis.set_yticks(y, labels)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
-    axis.set(xlim=(0, longest * 1.3), xlabel=f"time, mean over GPUs ({unit})")
+    axis.set(xlim=(0, longest * 1.3), xlabel=f"time, mean over {_device(records[0])}s ({unit})")
     figure.suptitle(
         f"Where the time goes: {_setting(records[0])}",
         x=0.01,
@@ -234,11 +253,12 @@ def _overlay(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
     longest = max(metrics.bct_s(r) for r in records)
     divisor, unit = style.time_unit(longest)
     figure, axes = plt.subplots(3, 1, figsize=(9.0, 7.6), sharex=True)
-    for i, (record, label) in enumerate(zip(records, _labels(records), strict=True)):
+    looks = _looks(records)
+    for record, label, (colour, line) in zip(records, _labels(records), looks, strict=True):
         edges = series.bin_edges_s(record, NUM_BINS // 2) / divisor
         look = {
-            "color": style.CYCLE[i % len(style.CYCLE)],
-            "ls": style.LINE_STYLES[i % len(style.LINE_STYLES)],
+            "color": colour,
+            "ls": line,
             "label": label,
             "baseline": None,
             "lw": 1.6,
@@ -251,7 +271,7 @@ def _overlay(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
         pages = series.engine_series(record, NUM_BINS // 2, record.steps["kv_pages"])
         size = sum(int(e["hbm_pages_total"]) for e in record.engines)
         axes[2].stairs(100 * pages.sum(axis=0) / max(size, 1), edges, **look)
-    axes[0].set(ylabel="GPUs in passes (%)", ylim=(0, 104))
+    axes[0].set(ylabel=f"{_device(records[0])}s in passes (%)", ylim=(0, 104))
     axes[1].set(ylabel="running sequences")
     axes[1].set_ylim(bottom=0)
     axes[1].yaxis.set_major_formatter("{x:,.0f}")
@@ -279,14 +299,14 @@ def _heat_maps(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
         extent = (0.0, bct, num_gpus, 0.0)
         image = axis.imshow(matrix, aspect="auto", cmap="magma", vmin=0.0, vmax=1.0, extent=extent)
         axis.grid(visible=False)
-        axis.set(xlim=(0, longest / divisor), ylim=(num_gpus, 0), ylabel="GPU")
+        axis.set(xlim=(0, longest / divisor), ylim=(num_gpus, 0), ylabel=_device(record))
         busy = metrics.busy_fraction(record) or 0.0
         axis.set_title(f"{label}: busy {100 * busy:.1f} %, {bct:.3g} {unit}", fontsize=10)
         axis.axvline(bct, color=style.GREY, lw=1.0)
         _draw_faults(axis, record, divisor)
     axes[-1, 0].set_xlabel(f"time since the first arrival ({unit})")
     figure.suptitle(
-        f"GPU utilisation: {_setting(records[0])}",
+        f"{_device(records[0])} utilisation: {_setting(records[0])}",
         x=0.01,
         ha="left",
         fontsize=11,

@@ -5,7 +5,7 @@ Draws nothing. Categorical colours are Okabe and Ito's (https://jfly.uni-koeln.d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ GREY, LIGHT_GREY = "#8A8A8A", "#DDDDDD"
 
 CYCLE = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, YELLOW)
 LINE_STYLES = ("-", "--", "-.", ":")
+POLICIES = ("static", "orca", "vllm", "batchgen")
+"""They look the same in every figure; others take what is left."""
 KIND_COLOURS = {"decode": BLUE, "mixed": SKY, "prefill": ORANGE, "idle": LIGHT_GREY}
 # A second cue beside colour, for print and for readers who see no hue at all.
 KIND_HATCHES = {"decode": "", "mixed": "///", "prefill": "...", "idle": ""}
@@ -44,6 +46,22 @@ RC: dict[str, Any] = {
     "xtick.color": "#444444",
     "ytick.color": "#444444",
 }
+
+
+def looks(policies: Sequence[str]) -> list[tuple[str, str]]:
+    """(colour, line) of each run, by its policy; no two are the same up to the length of the
+    cycle."""
+    left = [i for i in range(len(CYCLE)) if i >= len(POLICIES)]
+    left += [i for i in range(len(POLICIES)) if POLICIES[i] not in policies]
+    used: dict[str, int] = {}
+    found = []
+    for number, name in enumerate(policies):
+        if name in POLICIES and name not in used:
+            index = used[name] = POLICIES.index(name)
+        else:
+            index = left.pop(0) if left else number
+        found.append((CYCLE[index % len(CYCLE)], LINE_STYLES[index % len(LINE_STYLES)]))
+    return found
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from batchgen.report import text
+from batchgen.report.metrics import names
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -54,12 +55,10 @@ SPLIT = ("decode", "mixed", "prefill", "idle")
 
 
 def labels(summaries: Sequence[Summary]) -> list[str]:
-    """Policy names; where two runs share one, their number is added."""
-    names = [str(s["policy"]) for s in summaries]
-    return [
-        f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
+    """Names of the runs, all different."""
+    return names(
+        [str(s["policy"]) for s in summaries], [str(s.get("overrides", "")) for s in summaries]
+    )
 
 
 def comparison_table(summaries: Sequence[Summary]) -> Table:
@@ -119,8 +118,14 @@ def title(summaries: Sequence[Summary]) -> str:
 
     return (
         f"{one('model')} on {one('num_gpus')} x {one('gpu')}, layout {one('layout')}, "
-        f"{int(summaries[0]['rows']):,} rows ({one('backend')})"
+        f"{int(summaries[0]['rows']):,} rows ({one('backend')})" + _changed(summaries)
     )
+
+
+def _changed(summaries: Sequence[Summary]) -> str:
+    """What `--set` changed in all of the runs."""
+    found = {str(s.get("overrides", "")) for s in summaries}
+    return f", with {found.pop()}" if len(found) == 1 and found != {""} else ""
 
 
 def why_lines(summaries: Sequence[Summary]) -> list[str]:

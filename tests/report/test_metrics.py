@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batchgen.report import metrics
+from batchgen.report import metrics, style
 from batchgen.report.record import RunRecord
 
 S = 10**12
@@ -71,6 +71,7 @@ def hand_record(synthetic: ModuleType, **changes: Any) -> RunRecord:
 def test_every_metric_of_a_hand_made_record(synthetic: ModuleType) -> None:
     expected = {
         "policy": "vllm",
+        "overrides": "",
         "backend": "sim",
         "model": "toy",
         "gpu": "h20",
@@ -231,3 +232,36 @@ def test_fractions_and_parts_stay_in_bounds(
     record.steps = {name: column[order] for name, column in record.steps.items()}
     shuffled = metrics.summary(record)
     assert shuffled == pytest.approx(result)  # the order of steps carries no meaning
+
+
+@pytest.mark.parametrize(
+    ("policies", "changes", "expected"),
+    [
+        (["vllm"], ["a.b=1"], ["vllm"]),
+        (["vllm", "orca"], ["a.b=1", ""], ["vllm", "orca"]),
+        (["vllm", "vllm"], ["", "a.b=1"], ["vllm", "vllm a.b=1"]),
+        (["vllm", "vllm"], ["a.b=1", "a.b=1"], ["vllm (1)", "vllm (2)"]),
+        (["vllm", "vllm", "vllm"], ["", "a.b=1", ""], ["vllm (1)", "vllm a.b=1", "vllm (2)"]),
+    ],
+)
+def test_runs_have_names_of_their_own(
+    policies: list[str], changes: list[str], expected: list[str]
+) -> None:
+    assert metrics.names(policies, changes) == expected
+
+
+def test_what_was_changed_is_told(synthetic: ModuleType) -> None:
+    record = hand_record(synthetic)
+    record.config["job"] = {"overrides": [["order.part", "longest"], ["plan.depth", "2"]]}
+    assert metrics.summary(record)["overrides"] == "order.part=longest plan.depth=2"
+
+
+def test_a_policy_looks_the_same_in_every_figure() -> None:
+    alone = {name: style.looks([name])[0] for name in style.POLICIES}
+    for names in (["orca", "mine", "vllm"], ["batchgen", "vllm", "vllm", "static"]):
+        looks = style.looks(names)
+        assert len(set(looks)) == len(names)
+        for index, name in enumerate(names):
+            if name in alone and name not in names[:index]:
+                assert looks[index] == alone[name]
+    assert len(set(style.looks([f"p{number}" for number in range(8)]))) == 8
