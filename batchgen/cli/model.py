@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Show what a model costs and what a machine gives.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
 )
 

@@ -13,7 +13,7 @@ import typer
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command("profile")

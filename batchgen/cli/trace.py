@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Make, convert and look at traces (the load of a batch).",
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
 )
 
