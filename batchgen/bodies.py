@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from numbers import Real
 
@@ -24,8 +26,15 @@ from batchgen.coroutine import (
     Wait,
     default_body,
 )
+from batchgen.oneline import named, one_line, shown
 from batchgen.sequence import Table
 from batchgen.units import PS_PER_S
+
+MOST_WAIT_S = 1e6
+MOST_TOKENS = 2**31 - 1
+"""Of a follow-up, and of a budget: what the sequence table can count."""
+MOST_WHY = 400
+"""Characters of what a body says went wrong."""
 
 
 class Said(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -84,7 +93,7 @@ class Bodies:
         """What the body of the row wants; `call` counts its resumptions."""
         if outcome is None:
             return DECODE if row in self._live else self._make(row)
-        if row not in self._live and self._make(row) == END:
+        if row not in self._live and self._make(row) is END:
             return END
         body = self._live[row]
         try:
@@ -92,10 +101,12 @@ class Bodies:
         except StopIteration:
             del self._live[row]
             return END
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             del self._live[row]
             raise _broken(error) from None
-        return self._checked(row, outcome, request)
+        return self._obeyed(row, outcome, request)
 
     def _make(self, row: int) -> Request:
         try:
@@ -103,37 +114,60 @@ class Bodies:
             request = next(body)
         except StopIteration:
             return END
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise _broken(error) from None
         self._live[row] = body
-        return self._checked(row, None, request)
+        return self._obeyed(row, None, request)
+
+    def _obeyed(self, row: int, outcome: Outcome | None, request: Request) -> Request:
+        """The request, made anew of plain values: what a body yields may be of any class. A body
+        that ends its row is closed here, while its row can still fail for it."""
+        try:
+            asked = self._checked(row, outcome, request)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise _broken(error) from None
+        if asked is END:
+            close(self._live.pop(row))
+        return asked
 
     def _checked(self, row: int, outcome: Outcome | None, request: Request) -> Request:
+        if type(request) is Decode and outcome is not Outcome.FINISHED:
+            return DECODE
         allowed = ALLOWED[outcome]
         if not isinstance(request, allowed):
             if outcome is Outcome.FINISHED and isinstance(request, Decode):
                 return END  # nothing is left to go on with
             names = ", ".join(kind.__name__ for kind in allowed)
             told = "when it begins" if outcome is None else f"after {outcome.name}"
-            raise BodyError(f"its body yielded {request!r:.60} {told}; it may yield {names}")
+            raise BodyError(f"its body yielded {shown(request)} {told}; it may yield {names}")
         if isinstance(request, Extend):
             return self._extension(row, request)
-        if isinstance(request, Wait) and not (
-            isinstance(request.seconds, Real) and 0 <= request.seconds <= 1e6
-        ):
-            raise BodyError(f"its body yielded {request!r:.60}; a wait is 0 to 1e6 seconds")
-        return request
+        if isinstance(request, Wait):
+            if not (isinstance(request.seconds, Real) and 0 <= request.seconds <= MOST_WAIT_S):
+                raise BodyError(f"its body yielded {shown(request)}; a wait is 0 to 1e6 seconds")
+            return Wait(Fraction(int(request.delay_ps), PS_PER_S))
+        return DECODE if isinstance(request, Decode) else END
 
     def _extension(self, row: int, request: Extend) -> Extend:
         """The request with ids for a text."""
         tokens, budget = request.tokens, request.budget
         if not isinstance(tokens, int | str | Sequence) or not isinstance(budget, int):
-            raise BodyError(f"its body yielded {request!r:.60}; give a text or ids, and a budget")
-        if not isinstance(tokens, int):
-            self.follow_ups[row] = tokens = self._view(self._table, row).ids(tokens)
+            raise BodyError(f"its body yielded {shown(request)}; give a text or ids, and a budget")
+        budget = int(budget)
+        if isinstance(tokens, int):
+            tokens = int(tokens)
+        else:
+            self.follow_ups[row] = tokens = list(self._view(self._table, row).ids(tokens))
         asked = Extend(tokens, budget)
-        if asked.count < 1 or budget < 1:
-            raise BodyError(f"its body yielded {request!r:.60}; both need at least 1 token")
+        if not (1 <= asked.count <= MOST_TOKENS and 1 <= budget <= MOST_TOKENS):
+            raise BodyError(
+                f"its body yielded {shown(request)}; both need at least 1 token, and at most "
+                f"{MOST_TOKENS}"
+            )
         return asked
 
     def live(self) -> list[int]:
@@ -144,19 +178,36 @@ class Bodies:
         """Forget the generator; the next resume makes it anew from the row."""
         body = self._live.pop(row, None)
         if body is not None:
-            body.close()
+            with suppress(BodyError):
+                close(body)
 
     def forget(self, row: int) -> None:
-        """The row has ended."""
+        """The row has ended; what its body says to that changes nothing any more."""
         self.drop(row)
         self._calls.pop(row, None)
 
 
-def _broken(error: Exception) -> BodyError:
+def close(body: Body) -> None:
+    """Close a generator of a user. Raises BodyError when it raises then, or refuses."""
+    try:
+        body.close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if inspect.getgeneratorstate(body) != inspect.GEN_CLOSED:
+            _stubborn.append(body)
+        raise _broken(error) from None
+
+
+_stubborn: list[Body] = []
+"""Bodies that yield when they are closed. Python would close them again, and complain on stderr, as
+soon as nobody has them."""
+
+
+def _broken(error: BaseException) -> BodyError:
     if isinstance(error, BodyError):
-        return error
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return BodyError(f"its body raised {text:.200}")
+        return BodyError(one_line(error, MOST_WHY))
+    return BodyError(f"its body raised {named(error)}")
 
 
 def _said(row: int, call: int, request: Request) -> Said:

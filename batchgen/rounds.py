@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from batchgen.bodies import close
 from batchgen.coroutine import (
     DECODE,
     Body,
@@ -71,6 +72,6 @@ def within(factory: BodyFactory, num_stages: Sequence[int]) -> BodyFactory:
         except StopIteration:
             return
         finally:
-            inner.close()
+            close(inner)
 
     return body

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import chdir
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -394,7 +395,8 @@ def drive(
     driver.schedule(ev.InputClosed(), max(times, default=0))
     for at_ps, event in events:
         driver.schedule(event, at_ps)
-    driver.run()
+    with chdir("."):  # bodies of users may go elsewhere; paths of the job are relative
+        driver.run()
     return Ran(driver=driver, tokens=tokens, reasons=driver.reasons)
 
 

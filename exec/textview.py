@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from batchgen.coroutine import BodyError, SequenceView
+from batchgen.oneline import shown
 
 if TYPE_CHECKING:
     from batchgen.exec.tokenizer import Tokenizer
@@ -66,8 +67,10 @@ class TextView(SequenceView):
     def ids(self, tokens: str | Sequence[int]) -> Sequence[int]:
         if isinstance(tokens, str):
             return self._tokenizer.encode_more(tokens)
-        size = self._tokenizer.vocab_size
-        bad = [one for one in tokens if not isinstance(one, int) or not 0 <= one < size]
+        size, ids = self._tokenizer.vocab_size, list(tokens)
+        bad = [one for one in ids if not isinstance(one, int) or not 0 <= one < size]
         if bad:
-            raise BodyError(f"its body extends by {bad[0]!r:.40}, which is no id from 0 to {size}")
-        return tokens
+            raise BodyError(
+                f"its body extends by {shown(bad[0], 40)}, which is no id from 0 to {size}"
+            )
+        return ids

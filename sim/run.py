@@ -6,6 +6,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
     trace = load(job.trace, max_rows=job.limit)
     ready = set_up(job, trace, progress=progress)
     simulation, machine = ready.simulation, ready.machine
-    simulation.run()
+    with chdir("."):  # bodies of users may go elsewhere; paths of the job are relative
+        simulation.run()
     model, gpu, layout = machine.model, machine.gpu, machine.layout
     recorder, plan = simulation.recorder, simulation.plan
     per_rank = layout.gpus_per_rank

@@ -14,9 +14,12 @@ import msgspec
 
 from batchgen.check.case import Case
 from batchgen.check.examine import digest, run_once
+from batchgen.check.limit import LIMIT_S
 from batchgen.check.loads import simpler
 from batchgen.check.subjects import Subject, find
 from batchgen.check.sweep import REMEDIES, Finding, brief
+from batchgen.check.watch import MOST_TOLD
+from batchgen.oneline import name_of, one_line
 
 HASH_SEEDS = ("12345", "54321")
 MOST_CASES = 40
@@ -24,7 +27,8 @@ ROUNDS = 12
 """Processes that are spent on making a case small."""
 START = (
     "import json, sys; job = json.load(sys.stdin); sys.path[:] = job['path']; "
-    "from batchgen.check.again import answer; print(json.dumps(answer(job)))"
+    "from batchgen.check.again import answer; out, sys.stdout = sys.stdout, sys.stderr; "
+    "print(json.dumps(answer(job)), file=out)"
 )
 
 
@@ -34,6 +38,7 @@ class Target:
 
     text: str
     settings: Sequence[tuple[str, str]] = ()
+    limit_s: float = LIMIT_S
 
 
 class _DoesNotLoad(Exception):
@@ -42,7 +47,7 @@ class _DoesNotLoad(Exception):
 
 def answer(job: dict[str, Any]) -> dict[str, list[str]]:
     """The other process's half: label of a subject -> digests of its cases."""
-    subjects = find(job["target"], [(key, text) for key, text in job["settings"]])
+    subjects = find(job["target"], [(k, text) for k, text in job["settings"]], job["limit_s"])
     cases = {
         label: [msgspec.convert(one, Case) for one in more] for label, more in job["cases"].items()
     }
@@ -55,8 +60,10 @@ def digests(subject: Subject, cases: Sequence[Case]) -> list[str]:
     for case in cases:
         try:
             found.append(digest(run_once(subject, case)))
-        except Exception as error:
-            found.append(type(error).__name__)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            found.append(name_of(error))
     return found
 
 
@@ -67,6 +74,7 @@ def _elsewhere(
     job = {
         "path": sys.path,
         "target": target.text,
+        "limit_s": target.limit_s,
         "settings": [list(pair) for pair in target.settings],
         "cases": {label: [brief(case) for case in more] for label, more in cases.items()},
     }
@@ -76,12 +84,17 @@ def _elsewhere(
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
         capture_output=True,
         text=True,
+        errors="backslashreplace",
         check=False,
     )
-    if done.returncode:
-        raise _DoesNotLoad((done.stderr.strip().splitlines() or ["no output"])[-1])
-    answers: dict[str, list[str]] = json.loads(done.stdout)
-    return answers
+    try:
+        if done.returncode:
+            raise ValueError
+        answers: dict[str, list[str]] = json.loads(done.stdout)
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise _DoesNotLoad(one_line(last, MOST_TOLD)) from None
+    return {label: answers.get(label) or ["not there"] * len(more) for label, more in cases.items()}
 
 
 def disagreements(
@@ -117,7 +130,10 @@ def _smaller(subject: Subject, target: Target, case: Case, hash_seed: str) -> Ca
     """A simpler case that shows it too: all neighbours go to one process, round by round."""
     for _ in range(ROUNDS):
         around = simpler(case)
-        theirs = _elsewhere(target, {subject.label: around}, hash_seed)[subject.label]
+        try:
+            theirs = _elsewhere(target, {subject.label: around}, hash_seed)[subject.label]
+        except _DoesNotLoad:
+            break
         number = _first(digests(subject, around), theirs)
         if not number:
             break

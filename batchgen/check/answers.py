@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from batchgen.memory.pool import pages_for
+from batchgen.oneline import shown
 from batchgen.policy.base import Part
 from batchgen.runtime.advisor import Offer
 
@@ -33,14 +34,14 @@ def wrong(part: Part, name: str, args: tuple[Any, ...], answer: Any) -> str:
 def _integer(part: Part, args: tuple[Any, ...], answer: Any) -> str:
     if isinstance(answer, Integral):
         return ""
-    return f"{answer!r:.60} is a {type(answer).__name__}, not an integer"
+    return f"{shown(answer)} is a {type(answer).__name__}, not an integer"
 
 
 def _lane(part: Part, args: tuple[Any, ...], answer: Any) -> str:
     lanes = len(part.shares)  # type: ignore[attr-defined]
     if isinstance(answer, Integral) and 0 <= int(answer) < lanes:
         return ""
-    return f"{answer!r:.60} is no lane; it declares {lanes} shares"
+    return f"{shown(answer)} is no lane; it declares {lanes} shares"
 
 
 def _lease(part: Part, args: tuple[Any, ...], answer: Any) -> str:
@@ -49,7 +50,7 @@ def _lease(part: Part, args: tuple[Any, ...], answer: Any) -> str:
     if not isinstance(answer, Integral):
         return _integer(part, args, answer)
     if int(answer) < least:
-        return f"{answer} pages, the worst case of row {row} is {least}"
+        return f"{shown(answer)} pages, the worst case of row {row} is {least}"
     return ""
 
 
@@ -58,16 +59,18 @@ def _place(part: Part, args: tuple[Any, ...], answer: Any) -> str:
     try:
         slots = [(row, engine, rank) for row, (engine, rank) in answer]
     except (TypeError, ValueError):
-        return f"{answer!r:.60} is no list of (row, (engine, rank))"
+        return f"{shown(answer)} is no list of (row, (engine, rank))"
     if sorted(row for row, _, _ in slots) != sorted(rows):
         missing = [row for row in rows if row not in {row for row, _, _ in slots}]
         return f"rows {missing} have no place" if missing else "rows have several places, or none"
     ranks = {engine.id: engine.num_ranks for engine in cluster.takers}
     for row, engine, rank in slots:
         if engine not in ranks:
-            return f"row {row} on engine {engine!r:.20}, which takes no rows now: {sorted(ranks)}"
+            return (
+                f"row {row} on engine {shown(engine, 20)}, which takes no rows now: {sorted(ranks)}"
+            )
         if not (isinstance(rank, Integral) and int(rank) >= 0):
-            return f"row {row} on rank {rank!r:.20}"
+            return f"row {row} on rank {shown(rank, 20)}"
     return ""
 
 
@@ -81,7 +84,7 @@ def _choose(part: Part, args: tuple[Any, ...], answer: Any) -> str:
 def _layout(part: Part, args: tuple[Any, ...], answer: Any) -> str:
     if answer is None or isinstance(answer, Offer):
         return ""
-    return f"{answer!r:.60} is neither None nor an Offer"
+    return f"{shown(answer)} is neither None nor an Offer"
 
 
 RULES: dict[str, Callable[[Part, tuple[Any, ...], Any], str]] = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from batchgen.oneline import shown
 from batchgen.plan import Plan
 from batchgen.policy.compiled import Compiled
 from batchgen.runtime.cluster.hunger import Most
@@ -30,6 +31,7 @@ OPAQUE = (
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.GeneratorType),
 )
 DEEPEST = 12
+LONGEST = 10_000
 
 
 def books(runtime: Runtime) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def _members(value: Any, depth: int) -> Any:
     """The attributes of an object, by name."""
     names = _names(value)
     if not names:
-        text = repr(value)
+        text = shown(value, LONGEST)
         return type(value).__name__ if " at 0x" in text else text
     return {
         name: plain(getattr(value, name), depth)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 
+from batchgen.oneline import shown
 from batchgen.policy import base
 from batchgen.policy.base import CHANGES, SLOTS, Part
 from batchgen.policy.presets import CAPABILITIES
@@ -45,9 +46,9 @@ def faults(cls: type[Part]) -> list[str]:
     """What is wrong with the declarations of a part's class."""
     slot = cls.slot
     if slot not in SLOTS:
-        return [f"slot = {slot!r}; declare one of {', '.join(SLOTS)}"]
+        return [f"slot = {shown(slot)}; declare one of {', '.join(SLOTS)}"]
     if not issubclass(cls, BASES[slot]):
-        return [f"slot = {slot!r} but it is no {BASES[slot].__name__}; derive it from that"]
+        return [f"slot = {shown(slot)} but it is no {BASES[slot].__name__}; derive it from that"]
     return [*_config(cls), *_words(cls), *_unasked(cls), *_needs(cls)]
 
 
@@ -70,14 +71,14 @@ def _config(cls: type[Part]) -> list[str]:
 def _words(cls: type[Part]) -> list[str]:
     found = []
     if cls.changes not in CHANGES:
-        found.append(f"changes = {cls.changes!r}; declare one of {', '.join(CHANGES)}")
+        found.append(f"changes = {shown(cls.changes)}; declare one of {', '.join(CHANGES)}")
     unknown = sorted(set(cls.needs) - CAPABILITIES)
     if unknown:
         known = ", ".join(sorted(CAPABILITIES))
         found.append(f"needs {', '.join(unknown)}, which no backend has; known are {known}")
     way = getattr(cls, "way", "recompute")
     if way not in ("recompute", "suspend", "stall"):
-        found.append(f"way = {way!r}; declare one of recompute, suspend, stall")
+        found.append(f"way = {shown(way)}; declare one of recompute, suspend, stall")
     return found
 
 
@@ -97,7 +98,7 @@ def _unasked(cls: type[Part]) -> list[str]:
 
 def _needs(cls: type[Part]) -> list[str]:
     return [
-        f"{declaration} = {value!r} without needs = frozenset({{{need!r}}})"
+        f"{declaration} = {shown(value)} without needs = frozenset({{{need!r}}})"
         for declaration, value, need in NEEDED.get(cls.slot, ())
         if getattr(cls, declaration) == value and need not in cls.needs
     ]

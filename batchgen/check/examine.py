@@ -9,12 +9,14 @@ from typing import Any
 
 from batchgen.check.case import Case
 from batchgen.check.clock import another_world
+from batchgen.check.limit import TimeUp, time_limit
 from batchgen.check.run import Outcome, build
 from batchgen.check.subjects import Subject
 from batchgen.check.verify import difference, loose_ends, needless_failure
 from batchgen.check.walker import Stuck
 from batchgen.check.watch import Violation, Watch, told
 from batchgen.errors import UserError
+from batchgen.oneline import one_line
 
 Changes = Mapping[str, str]
 WAYS: dict[str, dict[str, Any]] = {
@@ -48,19 +50,24 @@ def run_once(
     """One run of a case with the subject's parts. Raises Violation."""
     watch = Watch(compares=compares)
     try:
-        with another_world(world, subject.modules()):
+        with another_world(world, subject.modules()), time_limit(subject.limit_s):
             parts = subject.make(watch, changes)
             outcome = build(case, parts=parts, **WAYS[way])
             watch.runtime = outcome.runtime
             outcome.walker.limit = LIMIT
             outcome.walker.run()
-    except (Violation, UserError):
+            watch.check_memory()
+    except (Violation, UserError, KeyboardInterrupt):
         raise
+    except TimeUp:
+        slot, name = watch.hung
+        text = f"{name} had not returned" if name else "the run had not ended"
+        text = f"in {way} mode {text} after {subject.limit_s:g} s"
+        raise Violation("hangs", slot, text) from None
     except Stuck as error:
         raise Violation("liveness", "", f"in {way} mode: {error}") from None
-    except Exception as error:
+    except BaseException as error:
         raise Violation("runtime", "", f"in {way} mode the runtime broke: {told(error)}") from error
-    watch.check_memory()
     problem = loose_ends(outcome) or needless_failure(outcome)
     if problem:
         raise Violation("liveness", "", f"in {way} mode: {problem}")
@@ -81,7 +88,7 @@ def examine(subject: Subject, case: Case) -> Fault | None:
     except Violation as found:
         return Fault(found.kind, found.slot, found.text)
     except UserError as error:
-        return Fault("declaration", "", str(error))
+        return Fault("declaration", "", one_line(error))
     return None
 
 

@@ -7,14 +7,17 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from batchgen.check.limit import LIMIT_S
 from batchgen.check.loads import NAMES, Composition, swaps
-from batchgen.check.watch import Watch, told
+from batchgen.check.watch import MOST_TOLD, Watch, told
 from batchgen.errors import UserError
+from batchgen.oneline import one_line
 from batchgen.policy.base import SLOTS, Part
 from batchgen.policy.presets import (
     PARTS,
@@ -30,7 +33,7 @@ from batchgen.policy.presets import (
 class Subject:
     """Parts that are checked together: one of a module, or all of a preset.
 
-    options: per slot, those of its preset. texts: those of the command line.
+    options: per slot, those of its preset. texts: those of the command line. limit_s: of a run.
     """
 
     label: str
@@ -38,6 +41,7 @@ class Subject:
     preset: str = ""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    limit_s: float = LIMIT_S
 
     def make(self, watch: Watch, changes: Mapping[str, str] | None = None) -> dict[str, Part]:
         """Fresh parts under watch; changes: other declarations, by slot."""
@@ -60,12 +64,23 @@ class Subject:
         return sorted({cls.__module__ for cls in self.parts.values()})
 
 
-def find(target: str, settings: Sequence[tuple[str, str]] = ()) -> list[Subject]:
+def find(
+    target: str, settings: Sequence[tuple[str, str]] = (), limit_s: float = LIMIT_S
+) -> list[Subject]:
     """The subjects that a text names. Raises UserError: nothing there, or not to be imported.
 
     target: a preset; an installed or built-in part "slot.name"; a module, a path of a .py file, or
     either with ":Class".
     """
+    try:
+        return [replace(one, limit_s=limit_s) for one in _find(target, settings)]
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a class may refuse even to be looked at
+        raise UserError(f"{target} cannot be looked at: {told(error)}") from None
+
+
+def _find(target: str, settings: Sequence[tuple[str, str]]) -> list[Subject]:
     slot, _, name = target.partition(".")
     if target in preset_names():
         subjects = [of_preset(target)]
@@ -123,18 +138,22 @@ def _module(place: str) -> ModuleType:
         if path.suffix == ".py":
             if not path.is_file():
                 raise UserError(f"{place} does not exist", remedy="give the path of a .py file")
-            return _of_file(path)
+            with chdir("."):  # whatever the module does
+                return _of_file(path)
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))  # as python -m does
-        return importlib.import_module(place)
-    except UserError:
+        with chdir("."):
+            return importlib.import_module(place)
+    except (UserError, KeyboardInterrupt):
         raise
     except ModuleNotFoundError as error:
-        if error.name and (place == error.name or place.startswith(error.name + ".")):
+        if isinstance(error.name, str) and (
+            place == error.name or place.startswith(error.name + ".")
+        ):
             remedy = "give a preset, slot.name of a part, a module, a .py file, or module:Class"
             raise UserError(f"there is no '{place}'", remedy=remedy) from None
-        raise UserError(f"{place} cannot be imported: {error}") from None
-    except (Exception, SystemExit) as error:
+        raise UserError(f"{place} cannot be imported: {one_line(error, MOST_TOLD)}") from None
+    except BaseException as error:  # SystemExit too
         raise UserError(f"{place} cannot be imported: {told(error)}") from None
 
 

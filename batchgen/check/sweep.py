@@ -5,7 +5,7 @@ to change. Determinism over processes is `batchgen.check.again`.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 from batchgen.check.case import Case
@@ -14,6 +14,9 @@ from batchgen.check.examine import Fault, agrees, examine
 from batchgen.check.loads import in_bursts, longer, random_case, scarcer
 from batchgen.check.shrink import smallest
 from batchgen.check.subjects import Subject
+from batchgen.check.watch import told
+from batchgen.errors import UserError
+from batchgen.oneline import shown
 
 MOST_ROWS = 16
 LONGER = 32
@@ -29,6 +32,7 @@ REMEDIES = {
     "in the state of a predictor (new_state)",
     "determinism": "decide from the arguments alone: no clock, no randomness, no order of a set",
     "liveness": "rows must get their turn: look at what the part refuses for ever",
+    "hangs": "look for a loop without an end; --timeout-s gives a slow part more time",
     "runtime": "look at what the part answered; if that was right, it is a bug in batchgen",
 }
 NO_DECLARATION = (
@@ -64,6 +68,19 @@ def cases(subject: Subject, count: int, seed: int) -> Iterator[Case]:
         yield longer(case, LONGER) if rng.random() < 0.25 else case
 
 
+def guarded(subject: Subject, check: Callable[[], Finding | None]) -> Finding | None:
+    """What a check finds; a subject that breaks the check itself is found out too."""
+    try:
+        return check()
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        (slot, *more) = subject.parts
+        text = f"checking it raised {told(error)}"
+        remedy = REMEDIES["runtime"]
+        return Finding(kind="runtime", slot="" if more else slot, text=text, remedy=remedy)
+
+
 def sweep(subject: Subject, count: int, seed: int) -> Finding | None:
     """Declarations, then `count` cases; the first finding ends it."""
     for slot, cls in subject.parts.items():
@@ -97,6 +114,7 @@ def explain(
                 return True
         return False
 
+    shrinks = shrinks and fault.kind != "hangs"  # every try would take its whole time
     small = smallest(case, fails, limit_s=SHRINK_S) if shrinks else case
     slot, remedy = fault.slot, REMEDIES.get(fault.kind, "")
     if fault.kind == "agreement":
@@ -115,7 +133,7 @@ def declaration_for(subject: Subject, failing: list[Case]) -> tuple[str, str]:
             if cls.changes == changes:
                 continue
             if all(agrees(subject, case, {slot: changes}) for case in failing):
-                was = f"changes = {cls.changes!r}"
+                was = f"changes = {shown(cls.changes)}"
                 return slot, f"it declares {was}; with {changes!r} the case agrees: declare that"
     return "", NO_DECLARATION
 

@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import inspect
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from batchgen.check.answers import ASKED, wrong
 from batchgen.check.books import books, change, plain
+from batchgen.check.limit import TimeUp
 from batchgen.errors import UserError
+from batchgen.oneline import named, one_line
 from batchgen.policy.base import Part
 from batchgen.runtime.core import Runtime
 
 CALLS_COMPARED = 25
 """Calls of each method of a run around which the books are compared; the others are only heard."""
+
+MOST_TOLD = 400
+"""Characters of an exception's text."""
 
 MAY_CHANGE: dict[str, frozenset[str]] = {
     "on_arrival": frozenset({"table.predicted", "cluster.predictions"}),
@@ -36,10 +40,14 @@ class Violation(Exception):
 
 
 class Watch:
-    """Looks after the parts of one run. `runtime` is told when there is one."""
+    """Looks after the parts of one run. `runtime` is told when there is one.
+
+    hung: slot and method of the part that was asked when the time was up.
+    """
 
     def __init__(self, *, compares: bool = True) -> None:
         self.runtime: Runtime | None = None
+        self.hung = ("", "")
         self.calls: Counter[tuple[str, str]] = Counter()
         self._compares = compares
         self._inside = False
@@ -49,7 +57,12 @@ class Watch:
         """A part of a class, under watch; changes: another declaration than its own, for a try."""
         try:
             part = _subclass(cls, self, changes)(config)
-        except Exception as error:
+        except TimeUp:
+            self.hung = cls.slot, "making it"
+            raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise Violation("exception", cls.slot, f"making it raised {told(error)}") from error
         self._parts.append((part, remembered(part, cls)))
         return part
@@ -67,9 +80,12 @@ class Watch:
         try:
             answer = method(*args)
             problem = wrong(part, name, args, answer)
-        except UserError:
+        except TimeUp:
+            self.hung = slot, name
             raise
-        except Exception as error:
+        except (UserError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # SystemExit too
             raise Violation("exception", slot, f"{name} raised {told(error)}") from error
         finally:
             self._inside = False
@@ -157,7 +173,10 @@ def _is_data(value: Any, module: str) -> bool:
 
 def told(error: BaseException) -> str:
     """An exception and where it came from, in one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return named(error, MOST_TOLD)
+    where = one_line(f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}")
+    return f"{named(error, MOST_TOLD)} ({where})"

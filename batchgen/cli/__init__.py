@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from batchgen.errors import BatchgenError, UserError
+from batchgen.oneline import named, one_line
 
 OK, ERROR_ROWS, USAGE, INTERRUPTED, INTERNAL = range(5)
+MOST = 1000  # characters of an error's text
 SIGINT_EXIT = 130  # what typer makes of Ctrl-C
 
 # Import name of an optional dependency -> the extra that brings it.
@@ -36,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = build().main(args=args, prog_name="batchgen", standalone_mode=False)
     except KeyboardInterrupt:
         code = SIGINT_EXIT
+    except SystemExit as error:  # not ours: the command line is parsed without it
+        _say(f"error: code of a part or a body left by {named(error)}; take that out of it")
+        return USAGE
     except Exception as error:
         if debug:
             raise
@@ -49,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     """One line for an exception that reached the top, and its exit code."""
     if isinstance(error, UserError):
-        _say(f"error: {_one_line(str(error))}")
+        _say(f"error: {one_line(error)}")
         return USAGE
     # typer's own errors, recognised by shape: their classes moved between typer versions.
     show, form = getattr(error, "show", None), getattr(error, "format_message", None)
@@ -59,7 +64,7 @@ def _explain(error: Exception) -> int:
         else:
             context = getattr(error, "ctx", None)
             command = getattr(context, "command_path", "batchgen")
-            _say(f"error: {_one_line(form()).rstrip('.')}; see '{command} --help'")
+            _say(f"error: {one_line(form()).rstrip('.')}; see '{command} --help'")
         return USAGE
     if type(error).__name__ == "Abort":
         _say("interrupted")
@@ -70,15 +75,11 @@ def _explain(error: Exception) -> int:
             _say(f"error: this needs {name}; install it by: pip install 'batchgen[{EXTRAS[name]}]'")
             return USAGE
     if isinstance(error, BatchgenError):
-        what = f"internal error ({error.code}): {_one_line(str(error))}"
+        what = f"internal error ({error.code}): {one_line(error)}"
     else:
-        what = f"internal error, a bug in batchgen: {type(error).__name__}: {_one_line(str(error))}"
+        what = f"internal error, a bug in batchgen: {named(error, MOST)}"
     _say(f"{what}; repeat with --debug for the traceback")
     return INTERNAL
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
 
 
 def _say(line: str) -> None:

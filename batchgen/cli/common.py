@@ -6,10 +6,11 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from batchgen.errors import UserError
+from batchgen.oneline import escaped
 from batchgen.simjob import Progress
 
 JSON_SCHEMA = 1
@@ -45,7 +46,14 @@ def parse_names(flag: str, text: str) -> tuple[str, ...]:
 
 def say(line: str) -> None:
     """One line of talk on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(escaped(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def users_code() -> Iterator[None]:
+    """While code of users runs: what it prints goes to stderr, stdout is for tables and JSON."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def print_runs_json(summaries: Sequence[Mapping[str, Any]]) -> None:

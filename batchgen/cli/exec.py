@@ -14,6 +14,7 @@ from batchgen.cli.common import (
     print_table,
     progress_bar,
     say,
+    users_code,
 )
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
@@ -109,7 +110,7 @@ def exec_(
         log=log,
         body=body,
     )
-    with progress_bar(policy, progress) as callback:
+    with users_code(), progress_bar(policy, progress) as callback:
         record, counts = execute(job, progress=callback)
     if out is not None:
         from batchgen.report.rundir import write_run

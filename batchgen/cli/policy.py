@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
-from batchgen.cli.common import parse_overrides, say
+from batchgen.cli.common import parse_overrides, say, users_code
 from batchgen.errors import UserError
+from batchgen.oneline import escaped, named, one_line
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -31,16 +33,19 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Presets and parts, installed ones too, one line each."""
-    presets, parts = list(_presets()), list(_parts())
+    with users_code():
+        presets, parts = list(_presets()), list(_parts())
     if as_json:
-        print(json.dumps({"schema": 1, "presets": presets, "parts": parts}))
+        document = {"schema": 1, "presets": presets, "parts": parts}
+        print(json.dumps(document, default=one_line))
         return 0
     for preset in presets:
-        print(f"{preset['name']:<28} {preset['source'] or preset['error']}")
+        print(escaped(f"{preset['name']:<28} {preset['source'] or preset['error']}"))
     for part in parts:
-        options = ", ".join(f"{k}={v}" for k, v in part["options"].items())
+        options = ", ".join(f"{k}={one_line(v)}" for k, v in part["options"].items())
         text = part["what"] or part["error"]
-        print(f"{part['name']:<28} {text}{f' Options: {options}.' if options else ''}")
+        more = f" Options: {options}." if options else ""
+        print(escaped(f"{part['name']:<28} {text}{more}"))
     return 0
 
 
@@ -52,8 +57,10 @@ def _presets() -> Iterator[dict[str, Any]]:
         try:
             preset = find_preset(name)
             found |= {"parts": dict(preset.parts), "source": preset.source}
-        except Exception as error:  # of a package that is not ours
-            found["error"] = f"cannot be loaded: {type(error).__name__}: {error}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # of a package that is not ours
+            found["error"] = f"cannot be loaded: {named(error)}"
         yield found
 
 
@@ -74,8 +81,10 @@ def _parts() -> Iterator[dict[str, Any]]:
                 "changes": cls.changes,
                 "needs": sorted(cls.needs),
             }
-        except Exception as error:
-            found["error"] = f"cannot be loaded: {type(error).__name__}: {error}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            found["error"] = f"cannot be loaded: {named(error)}"
         yield found
 
 
@@ -98,35 +107,46 @@ def check(
     case: Annotated[
         str | None, typer.Option(help="One case as JSON, as a finding prints it, instead.")
     ] = None,
+    timeout_s: Annotated[
+        int, typer.Option(min=1, max=86_400, help="Seconds that one run of a load may take.")
+    ] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Run parts against the reference mode, on random loads; exit code 1 when one is found out."""
     from batchgen.check.again import MOST_CASES, Target, disagreements
     from batchgen.check.subjects import find
-    from batchgen.check.sweep import Finding, cases, one_case, sweep
+    from batchgen.check.sweep import Finding, cases, guarded, one_case, sweep
 
     settings = parse_overrides(overrides or ())
-    subjects = find(target, settings)
+    with users_code():
+        subjects = find(target, settings, timeout_s)
     chosen = _case(case) if case is not None else None
     findings: dict[str, Finding | None] = {}
     for subject in subjects:
         say(f"{subject.label}: {'one case' if chosen else f'{num_cases} cases, seed {seed}'}")
-        findings[subject.label] = (
-            sweep(subject, num_cases, seed) if chosen is None else one_case(subject, chosen)
-        )
+        with users_code():
+            findings[subject.label] = guarded(
+                subject,
+                partial(one_case, subject, chosen)
+                if chosen
+                else partial(sweep, subject, num_cases, seed),
+            )
     honest = [subject for subject in subjects if findings[subject.label] is None]
     if honest:
         say("the same in two other processes")
         few = min(num_cases, MOST_CASES)
         loads = {one.label: [chosen] if chosen else list(cases(one, few, seed)) for one in honest}
-        findings |= disagreements(honest, Target(text=target, settings=settings), loads)
+        same = Target(text=target, settings=settings, limit_s=timeout_s)
+        with users_code():
+            findings |= disagreements(honest, same, loads)
     documents = [_document(label, finding) for label, finding in findings.items()]
     if as_json:
         head = {"schema": 1, "target": target, "cases": num_cases, "seed": seed}
         print(json.dumps({**head, "parts": documents}))
     else:
         for document in documents:
-            print("\n".join(_lines(document, 1 if chosen else num_cases, seed)))
+            for line in _lines(document, 1 if chosen else num_cases, seed):
+                print(escaped(line))
     return 1 if any(findings.values()) else 0
 
 
@@ -147,8 +167,7 @@ def _case(text: str) -> Any:
     except UserError:
         raise
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        raise UserError(f"--case cannot be set up ({text})", remedy=remedy) from None
+        raise UserError(f"--case cannot be set up ({named(error)})", remedy=remedy) from None
     return found
 
 

@@ -19,6 +19,7 @@ from batchgen.cli.common import (
     print_table,
     progress_bar,
     say,
+    users_code,
 )
 from batchgen.errors import UserError
 from batchgen.simjob import ARRIVALS, LOGS, SimJob, Simulate
@@ -146,7 +147,7 @@ def sim(
     records, summaries = [], []
     simulate = simulator()
     for name in policies:
-        with progress_bar(name, progress) as callback:
+        with users_code(), progress_bar(name, progress) as callback:
             record = simulate(replace(job, policy=name), progress=callback)
         summaries.append(_keep(record, name, out, force))
         for row, why in list(record.config.get("why_failed", {}).items())[:MOST_REASONS]:

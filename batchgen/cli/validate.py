@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchgen.cli.common import parse_names, parse_overrides, say
+from batchgen.cli.common import parse_names, parse_overrides, say, users_code
 from batchgen.cli.endings import in_words
 from batchgen.cli.prediction import prediction
 from batchgen.cli.torch_threads import calm_threads
@@ -161,8 +161,8 @@ def agreement(
 
     results = []
     for name in names:
-        results.append(
-            compare_backends(
+        with users_code():
+            result = compare_backends(
                 model,
                 input_,
                 name,
@@ -176,7 +176,7 @@ def agreement(
                 limit=limit,
                 body=body,
             )
-        )
+        results.append(result)
         if not as_json:
             print(_line(results[-1]))
     if as_json:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchgen.errors import UserError
+from batchgen.oneline import named
 from batchgen.policy.base import SLOTS, Part
 
 PARTS: dict[str, dict[str, str]] = {
@@ -152,6 +153,19 @@ def installed(group: str) -> dict[str, Any]:
     return {point.name: point for point in entry_points(group=group)}
 
 
+def _load(point: Any, name: str) -> Any:
+    """What an entry point of another package names; its modules may raise anything."""
+    try:
+        return point.load()
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UserError(
+            f"entry point {name} cannot be loaded ({named(error)})",
+            remedy="mend or uninstall its package",
+        ) from None
+
+
 def preset_names() -> list[str]:
     """Built-in presets first, then those of installed packages."""
     return [*PRESETS, *sorted(set(installed("batchgen.presets")) - set(PRESETS))]
@@ -163,7 +177,7 @@ def find_preset(name: str) -> Preset:
         return PRESETS[name]
     plugins = installed("batchgen.presets")
     if name in plugins:
-        preset = plugins[name].load()
+        preset = _load(plugins[name], f"batchgen.presets:{name}")
         if not isinstance(preset, Preset):
             raise UserError(
                 f"entry point batchgen.presets:{name} is a {type(preset).__name__}",
@@ -193,7 +207,7 @@ def part_class(slot: str, name: str) -> type[Part]:
             remedy=f"choose one of {', '.join(PARTS[slot])} or install one as {slot}.{name}",
             code="unknown_part",
         )
-    loaded = plugin.load()
+    loaded = _load(plugin, f"batchgen.parts:{slot}.{name}")
     if not (isinstance(loaded, type) and issubclass(loaded, Part)):
         raise UserError(f"entry point batchgen.parts:{slot}.{name} is not a Part class")
     return loaded

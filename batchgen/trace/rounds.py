@@ -24,7 +24,7 @@ class Rounds:
     wait_mean_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.wait_mean_s < MAX_WAIT_PS / PS_PER_S / 100:
+        if not 0 <= self.wait_mean_s <= MAX_WAIT_PS / PS_PER_S / 100:
             raise UserError(
                 f"a mean wait of {self.wait_mean_s:g} s between rounds",
                 remedy=f"give 0 to {MAX_WAIT_PS / PS_PER_S / 100:g}",

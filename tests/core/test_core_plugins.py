@@ -45,6 +45,21 @@ def first_passes(case: Case) -> dict[int, int]:
 
 
 @pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("line", ["raise SystemExit(0)", "1 / 0", "raise ValueError('\\ud800')"])
+def test_a_package_that_does_not_load_is_one_line(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "evens_first.py").write_text(line)
+    monkeypatch.syspath_prepend(str(tmp_path / "first"))
+    with pytest.raises(UserError, match=r"batchgen.presets:evens cannot be loaded \(\w+") as caught:
+        find_preset("evens")
+    assert str(caught.value).isprintable()
+    with pytest.raises(UserError, match=r"batchgen.parts:order.evens-first cannot be loaded"):
+        build_policy(find_preset("vllm"), {"order.part": "evens-first"})
+
+
+@pytest.mark.usefixtures("installed")
 def test_the_simulator_runs_a_preset_of_a_package() -> None:
     assert "evens" in preset_names()
     first = first_passes(CASE)

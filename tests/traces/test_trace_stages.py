@@ -137,6 +137,7 @@ def test_rounds_are_generated_and_shown(tmp_path: Path, capsys: pytest.CaptureFi
         "three": ["--rounds", "3", "--follow-up-tokens", "constant:20", "--wait-s", "0.5"],
         "some": ["--rounds", "lognormal:mean=3,sigma=1,max=9", "--follow-up-tokens", "constant:2",
                  "--round-output-tokens", "constant:9"],
+        "slow": ["--rounds", "2", "--follow-up-tokens", "constant:2", "--wait-s", "10000"],
     }.items():  # fmt: skip
         command = ["trace", "generate", "-o", str(tmp_path / name), "-n", "200", *lengths, *more]
         assert main(command) == 0
@@ -157,7 +158,9 @@ def test_rounds_are_generated_and_shown(tmp_path: Path, capsys: pytest.CaptureFi
         "--wait-s 3": "give --rounds N",
         "--rounds 0 --follow-up-tokens constant:3": "constant:0: not a number",
         "--rounds 40000 --follow-up-tokens constant:3": "a row of 40000 rounds",
-        "--rounds 2 --follow-up-tokens constant:3 --wait-s 1e9": "a mean wait of 1e+09 s",
+        "--rounds 2 --follow-up-tokens constant:3 --wait-s 1e9": (
+            "a mean wait of 1e+09 s between rounds; give 0 to 10000"
+        ),
     }.items():
         command = ["trace", "generate", "-o", str(tmp_path / "x"), "-n", "2", *lengths]
         assert main([*command, *bad.split()]) == 2

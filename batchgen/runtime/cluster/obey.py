@@ -18,6 +18,7 @@ from batchgen.coroutine import (
 )
 from batchgen.runtime.engine.lane import enqueue
 from batchgen.sequence import Status
+from batchgen.units import to_s
 
 if TYPE_CHECKING:
     from batchgen.runtime.cluster.machine import ClusterMachine
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 BODY = "body"
 """The reason with which a row ends whose body ended it, and the code of one whose body failed."""
+
+LATEST_PS = 100 * 24 * 3600 * 1_000_000_000_000
+"""No wait may end later than after 100 days of the run's clock: int64 picoseconds end after 106."""
+MOST_WAITS, LEAST_PS = 1000, 1_000_000_000
+"""So many waits in a row, with no token between and together shorter than a millisecond, and the
+row fails: a body that waits for nothing would keep the clock where it is, for ever."""
 
 _NOTHING = ("", "", "")
 
@@ -37,6 +44,7 @@ class Obey:
         self._bodies = bodies
         self._delays: dict[int, int] = {}  # row that is to sleep -> ps
         self._ended: dict[int, str] = {}  # sleeping row whose generation has ended -> its reason
+        self._waits: dict[int, tuple[int, int, int]] = {}  # row -> its tokens, waits since, ps
         self.broken: dict[int, str] = {}  # row whose body failed when it ended -> why
 
     def start(self, engine: EngineMachine, row: int) -> None:
@@ -59,7 +67,7 @@ class Obey:
         if isinstance(request, End):
             self._order(engine, row, ("finish", BODY, ""))
         elif isinstance(request, Wait):
-            self._delays[row] = request.delay_ps
+            self._note_wait(row, request)
             self._order(engine, row, ("sleep", "", ""))
         elif row in self._delays and self._cluster.table.v_status[row] != Status.SLEEPING:
             self._order(engine, row, ("sleep", "", ""))  # it gave way before
@@ -76,10 +84,12 @@ class Obey:
         """The row's generation ended: "" when it has no more to do, else "goes on" or "sleeps"."""
         try:
             request = self._bodies.resume(row, Outcome.FINISHED)
+            waited = self._delays.pop(row, None) is not None
+            if isinstance(request, Wait):
+                self._note_wait(row, request)
         except BodyError as error:
             self.broken[row] = str(error)
             return ""
-        waited = self._delays.pop(row, None) is not None
         if waited and engine.orders.get(row, _NOTHING)[0] == "sleep":
             engine.take_order(row)  # it was to sleep, and wants something else now
         if isinstance(request, Extend):
@@ -90,7 +100,6 @@ class Obey:
             return "goes on"
         if isinstance(request, Wait):
             self._ended[row] = reason
-            self._delays[row] = request.delay_ps
             self._lie_down(engine, row)
             if not in_doubt:
                 engine.fell_asleep(row)
@@ -120,6 +129,25 @@ class Obey:
         """The row has left the running set for its sleep."""
         self._lie_down(engine, row)
 
+    def _note_wait(self, row: int, request: Wait) -> None:
+        """The row is to sleep so long. Raises BodyError for a wait that would stop the run."""
+        delay_ps, produced = request.delay_ps, self._cluster.table.v_produced[row]
+        if self._cluster.now + delay_ps > LATEST_PS:
+            raise BodyError(
+                f"its body waits {to_s(delay_ps):g} s at {to_s(self._cluster.now):g} s of the run; "
+                f"a wait ends by {to_s(LATEST_PS):g} s (100 days)"
+            )
+        known, count, total_ps = self._waits.get(row, (-1, 0, 0))
+        if known != produced or total_ps >= LEAST_PS:
+            count = total_ps = 0
+        if count >= MOST_WAITS:
+            raise BodyError(
+                f"its body waited {MOST_WAITS} times with no token between, less than a "
+                "millisecond in all; wait longer, decode or end"
+            )
+        self._waits[row] = (produced, count + 1, total_ps + delay_ps)
+        self._delays[row] = delay_ps
+
     def _lie_down(self, engine: EngineMachine, row: int) -> None:
         cluster = self._cluster
         timer = cluster.timer(("row", row))
@@ -134,13 +162,14 @@ class Obey:
         reason = self._ended.pop(row, "")
         try:
             request = self._bodies.resume(row, Outcome.WOKEN)
+            if isinstance(request, Wait):
+                self._note_wait(row, request)
         except BodyError as error:
             cluster.orders.end_sleeping(row, ("fail", BODY, str(error)))
             return
         if isinstance(request, Wait):
             if reason:
                 self._ended[row] = reason
-            self._delays[row] = request.delay_ps
             engine = cluster.engines[max(table.v_engine[row], 0)]
             self._lie_down(engine, row)
         elif isinstance(request, End) or (isinstance(request, Decode) and reason):
@@ -173,3 +202,4 @@ class Obey:
         self._bodies.forget(row)
         self._ended.pop(row, None)
         self._delays.pop(row, None)
+        self._waits.pop(row, None)

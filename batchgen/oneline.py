@@ -1,0 +1,55 @@
+"""Texts of users in one line that a terminal can show. Nothing here raises, whatever is shown: the
+code of users may break `str` and `repr` too. It prints nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+MOST_TEXT = 200
+MOST_VALUE = 60
+
+_name: Any = type.__dict__["__name__"]  # a metaclass may hide it
+
+
+def escaped(text: str) -> str:
+    """What is no printable character (newlines, ESC, halves of surrogate pairs) as its escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
+
+def one_line(value: object, most: int | None = None) -> str:
+    """The text of anything, whitespace as single blanks, at most so many characters of it."""
+    try:
+        # `str` may return a subclass that is as odd as the value: the plain method splits it.
+        text = " ".join(str.split(str(value)))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        text = f"({name_of(value)} without a text)"
+    return escaped(text if most is None else text[:most])
+
+
+def shown(value: object, most: int = MOST_VALUE) -> str:
+    """The `repr` of anything, cut."""
+    try:
+        text = " ".join(str.split(repr(value)))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        text = f"({name_of(value)} that cannot be printed)"
+    return escaped(text[:most])
+
+
+def named(error: BaseException, most: int = MOST_TEXT) -> str:
+    """An exception: its name and its text."""
+    text = one_line(error, most)
+    return f"{name_of(error)}: {text}" if text else name_of(error)
+
+
+def name_of(value: object) -> str:
+    """The name of the type of anything."""
+    return escaped(str(_name.__get__(type(value))))[:MOST_VALUE]
