@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_SIZE = 1 << 24
+"""Of anything that is counted in rows, tokens or passes: far above what a machine takes, far below
+what overflows."""
+MOST_PAGE_TOKENS = 1 << 17
+"""Every rank counts the rows of every residue of a page."""
+
 ROLES = ("both", "prefill", "decode")
 
 
