@@ -37,6 +37,7 @@ class Obey:
         self._bodies = bodies
         self._delays: dict[int, int] = {}  # row that is to sleep -> ps
         self._ended: dict[int, str] = {}  # sleeping row whose generation has ended -> its reason
+        self._lost: dict[int, int] = {}  # sleeping row -> tokens whose KV it has lost
         self.broken: dict[int, str] = {}  # row whose body failed when it ended -> why
 
     def start(self, engine: EngineMachine, row: int) -> None:
@@ -126,6 +127,10 @@ class Obey:
         delay_ps = self._delays.pop(row)
         cluster.out.append(act.Wake(timer, cluster.now + delay_ps, row, delay_ps))
 
+    def lost_asleep(self, row: int) -> None:
+        """Its KV will be gone. Whether that is computed again is known when it wakes."""
+        self._lost[row] = self._lost.get(row, 0) + self._cluster.table.v_computed[row]
+
     def woken(self, row: int) -> None:
         """The row's time has come."""
         cluster, table = self._cluster, self._cluster.table
@@ -157,6 +162,7 @@ class Obey:
         cluster, table = self._cluster, self._cluster.table
         owner = table.v_engine[row]
         engine = cluster.engines[owner] if owner >= 0 else None
+        table.v_recomputed[row] += self._lost.pop(row, 0)
         if engine is not None and engine.alive:
             rank = engine.ranks[table.v_rank[row] % len(engine.ranks)]
             if row in rank.held:
@@ -173,3 +179,4 @@ class Obey:
         self._bodies.forget(row)
         self._ended.pop(row, None)
         self._delays.pop(row, None)
+        self._lost.pop(row, None)
