@@ -8,6 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_SIZE = 1 << 24
+"""Of anything that is counted in rows, tokens or passes: far above what a machine takes, far below
+what overflows."""
+MOST_PAGE_TOKENS = 1 << 17
+"""Every rank counts the rows of every residue of a page."""
+
+MOST_RANKS = 1 << 14
+MOST_PAGES = 1 << 48
+
 ROLES = ("both", "prefill", "decode")
 
 
@@ -29,9 +38,27 @@ class EngineSpec:
     host_pages: int = 0
     role: str = "both"
 
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("engine", 0, MOST_SIZE),
+            ("node", 0, MOST_SIZE),
+            ("num_ranks", 1, MOST_RANKS),
+            ("gpus_per_rank", 1, MOST_RANKS),
+            ("hbm_pages", 0, MOST_PAGES),
+            ("host_pages", 0, MOST_PAGES),
+        ):
+            _check("engine", self, name, least, most)
+
     @property
     def num_gpus(self) -> int:
         return self.num_ranks * self.gpus_per_rank
+
+
+def _check(what: str, spec: object, name: str, least: int, most: int) -> None:
+    """Sizes that a machine can have; a plan may come from a file."""
+    value = getattr(spec, name)
+    if not least <= value <= most:
+        raise ValueError(f"{what}.{name} must be from {least} to {most}, got {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +83,19 @@ class Plan:
     depth: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("page_tokens", "boundary", "token_budget", "max_num_seqs", "max_context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"plan.{name} must be at least 1, got {getattr(self, name)}")
-        if self.depth not in (1, 2):
-            raise ValueError(f"plan.depth must be 1 or 2, got {self.depth}")
+        for name, least, most in (
+            ("page_tokens", 1, MOST_PAGE_TOKENS),
+            ("boundary", 1, MOST_SIZE),
+            ("token_budget", 1, MOST_SIZE),
+            ("max_num_seqs", 1, MOST_SIZE),
+            ("max_context", 1, 2**31 - 1),
+            ("b_attn", 0, MOST_SIZE),
+            ("b_moe", 0, MOST_SIZE),
+            ("depth", 1, 2),
+        ):
+            _check("plan", self, name, least, most)
+        if [spec.engine for spec in self.engines] != list(range(len(self.engines))):
+            raise ValueError("engines must be numbered 0, 1, 2, ... in this order")
         roles = [spec.role for spec in self.engines]
         for role in roles:
             if role not in ROLES:

@@ -6,6 +6,7 @@ be set with --set plan.NAME=value.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec
-from batchgen.plan import EngineSpec, Plan
+from batchgen.plan import MOST_PAGE_TOKENS, MOST_SIZE, EngineSpec, Plan
+from batchgen.policy.options import option, read_option
 from batchgen.policy.presets import Preset
 
 # vLLM V1 for offline use: GPUs of at least 70 GiB other than A100 take large passes, since a larger
@@ -28,49 +30,33 @@ SMALL = {"token_budget": 8192, "max_num_seqs": 256}
 class PlanOptions:
     """What --set plan.NAME=value may change; None takes the preset's or the machine's default."""
 
-    token_budget: int | None = None
-    max_num_seqs: int | None = None
-    page_tokens: int | None = None
-    boundary: int | None = None
-    memory_fraction: float = 0.9
+    token_budget: int | None = option(None, least=1, most=MOST_SIZE)
+    max_num_seqs: int | None = option(None, least=1, most=MOST_SIZE)
+    page_tokens: int | None = option(None, least=1, most=MOST_PAGE_TOKENS)
+    boundary: int | None = option(None, least=1, most=MOST_SIZE)
+    memory_fraction: float = option(0.9, least=0.01, most=1)
     host: bool = True
-    b_attn: int = 0
-    b_moe: int = 0
+    b_attn: int = option(0, least=0, most=MOST_SIZE)
+    b_moe: int = option(0, least=0, most=MOST_SIZE)
     prefix_cache: bool | None = None
-    depth: int = 1
-    prefill_engines: int = 0
+    depth: int = option(1, least=1, most=2)
+    prefill_engines: int = option(0, least=0, most=MOST_SIZE)
 
 
 def plan_options(overrides: Mapping[str, str]) -> PlanOptions:
     """Read the "plan.*" entries of --set; raises UserError for an unknown name or a bad value."""
     values: dict[str, object] = {}
+    fields = {field.name: field for field in dataclasses.fields(PlanOptions)}
     for key, text in overrides.items():
         slot, _, name = key.partition(".")
         if slot != "plan":
             continue
-        try:
-            if name in ("host", "prefix_cache"):
-                values[name] = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-            elif name == "memory_fraction":
-                values[name] = float(text)
-            elif name in PlanOptions.__dataclass_fields__:
-                values[name] = int(text)
-            else:
-                raise UserError(
-                    f"--set {key}: the plan has no such option",
-                    remedy=f"its options: {', '.join(PlanOptions.__dataclass_fields__)}",
-                )
-        except (KeyError, ValueError):
+        if name not in fields:
             raise UserError(
-                f"--set {key}={text}: not a valid value", remedy="give a number, or true or false"
-            ) from None
-    for name in ("token_budget", "max_num_seqs", "page_tokens", "boundary"):
-        value = values.get(name)
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"--set plan.{name}={value}", remedy="give at least 1")
-    depth = values.get("depth", 1)
-    if depth not in (1, 2):
-        raise UserError(f"--set plan.depth={depth}", remedy="give 1 or 2 steps in flight")
+                f"--set {key}: the plan has no such option",
+                remedy=f"its options: {', '.join(fields)}",
+            )
+        values[name] = read_option(key, fields[name], text)
     return PlanOptions(**values)  # type: ignore[arg-type]
 
 

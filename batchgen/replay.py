@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchgen.bodies import Scripted
-from batchgen.errors import BatchgenError, ReplayMismatch, UserError
+from batchgen.errors import ReplayMismatch, UserError
 from batchgen.log import Entry, Header, encode, read_log
 from batchgen.policy.presets import build_policy, find_preset
 from batchgen.runtime.advisor import Advisor
@@ -33,8 +33,14 @@ class ReplayReport:
 def runtime_of(header: Header, advisor: Advisor | None = None) -> Runtime:
     """The runtime that a log's header describes, with nothing arrived.
 
-    Bodies are no part of a log; what they asked for is, so theirs are `Scripted`.
+    Bodies are no part of a log; what they asked for is, so theirs are `Scripted`. Raises UserError
+    for an unknown policy, ValueError and its like for numbers that no run can have.
     """
+    num_rows = len(header.prompt_tokens)
+    for name in ("groups", "predicted", "page_keys"):
+        column = getattr(header, name)
+        if column is not None and len(column) != num_rows:  # NumPy would spread a single number
+            raise ValueError(f"{num_rows} rows, but {name} of {len(column)}")
     table = Table(header.prompt_tokens, header.budget_tokens, group=header.groups)
     if header.predicted is not None:
         table.predicted[:] = np.asarray(header.predicted, dtype=np.int32)
@@ -72,14 +78,19 @@ def replay(
                 raise UserError(
                     f"{source} holds steps only", remedy="make the run again with --log full"
                 )
-            runtime = runtime_of(header, advisor)
             continue
-        assert runtime is not None
+        assert header is not None
+        if runtime is None:  # not before: the digest of the first event vouches for the header
+            runtime = _made(header, advisor, source)
         events += 1
         actions += len(item.actions)
         _compare(runtime, item, events, source)
-    if header is None or runtime is None:
+    if header is None:
         raise UserError(f"{source} is empty", remedy="give a decision log")
+    if runtime is None:
+        raise UserError(
+            f"{source} holds no event, only a header", remedy="make the run again with --log full"
+        )
     return ReplayReport(
         events=events,
         actions=actions,
@@ -87,6 +98,19 @@ def replay(
         backend=header.backend,
         preset=header.preset,
     )
+
+
+def _made(header: Header, advisor: Advisor | None, source: str) -> Runtime:
+    """The runtime of a header, whatever is in it. Raises UserError."""
+    try:
+        return runtime_of(header, advisor)
+    except UserError:
+        raise
+    except Exception as error:  # anything may be in a file
+        raise UserError(
+            f"{source}:1: the header describes no run ({type(error).__name__}: {error})",
+            remedy="give the decisions.jsonl.gz of a run made with --log full",
+        ) from error
 
 
 def _compare(runtime: Runtime, entry: Entry, number: int, source: str) -> None:
@@ -97,11 +121,13 @@ def _compare(runtime: Runtime, entry: Entry, number: int, source: str) -> None:
         runtime.bodies.said = []
     try:
         answer = runtime.on(entry.event, entry.t)
-    except (BatchgenError, LookupError, ValueError, OverflowError) as error:
-        # Names of rows, engines or parts that the header's runtime does not have.
+        same = encode(answer) == encode(entry.actions)
+    except Exception as error:
+        # Names of rows, engines or parts that the header's runtime does not have; sizes that make
+        # no sense. Whatever it is, the run of the log did not end in it.
         why = f"{type(error).__name__}: {error}"
         raise ReplayMismatch(f"{what} is impossible here ({why})") from error
-    if encode(answer) == encode(entry.actions):
+    if same:
         if runtime.bodies is not None and runtime.bodies.said != script:
             raise ReplayMismatch(f"{what}: no body can have asked for what the log says then")
         return

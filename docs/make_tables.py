@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from batchgen.policy.base import SLOTS
+from batchgen.policy.options import range_of
 from batchgen.policy.presets import PARTS, PRESETS, part_class
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,12 +48,18 @@ def presets() -> str:
 
 def parts() -> str:
     """Every part with what it does and its options."""
-    lines = ["| slot | part | what it does | options and defaults |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| slot | part | what it does | options, defaults, ranges |",
+        "| --- | --- | --- | --- |",
+    ]
     for slot in SLOTS:
         for name in PARTS[slot]:
             found = part_class(slot, name)
             text = re.split(r"\n\n", inspect.cleandoc(found.__doc__ or ""))[0].replace("\n", " ")
-            options = [f"`{f.name}={f.default}`" for f in dataclasses.fields(found.Config)]
+            options = [
+                f"`{f.name}={f.default}` {range_of(f)}".rstrip()
+                for f in dataclasses.fields(found.Config)
+            ]
             lines.append(f"| {slot} | `{name}` | {text} | {', '.join(options)} |")
     return "\n".join(lines)
 

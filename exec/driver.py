@@ -134,6 +134,7 @@ class Driver:
             self.schedule(ev.Timer(action.timer_id), max(now, action.at_ps))
             if action.row >= 0:
                 sleeper = action.row
+                self.record.fell_asleep(sleeper)
                 self._runner.do(lambda: self.worker.trim(sleeper))
         elif not isinstance(action, act.Place):
             self._move(action)

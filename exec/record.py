@@ -46,6 +46,10 @@ class DriverRecord:
         if self.end_ps[row] < 0 or reason not in ("stop", "length"):
             self.end_ps[row] = now
 
+    def fell_asleep(self, row: int) -> None:
+        """A generation of the row may have ended, the row has not: it ends when its body does."""
+        self.end_ps[row] = -1
+
     def one_pass(
         self, contexts: Sequence[int], chunks: Sequence[Chunk], began_ps: int, end_ps: int
     ) -> None:

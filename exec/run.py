@@ -36,6 +36,7 @@ from batchgen.job.rows import BadRow, JobRow, RowLimits, read_job
 from batchgen.log import Header
 from batchgen.logbook import DecisionLog
 from batchgen.memory.pool import BOUNDARIES_AHEAD, pages_ahead, pages_for
+from batchgen.paths import check_input
 from batchgen.plan import EngineSpec, Plan
 from batchgen.planning import PlanOptions, plan_options
 from batchgen.policy.presets import Preset, build_policy, find_preset
@@ -158,8 +159,7 @@ def prepare(job: ExecJob) -> Prepared:
             f"model {job.model} is not a folder",
             remedy="give a Hugging Face folder, or make one with 'batchgen model init DIR'",
         )
-    if not job.input.is_file():
-        raise UserError(f"input {job.input} does not exist", remedy="give a JSONL file")
+    check_input("input", job.input, remedy="give a JSONL file")
     with job.input.open("rb") as file:
         if file.read(2) == GZIP_MAGIC:
             raise UserError(f"input {job.input} is compressed", remedy="unpack it with gunzip")

@@ -203,6 +203,8 @@ class Simulation:
             self._switch(action, now)
         elif isinstance(action, act.Wake):
             timer = ev.Timer(action.timer_id)
+            if action.row >= 0:
+                self.recorder.fell_asleep(action.row)
             self._at(max(0, action.at_ps - now), ev.OTHER, lambda _: self._tell(timer))
         elif isinstance(action, act.Extend):
             row = action.row

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from batchgen.errors import DataError, UserError
+from batchgen.errors import DataError
+from batchgen.job.jsonl import BOM
+from batchgen.paths import check_input
 from batchgen.units import to_ps
 
 MAX_S = 4_000_000  # a time and a spell on top of it stay inside int64 picoseconds
@@ -85,11 +87,10 @@ def load_faults(path: str, num_gpus: int) -> list[Fault]:
     """Faults in time order; a slow spell with `for_s` ends by itself. Raises DataError per bad
     line."""
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f"faults file {path} does not exist", remedy="give a JSONL file")
+    check_input("faults file", path, remedy="give a JSONL file")
     faults: list[Fault] = []
     decoder = msgspec.json.Decoder(_Line)
-    for number, raw in enumerate(file.read_bytes().split(b"\n"), start=1):
+    for number, raw in enumerate(file.read_bytes().removeprefix(BOM).split(b"\n"), start=1):
         if not raw.strip():
             continue
         try:

@@ -81,6 +81,10 @@ class Recorder:
         if self.v_end[row] < 0 or reason not in ("stop", "length"):
             self.v_end[row] = now
 
+    def fell_asleep(self, row: int) -> None:
+        """A generation of the row may have ended, the row has not: it ends when its body does."""
+        self.v_end[row] = -1
+
     def failed(self, row: int, code: str, why: str, now: int) -> None:
         """The row ended without success."""
         self.ended(row, code, now)

@@ -6,8 +6,14 @@ A subcommand module exports `app`; what its command returns (an int or None) is 
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from batchgen.errors import BatchgenError, UserError
 from batchgen.oneline import named, one_line
@@ -26,6 +32,17 @@ EXTRAS = {
     "ray": "cluster",
 }
 
+# What the machine says of a path, wherever it is used; none is a bug of ours.
+MACHINE = (
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EROFS,
+)
+MOST_SHOWN = 200
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. User mistakes are one line on stderr."""
@@ -33,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args  # accepted in any place, so that it can be appended to a failed line
     args = [arg for arg in args if arg != "--debug"]
     try:
-        from batchgen.cli.group import build
+        with _ended_by_signals():
+            _check_text(args)
+            from batchgen.cli.group import build
 
-        code = build().main(args=args, prog_name="batchgen", standalone_mode=False)
+            code = build().main(args=args, prog_name="batchgen", standalone_mode=False)
     except KeyboardInterrupt:
         code = SIGINT_EXIT
     except SystemExit as error:  # not ours: the command line is parsed without it
@@ -49,6 +68,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("interrupted")
         return INTERRUPTED
     return code if isinstance(code, int) else OK
+
+
+class _Interrupted(KeyboardInterrupt):
+    """A class of its own: where a KeyboardInterrupt passes an exec() of text (every dataclass that
+    torch defines), CPython 3.11 ends the process by SIGINT though we handle it."""
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end a command alike: temporary files go, exit code 3. A second one
+    kills."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        signal.signal(number, before[number])
+        raise _Interrupted
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(number)
+            # One that is ignored (nohup) or handled by somebody else stays so.
+            if handler in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = handler
+                signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _check_text(args: Sequence[str]) -> None:
+    """Bytes that are no text in this locale can be written into no file of ours."""
+    for arg in args:
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"argument {os.fsencode(arg)!r} is not text in UTF-8",
+                remedy="write it in UTF-8; a file of such a name must be renamed",
+            ) from None
 
 
 def _explain(error: Exception) -> int:
@@ -74,6 +134,10 @@ def _explain(error: Exception) -> int:
         if name in EXTRAS:
             _say(f"error: this needs {name}; install it by: pip install 'batchgen[{EXTRAS[name]}]'")
             return USAGE
+    if isinstance(error, OSError) and error.errno in MACHINE:
+        where = f"{str(error.filename)[:MOST_SHOWN]}: " if error.filename is not None else ""
+        _say(f"error: {one_line(where + str(error.strerror))}; choose another path or free it")
+        return USAGE
     if isinstance(error, BatchgenError):
         what = f"internal error ({error.code}): {one_line(error)}"
     else:

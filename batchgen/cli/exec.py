@@ -18,6 +18,7 @@ from batchgen.cli.common import (
 )
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
+from batchgen.paths import check_input, check_new_output
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -80,6 +81,8 @@ def exec_(
     for name, value in (("limit", limit), ("threads", threads)):
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}", remedy="give at least 1")
+    check_input("input", input_, remedy="give a JSONL file")
+    check_new_output(output, force=force)
     if out is not None:
         from batchgen.report.rundir import check_target
 

@@ -12,6 +12,7 @@ import typer
 
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
+from batchgen.paths import check_new_output
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -69,13 +70,13 @@ def _check_output(output: Path, force: bool) -> None:
     """Refuse before measuring, not after."""
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"cannot write {output}", remedy="name a file in an existing folder")
-    if output.exists() and not force:
-        raise UserError(f"{output} exists", remedy="give --force to replace it")
+    check_new_output(output, force=force)
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:
     """Write beside the target and rename, so that no reader sees half a profile."""
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    name = ""
     try:
         handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -84,3 +85,6 @@ def _write(output: Path, document: dict[str, Any]) -> None:
         os.replace(name, output)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}", remedy="check it") from None
+    finally:
+        if name:
+            Path(name).unlink(missing_ok=True)  # gone, unless something went wrong

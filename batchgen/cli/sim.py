@@ -22,6 +22,7 @@ from batchgen.cli.common import (
     users_code,
 )
 from batchgen.errors import UserError
+from batchgen.paths import check_input
 from batchgen.simjob import ARRIVALS, LOGS, SimJob, Simulate
 
 if TYPE_CHECKING:
@@ -116,12 +117,10 @@ def sim(
         if compare is not None
         else (policy if policy is not None else DEFAULTS["policy"],)
     )
-    if not Path(trace).is_file():
-        what = "is a folder" if Path(trace).is_dir() else "does not exist"
-        raise UserError(f"trace {trace} {what}", remedy="give a JSONL file, plain or gzip")
+    check_input("trace", trace, remedy="give a JSONL file, plain or gzip")
     for flag, path in (("--faults", faults), ("--profile", profile)):
-        if path is not None and not Path(path).is_file():
-            raise UserError(f"{flag} {path} is not a file", remedy="give an existing file")
+        if path is not None:
+            check_input(flag, path, remedy="give an existing file")
     if log != "off" and out is None:
         raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
     job = SimJob(

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from batchgen.errors import UserError
 from batchgen.job.rows import BadRow, JobRow
+from batchgen.paths import check_new_output, check_output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +110,7 @@ class OutputWriter:
         self.path = Path(path)
         if inputs is not None and self.path.resolve() == Path(inputs).resolve():
             raise UserError(f"{path} is the input", remedy="give another output")
-        if self.path.is_dir():
-            raise UserError(f"{path} is a folder", remedy="name an output file")
-        if self.path.exists() and not force:
-            raise UserError(f"{path} exists", remedy="give --force to replace it")
+        check_new_output(self.path, force=force)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             self._file = self._temporary.open("xb")
@@ -140,6 +138,7 @@ class OutputWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         if self._force:
+            check_output(self.path)  # a rename replaces whatever has come there meanwhile
             os.replace(self._temporary, self.path)
         else:
             try:

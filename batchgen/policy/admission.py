@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.memory.pool import BOUNDARIES_AHEAD, pages_ahead, pages_for
 from batchgen.policy.base import AdmissionPart, Part
+from batchgen.policy.options import option
 
 if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
@@ -29,7 +30,7 @@ class FitsNow(AdmissionPart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        watermark: float = 0.0
+        watermark: float = option(0.0, least=0, most=1)
 
     def room(self, engine: EngineMachine, rank: Rank, pages: int, free: int, resident: int) -> bool:
         return pages + int(self.config.watermark * rank.size) <= free
@@ -65,7 +66,7 @@ class LazyPages(AdmissionPart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        boundaries_ahead: int = BOUNDARIES_AHEAD
+        boundaries_ahead: int = option(BOUNDARIES_AHEAD, least=0, most=1000)
 
     def room(self, engine: EngineMachine, rank: Rank, pages: int, free: int, resident: int) -> bool:
         each = pages_ahead(engine.boundary, self.config.boundaries_ahead, rank.page_tokens)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from batchgen.memory.pool import BOUNDARIES_AHEAD
 from batchgen.policy.base import MemoryPart, Part
+from batchgen.policy.options import option
 
 if TYPE_CHECKING:
     from batchgen.sequence import Table
@@ -36,7 +37,7 @@ class SuspendMostDecoded(MemoryPart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        boundaries_ahead: int = BOUNDARIES_AHEAD
+        boundaries_ahead: int = option(BOUNDARIES_AHEAD, least=1, most=1000)
 
     @property
     def boundaries_ahead(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from batchgen.errors import UserError
 from batchgen.policy.base import OrderPart, Part
+from batchgen.policy.options import MOST_TOKENS, option
 
 if TYPE_CHECKING:
     from batchgen.sequence import Table
@@ -31,7 +31,7 @@ class LongestFirst(OrderPart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        prompt_weight: float = 0.0
+        prompt_weight: float = option(0.0, least=0, most=1_000_000)
 
     def key(self, table: Table, row: int) -> int:
         output = table.v_predicted[row] or table.v_budget[row]
@@ -53,16 +53,12 @@ class ByPrompt(OrderPart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        threshold_tokens: int = 1024
-        long_share: float = 0.5
+        threshold_tokens: int = option(1024, least=0, most=MOST_TOKENS)
+        long_share: float = option(0.5, least=0.001, most=0.999)
 
     @property
     def shares(self) -> tuple[float, ...]:
         share = float(self.config.long_share)
-        if not 0 < share < 1:
-            raise UserError(
-                f"--set order.long_share={share}", remedy="give a share between 0 and 1"
-            )
         return (share, 1 - share)
 
     def lane(self, table: Table, row: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchgen.policy.base import Part, PhasePart
+from batchgen.policy.options import option
 
 if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
@@ -27,7 +28,7 @@ class RefillNode(PhasePart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        refill_free: float = 0.2
+        refill_free: float = option(0.2, least=0, most=1)
 
     def starts_prefill(self, engine: EngineMachine) -> bool:
         if engine.num_ready or engine.num_inbound:

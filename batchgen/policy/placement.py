@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchgen.policy.base import Part, PlacementPart
+from batchgen.policy.options import MOST_TOKENS, option
 
 if TYPE_CHECKING:
     from batchgen.runtime.cluster.homes import Homes
@@ -53,12 +54,12 @@ class LeastWork(PlacementPart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        output_weight: float = 1.0
-        quadratic_tokens: int = 16000
+        output_weight: float = option(1.0, least=0, most=1_000_000)
+        quadratic_tokens: int = option(16000, least=1, most=MOST_TOKENS)
         longest_first: bool = True
         steal: bool = True
-        steal_min: int = 2
-        slow_factor: float = 1.5
+        steal_min: int = option(2, least=1, most=MOST_TOKENS)
+        slow_factor: float = option(1.5, least=1, most=1_000_000)
 
     @property
     def steals(self) -> bool:

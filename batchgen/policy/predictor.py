@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchgen.policy.base import Part, PredictorPart
+from batchgen.policy.options import MOST_TOKENS, option
 
 if TYPE_CHECKING:
     from batchgen.sequence import Table
@@ -24,8 +25,8 @@ class MeanSeen(PredictorPart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        alpha: float = 0.05
-        initial_tokens: int = 0
+        alpha: float = option(0.05, least=0, most=1)
+        initial_tokens: int = option(0, least=0, most=MOST_TOKENS)
 
     def new_state(self) -> dict[str, float]:
         return {"mean": float(self.config.initial_tokens)}

@@ -9,7 +9,6 @@ option.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from batchgen.errors import UserError
 from batchgen.oneline import named
 from batchgen.policy.base import SLOTS, Part
+from batchgen.policy.options import read_config
 
 PARTS: dict[str, dict[str, str]] = {
     "recovery": {"rehome": "recovery:Rehome", "recompute": "recovery:Recompute"},
@@ -213,34 +213,11 @@ def part_class(slot: str, name: str) -> type[Part]:
     return loaded
 
 
-def _convert(slot: str, field_info: dataclasses.Field[Any], text: str) -> Any:
-    kind = field_info.type if isinstance(field_info.type, str) else field_info.type.__name__
-    try:
-        if kind == "bool":
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return {"int": int, "float": float, "str": str}[kind](text)
-    except (KeyError, ValueError):
-        raise UserError(
-            f"--set {slot}.{field_info.name}={text}: not a valid {kind}",
-            remedy=f"the default is {field_info.default}",
-        ) from None
-
-
 def part_config(
     slot: str, name: str, cls: type[Part], options: Mapping[str, Any], texts: Mapping[str, str]
 ) -> Any:
     """The `Config` of a part: a preset's options, then those given as text. Raises UserError."""
-    fields = {item.name: item for item in dataclasses.fields(cls.Config)}
-    values = dict(options)
-    for option, text in texts.items():
-        if option not in fields:
-            known = ", ".join(fields) or "none"
-            raise UserError(
-                f"--set {slot}.{option}: {name} has no such option",
-                remedy=f"its options: {known}",
-            )
-        values[option] = _convert(slot, fields[option], text)
-    return cls.Config(**values)
+    return read_config(slot, name, cls.Config, options, texts)
 
 
 def build_policy(

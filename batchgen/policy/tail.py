@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from batchgen.policy.base import Part, TailPart
+from batchgen.policy.options import option
 
 if TYPE_CHECKING:
     from batchgen.runtime.advisor import Offer
@@ -33,8 +34,8 @@ class Partition(TailPart):
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
-        rows_per_rank: float = 1.0
-        min_gain: float = 0.1
+        rows_per_rank: float = option(1.0, least=0, most=1_000_000)
+        min_gain: float = option(0.1, least=0, most=1)
 
     def layout(self, cluster: ClusterMachine, engine: EngineMachine) -> Offer | None:
         if not 0 < engine.num_running <= self.config.rows_per_rank * engine.home_ranks:

@@ -112,8 +112,11 @@ def write_json(path: Path, value: object) -> None:
     """Write strict JSON (no NaN), two-space indent, through a temporary sibling and a rename."""
     text = json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n"
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: object) -> object:

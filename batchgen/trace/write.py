@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from batchgen.errors import UserError
+from batchgen.paths import check_output
 from batchgen.trace.stages import Stages
 from batchgen.trace.table import PS_DECIMALS, Trace
 
@@ -68,6 +69,7 @@ def _publish(part: Path, target: Path, *, force: bool) -> None:
 
 def refuse_existing(target: Path, *, force: bool) -> None:
     """UserError if the file is there and may not be replaced; called before any long work."""
+    check_output(target)
     if target.exists() and not force:
         raise UserError(
             f"{target}: exists already", remedy="choose another name or overwrite with --force"

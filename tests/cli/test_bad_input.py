@@ -92,7 +92,7 @@ SIM: list[tuple[list[str], tuple[str, ...]]] = [
     (["--set", "magic.part=x"], ("no such part", "admission")),
     (["--set", "plan.magic=4"], ("--set plan.magic", "token_budget")),
     (["--set", "plan.token_budget=many"], ("plan.token_budget=many",)),
-    (["--set", "plan.token_budget=0"], ("plan.token_budget=0", "at least 1")),
+    (["--set", "plan.token_budget=0"], ("plan.token_budget=0", "from 1 to 16777216")),
     (["--policy", "vllm", "--set", "admission.watermark=x"], ("admission.watermark=x",)),
     (["--gpus", "1", "--gpu", "rtx-4090"], ("deepseek-r1",)),
     (["--gpus", "2", "--layout", "tp3"], ("tp3",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -259,3 +260,42 @@ def test_kv_that_is_computed_again_was_released(preset: str, depth: int) -> None
                 for one, start, size, _ in action.chunks:
                     assert start > 0 or one not in held
                     held[one] = start + size * action.n
+
+
+def naps_at_the_end(sequence: SequenceView) -> Body:
+    """Sleeps when its generation has ended, and ends when it wakes; every third row goes on."""
+    outcome = yield DECODE
+    while True:
+        if outcome is Outcome.FINISHED:
+            outcome = yield Wait(4e-6 if sequence.stage == 0 else 1e-6)
+        elif outcome is Outcome.WOKEN:
+            if sequence.stage or sequence.row % 3:
+                return
+            outcome = yield Extend(4, 2)
+        else:
+            outcome = yield DECODE
+
+
+@pytest.mark.parametrize("preset", NAMES)
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("trouble", [(), (("lost", 2_000_000, 0, 0), ("back", 2_500_000, 0, 0))])
+def test_only_tokens_that_are_computed_again_are_counted(
+    preset: str, depth: int, trouble: Any
+) -> None:
+    """Not those of a row that ends when it wakes, whether its KV was there or had been lost."""
+    rows = tuple(
+        Row(prompt=9, budget=12, output=12 - index % 4, stages=((4, 2, 0),)) for index in range(12)
+    )
+    for pages in (14, 24, 100):
+        case = Case(preset=preset, rows=rows, hbm_pages=pages, host_pages=40, depth=depth)
+        case = replace(case, boundary=4, troubles=trouble)
+        outcome = run(case, bodies=naps_at_the_end, checker=Invariants(case))
+        begun = Counter[int]()
+        for passes in outcome.passes():
+            for _, _, chunks, _ in passes:
+                begun.update(chunk[0] for chunk in chunks if chunk[1] == 0)
+        once = [row for row in range(len(rows)) if begun[row] <= 1]
+        assert once
+        assert [row for row in once if outcome.table.recomputed[row]] == []
+        again = [row for row in range(len(rows)) if begun[row] > 1]
+        assert [row for row in again if not outcome.table.recomputed[row]] == []

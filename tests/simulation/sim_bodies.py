@@ -36,4 +36,11 @@ def asks(sequence: SequenceView) -> Body:
     yield Extend("what?", 5)
 
 
+def rests(sequence: SequenceView) -> Body:
+    """Sleeps for half a second when its generation has ended, and ends."""
+    outcome = yield DECODE
+    while outcome is not Outcome.WOKEN:
+        outcome = yield Wait(0.5) if outcome is Outcome.FINISHED else DECODE
+
+
 NOT_A_BODY = 5

@@ -14,6 +14,7 @@ import pytest
 from batchgen.cli import main
 from batchgen.errors import UserError
 from batchgen.replay import ReplayReport, replay
+from batchgen.report import metrics
 from batchgen.report.record import RunRecord
 from batchgen.sim.run import simulate
 from batchgen.sim.setup import advisor_of_job
@@ -163,6 +164,27 @@ def test_a_body_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     spans = record.rows["end_ps"] - record.rows["arrival_ps"]
     long = np.array([row["output_tokens"] > 80 for row in rows])
     assert (spans[long] > 0.25 * PS).all()
+
+
+@pytest.mark.parametrize("depth", ["1", "2"])
+@pytest.mark.parametrize("policy", PRESETS)
+def test_a_row_ends_when_its_body_does(
+    policy: str, depth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sleep behind the last token is part of it, also in the batch completion time."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    path = trace_of(tmp_path / "t.jsonl", most=0)
+    overrides = (("plan.depth", depth),)
+    plain, _ = run(path, policy, overrides=overrides)
+    rested, log = run(path, policy, overrides=overrides, body="sim_bodies:rests")
+    assert rested.row_reasons == plain.row_reasons
+    actions = [action for line in log[1:] for action in json.loads(line)["actions"]]
+    wakes = {one["row"]: one["at_ps"] for one in actions if one["type"] == "wake"}
+    assert [wakes[row] for row in range(len(wakes))] == rested.rows["end_ps"].tolist()
+    assert metrics.bct_s(rested) == max(wakes.values()) / PS
+    if policy != "static":  # where a sleeper is no dead weight to the others, as an ended row is
+        assert metrics.bct_s(rested) >= metrics.bct_s(plain) + 0.5
+    assert again(rested, log).unfinished_rows == 0
 
 
 def test_the_command(

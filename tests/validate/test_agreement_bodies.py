@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 
 from batchgen.cli import main
-from batchgen.cli.agreement import compare_backends
+from batchgen.cli.agreement import compare_backends, make_load, simulate_again
+from batchgen.cli.handover import handover
+from batchgen.cost.build import build_cost
 from batchgen.exec.clock import WallClock
-from batchgen.exec.run import ExecJob, drive, prepare
+from batchgen.exec.run import ExecJob, clocked, drive, prepare
+from batchgen.hardware import load_gpu
+from batchgen.layout import Layout
+from batchgen.model import load_model
 from batchgen.replay import replay
 
 PRESETS = ("static", "orca", "vllm", "batchgen")
@@ -118,6 +123,43 @@ def test_a_real_run_replays(
     header: dict[str, Any] = json.loads(lines[0])
     assert header["bodies"] == f"valid_bodies:{body}"
     assert header["prompt_tokens"] == [len(row.prompt_ids) for row in prepared.jobs]
+
+
+@pytest.mark.parametrize("depth", ["1", "2"])
+@pytest.mark.parametrize("body", [*BODIES, "rests"])
+def test_rows_end_at_the_same_times(
+    body: str, depth: str, tiny_models: dict[str, Path], prompts: Path
+) -> None:
+    """Not before their bodies do, in both backends."""
+    job = ExecJob(
+        model=tiny_models["llama"],
+        input=prompts,
+        output=Path("unused"),
+        policy="batchgen",
+        overrides=(*SMALL_PAGES, ("plan.depth", depth)),
+        hbm_pages=44,
+        threads=1,
+        log="full",
+        body=f"valid_bodies:{body}",
+    )
+    prepared = prepare(job)
+    cost = build_cost(load_model(job.model), load_gpu("h100"), Layout())
+    load = make_load(prepared.table, cost, rate=0.2, cancel=2, seed=1)
+    ran, log = clocked(prepared, cost, arrivals_ps=load.arrivals_ps, events=load.events)
+    lines = list(log.lines())
+    told = handover(lines)
+    _, _, end_ps = simulate_again(prepared, told, cost, load, reference=False)
+    assert int(ran.driver.record.end_ps.max()) == end_ps
+    woken: dict[int, int] = {}
+    for line in lines[1:]:
+        entry = json.loads(line)
+        for action in entry["actions"]:
+            if action["type"] == "wake":
+                woken[action["row"]] = action["at_ps"]
+    assert woken
+    cancelled = {row for row, reason in ran.reasons.items() if reason == "cancelled"}
+    for row, at_ps in woken.items():
+        assert row in cancelled or ran.driver.record.end_ps[row] >= at_ps
 
 
 def test_the_command(

@@ -28,6 +28,15 @@ def ask(sequence: SequenceView) -> Extend:
     return Extend(f"{len(sequence.answers)}{sequence.prompt[:5]}", budget)
 
 
+def rests(sequence: SequenceView) -> Body:
+    """Sleeps when its generation has ended, and ends; one that ends at once among them."""
+    outcome = yield DECODE
+    while outcome is not Outcome.WOKEN:
+        if outcome is Outcome.FINISHED and sequence.row % 4 == 0:
+            return
+        outcome = yield Wait(1e-3 * sequence.row) if outcome is Outcome.FINISHED else DECODE
+
+
 def moody(sequence: SequenceView) -> Body:
     """Every fourth row each: sleeps after its prompt and is called off there; sleeps there and goes
     on; ends with its first token; breaks."""

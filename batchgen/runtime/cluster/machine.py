@@ -238,6 +238,11 @@ class ClusterMachine:
         assert self.obey is not None
         self.obey.sleep(engine, row)
 
+    def lost_asleep(self, row: int) -> None:
+        """Upcall: a row that waits for a timer is about to lose its KV."""
+        assert self.obey is not None
+        self.obey.lost_asleep(row)
+
     # -- timers and the agenda --------------------------------------------------------------------
 
     def timer(self, meaning: tuple[str, int]) -> int:

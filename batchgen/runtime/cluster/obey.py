@@ -45,6 +45,7 @@ class Obey:
         self._delays: dict[int, int] = {}  # row that is to sleep -> ps
         self._ended: dict[int, str] = {}  # sleeping row whose generation has ended -> its reason
         self._waits: dict[int, tuple[int, int, int]] = {}  # row -> its tokens, waits since, ps
+        self._lost: dict[int, int] = {}  # sleeping row -> tokens whose KV it has lost
         self.broken: dict[int, str] = {}  # row whose body failed when it ended -> why
 
     def start(self, engine: EngineMachine, row: int) -> None:
@@ -154,6 +155,10 @@ class Obey:
         delay_ps = self._delays.pop(row)
         cluster.out.append(act.Wake(timer, cluster.now + delay_ps, row, delay_ps))
 
+    def lost_asleep(self, row: int) -> None:
+        """Its KV will be gone. Whether that is computed again is known when it wakes."""
+        self._lost[row] = self._lost.get(row, 0) + self._cluster.table.v_computed[row]
+
     def woken(self, row: int) -> None:
         """The row's time has come."""
         cluster, table = self._cluster, self._cluster.table
@@ -186,6 +191,7 @@ class Obey:
         cluster, table = self._cluster, self._cluster.table
         owner = table.v_engine[row]
         engine = cluster.engines[owner] if owner >= 0 else None
+        table.v_recomputed[row] += self._lost.pop(row, 0)
         if engine is not None and engine.alive:
             rank = engine.ranks[table.v_rank[row] % len(engine.ranks)]
             if row in rank.held:
@@ -203,3 +209,4 @@ class Obey:
         self._ended.pop(row, None)
         self._delays.pop(row, None)
         self._waits.pop(row, None)
+        self._lost.pop(row, None)

@@ -63,6 +63,7 @@ def _forget_sleepers(engine: EngineMachine, rank: Rank) -> None:
     for row in [row for row in rank.held if table.v_status[row] == Status.SLEEPING]:
         del rank.held[row]
         engine.sleeping -= 1
+        engine.up.lost_asleep(row)
         forget_kv(engine, rank, row)
 
 
@@ -130,6 +131,7 @@ def recompute(engine: EngineMachine, rank: Rank, row: int) -> None:
     """The row loses its pages and waits, first in its lane, to be prefilled again."""
     table, up = engine.table, engine.up
     ran = engine.withdraw(rank, row)
+    table.v_recomputed[row] += table.v_computed[row]
     forget_kv(engine, rank, row)
     table.v_preemptions[row] += 1
     if engine.lag and ran:
@@ -145,7 +147,6 @@ def recompute(engine: EngineMachine, rank: Rank, row: int) -> None:
 def forget_kv(engine: EngineMachine, rank: Rank, row: int) -> None:
     """Pages and checkpoint of a row in no set are gone."""
     table, out = engine.table, engine.up.out
-    table.v_recomputed[row] += table.v_computed[row]
     table.v_computed[row] = 0
     rank.release(row)
     out.append(act.Release([row], engine.id, "hbm"))

@@ -238,7 +238,7 @@ def _bodies_end(
                 pools = ("hbm", "host") if table.v_host_pages[row] else ("hbm",)
                 engine.up.out.extend(act.Release([row], engine.id, pool) for pool in pools)
             _ended_in_doubt(engine, rank, row, entry[1])
-            table.v_recomputed[row] += table.v_computed[row]
+            engine.up.lost_asleep(row)
             table.v_computed[row] = 0
             table.v_status[row] = Status.SLEEPING
         if not goes_on:

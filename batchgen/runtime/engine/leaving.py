@@ -52,6 +52,8 @@ def lost(engine: EngineMachine, event: ev.DeviceLost) -> Remains:
             what, code, why = engine.verdicts.pop(row)
             engine.up.end_early(engine, row, what, code, why)
         elif table.v_status[row] == Status.SLEEPING:
+            engine.up.lost_asleep(row)
+            table.v_computed[row] = 0
             _forget(engine, row)
             table.v_status[row] = Status.SLEEPING
         elif engine.policy.moves and table.v_host_valid[row] > 0:

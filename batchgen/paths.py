@@ -1,0 +1,64 @@
+"""What lies at a path that a user named. It opens nothing.
+
+Outputs are put in place by a rename, which would put a file where a pipe or a device was; inputs
+are read more than once, which a pipe does not bear.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from batchgen.errors import UserError
+
+KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+}
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """What is there, through links: "file", "folder", "pipe", "socket", "device", "" for nothing.
+
+    Raises UserError for a path that cannot be looked at.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "broken link" if os.path.islink(path) else ""
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot look at {str(path)!r:.200}: {why}", remedy="check it") from None
+    return KINDS.get(stat.S_IFMT(mode), "device")
+
+
+def check_input(what: str, path: str | os.PathLike[str], *, remedy: str) -> None:
+    """Raises UserError unless a regular file is there; `what` is "trace" or "--faults"."""
+    kind = kind_of(path)
+    if kind != "file":
+        trouble = {"": "does not exist", "folder": "is a folder"}.get(
+            kind, f"is not a regular file, but a {kind}"
+        )
+        raise UserError(f"{what} {path} {trouble}", remedy=remedy)
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raises UserError unless nothing or a regular file is there. Call it before any long work."""
+    kind = kind_of(path)
+    if kind == "folder":
+        raise UserError(f"{path} is a folder", remedy="name an output file")
+    if kind not in ("", "file"):
+        raise UserError(
+            f"{path} is not a regular file, but a {kind}, and is not replaced",
+            remedy="name an output file",
+        )
+
+
+def check_new_output(path: Path, *, force: bool) -> None:
+    """`check_output`, and UserError for a file that is there without `force`."""
+    check_output(path)
+    if path.exists() and not force:
+        raise UserError(f"{path} exists", remedy="give --force to replace it")

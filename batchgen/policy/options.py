@@ -1,0 +1,108 @@
+"""Options of parts and of the plan: ranges declared beside the default, texts read, values checked.
+
+It knows no part. `option(0.2, least=0, most=1)` is a dataclass field; a plain default is one too,
+and then any finite number will do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from batchgen.errors import UserError
+
+MOST_TOKENS = 2**31 - 1
+"""Token counts of rows are 32 bits wide."""
+
+LONGEST_SHOWN = 40
+
+
+def option(default: Any, *, least: float | None = None, most: float | None = None) -> Any:
+    """A field of a `Config` whose numbers lie in [least, most]; None leaves a side open."""
+    return dataclasses.field(default=default, metadata={"least": least, "most": most})
+
+
+def range_of(field: dataclasses.Field[Any]) -> str:
+    """The range of a field in words; empty where it has none."""
+    least, most = (_shown(field.metadata.get(side)) for side in ("least", "most"))
+    if least and most:
+        return f"from {least} to {most}"
+    return f"of at least {least}" if least else f"of at most {most}" if most else ""
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def kinds_of(field: dataclasses.Field[Any]) -> tuple[str, ...]:
+    """The names in the annotation of a field: ("int", "None") of `int | None`."""
+    kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
+    return tuple(part.strip() for part in kind.split("|"))
+
+
+def _remedy(field: dataclasses.Field[Any]) -> str:
+    kinds = kinds_of(field)
+    if "bool" in kinds:
+        what = "give true or false"
+    elif "int" in kinds or "float" in kinds:
+        kind = "an integer" if "int" in kinds else "a finite number"
+        what = f"give {kind} {range_of(field)}".rstrip()
+    else:
+        what = "give a text"
+    if field.default is None or field.default is dataclasses.MISSING:
+        return what
+    return f"{what}; the default is {str(field.default).lower()}"
+
+
+def read_option(key: str, field: dataclasses.Field[Any], text: str) -> Any:
+    """The value of `--set key=text`, of the field's type and in its range. Raises UserError."""
+    kinds = kinds_of(field)
+    kind = next((name for name in ("bool", "int", "float", "str") if name in kinds), "")
+    what = f"--set {key}={_shown(text)}"
+    value: Any
+    try:
+        if kind == "bool":
+            value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        else:
+            value = {"int": int, "float": float, "str": str}[kind](text)
+    except (KeyError, ValueError):
+        raise UserError(f"{what}: not a valid {kind or 'option'}", remedy=_remedy(field)) from None
+    check_option(what, field, value)
+    return value
+
+
+def check_option(what: str, field: dataclasses.Field[Any], value: Any) -> None:
+    """Raises UserError for a number that is not finite or out of the field's range."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    least, most = field.metadata.get("least"), field.metadata.get("most")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{what}: not a finite number", remedy=_remedy(field))
+    if (least is not None and value < least) or (most is not None and value > most):
+        raise UserError(f"{what}: out of range", remedy=_remedy(field))
+
+
+def read_config(
+    slot: str, name: str, config: type[Any], options: Mapping[str, Any], texts: Mapping[str, str]
+) -> Any:
+    """The `config` of part `name`: a preset's options, then those given as text. Raises
+    UserError."""
+    fields = {item.name: item for item in dataclasses.fields(config)}
+    for given in (*options, *texts):
+        if given not in fields:
+            where = f"--set {slot}.{given}" if given in texts else f"preset option {slot}.{given}"
+            raise UserError(
+                f"{where}: {name} has no such option",
+                remedy=f"its options: {', '.join(fields) or 'none'}",
+            )
+    values = dict(options)
+    for given, value in values.items():
+        check_option(f"preset option {slot}.{given}={_shown(value)}", fields[given], value)
+    for given, text in texts.items():
+        values[given] = read_option(f"{slot}.{given}", fields[given], text)
+    return config(**values)

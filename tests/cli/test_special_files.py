@@ -1,0 +1,178 @@
+"""Pipes, sockets, signals and bytes that are no text: one line, nothing replaced, nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batchgen.cli import main
+from batchgen.errors import UserError
+from batchgen.job.output import OutputWriter
+from batchgen.paths import kind_of
+
+ROW = {"prompt_tokens": 100, "output_tokens": 20}
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+SPECIAL = ("pipe", "socket", "folder", "broken link")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("special") / "tiny"
+    assert main(["model", "init", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    Path("broken link").symlink_to("nowhere")
+    Path("t.jsonl").write_text(json.dumps(ROW) + "\n")
+    Path("in.jsonl").write_text('{"prompt": "hello", "max_tokens": 3}\n')
+    capsys.readouterr()
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind("socket")
+        yield tmp_path
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    before = {path.name: stat.S_IFMT(path.lstat().st_mode) for path in Path().iterdir()}
+    assert main(args) == 2, args
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    assert err.startswith("error: ")
+    after = {path.name: stat.S_IFMT(path.lstat().st_mode) for path in Path().iterdir()}
+    assert after == before
+    return err
+
+
+OUTPUTS = {
+    "exec": ["exec", "--model", "no-model-is-loaded", "-i", "in.jsonl"],
+    "generate": ["trace", "generate", "-n", "3", "--part", "1 / constant:3 / constant:3"],
+    "import": ["trace", "import", "t.jsonl"],
+    "profile": ["profile", "--quick"],
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("command", OUTPUTS)
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
+def test_only_files_are_replaced(
+    force: list[str], command: str, kind: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = refused([*OUTPUTS[command], "-o", kind, *force], capsys)
+    assert kind in err
+    assert "name a" in err
+    Path("link").symlink_to(kind)
+    assert "link" in refused([*OUTPUTS[command], "-o", "link", *force], capsys)
+
+
+def test_a_pipe_that_appears_meanwhile_is_not_replaced(here: Path) -> None:
+    with OutputWriter(Path("late"), force=True) as writer:
+        writer.write(0, {})
+        os.mkfifo("late")
+        with pytest.raises(UserError, match="late is not a regular file, but a pipe"):
+            writer.commit(1)
+    assert kind_of("late") == "pipe"
+    assert not list(here.glob(".*"))
+
+
+INPUTS = {
+    "trace": (["sim", "--trace"], "trace"),
+    "faults": (["sim", "--trace", "t.jsonl", "--faults"], "--faults"),
+    "input": (["exec", "--model", "no-model-is-loaded", "-o", "out.jsonl", "-i"], "input"),
+    "log": (["validate", "replay", "--no-fresh"], "log"),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_are_files(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args, what = INPUTS[name]
+    for kind in ("pipe", "socket", "broken link"):
+        assert f"{what} {kind} is not a regular file, but a {kind}" in refused(
+            [*args, kind], capsys
+        )
+    # Read, not written: the only device that a test may touch.
+    assert f"{what} /dev/null is not a regular file, but a device" in refused(
+        [*args, os.devnull], capsys
+    )
+    assert f"{what} none does not exist" in refused([*args, "none"], capsys)
+    assert "cannot look at" in refused([*args, "x" * 5000], capsys)
+
+
+def test_faults_with_a_byte_order_mark(here: Path) -> None:
+    line = '{"at_s": 0.001, "kind": "slow", "gpu": 0, "factor": 2}\n'
+    Path("faults.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode())
+    args = ["sim", "--trace", "t.jsonl", "--model", "llama-3.1-8b", "--gpus", "1"]
+    assert main([*args, "--faults", "faults.jsonl"]) == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["trace", "generate", "-n", "1", "-o", "x.jsonl", "--name", "\udcff"],
+        ["trace", "import", "t.jsonl", "-o", "x.jsonl", "--name=a\udcff"],
+        ["sim", "--trace", "\udcff.jsonl"],
+        ["sim", "--trace", "t.jsonl", "--set", "order.part=\udcff"],
+        ["exec", "--model", "m", "-i", "in.jsonl", "-o", "\udcff"],
+        ["\udcff"],
+    ],
+    ids=lambda args: args[0].encode("ascii", "replace").decode(),
+)
+def test_bytes_that_are_no_text(
+    args: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = refused(args, capsys)
+    assert "\\xff" in err
+    assert "is not text in UTF-8; write it in UTF-8" in err
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_leaves_nothing_behind(
+    number: signal.Signals, here: Path, checkpoint: Path
+) -> None:
+    row = json.dumps({"prompt": "hello", "max_tokens": 2000, "ignore_eos": True})
+    Path("in.jsonl").write_text(f"{row}\n" * 64)
+    Path("old.jsonl").write_text("old\n")
+    command = [sys.executable, "-P", "-m", "batchgen.cli", "exec", "--model", str(checkpoint)]
+    command += ["-i", "in.jsonl", "-o", "old.jsonl", "--force", "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        limit = time.monotonic() + 60
+        while not list(here.glob(".*.tmp")) and time.monotonic() < limit:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, err.strip()) == (3, "interrupted")
+    assert not list(here.glob(".*"))
+    assert Path("old.jsonl").read_text() == "old\n"
+
+
+def test_a_path_that_the_machine_refuses(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["model", "show", "x" * 5000], ["exec", "--model", "x" * 5000, "-i", "in.jsonl"]):
+        args += ["-o", "out.jsonl"] if args[0] == "exec" else []
+        err = refused(args, capsys)
+        assert "File name too long" in err
+        assert len(err) < 400
+
+
+def test_handlers_are_as_they_were(here: Path) -> None:
+    before = [signal.getsignal(n) for n in SIGNALS]
+    assert main(["--version"]) == 0
+    assert [signal.getsignal(n) for n in SIGNALS] == before
