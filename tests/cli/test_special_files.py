@@ -144,6 +144,8 @@ def test_bytes_that_are_no_text(
 def test_a_signal_leaves_nothing_behind(
     number: signal.Signals, here: Path, checkpoint: Path
 ) -> None:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("ignored by whoever runs the tests, and so by what they start")
     row = json.dumps({"prompt": "hello", "max_tokens": 2000, "ignore_eos": True})
     Path("in.jsonl").write_text(f"{row}\n" * 64)
     Path("old.jsonl").write_text("old\n")
