@@ -46,6 +46,8 @@ soak: $(STAMP)
 
 # A wheel, unpacked: what one edits is never compiled, and what is compiled never lies in the checkout.
 $(COMPILED)/.made: $(STAMP) $(SOURCES)
+	@command -v $${CC:-cc} > /dev/null || { echo "this needs a C compiler (gcc or clang);" \
+	  "plain Python is measured by: $(BIN)/python benchmarks/run.py --python" >&2; exit 2; }
 	rm -rf $(COMPILED) build/wheel
 	BATCHGEN_MYPYC=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/wheel .
 	$(BIN)/python -m pip install --quiet --no-deps --target $(COMPILED) build/wheel/*.whl

@@ -6,6 +6,8 @@ Children are told by PYTHONPATH. Standard library only, see machine.py.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +20,10 @@ def use(*, compiled: bool) -> None:
     if compiled:
         _check()
     os.environ["PYTHONPATH"] = str(COMPILED if compiled else ROOT)
+    code = "import batchgen, sys; sys.exit(not batchgen.is_compiled())"
+    found = subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+    if found != compiled:
+        raise SystemExit("error: build/compiled holds no libraries of this Python; make compiled")
 
 
 def plain() -> dict[str, str]:
@@ -35,6 +41,11 @@ def _check() -> None:
         for path in sorted((ROOT / folder).rglob("*.py")):
             name = path.relative_to(ROOT)
             copy = COMPILED / (name if folder == "batchgen" else Path("batchgen") / name)
+            if not COMPILED.is_dir():
+                raise SystemExit(
+                    "error: there is no build/compiled; run 'make compiled', or measure plain "
+                    "Python with --python"
+                )
             if not copy.is_file() or copy.read_bytes() != path.read_bytes():
                 raise SystemExit(
                     f"error: build/compiled is not made of this {name}; run 'make compiled', "

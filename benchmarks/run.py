@@ -208,7 +208,7 @@ class Bench:
         found = best(2, lambda: measure("scale", plain=True, preset=preset, **arguments))
         self.results[f"scale.{name}.{preset}.python"] = found
         compiled = self.results[f"scale.{name}.{preset}"]
-        if found["end_s_sum"] != compiled["end_s_sum"]:
+        if found["ends"] != compiled["ends"]:
             raise SystemExit(f"{preset}: {name}: plain and compiled runs differ")
         ratio = found["scaled_s"] / compiled["scaled_s"]
         say(

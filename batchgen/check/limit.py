@@ -28,8 +28,11 @@ def time_limit(limit_s: float) -> Iterator[None]:
         yield
         return
 
+    over = False
+
     def up(number: int, frame: FrameType | None) -> None:
-        raise TimeUp
+        if not over:
+            raise TimeUp
 
     began = _monotonic()
     handler = signal.signal(signal.SIGALRM, up)
@@ -37,6 +40,7 @@ def time_limit(limit_s: float) -> Iterator[None]:
     try:
         yield
     finally:
+        over = True  # before anything else: one more alarm may come on the way
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if left_s:  # somebody else's alarm, as the test runner's

@@ -69,9 +69,12 @@ class Watch:
 
     def ask(self, part: Part, name: str, method: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Ask a part, and look at what it did."""
-        if self._inside:
-            return method(*args)
         slot = part.slot
+        if self._inside:  # by another part's call
+            answer = method(*args)
+            if problem := wrong(part, name, args, answer):
+                raise Violation("answer", slot, f"{name} answered: {problem}")
+            return answer
         self.calls[slot, name] += 1
         compares = self._compares and self.calls[slot, name] <= CALLS_COMPARED
         before = books(self.runtime) if compares and self.runtime is not None else {}
@@ -83,7 +86,7 @@ class Watch:
         except TimeUp:
             self.hung = slot, name
             raise
-        except (UserError, KeyboardInterrupt):
+        except (UserError, Violation, KeyboardInterrupt):
             raise
         except BaseException as error:  # SystemExit too
             raise Violation("exception", slot, f"{name} raised {told(error)}") from error
@@ -119,6 +122,7 @@ class Watch:
 def _subclass(cls: type[Part], watch: Watch, changes: str) -> type[Part]:
     """A subclass of the part's class that asks through the watch."""
     body: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    body["watched"] = True
     if changes:
         body["changes"] = changes
     found: type[Part] = type(cls.__name__, (cls,), body)

@@ -52,7 +52,7 @@ def replay(
     check_input("log", path, remedy="make the run with --out DIR --log full")
     if fresh:
         seed = REPLAY_HASH_SEED if os.environ.get("PYTHONHASHSEED") != REPLAY_HASH_SEED else "54321"
-        command = [sys.executable, "-m", "batchgen.cli", "validate", "replay", str(path)]
+        command = [sys.executable, "-P", "-m", "batchgen.cli", "validate", "replay", str(path)]
         command += ["--no-fresh", *(["--json"] if as_json else [])]
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         return subprocess.run(command, env=environment, check=False).returncode
@@ -75,6 +75,11 @@ def replay(
             print(json.dumps({"schema": 1, "equal": False, "first_difference": str(error)}))
         else:
             say(f"not equal: {' '.join(str(error).split())}")
+            if not (path.parent / "run.json").is_file():
+                say(
+                    "a simulated run whose layout changes is replayed with the run.json beside its "
+                    "log, and there is none"
+                )
         return 1
     result = {
         "schema": 1,
@@ -101,7 +106,7 @@ def replay(
 
 def _advisor(path: Path) -> Any:
     """The cost questions of a simulated run's tail part, rebuilt from its run.json; None for
-    exec."""
+    exec, and without a run.json."""
     run_json = path.parent / "run.json"
     if not run_json.is_file():
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.errors import UserError
 from batchgen.policy.base import CHANGES
+from batchgen.policy.foreign import guarded
 
 if TYPE_CHECKING:
     from batchgen.policy.presets import Policy
@@ -65,11 +66,11 @@ class Compiled:
                     f"{slot} part {type(part).__name__} declares changes = {part.changes!r}",
                     remedy=f"declare one of {', '.join(CHANGES)}",
                 )
-        admission, memory = policy["admission"], policy["memory"]
-        order, batching = policy["order"], policy["batching"]
+        admission, memory = guarded(policy["admission"]), guarded(policy["memory"])
+        order, batching = guarded(policy["order"]), policy["batching"]
         self.admission, self.memory, self.order = admission, memory, order
-        self.phase, self.placement = policy["phase"], policy["placement"]
-        self.tail, self.predictor = policy["tail"], policy["predictor"]
+        self.phase, self.placement = guarded(policy["phase"]), guarded(policy["placement"])
+        self.tail, self.predictor = guarded(policy["tail"]), guarded(policy["predictor"])
         self.reserves, self.whole_batch = admission.reserves, admission.whole_batch
         self.lease, self.room = admission.lease, admission.room
         self.ask_each_pass = "pass" in (admission.changes, order.changes)
@@ -78,7 +79,7 @@ class Compiled:
         self.recomputes = memory.way == "recompute"
         if not (self.suspends or self.stalls or self.recomputes):
             raise UserError(
-                f"memory part {type(memory).__name__} declares way = {memory.way!r}",
+                f"memory part {type(policy['memory']).__name__} declares way = {memory.way!r}",
                 remedy="declare recompute, suspend or stall",
             )
         self.newest, self.rank_victim = memory.newest, memory.rank_victim
@@ -89,11 +90,11 @@ class Compiled:
         self.num_lanes = len(self.shares)
         if not self.shares or min(self.shares) <= 0 or sum(self.shares) > 1 + 1e-9:
             raise UserError(
-                f"order part {type(order).__name__} has shares {self.shares}",
+                f"order part {type(policy['order']).__name__} has shares {self.shares}",
                 remedy="every lane needs a share above 0, and all together at most 1",
             )
         self.choosy = self.num_lanes > 1 or not (self.recomputes and self.newest)
-        self.phases = policy["phase"].phases
+        self.phases = self.phase.phases
         self.whole, self.static = batching.whole, batching.static
         self.renews = self.whole_batch or self.static or self.streams
         self.steals = self.placement.steals

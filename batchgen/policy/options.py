@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchgen.errors import UserError
+from batchgen.oneline import named
 
 MOST_TOKENS = 2**31 - 1
 """Token counts of rows are 32 bits wide."""
@@ -105,4 +106,9 @@ def read_config(
         check_option(f"preset option {slot}.{given}={_shown(value)}", fields[given], value)
     for given, text in texts.items():
         values[given] = read_option(f"{slot}.{given}", fields[given], text)
-    return config(**values)
+    try:
+        return config(**values)
+    except UserError:
+        raise
+    except Exception as error:  # a part's own check
+        raise UserError(f"options of {slot} part {name}: {named(error)}") from error

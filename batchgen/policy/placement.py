@@ -37,7 +37,7 @@ class RoundRobin(PlacementPart):
         return placed
 
     def choose(self, cluster: ClusterMachine, row: int, engines: Homes) -> EngineMachine:
-        return engines.turn(cluster.placed_rows)
+        return engines.turn(cluster.moved_rows)
 
 
 class LeastWork(PlacementPart):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from core_cases import Case, Row
+import pytest
+from core_cases import Case, Row, run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchgen.actions import Place
 from batchgen.runtime.cluster.homes import Homes
 from batchgen.runtime.cluster.loads import Loads
+from batchgen.step import Step
 
 ENGINES = 9
 Change = tuple[int, int, int]
@@ -83,3 +87,49 @@ def test_a_thousand_engines_are_not_asked() -> None:
         loads.add(found.least_loaded().id, 0, 1)
         found.turn(number)
     assert asked <= 500 * 6
+
+
+def test_an_engine_that_comes_back_is_as_loaded_as_others_of_its_role() -> None:
+    loads = Loads([2] * 6)
+    loads.takers.admit(EVERY[:2])
+    loads.decoders.admit(EVERY[2:6])
+    for engine in range(2, 6):
+        loads.add(engine, 0, 1000 + engine)
+    loads.clear(4)
+    loads.decoders.admit(EVERY[2:6])
+    loads.level(4)
+    assert loads.of(4) == 1002
+    assert loads.of(0) == 0
+    loads.add(1, 0, 70)
+    loads.level(0)
+    assert loads.of(0) == 70
+
+
+@pytest.mark.parametrize("placement", ["round-robin", "least-work"])
+def test_rows_that_come_one_by_one_are_spread_over_all_engines(placement: str) -> None:
+    rows = tuple(Row(prompt=20, budget=4, output=4, arrival=4_000_000 * i) for i in range(80))
+    case = Case(
+        preset="vllm",
+        rows=rows,
+        engines=6,
+        roles=("prefill", "prefill", *("decode",) * 4),
+        overrides={"placement.part": placement},
+    )
+    outcome = run(case)
+    places = Counter(
+        action.engine
+        for entry in outcome.entries
+        for action in entry.actions
+        if type(action) is Step and action.joined
+        for _ in action.joined
+    )
+    assert {places[engine] for engine in range(2, 6)} == {20}
+    firsts = Counter(
+        action.engine
+        for entry in outcome.entries
+        for action in entry.actions
+        if type(action) is Place
+        for _ in action.rows
+    )
+    if placement == "round-robin":
+        assert firsts[0] == firsts[1] == 40

@@ -113,7 +113,10 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
 
 def test_python_dash_m_is_the_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "batchgen", "--version"], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "batchgen", "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout.split()[0]) == (0, "batchgen")
 

@@ -5,7 +5,7 @@ engines costs what it costs among ten. It chooses none; a placement part does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchgen.runtime.cluster.loads import Least, Loads
@@ -41,8 +41,15 @@ class Homes:
     def __bool__(self) -> bool:
         return any(self._suits(one) for one in self._engines)
 
-    def __getitem__(self, index: int) -> EngineMachine:
+    def __getitem__(self, index: Any) -> Any:
+        """An engine, or a list of them for a slice."""
         return self._all()[index]
+
+    def __contains__(self, engine: object) -> bool:
+        return engine in self._all()
+
+    def __reversed__(self) -> Iterator[EngineMachine]:
+        return reversed(self._all())
 
     def _all(self) -> list[EngineMachine]:
         return [one for one in self._engines if self._suits(one)]

@@ -116,9 +116,10 @@ class Loads:
         self._ranks[engine] = [0] * len(self._ranks[engine])
 
     def level(self, engine: int) -> None:
-        """The engine comes back: as loaded as the least loaded of the others, for what those were
-        given in the past has mostly run."""
-        others = [self._total[other] for other in self.takers.members if other != engine]
+        """The engine comes back: as loaded as the least loaded of the others of its role, for what
+        those were given in the past has mostly run."""
+        group = self.decoders if engine in self.decoders.members else self.takers
+        others = [self._total[other] for other in group.members if other != engine]
         missing = min(others, default=0) - self._total[engine]
         if missing > 0:
             ranks = self._ranks[engine]

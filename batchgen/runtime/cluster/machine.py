@@ -73,7 +73,8 @@ class ClusterMachine:
         self.leaving: dict[int, None] = {}  # engines whose waiting rows should wait elsewhere
         self.asks_again: list[tuple[EngineMachine, int]] = []
         self.unfinished = 0
-        self.placed_rows = 0
+        self.placed_rows = 0  # without KV
+        self.moved_rows = 0  # with it
         self.input_closed = False
         self._timers: dict[int, tuple[str, int]] = {}
         self._next_timer = 0

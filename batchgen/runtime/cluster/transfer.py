@@ -113,7 +113,7 @@ class Transfers:
             self._stamps[row] = self._stamp
             self._at[row] = target
             asked(target, row, source.id, self._stamp)
-            cluster.placed_rows += 1
+            cluster.moved_rows += 1
         cluster.moved(rows, source)
         for row in rows:
             cluster.loads.add(target.id, 0, cluster.work(row))

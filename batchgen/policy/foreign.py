@@ -1,0 +1,83 @@
+"""A part of somebody else, as the machines ask it: answers are plain ints and bools, and what it
+raises is one line that names it. It decides nothing.
+
+The compiled machines take no numpy integer for an int, and parts read numpy columns; and an error
+in a part is no bug in batchgen.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from batchgen.errors import BatchgenError, UserError
+from batchgen.oneline import named
+from batchgen.policy.base import Part
+
+
+def _slots(answer: Any) -> Any:
+    index = operator.index
+    return [(index(row), (index(engine), index(rank))) for row, (engine, rank) in answer]
+
+
+def _same(answer: Any) -> Any:
+    return answer
+
+
+ANSWERS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "order": {"key": operator.index, "lane": operator.index},
+    "admission": {"lease": operator.index, "room": bool},
+    "phase": {"starts_prefill": bool},
+    "memory": {"rank_victim": operator.index},
+    "placement": {"work": operator.index, "place": _slots, "choose": _same, "is_slow": bool},
+    "tail": {"layout": _same},
+    "predictor": {"on_arrival": _same, "on_completion": _same},
+}
+"""slot -> method -> what its answer becomes."""
+
+
+class Foreign:
+    """A part whose calls are guarded; everything else is the part's own."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        # A part under watch raises what is found out about it.
+        watched = getattr(type(part), "watched", False)
+        for name, plain in ANSWERS.get(part.slot, {}).items():
+            method = getattr(part, name, None)
+            if method is not None:
+                setattr(self, name, _asked(part, name, method, plain, watched))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+
+def guarded(part: Part) -> Any:
+    """The part itself, if it is one of ours."""
+    ours = type(part).__module__.startswith("batchgen.policy.")
+    return part if ours else Foreign(part)
+
+
+def _asked(
+    part: Part,
+    name: str,
+    method: Callable[..., Any],
+    plain: Callable[[Any], Any],
+    watched: bool,
+) -> Callable[..., Any]:
+    def asked(*args: Any) -> Any:
+        try:
+            return plain(method(*args))
+        except BatchgenError:
+            raise
+        except Exception as error:
+            if watched:
+                raise
+            raise UserError(
+                f"{part.slot} part {type(part).__name__}: {name} failed ({named(error)})",
+                remedy="mend it; 'batchgen policy check' looks for such cases",
+                code="part",
+            ) from error
+
+    return asked
