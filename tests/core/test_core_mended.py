@@ -21,6 +21,7 @@ from batchgen.errors import UserError
 from batchgen.policy.compiled import Compiled
 from batchgen.policy.presets import CAPABILITIES, PARTS, build_policy, find_preset
 from batchgen.runtime.advisor import Offer
+from batchgen.step import Step
 
 STEALS = {"placement.part": "least-work"}
 
@@ -450,3 +451,46 @@ def test_a_hungry_engine_that_prefills_takes_no_rows_from_the_host_of_one_that_d
     assert not any(decodes for _, decodes, *_ in outcome.passes()[0])
     assert set(outcome.reasons.values()) <= {"length", "stop"}
     verify_core(case)
+
+
+@pytest.mark.parametrize("page", [1, 4])
+def test_a_prompt_whose_pass_was_lost_with_its_device_is_not_on_the_host(page: int) -> None:
+    """With depth 2 the books are a pass ahead; what a lost pass would have computed is undone,
+    and was streamed nowhere."""
+    rows = (
+        Row(prompt=9, budget=60, output=60),
+        Row(prompt=9, budget=60, output=60),
+        Row(prompt=18, budget=20, output=9, arrival=200_000),
+    )
+    case = Case(
+        preset="vllm",
+        rows=rows,
+        engines=2,
+        hbm_pages=400,
+        host_pages=10_000,
+        page=page,
+        depth=2,
+        overrides={"memory.part": "suspend-most-decoded", "admission.part": "lazy-pages"},
+    )
+    begun, engine = next(
+        (entry.t, action.engine)
+        for entry in run(case).entries
+        for action in entry.actions
+        if isinstance(action, Step) and any(chunk[0] == 2 and chunk[3] for chunk in action.chunks)
+    )
+    step_ps = 20_000  # longer than what is left of the pass before, shorter than both
+    for after in range(0, 2 * step_ps, step_ps // 8):
+        lost = replace(case, troubles=(("lost", begun + after, engine, 0),))
+        outcome = run(lost, checker=Invariants(lost))
+        assert outcome.reasons[2] in ("stop", "length")
+        ended = begun + after
+        first = outcome.times()[0][2]
+        if first < ended:
+            continue  # it had its first token before the loss
+        copied = [
+            action
+            for entry in outcome.entries
+            for action in entry.actions
+            if isinstance(action, act.Copy) and 2 in action.rows
+        ]
+        assert not copied, (after, copied)

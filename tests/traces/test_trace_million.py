@@ -1,4 +1,4 @@
-"""One million rows: import and load in 15 s and 1 GB, in a process of its own (slow)."""
+"""One million rows: import and load in 1 GB, in a process of its own. `make bench` times it."""
 
 from __future__ import annotations
 
@@ -61,5 +61,4 @@ def test_a_million_rows(tmp_path: Path, kind: str, ending: str) -> None:
     found = json.loads(done.stdout)
     print(kind, ending, found)
     assert found["rows"] == ROWS
-    assert found["s"] < 15
     assert found["peak_bytes"] < 1_000_000_000

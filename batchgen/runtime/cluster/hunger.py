@@ -157,8 +157,9 @@ class Hunger:
         rows.reverse()
         cluster.moved(rows, donor)
         cluster.orders.follow(rows, donor)
-        if len(cluster.policy.shares) > 1:
-            cluster.agenda[donor.id] = None  # shares of its lanes see each other
+        if len(cluster.policy.shares) > 1 or not donor.num_waiting:
+            # Shares of its lanes see each other, or it is hungry itself now and has to say so.
+            cluster.agenda[donor.id] = None
         offer(engine, rows)
         cluster.arrived_at(rows, engine)
         cluster.out.append(Place(rows, engine.id))
@@ -166,8 +167,11 @@ class Hunger:
         self.waiting_grew(engine)
 
     def _rescue(self, engine: EngineMachine) -> None:
-        """Running rows of a slow engine come to hungry ones, which are fast."""
+        """Running rows of a slow engine come to a hungry one that is fast. Where all are slow they
+        stay: each would freeze what it took from another, and nobody would run."""
         cluster = self._cluster
+        if engine.id in cluster.members.slow:
+            return
         for index in sorted(cluster.members.slow):
             if index != engine.id and self._may_send_away(index):
                 cluster.engines[index].send_away()

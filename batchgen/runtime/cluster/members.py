@@ -6,6 +6,7 @@ on its host, or prefilled again elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from batchgen import actions as act
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
 
 EVERYTHING = 1 << 40
+
+
+def _takes(one: EngineMachine, source: EngineMachine, slow: Collection[int]) -> bool:
+    """Whether an engine takes rows with KV of another. Not while rows stand still on it too: they
+    hold the pages, and each would wait for the other."""
+    if one is source or one.freezing or one.id in slow:
+        return False
+    return not one.asks_elsewhere
 
 
 class Members:
@@ -53,21 +62,19 @@ class Members:
         cluster.loads.decoders.admit(cluster.decoders)
 
     def homes(self, source: EngineMachine, row: int) -> Homes:
-        """Where a row with KV of an engine may go, be there any place or none."""
+        """Where a row with KV of an engine may go, be there any place or none. What runs on a slow
+        engine goes to a fast one, or stays."""
         cluster = self._cluster
         loads = cluster.loads
-        if source.role != "both":
-            return Homes(
-                cluster.decoders,
-                lambda one: one is not source and fits_ever(one, row),
-                loads,
-                loads.decoders,
-            )
+        if source.role == "prefill":
+            return Homes(cluster.decoders, lambda one: fits_ever(one, row), loads, loads.decoders)
+        slow = frozenset[int]() if source.draining or not source.alive else self.slow
+        mixed = source.role == "both"
         return Homes(
-            cluster.takers,
-            lambda one: one is not source and not one.freezing and fits_ever(one, row),
+            cluster.takers if mixed else cluster.decoders,
+            lambda one: _takes(one, source, slow) and fits_ever(one, row),
             loads,
-            loads.takers,
+            loads.takers if mixed else loads.decoders,
         )
 
     def may_send(self, source: EngineMachine) -> bool:
@@ -146,7 +153,9 @@ class Members:
         if self._lost[engine.id]:
             return
         stayed = [one for one in cluster.engines if one.alive and not one.draining]
-        if not engine.alive:
+        if engine.alive:
+            cluster.transfers.take_back(engine)
+        else:
             engine.revive()
         self.choose_takers()
         cluster.loads.level(engine.id)
@@ -180,5 +189,6 @@ class Members:
             return
         self.slow.discard(engine.id)
         self.choose_takers()
+        self._cluster.transfers.take_back(engine)
         self._cluster.loads.level(engine.id)
         engine.forget_hunger()

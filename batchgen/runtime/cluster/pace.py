@@ -49,8 +49,8 @@ class Pace:
             return
         engine.time_pass(None)
         self._tries.discard(engine.id)
-        if last > number or expected_ps <= 0:
-            return
+        if last > number or expected_ps <= 0 or duration_ps <= 0:
+            return  # more than that pass, or nothing of it
         cluster = self._cluster
         if cluster.policy.placement.is_slow(duration_ps, expected_ps):
             self._pass_ps[engine.id] = duration_ps

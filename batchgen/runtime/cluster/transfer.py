@@ -160,6 +160,20 @@ class Transfers:
             return True
         return engine is None or take_ready(engine, row)
 
+    def take_back(self, source: EngineMachine) -> None:
+        """Rows that stand still at an engine which is well again go on there, unless their pages
+        are granted elsewhere."""
+        if source.role == "prefill":
+            return  # they are to be handed over
+        status = self._table.v_status
+        for rank in source.ranks:
+            for row in [row for row in rank.held if status[row] == Status.FROZEN]:
+                target = self._at.get(row)
+                if target is not None:
+                    self._unask(source, row)
+                    self._cluster.agenda[target.id] = None  # a blocked head may be gone
+                    self._nobody(source, row)
+
     def _nobody(self, source: EngineMachine, row: int) -> None:
         """It goes on where it is; on the host of a lost engine, when somebody comes back."""
         keep(source, row)

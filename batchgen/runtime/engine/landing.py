@@ -78,6 +78,8 @@ def drained(engine: EngineMachine, event: ev.Drained, out: list[act.Action]) -> 
         return
     engine.flying = False
     engine.left_since = {}
+    if engine.probe is not None:
+        engine.up.pace.report(engine, engine.q - 1, event.duration_ps)
     doubt, engine.doubt = engine.doubt, []
     told, engine.prompts_told = engine.prompts_told, []
     _prompts_done(engine, told)

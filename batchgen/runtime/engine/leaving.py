@@ -105,17 +105,17 @@ def _rewind(engine: EngineMachine, end: int) -> None:
     q0 = step.q0 if step is not None else engine.q
     previous: Step | None = engine.previous
     k = engine.k
-    fresh: set[int] = set()
+    fresh: dict[int, int] = {}  # rows whose prompt was completed in the pass undone -> its start
     joined: set[int] = set()
     left: set[int] = set()
     if end < q0:  # the pass before the newest decision never ended
         assert previous is not None
         back = 1 if previous.decode else 0
         k -= back
-        fresh = {row for row, _, _, last in previous.chunks if last}
+        fresh = {row: start for row, start, _, last in previous.chunks if last}
         joined = set(step.joined) if step is not None else set(engine.joined)
         left = set(engine.left_since)
-        for row in fresh | left:
+        for row in fresh.keys() | left:
             known = table.v_status[row] in (Status.DECODE, Status.EXTENDING) or table.ended(row)
             if table.v_engine[row] == engine.id and not known:
                 table.v_produced[row] -= 1 if row in fresh else back
@@ -130,11 +130,14 @@ def _rewind(engine: EngineMachine, end: int) -> None:
         for row in rank.running:
             if table.v_status[row] != Status.DECODE:
                 continue
-            ran = row not in joined or row in left
-            computed = table.v_offset[row] + (k if ran else engine.k)
             if row in fresh:
                 table.v_produced[row] -= 1
-            elif ran:
+                table.v_computed[row] = fresh[row]
+                table.v_host_valid[row] = min(table.v_host_valid[row], fresh[row])
+                continue
+            ran = row not in joined or row in left
+            computed = table.v_offset[row] + (k if ran else engine.k)
+            if ran:
                 table.v_produced[row] = computed - table.v_prompt[row] + 1
             table.v_computed[row] = max(computed, 0)
             if engine.streaming:

@@ -342,6 +342,12 @@ class EngineMachine:
         elif step.n > 1 and (self.urgent or self.orders or self.turn_every == 1 or not step.decode):
             out.append(act.Cut(self.id))
 
+    @property
+    def asks_elsewhere(self) -> bool:
+        """Whether rows stand still here until another engine has pages for them."""
+        status = self.table.v_status
+        return any(status[row] == Status.FROZEN for rank in self.ranks for row in rank.held)
+
     def hurry(self) -> None:
         """Something outside cannot wait for the boundary."""
         self.urgent = True
