@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from batchgen.check.answers import ASKED, wrong
 from batchgen.check.books import books, change, plain
 from batchgen.check.limit import TimeUp
 from batchgen.errors import UserError
 from batchgen.oneline import named, one_line
+from batchgen.policy.answers import ASKED, wrong
 from batchgen.policy.base import Part
 from batchgen.runtime.core import Runtime
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.errors import UserError
 from batchgen.policy.base import CHANGES
-from batchgen.policy.foreign import guarded
+from batchgen.policy.foreign import declared, guarded
 
 if TYPE_CHECKING:
     from batchgen.policy.presets import Policy
@@ -84,9 +84,9 @@ class Compiled:
             )
         self.newest, self.rank_victim = memory.newest, memory.rank_victim
         self.streams = memory.streams
-        self.boundaries_ahead = max(1, memory.boundaries_ahead)
+        self.boundaries_ahead = max(1, declared(policy["memory"], "boundaries_ahead", int))
         self.keyed = order.keyed
-        self.shares = tuple(order.shares)
+        self.shares = declared(policy["order"], "shares", lambda some: tuple(map(float, some)))
         self.num_lanes = len(self.shares)
         if not self.shares or min(self.shares) <= 0 or sum(self.shares) > 1 + 1e-9:
             raise UserError(

@@ -13,12 +13,16 @@ from typing import Any
 
 from batchgen.errors import BatchgenError, UserError
 from batchgen.oneline import named
+from batchgen.policy.answers import wrong
 from batchgen.policy.base import Part
 
 
+def _whole(answer: Any) -> int:
+    return int(operator.index(answer))  # a bool becomes 0 or 1: logs tell them apart
+
+
 def _slots(answer: Any) -> Any:
-    index = operator.index
-    return [(index(row), (index(engine), index(rank))) for row, (engine, rank) in answer]
+    return [(_whole(row), (_whole(engine), _whole(rank))) for row, (engine, rank) in answer]
 
 
 def _same(answer: Any) -> Any:
@@ -26,11 +30,11 @@ def _same(answer: Any) -> Any:
 
 
 ANSWERS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "order": {"key": operator.index, "lane": operator.index},
-    "admission": {"lease": operator.index, "room": bool},
+    "order": {"key": _whole, "lane": _whole},
+    "admission": {"lease": _whole, "room": bool},
     "phase": {"starts_prefill": bool},
-    "memory": {"rank_victim": operator.index},
-    "placement": {"work": operator.index, "place": _slots, "choose": _same, "is_slow": bool},
+    "memory": {"rank_victim": _whole},
+    "placement": {"work": _whole, "place": _slots, "choose": _same, "is_slow": bool},
     "tail": {"layout": _same},
     "predictor": {"on_arrival": _same, "on_completion": _same},
 }
@@ -68,16 +72,34 @@ def _asked(
 ) -> Callable[..., Any]:
     def asked(*args: Any) -> Any:
         try:
-            return plain(method(*args))
+            answer = method(*args)
+            problem = "" if watched else wrong(part, name, args, answer)
+            if not problem:
+                return plain(answer)
         except BatchgenError:
             raise
         except Exception as error:
             if watched:
                 raise
-            raise UserError(
-                f"{part.slot} part {type(part).__name__}: {name} failed ({named(error)})",
-                remedy="mend it; 'batchgen policy check' looks for such cases",
-                code="part",
-            ) from error
+            raise _of(part, f"{name} failed ({named(error)})") from error
+        raise _of(part, f"{name} answered: {problem}")
 
     return asked
+
+
+def _of(part: Part, what: str) -> UserError:
+    return UserError(
+        f"{part.slot} part {type(part).__name__}: {what}",
+        remedy="mend it; 'batchgen policy check' looks for such cases",
+        code="part",
+    )
+
+
+def declared(part: Part, name: str, plain: Callable[[Any], Any]) -> Any:
+    """A declaration of a part, made plain. Raises UserError with its name if that cannot be."""
+    try:
+        return plain(getattr(part, name))
+    except BatchgenError:
+        raise
+    except Exception as error:
+        raise _of(part, f"{name} is no such declaration ({named(error)})") from error

@@ -16,6 +16,8 @@ from batchgen.report.record import RunRecord
 
 NUM_BINS = 400
 MAX_MARKS = 400
+MOST_CHANGED = 48
+"""Characters of what `--set` changed that a title has room for."""
 
 
 def plot_run(record: RunRecord, folder: Path) -> list[Path]:
@@ -47,6 +49,8 @@ def plot_comparison(records: Sequence[RunRecord], folder: Path) -> list[Path]:
 
 def _setting(record: RunRecord) -> str:
     changed = metrics.overrides(record)
+    if len(changed) > MOST_CHANGED:
+        changed = f"{changed[: MOST_CHANGED - 4]} ..."
     return (
         f"{record.model} on {record.num_gpus} x {record.gpu}, layout {record.layout}"
         + f", {changed}" * bool(changed)

@@ -86,6 +86,25 @@ class Raises(OrderPart):
         raise ValueError("no\nkey")
 
 
+class Negative(PlainOrder):
+    def lane(self, table: Any, row: int) -> Any:
+        return -1
+
+
+class NoShares(OrderPart):
+    shares = None  # type: ignore[assignment]
+
+
+class Nowhere(PlainPlacement):
+    def place(self, cluster: Any, rows: Any) -> Any:
+        return [(row, (-1, 0)) for row in rows]
+
+
+class Forgets(PlainPlacement):
+    def place(self, cluster: Any, rows: Any) -> Any:
+        return []
+
+
 class Floats(PlainOrder):
     def key(self, table: Any, row: int) -> Any:
         return 1.5
@@ -100,8 +119,12 @@ class Places(PlainPlacement):
     ("cls", "line"),
     [
         (Raises, r"order part Raises: key failed \(ValueError: no key\)"),
-        (Floats, r"order part Floats: key failed \(TypeError: .*float.*"),
-        (Places, r"placement part Places: place failed \(TypeError: "),
+        (Floats, r"order part Floats: key answered: 1.5 is a float, not an integer"),
+        (Negative, r"order part Negative: lane answered: -1 is no lane; it declares 2 shares"),
+        (NoShares, r"order part NoShares: shares is no such declaration \(TypeError"),
+        (Places, r"placement part Places: place answered: "),
+        (Nowhere, r"placement part Nowhere: place answered: row \d+ on engine -1"),
+        (Forgets, r"placement part Forgets: place answered: rows \[.*\] have no place"),
     ],
 )
 def test_what_a_part_raises_is_its_own(cls: type[Part], line: str) -> None:
