@@ -74,12 +74,9 @@ def replay(
         if as_json:
             print(json.dumps({"schema": 1, "equal": False, "first_difference": str(error)}))
         else:
-            say(f"not equal: {' '.join(str(error).split())}")
-            if not (path.parent / "run.json").is_file():
-                say(
-                    "a simulated run whose layout changes is replayed with the run.json beside its "
-                    "log, and there is none"
-                )
+            bare = not (path.parent / "run.json").is_file()
+            hint = " (no run.json beside the log: changes of layout cannot be replayed)" * bare
+            say(f"not equal: {' '.join(str(error).split())}{hint}")
         return 1
     result = {
         "schema": 1,
