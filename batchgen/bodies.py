@@ -187,9 +187,6 @@ class Bodies:
         self._calls.pop(row, None)
 
 
-MOST_CLOSINGS = 100
-
-
 def close(body: Body) -> None:
     """Close a generator of a user. Raises BodyError when it raises then, or refuses."""
     try:
@@ -197,19 +194,14 @@ def close(body: Body) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        for _ in range(MOST_CLOSINGS):  # else Python closes it at the end, and complains on stderr
-            if inspect.getgeneratorstate(body) == inspect.GEN_CLOSED:
-                break
-            with suppress(Exception, SystemExit, GeneratorExit):
-                body.close()
-        else:
+        if inspect.getgeneratorstate(body) != inspect.GEN_CLOSED:
             _stubborn.append(body)
         raise _broken(error) from None
 
 
 _stubborn: list[Body] = []
-"""Bodies that yield whenever they are closed. Python would close them again, and complain, as soon
-as nobody has them; at the end of the process it does."""
+"""Bodies that yield when they are closed. Python would close them again, and complain, as soon as
+nobody has them; at the end of the process it does (the command line mutes that)."""
 
 
 def _broken(error: BaseException) -> BodyError:

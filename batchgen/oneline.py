@@ -4,6 +4,7 @@ code of users may break `str` and `repr` too. It prints nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 MOST_TEXT = 200
@@ -23,25 +24,22 @@ def escaped(text: str) -> str:
 
 def one_line(value: object, most: int | None = None) -> str:
     """The text of anything, whitespace as single blanks, at most so many characters of it."""
-    try:
-        # `str` may return a subclass that is as odd as the value: the plain method splits it.
-        text = " ".join(str.split(str(value)))
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        text = f"({name_of(value)} without a text)"
-    return escaped(text if most is None else text[:most])
+    return escaped(_made(str, value, "without a text")[:most])
 
 
 def shown(value: object, most: int = MOST_VALUE) -> str:
     """The `repr` of anything, cut."""
+    return escaped(_made(repr, value, "that cannot be printed")[:most])
+
+
+def _made(make: Callable[[object], str], value: object, otherwise: str) -> str:
     try:
-        text = " ".join(str.split(repr(value)))
+        # `str` may return a subclass that is as odd as the value: the plain method splits it.
+        return " ".join(str.split(make(value)))
     except KeyboardInterrupt:
         raise
     except BaseException:
-        text = f"({name_of(value)} that cannot be printed)"
-    return escaped(text[:most])
+        return f"({name_of(value)} {otherwise})"
 
 
 def named(error: BaseException, most: int = MOST_TEXT) -> str:

@@ -49,17 +49,16 @@ def say(line: str) -> None:
     print(escaped(line), file=sys.stderr, flush=True)
 
 
+def _unraisable(event: sys.UnraisableHookArgs) -> None:
+    if "ignored GeneratorExit" not in str(event.exc_value):
+        sys.__unraisablehook__(event)
+
+
 @contextmanager
 def users_code() -> Iterator[None]:
     """While code of users runs: what it prints goes to stderr, stdout is for tables and JSON. A
     body that will not be closed has failed its row by name; Python need not complain as well."""
-    known = sys.unraisablehook
-
-    def quiet(event: sys.UnraisableHookArgs) -> None:
-        if "ignored GeneratorExit" not in str(event.exc_value):
-            known(event)
-
-    sys.unraisablehook = quiet
+    sys.unraisablehook = _unraisable
     with redirect_stdout(sys.stderr):
         yield
 

@@ -7,13 +7,14 @@ in a part is no bug in batchgen.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
 
 from batchgen.errors import BatchgenError, UserError
 from batchgen.oneline import named
-from batchgen.policy.answers import wrong
+from batchgen.policy.answers import ASKED, wrong
 from batchgen.policy.base import Part
 
 
@@ -29,16 +30,12 @@ def _same(answer: Any) -> Any:
     return answer
 
 
-ANSWERS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "order": {"key": _whole, "lane": _whole},
-    "admission": {"lease": _whole, "room": bool},
-    "phase": {"starts_prefill": bool},
-    "memory": {"rank_victim": _whole},
-    "placement": {"work": _whole, "place": _slots, "choose": _same, "is_slow": bool},
-    "tail": {"layout": _same},
-    "predictor": {"on_arrival": _same, "on_completion": _same},
+PLAIN: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("key", "lane", "lease", "rank_victim", "work"), _whole),
+    **dict.fromkeys(("room", "starts_prefill", "is_slow"), bool),
+    "place": _slots,
 }
-"""slot -> method -> what its answer becomes."""
+"""What answers become; others stay as they are."""
 
 
 class Foreign:
@@ -48,10 +45,10 @@ class Foreign:
         self._part = part
         # A part under watch raises what is found out about it.
         watched = getattr(type(part), "watched", False)
-        for name, plain in ANSWERS.get(part.slot, {}).items():
-            method = getattr(part, name, None)
-            if method is not None:
-                setattr(self, name, _asked(part, name, method, plain, watched))
+        for name in ASKED[part.slot]:
+            if inspect.isroutine(getattr(type(part), name, None)):
+                plain = PLAIN.get(name, _same)
+                setattr(self, name, _asked(part, name, getattr(part, name), plain, watched))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)

@@ -77,13 +77,6 @@ class Members:
             loads.takers if mixed else loads.decoders,
         )
 
-    def may_send(self, source: EngineMachine) -> bool:
-        """Whether there is any engine that takes rows with KV of this one."""
-        cluster = self._cluster
-        if source.role != "both":
-            return any(one is not source for one in cluster.decoders)
-        return any(one is not source and not one.freezing for one in cluster.takers)
-
     # -- devices ----------------------------------------------------------------------------------
 
     def notice(self, event: ev.DeviceNotice) -> None:
@@ -141,7 +134,7 @@ class Members:
 
     def _rehome_hosted(self, engine: EngineMachine) -> None:
         """Rows on the host of a lost engine go to others, if there are any."""
-        if engine.ready and self.may_send(engine):
+        if any(self.homes(engine, row) for row in engine.ready):
             self._cluster.transfers.look_for_homes(engine, give_ready(engine, EVERYTHING))
 
     def back(self, event: ev.DeviceBack) -> None:
