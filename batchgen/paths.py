@@ -1,4 +1,4 @@
-"""What lies at a path that a user named. It opens nothing.
+"""What lies at a path that a user named, and what may lie beside it for a while. It opens nothing.
 
 Outputs are put in place by a rename, which would put a file where a pipe or a device was; inputs
 are read more than once, which a pipe does not bear.
@@ -7,7 +7,11 @@ are read more than once, which a pipe does not bear.
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from batchgen.errors import UserError
@@ -62,3 +66,31 @@ def check_new_output(path: Path, *, force: bool) -> None:
     check_output(path)
     if path.exists() and not force:
         raise UserError(f"{path} exists", remedy="give --force to replace it")
+
+
+def temporary_name(path: Path) -> Path:
+    """A name in the folder of `path` that nothing has.
+
+    Known before anything is made, so that a signal that comes while the file is being opened leaves
+    nothing behind. Neither a counter nor the process id: a run that was killed has left its file
+    under that, and in a container the next one has the same id.
+    """
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.tmp")
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A `temporary_name`; the file or folder that was made under it goes at the end."""
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Take away the file or the folder, if there is one."""
+    try:
+        path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):  # macOS says the latter of a folder
+        shutil.rmtree(path, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
-from batchgen.paths import check_new_output
+from batchgen.paths import beside, check_new_output
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -76,15 +75,9 @@ def _check_output(output: Path, force: bool) -> None:
 def _write(output: Path, document: dict[str, Any]) -> None:
     """Write beside the target and rename, so that no reader sees half a profile."""
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    name = ""
     try:
-        handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, output)
+        with beside(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, output)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}", remedy="check it") from None
-    finally:
-        if name:
-            Path(name).unlink(missing_ok=True)  # gone, unless something went wrong

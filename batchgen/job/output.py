@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from batchgen.errors import UserError
 from batchgen.job.rows import BadRow, JobRow
-from batchgen.paths import check_new_output, check_output
+from batchgen.paths import check_new_output, check_output, remove, temporary_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +102,8 @@ class OutputWriter:
     """Collects one object per row, in any order, and writes them in input order.
 
     Objects that come early wait in memory until their turn. Leaving the context without `commit`
-    removes the temporary file. Raises UserError when `path` exists and `force` is not set, is the
-    input itself, or cannot be written.
+    removes the temporary file. Raises UserError when `path` exists and `force` is not set or is the
+    input itself, and on entering when it cannot be written.
     """
 
     def __init__(self, path: Path, *, inputs: Path | None = None, force: bool = False) -> None:
@@ -111,11 +111,7 @@ class OutputWriter:
         if inputs is not None and self.path.resolve() == Path(inputs).resolve():
             raise UserError(f"{path} is the input", remedy="give another output")
         check_new_output(self.path, force=force)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            self._file = self._temporary.open("xb")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}", remedy="check it") from None
+        self._temporary = temporary_name(self.path)
         self._waiting: dict[int, bytes] = {}
         self._force = force
         self.num_written = 0
@@ -153,7 +149,15 @@ class OutputWriter:
             os.close(directory)
 
     def __enter__(self) -> Self:
-        return self
+        try:
+            self._file = self._temporary.open("xb")
+            return self
+        except OSError as error:
+            why = f"cannot write {self.path}: {error.strerror}"
+            raise UserError(why, remedy="check it") from None
+        except BaseException:  # a signal while the file was being made
+            remove(self._temporary)
+            raise
 
     def __exit__(
         self,
@@ -161,5 +165,7 @@ class OutputWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        finally:
+            remove(self._temporary)

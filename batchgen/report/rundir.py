@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import DataError, UserError
+from batchgen.paths import beside
 from batchgen.report.metrics import summary
 from batchgen.report.record import FLOAT_COLUMNS, ROW_COLUMNS, STEP_COLUMNS, RunRecord
 
@@ -67,17 +66,13 @@ def write_run(
     path = Path(path)
     check_target(path, force=force)
     result = summary(record)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        temporary.chmod(0o755)
+    with beside(path) as temporary:
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
         _fill(record, result, temporary, plots)
         _swap(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return result
 
 
@@ -102,21 +97,22 @@ def _swap(temporary: Path, path: Path) -> None:
     if not path.exists() or not any(path.iterdir()):
         temporary.rename(path)  # POSIX: renaming onto an empty directory replaces it
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(aside)
-    temporary.rename(path)
-    shutil.rmtree(aside)
+    with beside(path) as aside:
+        try:
+            path.rename(aside)
+            temporary.rename(path)
+        except BaseException:  # a signal between the two
+            if not path.exists():
+                aside.rename(path)
+            raise
 
 
 def write_json(path: Path, value: object) -> None:
     """Write strict JSON (no NaN), two-space indent, through a temporary sibling and a rename."""
     text = json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n"
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with beside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: object) -> object:

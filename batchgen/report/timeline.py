@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from batchgen.paths import beside
 from batchgen.report.record import KIND_NAMES, RunRecord
 
 PS_PER_TRACE_UNIT = 1_000_000  # the format counts microseconds
@@ -81,15 +82,18 @@ def _name(kind: str, pid: int, tid: int, text: str) -> dict[str, Any]:
 def write_timeline(record: RunRecord, path: Path) -> int:
     """Write the events as JSON, gzipped if the name ends in .gz; returns how many were written."""
     number = 0
-    with _open(path) as out:
-        out.write('{"displayTimeUnit":"ms","traceEvents":[')
-        for number, event in enumerate(events(record), start=1):
-            out.write(("\n" if number == 1 else ",\n") + json.dumps(event, separators=(",", ":")))
-        out.write("\n]}\n")
+    with beside(path) as part:
+        with _open(part, packed=path.suffix == ".gz") as out:
+            out.write('{"displayTimeUnit":"ms","traceEvents":[')
+            for number, event in enumerate(events(record), start=1):
+                text = json.dumps(event, separators=(",", ":"))
+                out.write(f"\n{text}" if number == 1 else f",\n{text}")
+            out.write("\n]}\n")
+        part.replace(path)
     return number
 
 
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
+def _open(path: Path, *, packed: bool) -> IO[str]:
+    if packed:
         return gzip.open(path, "wt", encoding="utf-8")
     return path.open("w", encoding="utf-8")

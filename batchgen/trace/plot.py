@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchgen.errors import UserError
+from batchgen.paths import beside
 from batchgen.trace.table import Trace
 from batchgen.trace.write import refuse_existing
 
@@ -78,18 +79,16 @@ def plot(traces: list[Trace], path: str | os.PathLike[str], *, force: bool = Fal
 
 
 def _save(figure: Any, target: Path) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     # No creation date in the file: the same traces give the same picture.
     metadata = {".png": {"Software": ""}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     try:
-        figure.savefig(part, format=target.suffix[1:], metadata=metadata[target.suffix])
-        part.replace(target)
+        with beside(target) as part:
+            figure.savefig(part, format=target.suffix[1:], metadata=metadata[target.suffix])
+            part.replace(target)
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror})", remedy="give a writable place"
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _cumulative(axes: Axes, tokens: NDArray[np.int32], label: str, colour: str) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from batchgen.errors import UserError
-from batchgen.paths import check_output
+from batchgen.paths import beside, check_output
 from batchgen.trace.stages import Stages
 from batchgen.trace.table import PS_DECIMALS, Trace
 
@@ -29,20 +29,20 @@ def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False) -> 
     """
     target = Path(path)
     refuse_existing(target, force=force)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            if target.name.endswith(".gz"):
-                # No name and no time in the gzip header: equal traces give equal files.
-                with gzip.GzipFile(
-                    filename="", mode="wb", fileobj=file, mtime=0, compresslevel=GZIP_LEVEL
-                ) as packed:
-                    _write(trace, packed)
-            else:
-                _write(trace, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(part, target, force=force)
+        with beside(target) as part:
+            with part.open("xb") as file:
+                if target.name.endswith(".gz"):
+                    # No name and no time in the gzip header: equal traces give equal files.
+                    with gzip.GzipFile(
+                        filename="", mode="wb", fileobj=file, mtime=0, compresslevel=GZIP_LEVEL
+                    ) as packed:
+                        _write(trace, packed)
+                else:
+                    _write(trace, file)
+                file.flush()
+                os.fsync(file.fileno())
+            _publish(part, target, force=force)
     except FileExistsError:
         refuse_existing(target, force=force)
         raise
@@ -50,8 +50,6 @@ def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False) -> 
         raise UserError(
             f"{target}: cannot be written ({error.strerror})", remedy="give a writable place"
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _publish(part: Path, target: Path, *, force: bool) -> None:

@@ -81,8 +81,11 @@ def test_nothing_is_written_over_without_force(tmp_path: Path) -> None:
         OutputWriter(path, inputs=path, force=True)
     with pytest.raises(UserError, match="is a folder"):
         OutputWriter(tmp_path)
-    with pytest.raises(UserError, match="cannot write"):
-        OutputWriter(tmp_path / "no" / "out.jsonl")
+    with (
+        pytest.raises(UserError, match="cannot write"),
+        OutputWriter(tmp_path / "no" / "out.jsonl"),
+    ):
+        pass
     assert path.read_text() == "precious"
 
 
@@ -103,4 +106,18 @@ def test_an_unfinished_job_leaves_nothing(tmp_path: Path) -> None:
             writer.write(1, {})
         with pytest.raises(ValueError, match="row 0 of 2"):
             writer.commit(2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_while_the_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is there before its maker knows: a signal comes when the system call returns."""
+    make = Path.open
+
+    def made_and_interrupted(path: Path, mode: str = "r") -> None:
+        make(path, mode).close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "open", made_and_interrupted)
+    with pytest.raises(KeyboardInterrupt), OutputWriter(tmp_path / "out.jsonl"):
+        pass
     assert not list(tmp_path.iterdir())
