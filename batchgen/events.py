@@ -36,8 +36,8 @@ class Landed(msgspec.Struct, frozen=True, tag="landed", gc=False, omit_defaults=
     """
 
     engine: int
-    epoch: int
     end: int
+    epoch: int = 0
     finished: list[Finish] = []
     duration_ps: int = 0
     ended_by: str = "n"

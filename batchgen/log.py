@@ -4,7 +4,8 @@ Engine entries are keyed by (engine, q0), which both backends share; the time of
 beside it because `Runtime.on` takes it as an argument. The log is JSON lines: a header with all
 that makes a runtime (plan, policy, rows), then one entry per event. Every entry carries a digest of
 itself and of the line before, so that a changed line is found where it was changed (a changed
-header at the first event). The digest is a checksum: it finds accidents, not forgers.
+header at the first event). The digest is a checksum: it finds accidents, not forgers. A log of
+steps only, which nothing replays, has none but that of its gzip file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from batchgen.errors import ReplayMismatch, UserError
 from batchgen.events import Event
 from batchgen.plan import Plan
 
-LOG_VERSION = 3
+LOG_VERSION = 4
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +48,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     bodies: str = ""
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One event at a time (ps), the actions that answered it, what bodies asked for meanwhile, and
     the chained digest."""
 
@@ -109,3 +110,8 @@ def read_log(
 def encode(value: Any) -> bytes:
     """The canonical JSON of an event, an action or a list of them (for comparing byte by byte)."""
     return _ENCODER.encode(value)
+
+
+def encode_lines(values: Iterable[Any]) -> bytes:
+    """The canonical JSON of each of them, with a line end."""
+    return _ENCODER.encode_lines(values)

@@ -32,8 +32,8 @@ class Step(msgspec.Struct, frozen=True, tag="step", gc=False, omit_defaults=True
     """
 
     engine: int
-    epoch: int
     q0: int
+    epoch: int = 0
     n: int = 1
     until: str = "first"
     decode: bool = True

@@ -272,8 +272,8 @@ class Driver:
         self._check_pages()
         event = ev.Landed(
             step.engine,
-            step.epoch,
             step.q0 + passes,
+            step.epoch,
             finished,
             self._busy(now),
             composition.why(),

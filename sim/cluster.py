@@ -269,7 +269,7 @@ class Simulation:
             recorder.first_tokens(step, end_ps)
         device.newest = step
         finished = self._finished(done) if done else []
-        self._tell_at(ev.Landed(engine, step.epoch, end, finished, duration, why), now)
+        self._tell_at(ev.Landed(engine, end, step.epoch, finished, duration, why), now)
         pages = self.runtime.kv_pages(engine)
         recorder.step(step, passes, begin, end_ps, base, done, missed, pages)
         if self.lag and flight.step is None and (flight.end_ps > now or now > begin):

@@ -306,7 +306,7 @@ class Walker:
         device.step = None
         end = step.q0 + composition.passes
         self.tell(
-            ev.Landed(engine, step.epoch, end, device.take(), device.busy(), composition.why())
+            ev.Landed(engine, end, step.epoch, device.take(), device.busy(), composition.why())
         )
 
     # -- devices ----------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ class Chaos(Walker):
         elif kind == "stale":
             self.event(ev.CopiesDone(10_000), time)
             self.event(ev.Timer(10_000), time)
-            self.event(ev.Landed(one % case.engines, STALE, 1, [], 0, "cut"), time)
+            self.event(ev.Landed(one % case.engines, 1, STALE, [], 0, "cut"), time)
         else:
             schedule(self, case, kind, time, one, two)
 

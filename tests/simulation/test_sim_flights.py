@@ -42,8 +42,8 @@ def flight_of(rng: random.Random, *, ranks: int, chunks: int = 0) -> Flight:
     flight.k = flight.q = rng.randint(0, 90)
     step = Step(
         0,
-        0,
         flight.q,
+        0,
         rng.randint(1, 80),
         rng.choice(("first", "n", "all")),
         True,

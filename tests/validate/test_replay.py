@@ -182,7 +182,7 @@ def test_an_altered_action_with_new_digests_is_found_by_the_replay(log: list[str
 
         def change(header: Header, entries: list[Entry], at: int = index) -> Any:
             actions = [
-                Step(a.engine, a.epoch, a.q0, a.n + 1, *_rest(a)) if type(a) is Step else a
+                Step(a.engine, a.q0, a.epoch, a.n + 1, *_rest(a)) if type(a) is Step else a
                 for a in entries[at].actions
             ]
             entries[at] = Entry(entries[at].t, entries[at].event, actions)
@@ -209,7 +209,7 @@ def test_a_forged_event_cannot_crash_the_replay(log: list[str]) -> None:
 
     strange = [
         ev.Arrived([10**6]),
-        ev.Landed(99, 0, 1, [], 1, "n"),
+        ev.Landed(99, 1, 0, [], 1, "n"),
         ev.RowFailed(10**6, "x"),
         ev.PoolShort(0, 44, 1),
         ev.DeviceLost(7, 0, 0, []),
@@ -235,7 +235,7 @@ def test_a_log_of_another_policy_or_version(log: list[str]) -> None:
     def newer(header: Header, entries: list[Entry]) -> Any:
         return msgspec.structs.replace(header, batchgen_log=99), entries
 
-    with pytest.raises(UserError, match="version 99, this batchgen reads version 3"):
+    with pytest.raises(UserError, match="version 99, this batchgen reads version 4"):
         replay(rechained(log, newer))
 
 

@@ -70,9 +70,9 @@ def chained(lines: list[str]) -> list[str]:
     checksum = crc32(lines[0].encode())
     out = [lines[0]]
     for line in lines[1:]:
-        bare = line[: line.rindex(',"digest"')] + ',"digest":""}'
+        bare = line[: line.rindex(',"digest"')] + "}"
         checksum = crc32(bare.encode(), checksum)
-        out.append(bare[:-2] + f'{checksum:08x}"}}')
+        out.append(bare[:-1] + f',"digest":"{checksum:08x}"}}')
     return out
 
 

@@ -329,8 +329,8 @@ def _launch(
     until = "all" if engine.policy.static else "first" if first else "n"
     step = Step(
         engine.id,
-        engine.epoch,
         engine.q,
+        engine.epoch,
         passes,
         until,
         not engine.prefill,
