@@ -17,8 +17,8 @@ from batchgen.job.rows import BadRow, JobRow
 from batchgen.runtime.cluster.obey import BODY
 
 if TYPE_CHECKING:
+    from batchgen.exec.rows import Stage
     from batchgen.exec.tokenizer import Tokenizer
-    from batchgen.exec.worker import Stage
 
 ENDED_WELL = ("stop", "length", BODY)
 

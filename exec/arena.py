@@ -131,6 +131,7 @@ class KvArena:
         pinned: bool = False,
     ) -> None:
         self.page_tokens = page_tokens
+        self.name = name
         self.num_layers = num_layers
         self.device = torch.device(device)
         shape = (num_pages, num_layers, 2, num_kv_heads, page_tokens, head_dim)

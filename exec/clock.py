@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class Clock(Protocol):
-    """Time of a run in ps since its start."""
+    """Time of a run in ps since its start. `simulated`: it says itself how long a copy takes."""
+
+    simulated: bool
 
     def now_ps(self) -> int: ...
 
@@ -30,8 +32,13 @@ class Clock(Protocol):
         """A pass has been computed: the time at which it ended."""
         ...
 
-    def copy_done(self, tokens: int) -> int:
-        """A batch of copies of `tokens` KV tokens in all was asked for now: when it is done."""
+    def copy_done(self, tokens: int) -> int | None:
+        """A batch of copies of `tokens` KV tokens in all was asked for now: when it is done, or
+        None if that is not for the clock to say."""
+        ...
+
+    def from_ns(self, counter_ns: int) -> int:
+        """The time of this clock at a reading of `time.perf_counter_ns`, or now."""
         ...
 
     def wait_until(self, at_ps: int) -> None:
@@ -44,7 +51,9 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """Real time. Copies are synchronous here, so they are done when they were asked for."""
+    """Real time. A copy is done when its copier says so."""
+
+    simulated = False
 
     def __init__(self) -> None:
         self._start_ns = time.perf_counter_ns()
@@ -57,8 +66,11 @@ class WallClock:
     ) -> int:
         return self.now_ps()
 
-    def copy_done(self, tokens: int) -> int:
-        return self.now_ps()
+    def copy_done(self, tokens: int) -> None:
+        return None
+
+    def from_ns(self, counter_ns: int) -> int:
+        return (counter_ns - self._start_ns) * 1000
 
     def wait_until(self, at_ps: int) -> None:
         time.sleep(max(0, at_ps - self.now_ps()) / PS_PER_S)
@@ -70,6 +82,8 @@ class WallClock:
 class ModelClock:
     """Simulated time: every pass and copy takes what the cost model says, links are first in first
     out."""
+
+    simulated = True
 
     def __init__(self, cost: CostModel) -> None:
         self._cost = cost
@@ -99,6 +113,9 @@ class ModelClock:
         begin = max(self._now_ps, self._link_free_ps)
         self._link_free_ps = begin + self._cost.copy_ps(tokens, "host")
         return self._link_free_ps
+
+    def from_ns(self, counter_ns: int) -> int:
+        return self._now_ps
 
     def wait_until(self, at_ps: int) -> None:
         self._now_ps = max(self._now_ps, at_ps)

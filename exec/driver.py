@@ -18,9 +18,10 @@ from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.errors import IllegalTransition
 from batchgen.exec.record import DriverRecord
-from batchgen.exec.runner import Runner
+from batchgen.exec.runner import Runner, Ticket
 from batchgen.sequence import Status
 from batchgen.step import Composition, Pass, Step
+from batchgen.units import PS_PER_S
 
 if TYPE_CHECKING:
     from batchgen.actions import Action
@@ -65,6 +66,11 @@ class Driver:
         self._sequence = 0
         self._step: Step | None = None  # launched and not reported
         self._pass: Pass | None = None  # in flight
+        self._ticket: Ticket | None = None
+        self._copies: dict[int, int] = {}  # ticket of the copier -> copy of the runtime
+        self._tickets: dict[int, int] = {}  # and the other way round, until it is told
+        self._streams: dict[int, list[int]] = {}  # ticket -> rows whose closed pages it takes down
+        self._told_ps = 0
         self._pass_step: Step | None = None
         self._began_ps = self._covered_ps = self._step_began_ps = 0
         self._contexts: list[int] = []
@@ -90,23 +96,59 @@ class Driver:
                     if self._pass is None and self._step is not None:
                         self._begin()
                         self._at_once()
-                elif self._heap:
-                    at_ps = self._heap[0][0]
-                    self.clock.wait_until(at_ps)
-                    self._deliver(max(at_ps, 0))
+                elif self._heap or self._copies:
+                    self._wait()
                 else:
                     break
         if self.runtime.unfinished:
             raise IllegalTransition(f"{self.runtime.unfinished} rows are left and nothing happens")
 
+    def _wait(self) -> None:
+        """No step is launched: until the next event of the heap, or until a copy is over."""
+        at_ps = self._heap[0][0] if self._heap else None
+        if self._copies and not self.clock.simulated:
+            wait_s = None if at_ps is None else max(0, at_ps - self.clock.now_ps()) / PS_PER_S
+            self.worker.copier.wait_some(wait_s)
+            self._deliver(self.clock.now_ps())
+        elif at_ps is not None:
+            self.clock.wait_until(at_ps)
+            self._deliver(max(at_ps, 0))
+
     def _deliver(self, until_ps: int) -> None:
         """Everything that has happened by `until_ps`, in order."""
+        self._collect_copies(until_ps)
         while self._heap and self._heap[0][0] <= until_ps:
             at_ps, _, _, event = heapq.heappop(self._heap)
             self.clock.at(at_ps)
+            if type(event) is ev.CopiesDone:
+                event = self._copied(event.copy_id)
             self._tell(event, at_ps)
 
+    def _collect_copies(self, until_ps: int) -> None:
+        """What the copier has finished; with a simulated clock the clock has said when."""
+        for done in self.worker.copier.finished():
+            if done.ticket in self._streams:
+                rows = self._streams.pop(done.ticket)
+                for row in rows if done.error else ():
+                    self.why[row] = f"its KV could not be copied to the host: {done.error}"
+                    self.schedule(ev.RowFailed(row, "copy_failed"), until_ps)
+                continue
+            copy_id = self._copies.pop(done.ticket)
+            if not self.clock.simulated:
+                at_ps = max(self.clock.from_ns(done.at_ns), self._told_ps)
+                self.schedule(ev.CopiesDone(copy_id), min(at_ps, until_ps))
+
+    def _copied(self, copy_id: int) -> ev.CopiesDone | ev.CopiesFailed:
+        """The end of a copy of the runtime: how it ended in truth."""
+        ticket, copier = self._tickets.pop(copy_id), self.worker.copier
+        copier.wait(ticket)
+        if copier.error(ticket):
+            self.worker.undo(ticket)
+            return ev.CopiesFailed(copy_id)
+        return ev.CopiesDone(copy_id)
+
     def _tell(self, event: ev.Event, now: int) -> None:
+        self._told_ps = now
         actions = self.runtime.on(event, now)
         if self.observer is not None:
             self.observer(event, now, actions)
@@ -128,7 +170,7 @@ class Driver:
         elif isinstance(action, act.Finished):
             self._ended(action.row, action.reason, now)
         elif isinstance(action, act.Failed):
-            self.why[action.row] = action.why
+            self.why[action.row] = action.why or self.why.get(action.row, "")
             self._ended(action.row, action.code, now)
         elif isinstance(action, act.Wake):
             self.schedule(ev.Timer(action.timer_id), max(now, action.at_ps))
@@ -143,12 +185,21 @@ class Driver:
         """What concerns pages and tokens of rows."""
         worker, do = self.worker, self._runner.do
         if isinstance(action, act.Copy):
-            rows, tokens = action.rows, action.tokens
-            if action.purpose == "suspend":
-                do(lambda: worker.checkpoint(rows, [worker.computed_tokens(row) for row in rows]))
-            else:
-                do(lambda: worker.restore(rows, tokens))
-            self.schedule(ev.CopiesDone(action.copy_id), self.clock.copy_done(sum(tokens)))
+            copy = action
+
+            def start() -> None:
+                if copy.purpose == "suspend":
+                    computed = [worker.computed_tokens(row) for row in copy.rows]
+                    ticket = worker.checkpoint(copy.rows, computed)
+                else:
+                    ticket = worker.restore(copy.rows, copy.tokens)
+                self._copies[ticket] = copy.copy_id
+                self._tickets[copy.copy_id] = ticket
+
+            do(start)
+            done_ps = self.clock.copy_done(sum(action.tokens))
+            if done_ps is not None:
+                self.schedule(ev.CopiesDone(action.copy_id), done_ps)
         elif isinstance(action, act.Release):
             freed, pool = action.rows, action.pool
 
@@ -202,8 +253,8 @@ class Driver:
         if one.number == 0:
             self._step_began_ps, self._decoded = self._began_ps, 0
         self._decoded += len(one.decodes)
-        self._contexts = [self.worker.computed_tokens(row) + 1 for row in one.decodes]
-        self._runner.launch(one)
+        self._contexts = self.worker.contexts(one.decodes)
+        self._ticket = self._runner.launch(one)
 
     def _at_once(self) -> None:
         """With lag a step of one pass is reported when it begins, after what else happens then."""
@@ -215,7 +266,8 @@ class Driver:
         one, step = self._pass, self._pass_step
         assert one is not None
         assert step is not None
-        result = self._runner.collect()
+        assert self._ticket is not None
+        result = self._runner.collect(self._ticket)
         tokens = sum(size for _, _, size, _ in one.chunks)
         streamed = len(one.decodes) + tokens if step.checkpoint == "host" else 0
         self.clock.at(self._began_ps)
@@ -228,7 +280,8 @@ class Driver:
         if self.lag and self._step is not None and not self._composition.over():
             self._begin()  # what has just ended is not known yet: rows may run as ghosts
         self._composition.report(finished)
-        for row, code in result.failed:
+        for row, code, why in result.failed:
+            self.why[row] = why
             self._tell(ev.RowFailed(row, code), end_ps)
         if self._step is not None:
             if self._composition.over():
@@ -244,7 +297,7 @@ class Driver:
         completed = [row for row, _, _, last in one.chunks if last]
         self.record.first_tokens(completed, end_ps)
         for row, reason in result.finished:
-            self._pending.append((row, len(self.worker.tokens(row)), reason))
+            self._pending.append((row, self.worker.rows.num_produced(row), reason))
             self.record.end_ps[row] = end_ps
         if step.checkpoint == "host" and completed:
             self._stream(completed, whole=True)
@@ -298,9 +351,9 @@ class Driver:
         worker, page = self.worker, self.worker.page_tokens
 
         def stream() -> None:
-            known = [row for row in rows if worker.knows(row)]
+            known = [row for row in rows if worker.rows.resident(row)]
             computed = [worker.computed_tokens(row) for row in known]
             upto = computed if whole else [tokens - tokens % page for tokens in computed]
-            worker.checkpoint(known, upto)
+            self._streams[worker.checkpoint(known, upto)] = known
 
         self._runner.do(stream)

@@ -27,10 +27,11 @@ from batchgen.exec.answers import Answers
 from batchgen.exec.clock import Clock, ModelClock, WallClock
 from batchgen.exec.config import load_config
 from batchgen.exec.driver import Driver
+from batchgen.exec.rows import Stage
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.weights import expected_shapes
-from batchgen.exec.worker import Stage, Worker
+from batchgen.exec.worker import Worker
 from batchgen.job.output import OutputWriter
 from batchgen.job.rows import BadRow, JobRow, RowLimits, read_job
 from batchgen.log import Header

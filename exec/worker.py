@@ -7,24 +7,27 @@ runtime promised that it cannot happen.
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from batchgen.errors import IllegalTransition, UserError
-from batchgen.exec.arena import KvArena, copy_pages
+from batchgen.exec.arena import IntArray, KvArena
 from batchgen.exec.batch import Segment, build_batch
 from batchgen.exec.compiled import is_compiled
 from batchgen.exec.config import ModelConfig, load_config
+from batchgen.exec.copier import Copier
+from batchgen.exec.prefix import PrefixPages
+from batchgen.exec.rows import FAILED, REASONS, RUNNING, Ints, RowInput, Rows, Stage
 from batchgen.exec.sampler import choose
 from batchgen.exec.transformer import Transformer
 from batchgen.exec.weights import Checkpoint
 from batchgen.job.sampling import Sampling
+from batchgen.step import Chunk
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("cpu", "cuda")
@@ -40,44 +43,11 @@ def check_device(device: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassResult:
-    """What one pass did. `finished` holds (row, "stop" | "length"), `failed` (row, code)."""
+    """What one pass did. `finished` holds (row, "stop" | "length"), `failed` (row, code, why)."""
 
     finished: tuple[tuple[int, str], ...]
-    failed: tuple[tuple[int, str], ...]
+    failed: tuple[tuple[int, str, str], ...]
     duration_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """A follow-up (of the first stage: none), what was produced after it, and why that ended ("" if
-    it has not: "stop", "length", or "body" when its body went on before)."""
-
-    given: list[int]
-    produced: list[int]
-    reason: str
-
-
-@dataclass(slots=True, kw_only=True)
-class _Row:
-    """A row on this device. `known` is prompt and produced tokens; `computed` and `on_host` count
-    the leading tokens whose KV is valid in each tier."""
-
-    slot: int
-    known: list[int]
-    num_prompt: int
-    max_output: int
-    stop_ids: frozenset[int]
-    sampling: Sampling | None
-    computed: int = 0
-    on_host: int = 0
-    ended: str = ""
-    follow_ups: list[tuple[int, int, str]] = field(default_factory=list)
-    """(first, count) of known tokens that were given, and why the stage before them ended."""
-    num_given: int = 0
-
-    @property
-    def num_produced(self) -> int:
-        return len(self.known) - self.num_prompt - self.num_given
 
 
 class Worker:
@@ -86,7 +56,7 @@ class Worker:
     `hbm_pages` and `host_pages` are sizes of the two tiers in pages of `page_tokens` tokens;
     `threads` sets the torch threads of the process. `exact`: a row's tokens do not depend on what
     else happens (float32 on the cpu; DESIGN 8). `device` is "cpu" or "cuda"; the host tier of a
-    cuda worker is pinned.
+    cuda worker is pinned. Rows are added one by one, or come from `feed` when they are first named.
     """
 
     def __init__(
@@ -125,12 +95,11 @@ class Worker:
         self._exact_queries = groups if exact else 0
         self._compiled = device == "cpu" and is_compiled(DTYPES[dtype], groups)
         self._dtype = DTYPES[dtype]
-        self._rows: dict[int, _Row] = {}
-        self._free_slots: list[int] = []
-        self._prefix: dict[int, int] = {}  # page key of the runtime -> physical page
-        self._promised: set[int] = set()  # keys of pages that the next pass takes and fills
-        self._before_pass: list[Callable[[], None]] = []
-        self.resize(hbm_pages=hbm_pages, host_pages=host_pages)
+        self.rows = Rows(self.config.vocab_size)
+        self.copier = Copier()
+        # Copies under way: tier that gets them, and what it had of each row before.
+        self._before_copy: dict[int, tuple[str, list[tuple[int, int]]]] = {}
+        self._make_arenas(hbm_pages, host_pages)
 
     @property
     def kernels(self) -> str:
@@ -139,10 +108,14 @@ class Worker:
 
     def resize(self, *, hbm_pages: int, host_pages: int) -> None:
         """Give the worker arenas of other sizes; only while it has no rows and no prefixes."""
-        if self._rows or self._prefix:
+        if len(self.rows) or self.prefix:
             raise IllegalTransition("arenas cannot change while rows or prefixes use them")
+        self._make_arenas(hbm_pages, host_pages)
+
+    def _make_arenas(self, hbm_pages: int, host_pages: int) -> None:
         self._hbm = self._arena("hbm", hbm_pages, self._dtype)
         self._host = self._arena("host", host_pages, self._dtype)
+        self.prefix = PrefixPages(self._hbm, self.rows)
 
     def _arena(self, name: str, pages: int, dtype: torch.dtype) -> KvArena:
         config = self.config
@@ -167,6 +140,13 @@ class Worker:
 
     # Rows
 
+    def feed(self, source: Callable[[int], RowInput]) -> None:
+        """Rows that are named and not resident come from here from now on."""
+        if len(self.rows):
+            raise IllegalTransition("rows came before their source")
+        self.rows = Rows(self.config.vocab_size, source)
+        self.prefix = PrefixPages(self._hbm, self.rows)
+
     def add_row(
         self,
         row: int,
@@ -178,81 +158,49 @@ class Worker:
         sampling: Sampling | None = None,
     ) -> None:
         """Make a row known; it has no KV yet. `produced_ids` are tokens of an earlier run."""
-        if row in self._rows:
-            raise IllegalTransition(f"row {row} was added twice")
-        known = [*prompt_ids, *produced_ids]
-        if not prompt_ids or len(produced_ids) >= max_output:
-            raise IllegalTransition(f"row {row} has no prompt or nothing left to produce")
-        if min(known) < 0 or max(known) >= self.config.vocab_size:
-            raise IllegalTransition(f"row {row} has tokens outside the vocabulary")
-        slot = heapq.heappop(self._free_slots) if self._free_slots else len(self._rows)
-        self._rows[row] = _Row(
-            slot=slot,
-            known=known,
-            num_prompt=len(prompt_ids),
-            max_output=max_output,
-            stop_ids=stop_ids,
-            sampling=sampling,
+        given = RowInput(
+            prompt_ids=prompt_ids, max_output=max_output, stop_ids=stop_ids, sampling=sampling
         )
-
-    def knows(self, row: int) -> bool:
-        """Whether the row was added and not forgotten."""
-        return row in self._rows
+        self.rows.add(row, given, produced_ids)
 
     def extend(self, row: int, ids: Sequence[int] | None, tokens: int, budget: int) -> None:
-        """Append a follow-up of `tokens` ids (None: the row's first ids again) to a row that is in
-        no pass; it may then produce up to `budget` tokens in all."""
-        state = self._row(row)
-        if ids is None:
-            ids = [state.known[index % state.num_prompt] for index in range(tokens)]
-        if len(ids) != tokens or not state.num_produced or state.ended == "failed":
-            raise IllegalTransition(f"row {row} cannot take a follow-up of {tokens} tokens")
-        state.follow_ups.append((len(state.known), tokens, state.ended or "body"))
-        state.num_given += tokens
-        state.known.extend(ids)
-        state.max_output, state.ended = budget, ""
+        """Append a follow-up to a row that is in no pass (see `Rows.extend`)."""
+        self.rows.extend(row, ids, tokens, budget)
 
     def trim(self, row: int) -> None:
         """Free the pages of a row that rests, beyond its KV: its last pass as a ghost took one."""
-        state = self._row(row)
-        self._hbm.release(state.slot, state.computed)
+        slot = self.rows.slot(row)
+        self._settle(slot)
+        self._hbm.release(slot, int(self.rows.computed[slot]))
 
     def tokens(self, row: int) -> list[int]:
         """Tokens produced so far, stop tokens included and follow-ups left out."""
-        return [token for stage in self.stages(row) for token in stage.produced]
+        return [token for stage in self.rows.stages(row) for token in stage.produced]
 
     def stages(self, row: int) -> list[Stage]:
         """The row's tokens after its prompt, stage by stage."""
-        state = self._row(row)
-        found: list[Stage] = []
-        given: list[int] = []
-        begin = state.num_prompt
-        for first, count, reason in state.follow_ups:
-            found.append(Stage(given=given, produced=state.known[begin:first], reason=reason))
-            begin = first + count
-            given = state.known[first:begin]
-        found.append(Stage(given=given, produced=state.known[begin:], reason=state.ended))
-        return found
+        return self.rows.stages(row)
 
     def computed_tokens(self, row: int) -> int:
         """Leading tokens of the row whose KV is valid in hbm."""
-        return self._row(row).computed
+        return int(self.rows.computed[self.rows.slot(row)])
+
+    def contexts(self, rows: Sequence[int]) -> list[int]:
+        """KV tokens that each of these rows reads when it decodes next."""
+        found: list[int] = (self.rows.computed[self.rows.slots(rows)] + 1).tolist()
+        return found
 
     def forget_row(self, row: int) -> None:
         """Free what the row still holds in both tiers and forget it."""
-        state = self._row(row)
-        if state.ended == "failed":
-            self._hbm.erase(state.slot)
-        self._hbm.release(state.slot)
-        self._host.release(state.slot)
-        heapq.heappush(self._free_slots, state.slot)
-        del self._rows[row]
-
-    def _row(self, row: int) -> _Row:
-        try:
-            return self._rows[row]
-        except KeyError:
-            raise IllegalTransition(f"row {row} is unknown to this worker") from None
+        if not self.rows.resident(row):
+            return  # it ended before it began
+        slot = self.rows.slot(row)
+        self._settle(slot)
+        if self.rows.ended[slot] == FAILED:
+            self._hbm.erase(slot)
+        self._hbm.release(slot)
+        self._host.release(slot)
+        self.rows.drop(row)
 
     # Memory
 
@@ -266,206 +214,285 @@ class Worker:
         return self._hbm if pool == "hbm" else self._host
 
     def checkpoint(self, rows: Sequence[int], upto_tokens: Sequence[int]) -> int:
-        """Copy KV of the first `upto_tokens[i]` tokens of each row down to host; returns bytes.
+        """Ask for copies of the KV of the first `upto_tokens[i]` tokens of each row to the host;
+        returns the copier's ticket.
 
         Pages that host has already are not copied again, except a page that has grown.
         """
-        moved = 0
-        for row, upto in zip(rows, upto_tokens, strict=True):
-            state = self._row(row)
-            if upto > state.computed:
+        columns = self.rows
+        slots = columns.slots(rows)
+        parts, before = [], []
+        for row, slot, upto in zip(rows, slots.tolist(), upto_tokens, strict=True):
+            if upto > columns.computed[slot]:
                 raise IllegalTransition(
-                    f"row {row}: checkpoint of {upto}, computed {state.computed}"
+                    f"row {row}: checkpoint of {upto}, computed {columns.computed[slot]}"
                 )
-            if upto <= state.on_host:
+            if upto <= columns.on_host[slot]:
                 continue  # copying a page that has grown less would spoil what host has
-            self._host.reserve(state.slot, upto)
-            first, last = state.on_host // self.page_tokens, -(-upto // self.page_tokens)
-            moved += copy_pages(self._hbm, self._host, state.slot, first, last)
-            state.on_host = upto
-        return moved
+            parts.append(self._span(self._hbm, self._host, slot, columns.on_host[slot], upto))
+            before.append((row, int(columns.on_host[slot])))
+            columns.on_host[slot] = upto
+        ticket = self.copier.copy(self._hbm, self._host, parts)
+        columns.reads[slots] = ticket
+        return self._remember(ticket, "host", before)
 
     def restore(self, rows: Sequence[int], tokens: Sequence[int]) -> int:
-        """Copy KV of the first `tokens[i]` tokens of each row up to hbm; returns bytes.
+        """Ask for copies of the KV of the first `tokens[i]` tokens of each row to hbm; returns the
+        copier's ticket.
 
         What hbm has already (adopted pages, for instance) is kept.
         """
-        moved = 0
-        for row, upto in zip(rows, tokens, strict=True):
-            state = self._row(row)
-            if upto > state.on_host:
-                raise IllegalTransition(f"row {row}: restore of {upto}, host has {state.on_host}")
-            if upto <= state.computed:
+        columns = self.rows
+        slots = columns.slots(rows)
+        parts, before = [], []
+        for row, slot, upto in zip(rows, slots.tolist(), tokens, strict=True):
+            if upto > columns.on_host[slot]:
+                raise IllegalTransition(
+                    f"row {row}: restore of {upto}, host has {columns.on_host[slot]}"
+                )
+            if upto <= columns.computed[slot]:
                 continue
-            self._hbm.reserve(state.slot, upto)
-            first, last = state.computed // self.page_tokens, -(-upto // self.page_tokens)
-            moved += copy_pages(self._host, self._hbm, state.slot, first, last)
-            state.computed = upto
-        return moved
+            parts.append(self._span(self._host, self._hbm, slot, columns.computed[slot], upto))
+            before.append((row, int(columns.computed[slot])))
+            columns.computed[slot] = upto
+        ticket = self.copier.copy(self._host, self._hbm, parts)
+        columns.writes[slots] = ticket
+        return self._remember(ticket, "hbm", before)
+
+    def _remember(self, ticket: int, pool: str, before: list[tuple[int, int]]) -> int:
+        for old in list(self._before_copy):
+            if not self.copier.over(old):
+                break
+            if not self.copier.error(old):
+                del self._before_copy[old]
+        self._before_copy[ticket] = (pool, before)
+        return ticket
+
+    def undo(self, ticket: int) -> None:
+        """A copy failed: nothing of it has arrived."""
+        pool, before = self._before_copy.pop(ticket)
+        arena, column = (
+            self._pool(pool),
+            getattr(self.rows, "computed" if pool == "hbm" else "on_host"),
+        )
+        for row, tokens in before:
+            if self.rows.resident(row):
+                slot = self.rows.slot(row)
+                column[slot] = min(int(column[slot]), tokens)
+                arena.release(slot, tokens)
+
+    def _span(
+        self, source: KvArena, target: KvArena, slot: int, have: int, upto: int
+    ) -> tuple[IntArray, IntArray]:
+        """Pages of tokens [have, upto) of a slot in both tiers; the target gets what it lacks."""
+        target.reserve(slot, upto)
+        first, last = int(have) // self.page_tokens, -(-upto // self.page_tokens)
+        return (
+            source.tables.pages[slot, first:last].copy(),
+            target.tables.pages[slot, first:last].copy(),
+        )
+
+    def _settle(self, slot: int) -> None:
+        """Before pages of the slot are freed: no copy reads or writes them any more."""
+        self.copier.wait(int(max(self.rows.reads[slot], self.rows.writes[slot])))
 
     def release(self, row: int, pool: str) -> None:
         """Free the row's pages in one pool; pages that others share stay."""
-        state = self._row(row)
-        if state.ended == "failed" and pool == "hbm":
-            self._hbm.erase(state.slot)
-        self._pool(pool).release(state.slot)
+        arena = self._pool(pool)
+        if not self.rows.resident(row):
+            raise IllegalTransition(f"row {row} is unknown to this worker")
+        slot = self.rows.slot(row)
+        self._settle(slot)
+        if self.rows.ended[slot] == FAILED and pool == "hbm":
+            self._hbm.erase(slot)
+        arena.release(slot)
         if pool == "hbm":
-            state.computed = 0
+            self.rows.computed[slot] = 0
         else:
-            state.on_host = 0
+            self.rows.on_host[slot] = 0
 
     # Shared prefixes: the runtime owns the index; here are only its physical pages.
 
     def adopt(self, row: int, keys: Sequence[int]) -> None:
         """Let an empty row begin with the published pages `keys`, in order."""
-        state = self._row(row)
-        if self._hbm.tables.of(state.slot):
-            raise IllegalTransition(f"row {row} adopts a prefix but has pages already")
-        if len(keys) * self.page_tokens >= len(state.known):
-            raise IllegalTransition(f"row {row} adopts its last token, which must be computed")
-        missing = [key for key in keys if key not in self._prefix and key not in self._promised]
-        if missing:
-            raise IllegalTransition(f"row {row} adopts unpublished page {missing[0]}")
-        if all(key in self._prefix for key in keys):
-            self._share(row, keys)
-        else:
-            self._before_pass.append(lambda: self._share(row, keys))
-
-    def _share(self, row: int, keys: Sequence[int]) -> None:
-        state = self._row(row)
-        pages = [self._prefix[key] for key in keys]
-        self._hbm.pool.retain(pages)
-        self._hbm.tables.append(state.slot, pages)
-        state.computed = len(keys) * self.page_tokens
+        self.prefix.adopt(row, keys)
 
     def publish(self, row: int, first: int, keys: Sequence[int]) -> None:
-        """Offer the row's pages `first` .. under these keys.
-
-        Pages that the next pass fills are taken when it begins (what gives them back may be asked
-        for only after this), and are whole before anybody reads them: a pass writes all its KV
-        before it attends.
-        """
-        state = self._row(row)
-        if (first + len(keys)) * self.page_tokens > len(state.known):
-            raise IllegalTransition(f"row {row} publishes pages that it will not fill")
-        for key in keys:
-            if key in self._prefix or key in self._promised:
-                raise IllegalTransition(f"row {row} publishes page {key}, which is known")
-        here = min(max(len(self._hbm.tables.of(state.slot)) - first, 0), len(keys))
-        if here:
-            self._offer(row, first, keys[:here])
-        if here < len(keys):
-            self._promised.update(keys[here:])
-            self._before_pass.append(lambda: self._offer(row, first + here, keys[here:]))
-
-    def _offer(self, row: int, first: int, keys: Sequence[int]) -> None:
-        slot = self._row(row).slot
-        self._hbm.reserve(slot, (first + len(keys)) * self.page_tokens)
-        pages = self._hbm.tables.of(slot)[first : first + len(keys)]
-        for key, page in zip(keys, pages, strict=True):
-            self._hbm.pool.retain([page])
-            self._prefix[key] = page
+        """Offer the row's pages `first` .. under these keys."""
+        self.prefix.publish(row, first, keys)
 
     def forget(self, keys: Sequence[int]) -> None:
         """Withdraw published pages; rows that adopted them keep them."""
-        for key in keys:
-            if key not in self._prefix:
-                raise IllegalTransition(f"page {key} was forgotten but never published")
-            self._hbm.pool.drop([self._prefix.pop(key)])
+        self.prefix.forget(keys)
 
     # Passes
 
-    def run_pass(
-        self, decodes: Sequence[int], chunks: Sequence[tuple[int, int, int, bool]]
-    ) -> PassResult:
+    def run_pass(self, decodes: Sequence[int], chunks: Sequence[Chunk]) -> PassResult:
         """One forward pass.
 
         `decodes`: rows that compute the KV of their last token and sample the next. `chunks`: (row,
         start, length, last): KV of known tokens [start, start + length); `last` also samples. A row
-        that has ended may still be decoded once (a ghost): its token is dropped.
+        that has ended may still be decoded once (a ghost): its token is dropped. A pass that the
+        device cannot compute is taken apart until the rows are known that it cannot compute: those
+        fail.
         """
         begin = time.perf_counter()
-        for share in self._before_pass:
-            share()
-        self._before_pass.clear()
-        self._promised.clear()
-        decoding = [self._decode_segment(row) for row in decodes]
-        chunking = [self._chunk_segment(row, start, n, last) for row, start, n, last in chunks]
+        self.prefix.begin_pass()
         rows = [*decodes, *(row for row, _, _, _ in chunks)]
         if len(set(rows)) != len(rows) or not rows:
             raise IllegalTransition("a pass needs rows, each of them once")
-        segments = [*decoding, *chunking]
-        known = [
-            self._rows[row].known[s.start : s.start + s.length]
-            for row, s in zip(rows, segments, strict=True)
-        ]
-        token_ids = np.array([token for part in known for token in part], dtype=np.int64)
-        batch = build_batch(
-            self._hbm,
-            token_ids,
-            decoding,
-            chunking,
-            exact_queries=self._exact_queries,
-            compiled=self._compiled,
-        )
-        ends = np.cumsum([s.length for s in segments]) - 1
-        samples = [True] * len(decodes) + [last for _, _, _, last in chunks]
-        wanted = self._hbm.tensor(ends[np.array(samples, dtype=bool)])
-        logits = self.model.forward(self._hbm, batch, wanted)
-        for row, segment in zip(rows, segments, strict=True):
-            if not self._rows[row].ended:  # a ghost's pass counts for nothing
-                self._rows[row].computed = segment.start + segment.length
-        sampled = [row for row, samples_now in zip(rows, samples, strict=True) if samples_now]
-        finished, failed = self._append(sampled, logits)
+        finished: list[tuple[int, str]] = []
+        failed: list[tuple[int, str, str]] = []
+        parts = [(tuple(decodes), tuple(chunks))]
+        while parts:
+            some, pieces = parts.pop()
+            try:
+                ended, bad = self._forward(some, pieces)
+            except (RuntimeError, MemoryError) as error:  # of torch, or of the device beneath it
+                if len(some) + len(pieces) > 1:
+                    parts += reversed(_halves(some, pieces))
+                    continue
+                row = some[0] if some else pieces[0][0]
+                ended, bad = [], [(row, *_device_error(error))]
+                self._fail(row)
+            finished += ended
+            failed += bad
         return PassResult(
             finished=tuple(finished), failed=tuple(failed), duration_s=time.perf_counter() - begin
         )
 
-    def _decode_segment(self, row: int) -> Segment:
-        state = self._row(row)
-        if state.ended == "failed":  # a ghost without a token of its own: the one before again
-            return self._segment(state, state.computed - 1, 1)
-        if state.computed != len(state.known) - 1 or not state.num_produced:
-            raise IllegalTransition(
-                f"row {row} decodes with {state.computed} of {len(state.known)} tokens computed"
-            )
-        return self._segment(state, state.computed, 1)
+    def _fail(self, row: int) -> None:
+        slot = self.rows.slot(row)
+        if self.rows.ended[slot] == RUNNING:
+            self.rows.ended[slot] = FAILED
 
-    def _chunk_segment(self, row: int, start: int, length: int, last: bool) -> Segment:
-        state = self._row(row)
-        end = start + length
-        if start != state.computed or length < 1 or end > len(state.known):
-            raise IllegalTransition(
-                f"row {row}: chunk [{start}, {end}) with {state.computed} of "
-                f"{len(state.known)} tokens computed"
+    def _forward(
+        self, decodes: Sequence[int], chunks: Sequence[Chunk]
+    ) -> tuple[list[tuple[int, str]], list[tuple[int, str, str]]]:
+        columns = self.rows
+        slots, starts, lengths = self._segments(decodes, chunks)
+        self.copier.wait(int(columns.writes[slots].max()))
+        self._reserve(slots, starts + lengths)
+        token_ids = self._token_ids(slots, starts, lengths, len(decodes))
+        segments = [
+            Segment(slot=slot, start=start, length=length)
+            for slot, start, length in zip(
+                slots.tolist(), starts.tolist(), lengths.tolist(), strict=True
             )
-        if last != (end == len(state.known)) or state.ended:
-            raise IllegalTransition(f"row {row}: chunk [{start}, {end}) has last={last}")
-        return self._segment(state, start, length)
+        ]
+        n = len(decodes)
+        batch = build_batch(
+            self._hbm,
+            token_ids,
+            segments[:n],
+            segments[n:],
+            exact_queries=self._exact_queries,
+            compiled=self._compiled,
+        )
+        samples = np.array([True] * n + [last for _, _, _, last in chunks])
+        wanted = (np.cumsum(lengths) - 1)[samples]
+        logits = self.model.forward(self._hbm, batch, self._hbm.tensor(wanted))
+        alive = columns.ended[slots] == RUNNING  # a ghost's pass counts for nothing
+        columns.computed[slots[alive]] = (starts + lengths)[alive]
+        sampled = [*decodes, *(row for row, _, _, last in chunks if last)]
+        return self._append(sampled, logits)
 
-    def _segment(self, state: _Row, start: int, length: int) -> Segment:
-        self._hbm.reserve(state.slot, start + length)
-        return Segment(slot=state.slot, start=start, length=length)
+    def _segments(self, decodes: Sequence[int], chunks: Sequence[Chunk]) -> tuple[Ints, Ints, Ints]:
+        """Slots, first positions and lengths [S] of what a pass computes, checked."""
+        columns = self.rows
+        slots = columns.slots([*decodes, *(row for row, _, _, _ in chunks)])
+        known, computed, ended = columns.known(slots), columns.computed[slots], columns.ended[slots]
+        n = len(decodes)
+        starts, lengths = computed.copy(), np.ones(len(slots), dtype=np.int64)
+        # A ghost that failed has no token of its own: the one before again.
+        again = ended == FAILED
+        starts -= again & (computed > 0)
+        ready = (computed[:n] == known[:n] - 1) & (columns.produced(slots[:n]) > 0)
+        if not bool((ready | again[:n]).all()):
+            bad = int(np.flatnonzero(~(ready | again[:n]))[0])
+            raise IllegalTransition(
+                f"row {decodes[bad]} decodes with {computed[bad]} of {known[bad]} tokens computed"
+            )
+        for number, (row, start, length, last) in enumerate(chunks, start=n):
+            if again[number]:
+                continue
+            end = start + length
+            if start != computed[number] or length < 1 or end > known[number]:
+                raise IllegalTransition(
+                    f"row {row}: chunk [{start}, {end}) with {computed[number]} of "
+                    f"{known[number]} tokens computed"
+                )
+            if last != (end == known[number]) or ended[number]:
+                raise IllegalTransition(f"row {row}: chunk [{start}, {end}) has last={last}")
+            lengths[number] = length
+        return slots, starts, lengths
+
+    def _reserve(self, slots: Ints, ends: Ints) -> None:
+        """Pages for the tokens before `ends` of each slot."""
+        counts = self._hbm.tables.counts
+        have = np.where(slots < len(counts), counts[np.minimum(slots, len(counts) - 1)], 0)
+        for number in np.flatnonzero(ends > have * self.page_tokens).tolist():
+            self._hbm.reserve(int(slots[number]), int(ends[number]))
+
+    def _token_ids(self, slots: Ints, starts: Ints, lengths: Ints, num_decodes: int) -> Ints:
+        """Flat token ids [T] of the segments; the first `num_decodes` are single last tokens."""
+        columns = self.rows
+        firsts = columns.last[slots[:num_decodes]]
+        again = np.flatnonzero(columns.ended[slots[:num_decodes]] == FAILED)
+        for number in again.tolist():
+            start = int(starts[number])
+            firsts[number] = columns.ids(int(slots[number]), start, start + 1)[0]
+        parts = [firsts]
+        for slot, start, length in zip(
+            *(x[num_decodes:].tolist() for x in (slots, starts, lengths)), strict=True
+        ):
+            parts.append(columns.ids(slot, start, start + length))
+        return np.concatenate(parts)
 
     def _append(
         self, rows: Sequence[int], logits: torch.Tensor
-    ) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    ) -> tuple[list[tuple[int, str]], list[tuple[int, str, str]]]:
         """Give each row its next token and say which rows ended by it."""
-        states = [self._rows[row] for row in rows]
-        tokens = choose(logits, [s.sampling for s in states], [s.num_produced for s in states])
-        finished, failed = [], []
-        for row, state, token in zip(rows, states, tokens, strict=True):
-            if state.ended:
-                continue  # a ghost
-            if token >= self.config.vocab_size:
-                state.ended = "failed"
-                failed.append((row, "non_finite_logits"))
-                continue
-            state.known.append(token)
-            if token in state.stop_ids:
-                state.ended = "stop"
-            elif state.num_produced >= state.max_output:
-                state.ended = "length"
-            if state.ended:
-                finished.append((row, state.ended))
+        if not rows:
+            return [], []
+        columns = self.rows
+        slots = columns.slots(rows)
+        sampling: list[Sampling | None] = [None] * len(rows)
+        for number in np.flatnonzero(columns.sampled[slots]).tolist():
+            given = columns.inputs[int(slots[number])]
+            sampling[number] = given.sampling if given is not None else None
+        tokens = np.array(choose(logits, sampling, columns.produced(slots).tolist()))
+        running = columns.ended[slots] == RUNNING  # the others are ghosts
+        bad = running & (tokens >= self.config.vocab_size)
+        columns.ended[slots[bad]] = FAILED
+        failed = [
+            (rows[number], "non_finite_logits", "") for number in np.flatnonzero(bad).tolist()
+        ]
+        good = np.flatnonzero(running & ~bad)
+        why = columns.append(slots[good], tokens[good])
+        over = np.flatnonzero(why != RUNNING)
+        finished = [
+            (rows[number], REASONS[reason])
+            for number, reason in zip(good[over].tolist(), why[over].tolist(), strict=True)
+        ]
         return finished, failed
+
+
+def _halves(
+    decodes: tuple[int, ...], chunks: tuple[Chunk, ...]
+) -> list[tuple[tuple[int, ...], tuple[Chunk, ...]]]:
+    """A pass in two, in order: a row that shares pages with one before it comes after it."""
+    if decodes and chunks:
+        return [(decodes, ()), ((), chunks)]
+    middle = (len(decodes) + len(chunks)) // 2
+    return [
+        (decodes[:middle], chunks[:middle]),
+        (decodes[middle:], chunks[middle:]),
+    ]
+
+
+def _device_error(error: BaseException) -> tuple[str, str]:
+    """The code of a row that its device cannot compute, and why."""
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in text
+    return ("out_of_memory" if memory else "device_error"), text

@@ -14,8 +14,9 @@ import pytest
 
 from batchgen.exec.clock import WallClock
 from batchgen.exec.init import init_model
+from batchgen.exec.rows import Stage
 from batchgen.exec.run import ExecJob, drive, prepare
-from batchgen.exec.worker import Stage, Worker
+from batchgen.exec.worker import Worker
 from batchgen.sequence import Status
 
 NUM_ROWS = 10

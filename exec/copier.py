@@ -1,0 +1,145 @@
+"""Copies of KV pages between tiers, beside the passes: tickets, byte counts, one thread.
+
+Copies are done in the order in which they were asked for. Which pages there are and when they may
+be read or freed is the worker's business; it waits for a ticket before it frees a page.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from batchgen.exec.arena import IntArray, KvArena
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyDone:
+    """A ticket that is over: when (perf_counter_ns), and what went wrong ("" if nothing)."""
+
+    ticket: int
+    at_ns: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    ticket: int
+    parts: list[tuple[torch.Tensor, IntArray, torch.Tensor, IntArray]]
+
+
+class Copier:
+    """Use `close` (or let the process end): the thread is a daemon and begins with the first copy.
+
+    `moved_bytes` counts what was copied up to now, by (source, target) arena names.
+    """
+
+    def __init__(self) -> None:
+        self.moved_bytes: dict[tuple[str, str], int] = {}
+        self._jobs: deque[_Job] = deque()
+        self._done: deque[CopyDone] = deque()
+        self._errors: dict[int, str] = {}
+        self.asked = self._finished = 0
+
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+
+    # -- asking -----------------------------------------------------------------------------------
+
+    def copy(self, source: KvArena, target: KvArena, pages: list[tuple[IntArray, IntArray]]) -> int:
+        """Copy pages (numbers in the source, numbers in the target); returns the ticket."""
+        count = sum(len(theirs) for theirs, _ in pages)
+        key = (source.name, target.name)
+        self.moved_bytes[key] = self.moved_bytes.get(key, 0) + count * source.page_bytes
+        parts = [(source.storage, theirs, target.storage, ours) for theirs, ours in pages]
+        with self._change:
+            self.asked += 1
+            self._jobs.append(_Job(ticket=self.asked, parts=parts))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="copies", daemon=True)
+                self._thread.start()
+            self._change.notify_all()
+            return self.asked
+
+    def wait(self, ticket: int) -> None:
+        """Until the ticket and all before it are over."""
+        if ticket <= self._finished:
+            return
+        with self._change:
+            self._change.wait_for(lambda: self._finished >= ticket)
+
+    def over(self, ticket: int) -> bool:
+        """Whether the ticket and all before it are over."""
+        return ticket <= self._finished
+
+    def wait_some(self, timeout_s: float | None) -> None:
+        """Until `finished` has something to tell, or the time is over."""
+        with self._change:
+            self._change.wait_for(lambda: bool(self._done), timeout_s)
+
+    def error(self, ticket: int) -> str:
+        """What went wrong with a ticket that is over; "" if nothing."""
+        return self._errors.get(ticket, "")
+
+    def finished(self) -> list[CopyDone]:
+        """The tickets that came to their end since the last call, in order."""
+        if not self._done:
+            return []
+        with self._change:
+            done = list(self._done)
+            self._done.clear()
+        return done
+
+    def close(self) -> None:
+        """End the thread, when what was asked for is done."""
+        if self._thread is not None:
+            with self._change:
+                self._closing = True
+                self._change.notify_all()
+            self._thread.join()
+            self._thread, self._closing = None, False
+
+    # -- the thread -------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: bool(self._jobs) or self._closing)
+                if not self._jobs:
+                    return
+                job = self._jobs.popleft()
+            error = ""
+            try:
+                for part in job.parts:
+                    move_pages(*part)
+            except (RuntimeError, MemoryError) as problem:
+                error = f"{problem!s:.200}" or type(problem).__name__
+            with self._change:
+                self._finished = job.ticket
+                if error:
+                    self._errors[job.ticket] = error
+                at_ns = time.perf_counter_ns()
+                self._done.append(CopyDone(ticket=job.ticket, at_ns=at_ns, error=error))
+                self._change.notify_all()
+
+
+def move_pages(
+    source: torch.Tensor, theirs: IntArray, target: torch.Tensor, ours: IntArray
+) -> None:
+    """target[ours] = source[theirs], where tensors are [pages, ...]."""
+    if source.device.type == "cpu" and target.device.type == "cpu":
+        # Page by page as bytes: NumPy lets go of the interpreter for each, and needs no third copy.
+        src, dst = (x.view(torch.uint8).flatten(1).numpy() for x in (source, target))
+        for a, b in zip(theirs.tolist(), ours.tolist(), strict=True):
+            np.copyto(dst[b], src[a])
+        return
+    index = torch.from_numpy(theirs).to(source.device)
+    place = torch.from_numpy(ours).to(target.device)
+    target.index_copy_(0, place, source.index_select(0, index).to(target.device))
+    if target.device.type == "cpu" or source.device.type == "cpu":
+        torch.cuda.synchronize()
