@@ -1,0 +1,150 @@
+"""A device that cannot compute or copy costs the rows that it cannot serve, and nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from exec_cases import PRESETS, Case, check_answer
+from exec_cases import run as run_case
+
+from batchgen import events as ev
+from batchgen.exec import copier as copies
+from batchgen.exec.clock import WallClock
+from batchgen.exec.init import init_model
+from batchgen.exec.run import drive, prepare
+from batchgen.exec.worker import Worker
+
+ROWS = tuple((number, 24) for number in range(8))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return init_model(tmp_path_factory.mktemp("failures") / "m", "qwen3", "tiny", seed=3)
+
+
+def too_large(worker: Worker, most: int, row: int = -1, error: type[Exception] = RuntimeError) -> None:
+    """A device whose memory is short beyond `most` tokens of a pass, or as soon as `row` runs."""
+    forward, segments = worker.model.forward, worker._segments
+    running: list[int] = []
+
+    def watched(decodes: tuple[int, ...], chunks: tuple[tuple[int, int, int, bool], ...]) -> object:
+        running[:] = [*decodes, *(chunk[0] for chunk in chunks)]
+        return segments(decodes, chunks)
+
+    def limited(arena: object, batch: object, wanted: torch.Tensor) -> torch.Tensor:
+        if len(batch.token_ids) > most or row in running:
+            raise error("[enforce fail at alloc_cpu.cpp:1] can't allocate memory: 9 bytes")
+        return forward(arena, batch, wanted)
+
+    worker._segments, worker.model.forward = watched, limited
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("policy", PRESETS)
+def test_a_pass_that_is_too_large_is_computed_in_parts(
+    policy: str, depth: int, model: Path, tmp_path: Path
+) -> None:
+    """The longest prompt of 60 tokens still fits alone; eight rows together do not."""
+    case = Case(policy=policy, rows=ROWS, hbm_pages=200, host_pages=100, depth=depth)
+    outcome = run_case(case, model, tmp_path, tweak=lambda worker: too_large(worker, 60))
+    for row, (number, budget) in enumerate(ROWS):
+        assert outcome.reasons[row] in ("stop", "length")
+        check_answer(model, number, outcome.tokens[row], budget)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError, "out_of_memory"), (MemoryError, "out_of_memory")])
+@pytest.mark.parametrize("policy", PRESETS)
+def test_a_row_that_the_device_cannot_compute_fails_alone(
+    policy: str, error: type[Exception], code: str, depth: int, model: Path, tmp_path: Path
+) -> None:
+    case = Case(policy=policy, rows=ROWS, host_pages=100, depth=depth)
+    outcome = run_case(
+        case, model, tmp_path, tweak=lambda worker: too_large(worker, 10**6, 3, error)
+    )
+    for row, (number, budget) in enumerate(ROWS):
+        if row == 3:
+            assert outcome.reasons[row] == code
+            assert "can't allocate memory" in outcome.driver.why[row]
+            assert not outcome.tokens[row]
+        else:
+            assert outcome.reasons[row] in ("stop", "length")
+            check_answer(model, number, outcome.tokens[row], budget)
+
+
+def failing_copies(
+    monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool], *, up: bool
+) -> Callable[[Worker], list[int]]:
+    """Copies to the device (up) or to the host fail where `fails` says so of their number. Call the
+    result with the worker; it gives the numbers of those that failed."""
+    move, count, failed = copies.move_pages, [0], []
+
+    def watch(worker: Worker) -> list[int]:
+        def moved(source: object, theirs: object, target: torch.Tensor, ours: object) -> None:
+            if (target is worker._hbm.storage) == up:
+                count[0] += 1
+                if fails(count[0]):
+                    failed.append(count[0])
+                    raise RuntimeError("the link is down")
+            move(source, theirs, target, ours)
+
+        monkeypatch.setattr(copies, "move_pages", moved)
+        return failed
+
+    return watch
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_restores_that_fail(
+    depth: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be brought back is tried again or computed again: every answer is right."""
+    watch = failing_copies(monkeypatch, lambda number: number % 2 == 1, up=True)
+    case = Case(policy="batchgen", rows=ROWS, hbm_pages=16, host_pages=100, depth=depth)
+    outcome = run_case(case, model, tmp_path, tweak=watch)
+    told = [event for event, _, _ in outcome.entries if type(event) is ev.CopiesFailed]
+    assert len(told) > 1
+    for row, (number, budget) in enumerate(ROWS):
+        assert outcome.reasons[row] in ("stop", "length")
+        check_answer(model, number, outcome.tokens[row], budget)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_stream_that_fails_costs_its_rows(
+    depth: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`batchgen` streams closed pages to the host: a row whose page is lost there fails by name."""
+    watch = failing_copies(monkeypatch, lambda number: number == 5, up=False)
+    case = Case(policy="batchgen", rows=ROWS, hbm_pages=200, host_pages=100, depth=depth)
+    outcome = run_case(case, model, tmp_path, tweak=watch)
+    bad = [row for row, reason in outcome.reasons.items() if reason == "copy_failed"]
+    assert bad
+    assert all("the link is down" in outcome.driver.why[row] for row in bad)
+    for row, (number, budget) in enumerate(ROWS):
+        if row not in bad:
+            assert outcome.reasons[row] in ("stop", "length")
+            check_answer(model, number, outcome.tokens[row], budget)
+
+
+def test_copies_run_beside_passes(model: Path, tmp_path: Path) -> None:
+    """On the wall clock a slow copy holds up nobody but the rows that wait for it."""
+    case = Case(policy="batchgen", rows=ROWS, hbm_pages=16, host_pages=100)
+    prepared = prepare(case.job(model, tmp_path))
+    copier, inside = prepared.worker.copier, []
+    run_pass = prepared.worker.run_pass
+
+    def watched(*args: object) -> object:
+        before = copier.over(copier.asked)
+        result = run_pass(*args)
+        inside.append(not before and copier.over(copier.asked))
+        return result
+
+    prepared.worker.run_pass = watched
+    ran = drive(prepared, WallClock())
+    assert any(inside)  # a copy that was under way when a pass began was over when it ended
+    assert sum(copier.moved_bytes.values()) > 0
+    for row, (number, budget) in enumerate(ROWS):
+        check_answer(model, number, ran.tokens[row], budget)
