@@ -19,11 +19,12 @@ from batchgen.cost.overheads import MeasuredPass
 from batchgen.errors import UserError
 from batchgen.exec.clock import WallClock
 from batchgen.exec.driver import Driver
+from batchgen.exec.job import CAPABILITIES
 from batchgen.exec.profile_operators import Grid
-from batchgen.exec.run import CAPABILITIES, CPU_BOUNDARY, CPU_TOKEN_BUDGET, pages_wanted
+from batchgen.exec.sizing import CPU_BOUNDARY, CPU_TOKEN_BUDGET, pages_wanted
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.worker import Worker
-from batchgen.job.rows import JobRow, RowLimits, read_job
+from batchgen.job.rows import JobRow, RowLimits, TokenIds, read_job
 from batchgen.plan import EngineSpec, Plan
 from batchgen.policy.presets import build_policy, find_preset
 from batchgen.runtime.core import Runtime
@@ -37,7 +38,7 @@ ENOUGH_PASSES = 12  # of one size; more of the same add little
 class Prompt:
     """A row of a profile's job: token ids, most output tokens, tokens that end it."""
 
-    ids: Sequence[int]
+    ids: TokenIds
     max_output: int
     stop_ids: frozenset[int]
 

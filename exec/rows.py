@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgen.errors import IllegalTransition
+from batchgen.job.rows import TokenIds
 from batchgen.job.sampling import Sampling
 
 Ints = npt.NDArray[np.int64]
@@ -27,7 +28,7 @@ REASONS = ("", "stop", "length", "failed")
 class RowInput:
     """What a row brings: its prompt, its output budget, what ends it and how it samples."""
 
-    prompt_ids: Sequence[int] | npt.NDArray[np.int32]
+    prompt_ids: TokenIds
     max_output: int
     stop_ids: frozenset[int]
     sampling: Sampling | None = None
@@ -96,9 +97,14 @@ class Rows:
         """The row's slot; a row of the source gets one now. Raises IllegalTransition for others."""
         if self.resident(row):
             return int(self._slot_of[row])
+        self.check_fed(row)
+        assert self._source is not None
+        return self.add(row, self._source(row))
+
+    def check_fed(self, row: int) -> None:
+        """Raise IllegalTransition for a row that is not resident and comes from no source."""
         if self._source is None:
             raise IllegalTransition(f"row {row} is unknown to this worker")
-        return self.add(row, self._source(row))
 
     def slots(self, rows: Sequence[int]) -> Ints:
         """The slots of resident rows [R], in their order."""

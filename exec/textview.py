@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from batchgen.coroutine import BodyError, SequenceView
 from batchgen.oneline import shown
 
@@ -39,11 +41,11 @@ class TextView(SequenceView):
 
     @property
     def prompt(self) -> str:
-        return self._tokenizer.decode(self._job.prompt_ids)
+        return self._tokenizer.decode(self.prompt_ids)
 
     @property
     def prompt_ids(self) -> Sequence[int]:
-        return self._job.prompt_ids
+        return np.asarray(self._job.prompt_ids).tolist()
 
     @property
     def answer(self) -> str:

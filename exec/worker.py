@@ -193,6 +193,7 @@ class Worker:
     def forget_row(self, row: int) -> None:
         """Free what the row still holds in both tiers and forget it."""
         if not self.rows.resident(row):
+            self.rows.check_fed(row)
             return  # it ended before it began
         slot = self.rows.slot(row)
         self._settle(slot)
@@ -300,7 +301,8 @@ class Worker:
         """Free the row's pages in one pool; pages that others share stay."""
         arena = self._pool(pool)
         if not self.rows.resident(row):
-            raise IllegalTransition(f"row {row} is unknown to this worker")
+            self.rows.check_fed(row)
+            return  # it ended, or was given back, before it began
         slot = self.rows.slot(row)
         self._settle(slot)
         if self.rows.ended[slot] == FAILED and pool == "hbm":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchgen.cost.api import CostModel
-    from batchgen.exec.run import Prepared
+    from batchgen.exec.prepare import Prepared
     from batchgen.logbook import DecisionLog
     from batchgen.sequence import Table
 
@@ -65,7 +65,9 @@ def compare_backends(
     input or numbers.
     """
     from batchgen.cost.build import build_cost
-    from batchgen.exec.run import ExecJob, clocked, prepare
+    from batchgen.exec.drive import clocked
+    from batchgen.exec.job import ExecJob
+    from batchgen.exec.prepare import prepare
     from batchgen.hardware import load_gpu
     from batchgen.layout import Layout
     from batchgen.model import load_model

@@ -89,7 +89,8 @@ def exec_(
         check_target(out, force=force)
     calm_threads()
     try:
-        from batchgen.exec.run import ExecJob, execute
+        from batchgen.exec.job import ExecJob
+        from batchgen.exec.run import execute
     except ModuleNotFoundError as error:
         raise UserError(
             f"batchgen exec needs {error.name}", remedy="pip install 'batchgen[exec]'"

@@ -22,7 +22,7 @@ from batchgen.units import PS_PER_S
 if TYPE_CHECKING:
     from batchgen.cost.api import CostModel
     from batchgen.cost.overheads import MeasuredPass
-    from batchgen.exec.run import ExecJob
+    from batchgen.exec.job import ExecJob
 
 CLOSE = 0.10
 """Policies whose measured times differ by less than this have no order."""
@@ -57,7 +57,7 @@ def prediction(
         raise UserError(f"--repeats is {repeats}", remedy="give at least 1")
     from batchgen.cli.common import parse_overrides
     from batchgen.cost.profile import load_profile
-    from batchgen.exec.run import ExecJob
+    from batchgen.exec.job import ExecJob
 
     # Attention costs depend on the page size, so the runs take that of the profile.
     settings = parse_overrides(overrides or ())
@@ -146,8 +146,9 @@ class Measured:
 def measure(job: ExecJob) -> Measured:
     """Run a job on the wall clock."""
     from batchgen.exec.clock import WallClock
+    from batchgen.exec.drive import drive
+    from batchgen.exec.prepare import prepare
     from batchgen.exec.profile_passes import measured_passes
-    from batchgen.exec.run import drive, prepare
 
     prepared = prepare(job)
     ran = drive(prepared, WallClock())
@@ -192,7 +193,7 @@ def _simulate(job: ExecJob, cost: CostModel, ran: Measured) -> tuple[int, int]:
     """BCT in ps and peak of KV pages of the same job, told the lengths that came out."""
     import numpy as np
 
-    from batchgen.exec.run import prepare
+    from batchgen.exec.prepare import prepare
     from batchgen.sim.cluster import Simulation
 
     prepared = prepare(job)

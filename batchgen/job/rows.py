@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from batchgen.errors import UserError
 from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, read_objects
 from batchgen.job.sampling import Sampling
@@ -47,6 +50,9 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "audio": (None,),
 }
+
+TokenIds = Sequence[int] | npt.NDArray[np.int32]
+"""Ids of a text; a large job keeps them in columns."""
 
 
 class PromptEncoder(Protocol):
@@ -86,7 +92,7 @@ class JobRow:
     custom_id: str
     kind: str  # "chat" or "completion"
     model: str | None
-    prompt_ids: tuple[int, ...]
+    prompt_ids: TokenIds
     max_output: int
     sampling: Sampling
     ignore_eos: bool

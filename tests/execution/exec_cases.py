@@ -16,7 +16,8 @@ from batchgen import events as ev
 from batchgen.cost.build import build_cost
 from batchgen.exec.clock import ModelClock
 from batchgen.exec.driver import Driver
-from batchgen.exec.run import ExecJob, Prepared, prepare
+from batchgen.exec.job import ExecJob
+from batchgen.exec.prepare import Prepared, prepare
 from batchgen.exec.worker import Worker
 from batchgen.hardware import load_gpu
 from batchgen.layout import Layout
@@ -118,7 +119,7 @@ def drive_watched(
     arrivals_ps: Sequence[int] | None = None,
     cancels: Sequence[tuple[int, int]] = (),
 ) -> Outcome:
-    """`batchgen.exec.run.drive` with a look at the pages after every step."""
+    """`batchgen.exec.drive.drive` with a look at the pages after every step."""
     runtime = prepared.runtime()
     worker = prepared.worker
     rank = runtime.cluster.engines[0].ranks[0]

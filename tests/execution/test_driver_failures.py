@@ -16,7 +16,7 @@ from batchgen.errors import IllegalTransition
 from batchgen.exec.clock import ModelClock
 from batchgen.exec.driver import Driver
 from batchgen.exec.init import init_model
-from batchgen.exec.run import prepare
+from batchgen.exec.prepare import prepare
 from batchgen.exec.worker import Worker
 
 CODE = "non_finite_logits"

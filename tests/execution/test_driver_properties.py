@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from batchgen.errors import UserError
 from batchgen.exec.init import init_model
-from batchgen.exec.run import CAPABILITIES, prepare
+from batchgen.exec.job import CAPABILITIES
+from batchgen.exec.prepare import prepare
 from batchgen.memory.pool import pages_for
 from batchgen.policy.presets import PARTS, build_policy, find_preset
 

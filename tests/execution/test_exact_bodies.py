@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from batchgen.exec.clock import WallClock
+from batchgen.exec.drive import drive
 from batchgen.exec.init import init_model
+from batchgen.exec.job import ExecJob
+from batchgen.exec.prepare import prepare
 from batchgen.exec.rows import Stage
-from batchgen.exec.run import ExecJob, drive, prepare
 from batchgen.exec.worker import Worker
 from batchgen.sequence import Status
 

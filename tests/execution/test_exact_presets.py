@@ -12,7 +12,8 @@ import pytest
 from exec_cases import cost_of, drive_watched
 
 from batchgen.exec.init import init_model
-from batchgen.exec.run import ExecJob, prepare
+from batchgen.exec.job import ExecJob
+from batchgen.exec.prepare import prepare
 from batchgen.exec.worker import Worker
 
 FAMILIES = ("llama", "qwen3", "qwen3-moe")

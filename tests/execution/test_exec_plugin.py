@@ -12,8 +12,9 @@ from exec_cases import Case, check_answer
 
 from batchgen.cli.agreement import compare_backends
 from batchgen.exec.clock import WallClock
+from batchgen.exec.drive import drive
 from batchgen.exec.init import init_model
-from batchgen.exec.run import drive, prepare
+from batchgen.exec.prepare import prepare
 from batchgen.logbook import DecisionLog
 from batchgen.policy.presets import preset_names
 from batchgen.replay import replay

@@ -13,8 +13,9 @@ from exec_cases import run as run_case
 from batchgen import events as ev
 from batchgen.exec import copier as copies
 from batchgen.exec.clock import WallClock
+from batchgen.exec.drive import drive
 from batchgen.exec.init import init_model
-from batchgen.exec.run import drive, prepare
+from batchgen.exec.prepare import prepare
 from batchgen.exec.worker import Worker
 
 ROWS = tuple((number, 24) for number in range(8))
@@ -25,7 +26,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return init_model(tmp_path_factory.mktemp("failures") / "m", "qwen3", "tiny", seed=3)
 
 
-def too_large(worker: Worker, most: int, row: int = -1, error: type[Exception] = RuntimeError) -> None:
+SHORT = "[enforce fail at alloc_cpu.cpp:1] can't allocate memory: 9 bytes"
+
+
+def too_large(worker: Worker, most: int, row: int = -1, error: Exception | None = None) -> None:
     """A device whose memory is short beyond `most` tokens of a pass, or as soon as `row` runs."""
     forward, segments = worker.model.forward, worker._segments
     running: list[int] = []
@@ -36,7 +40,7 @@ def too_large(worker: Worker, most: int, row: int = -1, error: type[Exception] =
 
     def limited(arena: object, batch: object, wanted: torch.Tensor) -> torch.Tensor:
         if len(batch.token_ids) > most or row in running:
-            raise error("[enforce fail at alloc_cpu.cpp:1] can't allocate memory: 9 bytes")
+            raise error or RuntimeError(SHORT)
         return forward(arena, batch, wanted)
 
     worker._segments, worker.model.forward = watched, limited
@@ -56,10 +60,18 @@ def test_a_pass_that_is_too_large_is_computed_in_parts(
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize(("error", "code"), [(RuntimeError, "out_of_memory"), (MemoryError, "out_of_memory")])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError(SHORT), "out_of_memory"),
+        (MemoryError("none left"), "out_of_memory"),
+        (RuntimeError("the device is gone"), "device_error"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("policy", PRESETS)
 def test_a_row_that_the_device_cannot_compute_fails_alone(
-    policy: str, error: type[Exception], code: str, depth: int, model: Path, tmp_path: Path
+    policy: str, error: Exception, code: str, depth: int, model: Path, tmp_path: Path
 ) -> None:
     case = Case(policy=policy, rows=ROWS, host_pages=100, depth=depth)
     outcome = run_case(
@@ -68,7 +80,7 @@ def test_a_row_that_the_device_cannot_compute_fails_alone(
     for row, (number, budget) in enumerate(ROWS):
         if row == 3:
             assert outcome.reasons[row] == code
-            assert "can't allocate memory" in outcome.driver.why[row]
+            assert outcome.driver.why[row] == str(error)
             assert not outcome.tokens[row]
         else:
             assert outcome.reasons[row] in ("stop", "length")

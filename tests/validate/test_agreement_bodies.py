@@ -13,7 +13,9 @@ from batchgen.cli.agreement import compare_backends, make_load, simulate_again
 from batchgen.cli.handover import handover
 from batchgen.cost.build import build_cost
 from batchgen.exec.clock import WallClock
-from batchgen.exec.run import ExecJob, clocked, drive, prepare
+from batchgen.exec.drive import clocked, drive
+from batchgen.exec.job import ExecJob
+from batchgen.exec.prepare import prepare
 from batchgen.hardware import load_gpu
 from batchgen.layout import Layout
 from batchgen.model import load_model

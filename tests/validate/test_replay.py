@@ -15,7 +15,9 @@ import pytest
 from batchgen.cli import main
 from batchgen.errors import ReplayMismatch, UserError
 from batchgen.exec.clock import WallClock
-from batchgen.exec.run import ExecJob, drive, prepare
+from batchgen.exec.drive import drive
+from batchgen.exec.job import ExecJob
+from batchgen.exec.prepare import prepare
 from batchgen.log import Entry, Header, read_log
 from batchgen.logbook import DecisionLog
 from batchgen.replay import replay

@@ -1,0 +1,93 @@
+"""A prepared job on a clock: the real one, or one that a cost model advances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import chdir
+from dataclasses import dataclass
+
+from batchgen import events as ev
+from batchgen.cost.api import CostModel
+from batchgen.exec.clock import Clock, ModelClock
+from batchgen.exec.driver import Driver
+from batchgen.exec.prepare import Prepared
+from batchgen.exec.rows import Stage
+from batchgen.logbook import DecisionLog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a run left: its driver, the produced tokens and reasons of every row that could run."""
+
+    driver: Driver
+    tokens: dict[int, list[int]]
+    reasons: dict[int, str]
+
+
+def drive(
+    prepared: Prepared,
+    clock: Clock,
+    *,
+    arrivals_ps: Sequence[int] | None = None,
+    events: Sequence[tuple[int, ev.Event]] = (),
+    log: DecisionLog | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+    on_row: Callable[[int, str, str | None, list[Stage]], None] | None = None,
+    reference: bool = False,
+) -> Ran:
+    """Run the rows of a prepared job. `arrivals_ps` per row (default: all at 0).
+
+    on_row: told of every row that ended, with its reason, what was wrong if it failed, its stages.
+    """
+    worker = prepared.worker
+    tokens: dict[int, list[int]] = {}
+
+    def keep(row: int, reason: str) -> None:
+        tokens[row] = worker.tokens(row)
+        if on_row is not None:
+            on_row(row, reason, driver.why.get(row), worker.stages(row))
+
+    runtime = prepared.runtime(reference=reference)
+    if log is not None:
+        log.listen(runtime.bodies)
+    driver = Driver(
+        runtime,
+        worker,
+        clock,
+        observer=log,
+        progress=progress,
+        on_finish=keep,
+    )
+    num_rows = len(prepared.jobs)
+    times: dict[int, list[int]] = {}
+    for row in range(num_rows):
+        times.setdefault(0 if arrivals_ps is None else int(arrivals_ps[row]), []).append(row)
+    for at_ps in sorted(times):
+        driver.schedule(ev.Arrived(times[at_ps]), at_ps)
+    driver.schedule(ev.InputClosed(), max(times, default=0))
+    for at_ps, event in events:
+        driver.schedule(event, at_ps)
+    with chdir("."):  # bodies of users may go elsewhere; paths of the job are relative
+        driver.run()
+    return Ran(driver=driver, tokens=tokens, reasons=driver.reasons)
+
+
+def clocked(
+    prepared: Prepared,
+    cost: CostModel,
+    *,
+    arrivals_ps: Sequence[int] | None = None,
+    events: Sequence[tuple[int, ev.Event]] = (),
+    reference: bool = False,
+) -> tuple[Ran, DecisionLog]:
+    """The job on a stub clock that advances by `cost`: the executor's half of agreement (c)."""
+    log = prepared.log(reference=reference)
+    ran = drive(
+        prepared,
+        ModelClock(cost),
+        arrivals_ps=arrivals_ps,
+        events=events,
+        log=log,
+        reference=reference,
+    )
+    return ran, log

@@ -1,0 +1,37 @@
+"""What `batchgen exec` is asked to do. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CAPABILITIES = frozenset({"host", "prefix"})
+"""One device with a host tier and shared prefix pages: no switch of layouts, no padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecJob:
+    """One job on one device.
+
+    Page counts None: as much as runs at once, bounded by a quarter of the free memory.
+    `max_tokens`: output budget of rows that name none. `exact`: the same tokens whatever the policy
+    does, in float32 on the cpu. `body`: module:function of the body that every row runs.
+    """
+
+    model: Path
+    input: Path
+    output: Path
+    policy: str = "batchgen"
+    overrides: tuple[tuple[str, str], ...] = ()
+    dtype: str = "float32"
+    exact: bool = False
+    device: str = "cpu"
+    max_tokens: int = 256
+    seed: int = 0
+    limit: int | None = None
+    hbm_pages: int | None = None
+    host_pages: int | None = None
+    threads: int | None = None
+    force: bool = False
+    log: str = "off"
+    body: str | None = None

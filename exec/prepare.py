@@ -1,0 +1,227 @@
+"""A job made ready: model loaded, rows read, memory planned. Everything but the clock."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from batchgen.bodies import Bodies
+from batchgen.bodyname import load_body
+from batchgen.coroutine import BodyFactory
+from batchgen.errors import UserError
+from batchgen.exec.job import CAPABILITIES, ExecJob
+from batchgen.exec.prefix_keys import num_shared_pages, shared_page_keys
+from batchgen.exec.prompts import PromptStore
+from batchgen.exec.rows import RowInput
+from batchgen.exec.sizing import check_weights_fit, make_plan
+from batchgen.exec.textview import TextView
+from batchgen.exec.tokenizer import Tokenizer
+from batchgen.exec.worker import Worker
+from batchgen.job.rows import BadRow, JobRow, RowLimits, read_rows
+from batchgen.log import Header
+from batchgen.logbook import DecisionLog
+from batchgen.paths import check_input
+from batchgen.plan import Plan
+from batchgen.planning import PlanOptions, plan_options
+from batchgen.policy.presets import Preset, build_policy, find_preset
+from batchgen.runtime.core import Runtime
+from batchgen.sequence import Table
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """A job with its worker: everything but the clock. Runs once."""
+
+    job: ExecJob
+    preset: Preset
+    plan: Plan
+    worker: Worker
+    tokenizer: Tokenizer
+    rows: list[JobRow | BadRow]
+    jobs: list[JobRow]
+    table: Table
+    load_s: float
+    overrides: dict[str, str] = field(default_factory=dict)
+    page_keys: list[list[int]] | None = None  # per row, where rows share prompt pages
+    body: BodyFactory | None = None
+    prompts: PromptStore = field(default_factory=PromptStore)
+
+    def fresh_table(self) -> Table:
+        """The rows as they were read; a run changes its table."""
+        return table_of(self.jobs)
+
+    def runtime(
+        self,
+        *,
+        table: Table | None = None,
+        reference: bool = False,
+        bodies: Bodies | None = None,
+    ) -> Runtime:
+        """A fresh runtime over the job's table, or over another of the same rows; with the job's
+        bodies, or with others."""
+        policy = build_policy(self.preset, self.overrides, CAPABILITIES)
+        return Runtime(
+            self.table if table is None else table,
+            self.plan,
+            policy,
+            reference=reference,
+            page_keys=None if self.page_keys is None else self.page_keys.__getitem__,
+            bodies=self.body if bodies is None else bodies,
+            view=self.view,
+        )
+
+    def view(self, table: Table, row: int) -> TextView:
+        """What the body of a row sees."""
+        return TextView(table, row, self.jobs[row], self.worker, self.tokenizer)
+
+    def log(self, backend: str = "exec", *, reference: bool = False) -> DecisionLog:
+        """A fresh decision log with this run's header."""
+        table = self.fresh_table()
+        return DecisionLog(
+            Header(
+                backend=backend,
+                full=self.job.log != "steps",
+                plan=self.plan,
+                preset=self.preset.name,
+                overrides=self.overrides,
+                capabilities=sorted(CAPABILITIES),
+                prompt_tokens=table.prompt.tolist(),
+                budget_tokens=table.budget.tolist(),
+                page_keys=self.page_keys,
+                reference=reference,
+                bodies=self.job.body or "",
+            )
+        )
+
+
+def prepare(job: ExecJob) -> Prepared:
+    """Load the model, read the rows, size the arenas. Raises UserError for anything wrong."""
+    preset, overrides, options = _checked(job)
+    body = load_body(job.body) if job.body is not None else None
+    page_tokens = options.page_tokens or preset.page_tokens
+    check_weights_fit(job)
+    began = time.perf_counter()
+    tokenizer = Tokenizer(job.model)
+    worker = Worker(
+        job.model,
+        page_tokens=page_tokens,
+        hbm_pages=1,
+        host_pages=0,
+        dtype=job.dtype,
+        threads=job.threads,
+        exact=job.exact,
+        device=job.device,
+    )
+    load_s = time.perf_counter() - began
+    limits = RowLimits(
+        max_context=worker.config.max_context,
+        default_max_output=job.max_tokens,
+        run_seed=job.seed,
+        keep_requests=body is not None,
+    )
+    rows, prompts = _read(job, tokenizer, limits)
+    jobs = [row for row in rows if isinstance(row, JobRow)]
+    if not jobs:
+        bad = next(row for row in rows if isinstance(row, BadRow))
+        raise UserError(
+            f"no row of {job.input} can run; line {bad.line}: {bad.message}",
+            remedy="mend the rows",
+        )
+    keys = None
+    if preset.prefix_cache if options.prefix_cache is None else options.prefix_cache:
+        keys = shared_page_keys([row.prompt_ids for row in jobs], page_tokens)
+    plan = make_plan(
+        job,
+        options,
+        preset,
+        worker.config,
+        jobs,
+        page_tokens=page_tokens,
+        shared_pages=0 if keys is None else num_shared_pages(keys),
+    )
+    worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
+    worker.feed(_source(jobs, tokenizer.eos_token_ids))
+    return Prepared(
+        job=job,
+        preset=preset,
+        plan=plan,
+        worker=worker,
+        tokenizer=tokenizer,
+        rows=rows,
+        jobs=jobs,
+        table=table_of(jobs),
+        load_s=load_s,
+        overrides=overrides,
+        body=body,
+        page_keys=keys,
+        prompts=prompts,
+    )
+
+
+def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
+    """What can be refused before anything is loaded."""
+    if not job.model.is_dir():
+        raise UserError(
+            f"model {job.model} is not a folder",
+            remedy="give a Hugging Face folder, or make one with 'batchgen model init DIR'",
+        )
+    check_input("input", job.input, remedy="give a JSONL file")
+    with job.input.open("rb") as file:
+        if file.read(2) == GZIP_MAGIC:
+            raise UserError(f"input {job.input} is compressed", remedy="unpack it with gunzip")
+    overrides = dict(job.overrides)
+    preset = find_preset(job.policy)
+    build_policy(preset, overrides, CAPABILITIES)
+    options = plan_options(overrides)
+    if options.prefill_engines:
+        raise UserError(
+            f"--set plan.prefill_engines={options.prefill_engines}: exec runs one engine",
+            remedy="leave it out",
+            code="capability",
+        )
+    if "plan.memory_fraction" in overrides:
+        raise UserError(
+            "--set plan.memory_fraction: exec does not size its memory by it",
+            remedy="give --hbm-pages and --host-pages",
+        )
+    return preset, overrides, options
+
+
+def _read(
+    job: ExecJob, tokenizer: Tokenizer, limits: RowLimits
+) -> tuple[list[JobRow | BadRow], PromptStore]:
+    """The rows of the input, up to the job's limit, their prompts in one store."""
+    prompts = PromptStore()
+    rows: list[JobRow | BadRow] = []
+    for row in itertools.islice(read_rows(job.input, tokenizer, limits), job.limit):
+        if isinstance(row, JobRow):
+            row = replace(row, prompt_ids=prompts.add(row.prompt_ids))
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{job.input} holds no rows", remedy="put one JSON object on each line")
+    return rows, prompts
+
+
+def _source(jobs: Sequence[JobRow], eos_ids: frozenset[int]) -> Callable[[int], RowInput]:
+    """What the worker is told of a row when it begins."""
+    never: frozenset[int] = frozenset()
+
+    def row_input(row: int) -> RowInput:
+        job = jobs[row]
+        return RowInput(
+            prompt_ids=job.prompt_ids,
+            max_output=job.max_output,
+            stop_ids=never if job.ignore_eos else eos_ids,
+            sampling=None if job.sampling.greedy else job.sampling,
+        )
+
+    return row_input
+
+
+def table_of(jobs: Sequence[JobRow]) -> Table:
+    """A table of rows that have arrived nowhere yet."""
+    return Table([len(row.prompt_ids) for row in jobs], [row.max_output for row in jobs])
