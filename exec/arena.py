@@ -136,7 +136,7 @@ class KvArena:
         self.device = torch.device(device)
         shape = (num_pages, num_layers, 2, num_kv_heads, page_tokens, head_dim)
         # Zeros, not empty: masked positions are multiplied by 0, which does not hide a stray NaN.
-        self.storage = torch.zeros(shape, dtype=dtype, device=self.device, pin_memory=pinned)
+        self.storage = _zeros(shape, dtype, self.device, pinned)
         self.flat = self.storage.view(-1, num_kv_heads, page_tokens, head_dim)
         self._vectors = self.storage.view(-1, head_dim)
         # Two buffers for keys and values as stored, two for them in float32: see `load`.
@@ -243,6 +243,20 @@ class KvArena:
         if have is None or have.numel() < need:
             have = self._buffers[name] = torch.empty(need, dtype=dtype, device=self.device)
         return have[:need].view(shape)
+
+
+def _zeros(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, pinned: bool
+) -> torch.Tensor:
+    """Zeros; in plain memory of the CPU a page of them is taken from the system when it is used."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or pinned or not size:
+        return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
+    try:
+        untouched = np.zeros(size, dtype=np.uint8)
+    except MemoryError as error:
+        raise RuntimeError(f"no memory for {size} bytes: {error}") from None
+    return torch.from_numpy(untouched).view(dtype).view(shape)
 
 
 def copy_pages(source: KvArena, target: KvArena, slot: int, first: int, last: int) -> int:

@@ -26,6 +26,7 @@ from batchgen.exec.rows import FAILED, REASONS, RUNNING, Ints, RowInput, Rows, S
 from batchgen.exec.sampler import choose
 from batchgen.exec.transformer import Transformer
 from batchgen.exec.weights import Checkpoint
+from batchgen.job.rows import TokenIds
 from batchgen.job.sampling import Sampling
 from batchgen.step import Chunk
 
@@ -150,7 +151,7 @@ class Worker:
     def add_row(
         self,
         row: int,
-        prompt_ids: Sequence[int],
+        prompt_ids: TokenIds,
         produced_ids: Sequence[int] = (),
         *,
         max_output: int,
