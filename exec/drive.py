@@ -34,16 +34,19 @@ def drive(
     progress: Callable[[int, int, int], None] | None = None,
     on_row: Callable[[int, str, str | None, list[Stage]], None] | None = None,
     reference: bool = False,
+    keep_tokens: bool = True,
 ) -> Ran:
     """Run the rows of a prepared job. `arrivals_ps` per row (default: all at 0).
 
+    keep_tokens: the result holds all that was produced; else `on_row` is the only one to see it.
     on_row: told of every row that ended, with its reason, what was wrong if it failed, its stages.
     """
     worker = prepared.worker
     tokens: dict[int, list[int]] = {}
 
     def keep(row: int, reason: str) -> None:
-        tokens[row] = worker.tokens(row)
+        if keep_tokens:
+            tokens[row] = worker.tokens(row)
         if on_row is not None:
             on_row(row, reason, driver.why.get(row), worker.stages(row))
 

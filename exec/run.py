@@ -33,7 +33,9 @@ def execute(
             answers.ended(prepared.jobs[number], reason, why, stages)
 
         log = prepared.log() if job.log != "off" else None
-        ran = drive(prepared, WallClock(), log=log, progress=progress, on_row=ended)
+        ran = drive(
+            prepared, WallClock(), log=log, progress=progress, on_row=ended, keep_tokens=False
+        )
         writer.commit(len(prepared.rows))
     record = build_record(prepared, ran, time.perf_counter() - began, log)
     return record, {"done": answers.done, "errors": answers.errors}

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import asdict
+import resource
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,22 @@ import numpy as np
 import torch
 
 import batchgen
+from batchgen.cost.api import FloatArray, PassLoad
+from batchgen.cost.work import moved_bytes, useful_flops
+from batchgen.errors import UserError
+from batchgen.exec.ceilings import measure_ceilings
 from batchgen.exec.drive import Ran
+from batchgen.exec.driver import Driver
 from batchgen.exec.prepare import Prepared
+from batchgen.exec.sizing import itemsize, weight_bytes
+from batchgen.exec.worker import DTYPES
+from batchgen.layout import Layout
 from batchgen.logbook import DecisionLog
+from batchgen.model import load_model
 from batchgen.report.record import RunRecord
 from batchgen.sequence import Status
+
+SPEC_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog | None) -> RunRecord:
@@ -26,8 +39,8 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
     steps: dict[str, Any] = {
         name: np.array(values, dtype=np.int64) for name, values in driver.record.steps.items()
     }
-    steps["flops"] = np.zeros(len(steps["q0"]))
-    steps["hbm_bytes"] = np.zeros(len(steps["q0"]))
+    steps |= _work(prepared, driver)
+    ceilings = measure_ceilings(DTYPES[job.dtype], job.device)
     config: dict[str, Any] = {
         "job": {key: _plain(value) for key, value in asdict(job).items()},
         "plan": {
@@ -46,6 +59,12 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         "kernels": prepared.worker.kernels,
         "seed": job.seed,
         "load_s": prepared.load_s,
+        "machine": asdict(ceilings),
+        "memory": _memory(prepared),
+        "copied_bytes": {
+            f"{source} to {target}": moved
+            for (source, target), moved in prepared.worker.copier.moved_bytes.items()
+        },
     }
     return RunRecord(
         policy=job.policy,
@@ -80,14 +99,59 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
                 "node": 0,
                 "num_gpus": 1,
                 "hbm_pages_total": plan.engines[0].hbm_pages,
-                "peak_flops": 0.0,
-                "peak_bw": 0.0,
+                "peak_flops": ceilings.matmul_flops,
+                "peak_bw": ceilings.memory_bytes_s,
             }
         ],
         wall_s=wall_s,
         gpu_price_per_hour=0.0,
         decisions=log.packed() if log is not None else None,
     )
+
+
+def _work(prepared: Prepared, driver: Driver) -> dict[str, FloatArray]:
+    """FLOPs and bytes of each step: those of its passes by the roofline's formulas, for the dtype
+    of the run. Zeros for a model that these do not know."""
+    passes = np.asarray(driver.record.steps["passes"], dtype=np.int64)
+    nothing = {"flops": np.zeros(len(passes)), "hbm_bytes": np.zeros(len(passes))}
+    try:
+        model = load_model(prepared.job.model)
+    except UserError:
+        return nothing
+    dtype = SPEC_DTYPES[prepared.job.dtype]
+    model = replace(
+        model, weight_dtype=dtype, expert_dtype=dtype, embedding_dtype=dtype, kv_dtype=dtype
+    )
+    columns = {name: np.asarray(values) for name, values in driver.record.passes.items()}
+    count = len(columns["decodes"])
+    load = PassLoad.zeros(1, count)
+    for name in ("decodes", "context", "chunk_tokens", "chunk_pairs", "chunk_reads", "samples"):
+        getattr(load, name)[0] = columns[name]
+    # With lag a step is reported before its last pass: the passes are those of the steps in order.
+    ends = np.minimum(np.cumsum(passes), count)
+    if not count:
+        return nothing
+    return {
+        name: np.diff(np.concatenate(([0.0], amounts.cumsum()))[np.concatenate(([0], ends))])
+        for name, amounts in (
+            ("flops", useful_flops(model, load)),
+            ("hbm_bytes", moved_bytes(model, Layout(), load)),
+        )
+    }
+
+
+def _memory(prepared: Prepared) -> dict[str, int]:
+    """What was planned, and the most that the process has had."""
+    engine, worker = prepared.plan.engines[0], prepared.worker
+    page_bytes = worker.config.kv_page_elements(worker.page_tokens) * itemsize(prepared.job)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "weight_bytes": weight_bytes(prepared.job),
+        "hbm_pages_bytes": engine.hbm_pages * page_bytes,
+        "host_pages_bytes": engine.host_pages * page_bytes,
+        "prompt_bytes": prepared.prompts.held_bytes,
+        "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
+    }
 
 
 def _plain(value: object) -> object:

@@ -114,7 +114,8 @@ from pathlib import Path
 from batchgen.exec.job import ExecJob
 from batchgen.exec.prepare import prepare
 def job(limit):
-    return ExecJob(model=Path(sys.argv[1]), input=Path(sys.argv[2]), output=Path("out"), limit=limit)
+    model, rows = map(Path, sys.argv[1:])
+    return ExecJob(model=model, input=rows, output=Path("out"), limit=limit)
 prepare(job(1))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 prepared = prepare(job(None))

@@ -1,0 +1,75 @@
+"""The record of a run: work by the roofline's formulas, memory as planned, copies as made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exec_cases import Case
+
+from batchgen.cost.api import PassLoad
+from batchgen.cost.work import useful_flops
+from batchgen.exec.clock import WallClock
+from batchgen.exec.drive import drive
+from batchgen.exec.init import init_model
+from batchgen.exec.prepare import prepare
+from batchgen.exec.run_record import build_record
+from batchgen.model import load_model
+from batchgen.report.metrics import summary
+
+ROWS = tuple((number, 24) for number in range(8))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return init_model(tmp_path_factory.mktemp("records") / "m", "qwen3", "tiny", seed=3)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_every_pass_is_counted_once(depth: int, model: Path, tmp_path: Path) -> None:
+    """FLOPs of the steps are those of prompts and outputs, whatever was computed twice on top."""
+    case = Case(policy="vllm", rows=ROWS, hbm_pages=200, depth=depth)
+    prepared = prepare(case.job(model, tmp_path))
+    ran = drive(prepared, WallClock())
+    record = build_record(prepared, ran, 1.0, None)
+    prompts, outputs = record.rows["prompt_tokens"], record.rows["output_tokens"]
+    load = PassLoad.zeros(1, 1)
+    load.chunk_tokens[0, 0], load.decodes[0, 0] = prompts.sum(), (outputs - 1).sum()
+    load.samples[0, 0] = outputs.sum()
+    least = useful_flops(load_model(model), load)[0]  # without what attention reads
+    total = record.steps["flops"].sum()
+    assert least < total < 3 * least
+    assert np.isclose(total, useful_flops(load_model(model), _loads(ran)).sum())
+    assert (record.steps["flops"] > 0).all()
+    assert (record.steps["hbm_bytes"] > 0).all()
+    found = summary(record)
+    assert 0 < found["mfu"] < 1
+    assert found["mbu"] > 0
+
+
+def _loads(ran: object) -> PassLoad:
+    passes = ran.driver.record.passes
+    load = PassLoad.zeros(1, len(passes["decodes"]))
+    for name in ("decodes", "context", "chunk_tokens", "chunk_pairs", "chunk_reads", "samples"):
+        getattr(load, name)[0] = passes[name]
+    return load
+
+
+def test_memory_and_copies_are_told(model: Path, tmp_path: Path) -> None:
+    case = Case(policy="batchgen", rows=ROWS, hbm_pages=16, host_pages=100)
+    prepared = prepare(case.job(model, tmp_path))
+    ran = drive(prepared, WallClock())
+    config = build_record(prepared, ran, 1.0, None).config
+    assert config["memory"]["hbm_pages_bytes"] == prepared.worker._hbm.storage.nbytes
+    assert config["memory"]["weight_bytes"] == sum(entry.num_bytes for entry in _entries(model))
+    assert config["memory"]["peak_rss_bytes"] > config["memory"]["weight_bytes"]
+    assert config["copied_bytes"]["hbm to host"] > 0
+    assert config["machine"]["matmul_flops"] > 1e6
+    assert config["machine"]["memory_bytes_s"] > 1e6
+
+
+def _entries(model: Path) -> list[object]:
+    from batchgen.exec.weights import read_header
+
+    return [e for path in model.glob("*.safetensors") for e in read_header(path).values()]
