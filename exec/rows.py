@@ -129,7 +129,7 @@ class Rows:
                 raise IllegalTransition(f"row {row} has tokens outside the vocabulary")
         slot = heapq.heappop(self._free) if self._free else self._ends
         self._ends = max(self._ends, slot + 1)
-        self._grow(slot + 1, given.max_output)
+        self._grow(slot + 1, len(produced_ids))
         if row >= len(self._slot_of):
             larger = np.full(max(row + 1, 2 * len(self._slot_of)), -1, dtype=np.int32)
             larger[: len(self._slot_of)] = self._slot_of
@@ -171,9 +171,9 @@ class Rows:
                 setattr(self, name, larger)
             self.inputs += [None] * (more - have[0])
         if slots > have[0] or width > have[1]:
-            shape = (len(self.prompt), have[1] if width <= have[1] else max(width, 2 * have[1]))
-            # Not zeros: memory of a long budget is taken from the system when tokens are written.
-            tails = np.empty(shape, dtype=np.int32)
+            wider = have[1] if width <= have[1] else max(width, 2 * have[1], 64)
+            # Not zeros: memory is taken from the system when tokens are written.
+            tails = np.empty((len(self.prompt), wider), dtype=np.int32)
             tails[: have[0], : have[1]] = self.tails
             self.tails = tails
 
@@ -200,6 +200,8 @@ class Rows:
     def append(self, slots: Ints, tokens: Ints) -> Ints:
         """One more produced token for each of these rows [R], which have not ended; returns why
         each ended by it (RUNNING if not)."""
+        if len(slots):
+            self._grow(0, int(self.tail[slots].max()) + 1)
         self.tails[slots, self.tail[slots]] = tokens
         self.tail[slots] += 1
         self.last[slots] = tokens
@@ -225,7 +227,7 @@ class Rows:
         follow_up = (first, tokens, int(self.ended[slot]))
         self._follow_ups.setdefault(slot, []).append(follow_up)
         self.given[slot] += tokens
-        self._grow(slot + 1, budget + int(self.given[slot]))
+        self._grow(slot + 1, first + tokens)
         self.tails[slot, first : first + tokens] = ids
         self.tail[slot] += tokens
         self.last[slot] = self.tails[slot, first + tokens - 1]
