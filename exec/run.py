@@ -31,6 +31,7 @@ from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.weights import expected_shapes
 from batchgen.exec.worker import Stage, Worker
+from batchgen.job.jsonl import InputDigest
 from batchgen.job.output import OutputWriter
 from batchgen.job.rows import BadRow, JobRow, RowLimits, read_job
 from batchgen.log import Header
@@ -97,6 +98,7 @@ class Prepared:
     worker: Worker
     tokenizer: Tokenizer
     rows: list[JobRow | BadRow]
+    digest: InputDigest
     jobs: list[JobRow]
     table: Table
     load_s: float
@@ -201,7 +203,8 @@ def prepare(job: ExecJob) -> Prepared:
         run_seed=job.seed,
         keep_requests=body is not None,
     )
-    rows = read_job(job.input, tokenizer, limits)[: job.limit]
+    digest = InputDigest()
+    rows = read_job(job.input, tokenizer, limits, limit=job.limit, digest=digest)
     jobs = [row for row in rows if isinstance(row, JobRow)]
     if not jobs:
         bad = next(row for row in rows if isinstance(row, BadRow))
@@ -227,6 +230,7 @@ def prepare(job: ExecJob) -> Prepared:
         worker=worker,
         tokenizer=tokenizer,
         rows=rows,
+        digest=digest,
         jobs=jobs,
         table=table,
         load_s=load_s,
@@ -441,7 +445,9 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
             "host_pages": plan.engines[0].host_pages,
             "depth": plan.depth,
         },
-        "input_sha256": hashlib.sha256(job.input.read_bytes()).hexdigest(),
+        # Of what was read: the whole file, or with --limit its first input_bytes bytes.
+        "input_sha256": prepared.digest.hexdigest(),
+        "input_bytes": prepared.digest.num_bytes,
         "batchgen": batchgen.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -83,6 +83,18 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_conversations(
+        self, conversations: Sequence[list[dict[str, Any]]]
+    ) -> list[list[int] | ValueError]:
+        """`encode_messages` of each; the error in the place of the ids of those it refuses."""
+        return [self._ids_or_error(messages) for messages in conversations]
+
+    def _ids_or_error(self, messages: list[dict[str, Any]]) -> list[int] | ValueError:
+        try:
+            return self.encode_messages(messages)
+        except TemplateError as error:
+            return error
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of produced tokens; special tokens and ids without a text are left out."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from batchgen.errors import UserError
-from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, read_objects
+from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, InputDigest, read_objects
 from batchgen.job.sampling import Sampling
 
 URLS = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
@@ -47,19 +48,29 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "audio": (None,),
 }
+# What a part of a message may hold: its text, and hints that change no answer.
+PART_KEYS = frozenset({"type", "text", "cache_control"})
+
+# Conversations are encoded many at a time (a chat template runs in a process of its own), but only
+# as many as one of these allows: memory stays that of a few lines.
+BATCH_ROWS = 64
+BATCH_BYTES = 1 << 20
 
 
 class PromptEncoder(Protocol):
     """What rows need from a tokenizer; `batchgen.exec.tokenizer.Tokenizer` is one.
 
-    `encode_messages` raises ValueError when the chat template does not accept the messages.
+    `vocab_size` is the model's: a tokenizer may know more ids than that. `encode_conversations`
+    gives a ValueError in the place of ids where the chat template does not accept the messages.
     """
 
     vocab_size: int
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_messages(self, messages: Sequence[dict[str, Any]]) -> list[int]: ...
+    def encode_conversations(
+        self, conversations: Sequence[list[dict[str, Any]]]
+    ) -> Sequence[list[int] | ValueError]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,30 +121,120 @@ class _RowError(Exception):
         super().__init__(message)
 
 
-def read_job(path: Path, encoder: PromptEncoder, limits: RowLimits) -> list[JobRow | BadRow]:
-    """Every row of a file, in order. Raises UserError for a file without any row."""
-    rows = list(read_rows(path, encoder, limits))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A row whose prompt is not encoded yet: a conversation, a text, or ids."""
+
+    index: int
+    line: int
+    custom_id: str
+    kind: str
+    value: dict[str, Any]
+    body: dict[str, Any]
+    prompt: object
+
+
+def read_job(
+    path: Path,
+    encoder: PromptEncoder,
+    limits: RowLimits,
+    *,
+    limit: int | None = None,
+    digest: InputDigest | None = None,
+) -> list[JobRow | BadRow]:
+    """The rows of a file, in order: all, or the first `limit`, behind which nothing is read.
+
+    `digest` takes the bytes that were read. Raises UserError for a file without any row.
+    """
+    rows = list(read_rows(path, encoder, limits, limit=limit, digest=digest))
     if not rows:
         raise UserError(f"{path} holds no rows", remedy="put one JSON object on each line")
     return rows
 
 
-def read_rows(path: Path, encoder: PromptEncoder, limits: RowLimits) -> Iterator[JobRow | BadRow]:
-    """Rows one at a time, so that a long file needs memory only for its ids."""
+def read_rows(
+    path: Path,
+    encoder: PromptEncoder,
+    limits: RowLimits,
+    *,
+    limit: int | None = None,
+    digest: InputDigest | None = None,
+) -> Iterator[JobRow | BadRow]:
+    """Rows a few at a time, so that a long file needs memory only for its ids."""
+    digest = InputDigest() if digest is None else digest
     seen: set[str] = set()
-    for index, (line, value) in enumerate(read_objects(path, limits.max_line_bytes)):
-        custom_id = None
+    batch: list[_Draft | BadRow] = []
+    began = 0
+    lines = read_objects(path, limits.max_line_bytes, digest)
+    for index, (line, value) in enumerate(islice(lines, limit)):
+        batch.append(_draft(index, line, value, seen))
+        if len(batch) >= BATCH_ROWS or digest.num_bytes - began >= BATCH_BYTES:
+            yield from _encoded(batch, encoder, limits)
+            batch, began = [], digest.num_bytes
+    yield from _encoded(batch, encoder, limits)
+
+
+def _draft(
+    index: int, line: int, value: dict[str, Any] | BadLine, seen: set[str]
+) -> _Draft | BadRow:
+    """All that can be said of a line without a tokenizer; `seen` are the ids so far."""
+    custom_id = None
+    try:
+        if isinstance(value, BadLine):
+            raise _RowError(value.code, value.message)
+        custom_id = _custom_id(value, line)
+        if custom_id in seen:
+            raise _RowError("duplicate_custom_id", f"custom_id {custom_id!r:.80} came before")
+        seen.add(custom_id)
+        kind, body = _body(value)
+        for name, neutral in UNSUPPORTED.items():
+            # JSON's 1, 1.0 and true are equal in Python; only the kind of value tells them apart.
+            given = body.get(name)
+            if not any(
+                given == v and isinstance(given, bool) == isinstance(v, bool) for v in neutral
+            ):
+                raise _RowError("unsupported_field", f"field '{name}' is not supported")
+        name = "messages" if kind == "chat" else "prompt"
+        if name not in body:
+            raise _RowError("missing_field", f"field '{name}' is missing")
+        prompt = _messages(body[name]) if kind == "chat" else body[name]
+    except _RowError as error:
+        return BadRow(
+            index=index, line=line, custom_id=custom_id, code=error.code, message=error.message
+        )
+    return _Draft(
+        index=index,
+        line=line,
+        custom_id=custom_id,
+        kind=kind,
+        value=value,
+        body=body,
+        prompt=prompt,
+    )
+
+
+def _encoded(
+    batch: Sequence[_Draft | BadRow], encoder: PromptEncoder, limits: RowLimits
+) -> Iterator[JobRow | BadRow]:
+    """The rows of a batch, in order; its conversations go to the encoder at once."""
+    conversations: list[Any] = [
+        row.prompt for row in batch if isinstance(row, _Draft) and row.kind == "chat"
+    ]
+    answers = iter(encoder.encode_conversations(conversations) if conversations else ())
+    for row in batch:
+        if isinstance(row, BadRow):
+            yield row
+            continue
         try:
-            if isinstance(value, BadLine):
-                raise _RowError(value.code, value.message)
-            custom_id = _custom_id(value, line)
-            if custom_id in seen:
-                raise _RowError("duplicate_custom_id", f"custom_id {custom_id!r:.80} came before")
-            seen.add(custom_id)
-            yield _row(index, line, custom_id, value, encoder, limits)
+            ids = next(answers) if row.kind == "chat" else _prompt_ids(row.prompt, encoder)
+            yield _row(row, ids, encoder.vocab_size, limits)
         except _RowError as error:
             yield BadRow(
-                index=index, line=line, custom_id=custom_id, code=error.code, message=error.message
+                index=row.index,
+                line=row.line,
+                custom_id=row.custom_id,
+                code=error.code,
+                message=error.message,
             )
 
 
@@ -150,33 +251,28 @@ def _custom_id(value: dict[str, Any], line: int) -> str:
     return given
 
 
-def _row(
-    index: int,
-    line: int,
-    custom_id: str,
-    value: dict[str, Any],
-    encoder: PromptEncoder,
-    limits: RowLimits,
-) -> JobRow:
-    kind, body = _body(value)
-    for name, neutral in UNSUPPORTED.items():
-        # JSON's 1, 1.0 and true are equal in Python; only the kind of value tells them apart.
-        given = body.get(name)
-        if not any(given == v and isinstance(given, bool) == isinstance(v, bool) for v in neutral):
-            raise _RowError("unsupported_field", f"field '{name}' is not supported")
-    prompt_ids = _prompt_ids(kind, body, encoder)
-    model = body.get("model")
+def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: RowLimits) -> JobRow:
+    if isinstance(ids, ValueError):
+        raise _RowError("invalid_messages", f"{ids!s:.200}")
+    if not ids:
+        raise _RowError("empty_prompt", "the prompt has no tokens")
+    if max(ids) >= vocab_size:
+        raise _RowError(
+            "token_out_of_vocabulary",
+            f"the prompt encodes to token {max(ids)}, the model knows those below {vocab_size}",
+        )
+    model = draft.body.get("model")
     return JobRow(
-        index=index,
-        line=line,
-        custom_id=custom_id,
-        kind=kind,
+        index=draft.index,
+        line=draft.line,
+        custom_id=draft.custom_id,
+        kind=draft.kind,
         model=model if isinstance(model, str) else None,
-        prompt_ids=tuple(prompt_ids),
-        max_output=_max_output(body, len(prompt_ids), limits),
-        sampling=_sampling(body, custom_id, limits.run_seed),
-        ignore_eos=_flag(body, "ignore_eos"),
-        request=value if limits.keep_requests else {},
+        prompt_ids=tuple(ids),
+        max_output=_max_output(draft.body, len(ids), limits),
+        sampling=_sampling(draft.body, draft.custom_id, limits.run_seed),
+        ignore_eos=_flag(draft.body, "ignore_eos"),
+        request=draft.value if limits.keep_requests else {},
     )
 
 
@@ -204,23 +300,10 @@ def _body(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return kind, body
 
 
-def _prompt_ids(kind: str, body: dict[str, Any], encoder: PromptEncoder) -> list[int]:
-    name = "messages" if kind == "chat" else "prompt"
-    if name not in body:
-        raise _RowError("missing_field", f"field '{name}' is missing")
-    if kind == "chat":
-        messages = _messages(body["messages"])
-        try:
-            ids = encoder.encode_messages(messages)
-        except ValueError as error:
-            raise _RowError("invalid_messages", f"{error!s:.200}") from None
-    elif isinstance(body["prompt"], str):
-        ids = encoder.encode(body["prompt"])
-    else:
-        ids = _token_ids(body["prompt"], encoder.vocab_size)
-    if not ids:
-        raise _RowError("empty_prompt", "the prompt has no tokens")
-    return ids
+def _prompt_ids(prompt: object, encoder: PromptEncoder) -> list[int]:
+    if isinstance(prompt, str):
+        return encoder.encode(prompt)
+    return _token_ids(prompt, encoder.vocab_size)
 
 
 def _token_ids(prompt: object, vocab_size: int) -> list[int]:
@@ -243,14 +326,27 @@ def _messages(value: object) -> list[dict[str, Any]]:
             raise _RowError("invalid_field", f"messages[{number}] must be an object with a 'role'")
         content = message.get("content")
         if isinstance(content, list):
-            parts = [p.get("text") if isinstance(p, dict) else None for p in content]
-            if not all(isinstance(part, str) for part in parts):
-                raise _RowError("unsupported_field", f"messages[{number}] has parts without text")
-            content = "".join(part for part in parts if isinstance(part, str))
+            content = "".join(_part(part, number) for part in content)
         if not isinstance(content, str):
             raise _RowError("invalid_field", f"messages[{number}].content must be text")
         messages.append(message | {"content": content})
     return messages
+
+
+def _part(part: object, number: int) -> str:
+    """The text of a part of messages[number]; leaving anything else out would change the prompt."""
+    if isinstance(part, dict):
+        kind, text = part.get("type"), part.get("text")
+        if kind != "text":
+            what = f"of type {kind!r:.40}" if "type" in part else "without a type"
+            raise _RowError("unsupported_field", f"messages[{number}] has a part {what}, not text")
+        for name in sorted(part.keys() - PART_KEYS):
+            raise _RowError(
+                "unsupported_field", f"messages[{number}] has a text part with {name!r:.40}"
+            )
+        if isinstance(text, str):
+            return text
+    raise _RowError("unsupported_field", f"messages[{number}] has a part without text")
 
 
 def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> int:
