@@ -113,7 +113,7 @@ def exec_(
         log=log,
         body=body,
     )
-    with users_code(), progress_bar(policy, progress) as callback:
+    with users_code(), progress_bar(policy, progress, real=True) as callback:
         record, counts = execute(job, progress=callback)
     if out is not None:
         from batchgen.report.rundir import write_run
