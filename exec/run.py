@@ -448,6 +448,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         # Of what was read: the whole file, or with --limit its first input_bytes bytes.
         "input_sha256": prepared.digest.hexdigest(),
         "input_bytes": prepared.digest.num_bytes,
+        "template_time": prepared.tokenizer.now.isoformat(timespec="seconds"),
         "batchgen": batchgen.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -137,12 +137,13 @@ def _bar(label: str, real: bool) -> Iterator[Progress]:
 def _status(now_ps: int, rows_done: int, rows_total: int, elapsed_s: float, real: bool) -> str:
     from batchgen.report.text import duration
 
+    word = "elapsed" if real else "simulated"
     if real:
         elapsed_s = now_ps / 1e12
     rate = rows_done / max(elapsed_s, 1e-3)
     eta = duration((rows_total - rows_done) / rate) if rate else "unknown"
     return (
-        f"{rows_done:,}/{rows_total:,} rows, {duration(now_ps / 1e12)} {'elapsed' if real else 'simulated'}, "
+        f"{rows_done:,}/{rows_total:,} rows, {duration(now_ps / 1e12)} {word}, "
         f"{rate:,.0f} rows/s, ETA {eta}"
     )
 
