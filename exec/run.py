@@ -25,6 +25,7 @@ from batchgen.cost.api import CostModel
 from batchgen.errors import UserError
 from batchgen.exec.answers import Answers
 from batchgen.exec.clock import Clock, ModelClock, WallClock
+from batchgen.exec.compiled import why_not
 from batchgen.exec.config import load_config
 from batchgen.exec.driver import Driver
 from batchgen.exec.textview import TextView
@@ -453,6 +454,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         "python": platform.python_version(),
         "torch": torch.__version__,
         "kernels": prepared.worker.kernels,
+        "kernels_remark": _kernels_remark(prepared),
         "seed": job.seed,
         "load_s": prepared.load_s,
     }
@@ -497,6 +499,14 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         gpu_price_per_hour=0.0,
         decisions=log.packed() if log is not None else None,
     )
+
+
+def _kernels_remark(prepared: Prepared) -> str:
+    """Why nothing compiled ran on the CPU; "" if it did, and elsewhere."""
+    job, model = prepared.job, prepared.worker.config
+    if job.device != "cpu":
+        return ""
+    return why_not(getattr(torch, job.dtype), model.num_heads // model.num_kv_heads)
 
 
 def _plain(value: object) -> object:

@@ -123,8 +123,8 @@ def exec_(
         from batchgen.report.metrics import summary as summarise
 
         summary = summarise(record)
-    if record.config["kernels"] == "torch" and device == "cpu":
-        say("note: attention and experts ran in torch; with a C++ compiler (g++) they are faster")
+    if remark := record.config["kernels_remark"]:
+        say(f"note: attention and experts ran in torch, which is slower: {remark}")
     say(f"wrote {output}: {counts['done']} rows answered, {counts['errors']} error rows")
     if as_json:
         print_runs_json([summary])
