@@ -28,6 +28,7 @@ from batchgen.exec.clock import Clock, ModelClock, WallClock
 from batchgen.exec.compiled import why_not
 from batchgen.exec.config import load_config
 from batchgen.exec.driver import Driver
+from batchgen.exec.hub import find_model
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.weights import expected_shapes
@@ -94,6 +95,7 @@ class Prepared:
     """A job with its worker: everything but the clock. Runs once."""
 
     job: ExecJob
+    folder: Path  # of the model
     preset: Preset
     plan: Plan
     worker: Worker
@@ -157,11 +159,7 @@ class Prepared:
 
 def prepare(job: ExecJob) -> Prepared:
     """Load the model, read the rows, size the arenas. Raises UserError for anything wrong."""
-    if not job.model.is_dir():
-        raise UserError(
-            f"model {job.model} is not a folder",
-            remedy="give a Hugging Face folder, or make one with 'batchgen model init DIR'",
-        )
+    folder = find_model(job.model)
     check_input("input", job.input, remedy="give a JSONL file")
     with job.input.open("rb") as file:
         if file.read(2) == GZIP_MAGIC:
@@ -183,11 +181,11 @@ def prepare(job: ExecJob) -> Prepared:
             remedy="give --hbm-pages and --host-pages",
         )
     page_tokens = options.page_tokens or preset.page_tokens
-    _check_weights_fit(job)
+    _check_weights_fit(job, folder)
     began = time.perf_counter()
-    tokenizer = Tokenizer(job.model)
+    tokenizer = Tokenizer(folder)
     worker = Worker(
-        job.model,
+        folder,
         page_tokens=page_tokens,
         hbm_pages=1,
         host_pages=0,
@@ -226,6 +224,7 @@ def prepare(job: ExecJob) -> Prepared:
         )
     return Prepared(
         job=job,
+        folder=folder,
         preset=preset,
         plan=plan,
         worker=worker,
@@ -324,9 +323,9 @@ def _itemsize(job: ExecJob) -> int:
     return 4 if job.dtype == "float32" else 2
 
 
-def _check_weights_fit(job: ExecJob) -> None:
+def _check_weights_fit(job: ExecJob, folder: Path) -> None:
     """Refuse a model that memory cannot hold, before the system kills the process for it."""
-    shapes = expected_shapes(load_config(job.model)).values()
+    shapes = expected_shapes(load_config(folder)).values()
     need, free = sum(map(math.prod, shapes)) * _itemsize(job), _free_memory_bytes()
     if need > free:
         raise UserError(
@@ -446,6 +445,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
             "host_pages": plan.engines[0].host_pages,
             "depth": plan.depth,
         },
+        "model_folder": str(prepared.folder),
         # Of what was read: the whole file, or with --limit its first input_bytes bytes.
         "input_sha256": prepared.digest.hexdigest(),
         "input_bytes": prepared.digest.num_bytes,

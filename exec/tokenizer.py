@@ -14,6 +14,7 @@ import tokenizers
 from batchgen.errors import DataError, UserError
 from batchgen.exec.config import load_config, read_json_object
 from batchgen.exec.templates import ChatTemplate, TemplateError, time_of_job
+from batchgen.paths import has_file
 
 MAX_TEMPLATE_BYTES = 1 << 20
 
@@ -28,7 +29,7 @@ class Tokenizer:
     def __init__(self, directory: Path) -> None:
         directory = Path(directory)
         path = directory / "tokenizer.json"
-        if not path.is_file():
+        if not has_file(path):
             raise UserError(
                 f"{directory} has no tokenizer.json", remedy="only fast tokenizers are read"
             )
@@ -40,7 +41,7 @@ class Tokenizer:
         self.vocab_size = config.vocab_size
         self.eos_token_ids = frozenset(config.eos_token_ids)
         settings_path = directory / "tokenizer_config.json"
-        settings = read_json_object(settings_path, "settings") if settings_path.is_file() else {}
+        settings = read_json_object(settings_path, "settings") if has_file(settings_path) else {}
         self.now = time_of_job()
         self._template: ChatTemplate | None = None
         if (source := _template(directory, settings)) is not None:
@@ -109,7 +110,7 @@ def _token_text(value: object) -> str:
 def _template(directory: Path, settings: dict[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     source = settings.get("chat_template")
-    if path.is_file():
+    if has_file(path):
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise DataError(f"is larger than {MAX_TEMPLATE_BYTES} bytes", path=str(path))
         try:

@@ -25,7 +25,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command(name="exec")
 def exec_(
-    model: Annotated[Path, typer.Option(help="Hugging Face folder with safetensors.")],
+    model: Annotated[
+        Path,
+        typer.Option(help="Hugging Face folder with safetensors, or org/name of a downloaded one."),
+    ],
     input_: Annotated[
         Path, typer.Option("--input", "-i", help="JSONL: OpenAI batch lines, prompt or messages.")
     ],
