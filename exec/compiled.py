@@ -39,7 +39,7 @@ def why_not(dtype: torch.dtype, groups: int = 1) -> str:
         return f"no compiled operations for {dtype}"
     if groups > MAX_GROUPS:
         return f"no compiled attention for more than {MAX_GROUPS} query heads per kv head"
-    return _library()[1]
+    return _load()[1]
 
 
 def attend(arena: KvArena, layer: int, q_TND: torch.Tensor, segments: SegmentTable) -> torch.Tensor:
@@ -47,7 +47,7 @@ def attend(arena: KvArena, layer: int, q_TND: torch.Tensor, segments: SegmentTab
 
     Threads are those of torch. Raises ValueError where `is_compiled` says no.
     """
-    library = _load()
+    library = _load()[0]
     q_TND = q_TND.contiguous()
     out_TND = torch.empty_like(q_TND)
     _, layers, _, kv_heads, page_tokens, head_dim = arena.storage.shape
@@ -83,7 +83,7 @@ def sparse_mlp(
 
     Raises ValueError where `is_compiled` says no.
     """
-    library = _load()
+    library = _load()[0]
     x_TH = x_TH.contiguous()
     out_TH = torch.empty_like(x_TH)
     experts, hidden, width = down.shape
@@ -102,13 +102,8 @@ def sparse_mlp(
     return out_TH
 
 
-def _load() -> Any:
-    """The library, or None."""
-    return _library()[0]
-
-
 @functools.cache
-def _library() -> tuple[Any, str]:
+def _load() -> tuple[Any, str]:
     """The library, or None and why."""
     try:
         library = ctypes.CDLL(str(library_path()))

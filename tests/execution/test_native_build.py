@@ -127,7 +127,7 @@ def test_a_run_says_why_it_was_slow(
     compiler(here, FAILING["error"][0], monkeypatch)
     args = ["exec", "--model", str(here / "tiny"), "-i", str(here / "in.jsonl"), "--threads", "1"]
     args += ["--force", "-o", str(here / "out.jsonl"), "--out", str(here / "run")]
-    compiled._library.cache_clear()
+    compiled._load.cache_clear()
     try:
         capsys.readouterr()
         assert main(args) == 0
@@ -142,4 +142,4 @@ def test_a_run_says_why_it_was_slow(
         assert main(args) == 0
         assert "BATCHGEN_COMPILED=0 turns" in capsys.readouterr().err
     finally:
-        compiled._library.cache_clear()
+        compiled._load.cache_clear()
