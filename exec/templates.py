@@ -19,6 +19,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from batchgen.errors import UserError
 from batchgen.exec.template_jinja import environment
 from batchgen.exec.template_worker import (
     HEADER_BYTES,
@@ -105,13 +106,19 @@ class ChatTemplate:
     def _start(self) -> None:
         """A process that has compiled the template; `_broken` if it could not."""
         path = json.dumps([os.path.abspath(folder) for folder in sys.path])
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", START, path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is answered here
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", START, path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is answered here
+            )
+        except OSError as error:
+            raise UserError(
+                f"no process can be started for the chat template: {error.strerror}",
+                remedy="free memory or processes, or send prompts instead of messages",
+            ) from None
         self._end = weakref.finalize(self, _end, self._process)
         self._send(self._job)
         answer = self._receive()

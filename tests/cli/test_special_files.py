@@ -222,7 +222,7 @@ def test_a_file_that_may_not_be_read(
     assert "model/tokenizer.json cannot be read" in err
     Path("in.jsonl").chmod(0)
     err = refused(["exec", "--model", str(checkpoint), "-i", "in.jsonl", "-o", "o"], capsys)
-    assert "in.jsonl: Permission denied" in err
+    assert "'in.jsonl' is not readable" in err
 
 
 def test_a_template_that_is_no_text(
