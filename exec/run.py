@@ -204,6 +204,7 @@ def prepare(job: ExecJob) -> Prepared:
     )
     digest = InputDigest()
     rows = read_job(job.input, tokenizer, limits, limit=job.limit, digest=digest)
+    tokenizer.release()
     jobs = [row for row in rows if isinstance(row, JobRow)]
     if not jobs:
         bad = next(row for row in rows if isinstance(row, BadRow))

@@ -78,23 +78,27 @@ class ChatTemplate:
 
     def render(self, conversations: Sequence[list[dict[str, Any]]]) -> list[str | TemplateError]:
         """The text of each conversation, or what is wrong with it."""
-        answers: list[str | TemplateError] = []
+        requests = [_request(messages) for messages in conversations]
         try:
-            while len(answers) < len(conversations):
-                waiting = conversations[len(answers) :]
-                if self._process is None and not self._broken:
-                    self._start()
-                if self._broken:
-                    answers += [TemplateError(self._broken) for _ in waiting]
-                    break
-                self._send(waiting)
-                for _ in waiting:
-                    answers.append(self._receive())
-                    if self._process is None:
-                        break
+            texts = iter(self._rendered([r for r in requests if isinstance(r, bytes)]))
         except BaseException:  # a signal: what is on its way belongs to nobody
             self.close()
             raise
+        return [next(texts) if isinstance(request, bytes) else request for request in requests]
+
+    def _rendered(self, requests: Sequence[bytes]) -> list[str | TemplateError]:
+        answers: list[str | TemplateError] = []
+        while len(answers) < len(requests):
+            waiting = requests[len(answers) :]
+            if self._process is None and not self._broken:
+                self._start()
+            if self._broken:
+                return answers + [TemplateError(self._broken) for _ in waiting]
+            self._send(b"[" + b",".join(waiting) + b"]")
+            for _ in waiting:
+                answers.append(self._receive())
+                if self._process is None:  # it has ended at this one
+                    break
         return answers
 
     def close(self) -> None:
@@ -120,17 +124,17 @@ class ChatTemplate:
                 remedy="free memory or processes, or send prompts instead of messages",
             ) from None
         self._end = weakref.finalize(self, _end, self._process)
-        self._send(self._job)
+        self._send(json.dumps(self._job).encode())
         answer = self._receive()
         if isinstance(answer, TemplateError):
             self._broken = str(answer)
             self.close()
 
-    def _send(self, value: object) -> None:
+    def _send(self, request: bytes) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         with suppress(OSError):  # it has ended, and the next reply will say so
-            self._process.stdin.write(json.dumps(value).encode() + b"\n")
+            self._process.stdin.write(request + b"\n")
             self._process.stdin.flush()
 
     def _receive(self) -> str | TemplateError:
@@ -173,6 +177,13 @@ class ChatTemplate:
         if code == MEMORY_EXIT:
             return f"needs more than {MEMORY_BYTES >> 20} MiB of memory"
         return f"ended its process with {code}"
+
+
+def _request(messages: list[dict[str, Any]]) -> bytes | TemplateError:
+    try:
+        return json.dumps(messages).encode()
+    except RecursionError:
+        return TemplateError("the messages are nested too deep")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

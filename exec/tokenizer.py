@@ -95,6 +95,11 @@ class Tokenizer:
             for text in self._template.render(conversations)
         ]
 
+    def release(self) -> None:
+        """End the process of the chat template, if it runs; the next message starts another."""
+        if self._template is not None:
+            self._template.close()
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of produced tokens; special tokens and ids without a text are left out."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -186,6 +186,26 @@ def test_a_tokenizer_that_knows_more_than_the_model(model: Path, tmp_path: Path)
     assert codes == ["token_out_of_vocabulary", None, "token_out_of_vocabulary"]
 
 
+def test_a_template_that_wants_too_much_costs_one_row(model: Path, tmp_path: Path) -> None:
+    greedy = tmp_path / "model"
+    shutil.copytree(model, greedy)
+    (greedy / "chat_template.jinja").write_text(
+        "{% set what = messages[0].content %}"
+        "{% if what == 'much' %}{{ what * 10**10 }}{% else %}{{ what }}{% endif %}"
+    )
+    rows = write(
+        tmp_path / "in.jsonl",
+        [
+            {"messages": [{"role": "user", "content": content}], "max_tokens": 2}
+            for content in ("a", "much", "b", "much", "c")
+        ],
+    )
+    assert run(greedy, rows, tmp_path / "out.jsonl") == 1
+    errors = [answer["error"] for answer in read(tmp_path / "out.jsonl")]
+    assert [error and error["code"] for error in errors] == [None, "invalid_messages"] * 2 + [None]
+    assert errors[1]["message"] == "line 2: chat template: needs more than 1024 MiB of memory"
+
+
 def test_answers_do_not_depend_on_policy_or_memory(model: Path, tmp_path: Path) -> None:
     rows = write(
         tmp_path / "in.jsonl",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.cli import main
+from batchgen.cli import _ended_by_signals, main
 from batchgen.errors import UserError
 from batchgen.job.output import OutputWriter
 from batchgen.paths import kind_of
@@ -166,6 +166,25 @@ def test_a_signal_leaves_nothing_behind(
     assert (process.returncode, err.strip()) == (3, "interrupted")
     assert not list(here.glob(".*"))
     assert Path("old.jsonl").read_text() == "old\n"
+
+
+def test_a_signal_in_a_finaliser_is_not_lost() -> None:
+    """Python prints what `__del__` raises and goes on; subprocess has one after every call."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        pytest.skip("handled by whoever runs the tests")
+
+    class Ending:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def job() -> None:
+        Ending()
+        limit = time.monotonic() + 20
+        while time.monotonic() < limit:
+            time.sleep(0.01)
+
+    with _ended_by_signals(), pytest.raises(KeyboardInterrupt):
+        job()
 
 
 def test_a_path_that_the_machine_refuses(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,23 @@ def test_one_that_takes_for_ever_does_not_hurt_another() -> None:
     assert "0.3 s" in str(texts[1])
 
 
+def test_messages_that_are_nested_deep_hurt_no_other() -> None:
+    """Deeper than either process can write or read; what the depth is depends on their stacks."""
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    for depth in (800, 960, 990, 995, 999):
+        nested: Any = []
+        for _ in range(depth):
+            nested = [nested]
+        messages = [{"role": "user", "content": "x", "more": nested}]
+        texts = make("{{ messages[0].content }}").render([chat("a"), messages, chat("b")])
+        assert [texts[0], texts[2]] == ["a", "b"]
+        assert texts[1] == "x" or isinstance(texts[1], TemplateError)
+    (refused,) = make("x").render([[{"role": "user", "content": "x", "more": deep}]])
+    assert "nested too deep" in str(refused)
+
+
 def test_one_process_serves_a_job_and_ends_with_it() -> None:
     template = make("{{ messages[0].content }}")
     assert template._process is None  # no conversation, no process
