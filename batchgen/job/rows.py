@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from batchgen.errors import UserError
 from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, InputDigest, read_objects
+from batchgen.job.prompts import PromptEncoder, RowError, messages_of, prompt_ids
 from batchgen.job.sampling import Sampling
 
 URLS = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
@@ -48,29 +49,11 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "audio": (None,),
 }
-# What a part of a message may hold: its text, and hints that change no answer.
-PART_KEYS = frozenset({"type", "text", "cache_control"})
 
 # Conversations are encoded many at a time (a chat template runs in a process of its own), but only
 # as many as one of these allows: memory stays that of a few lines.
 BATCH_ROWS = 64
 BATCH_BYTES = 1 << 20
-
-
-class PromptEncoder(Protocol):
-    """What rows need from a tokenizer; `batchgen.exec.tokenizer.Tokenizer` is one.
-
-    `vocab_size` is the model's: a tokenizer may know more ids than that. `encode_conversations`
-    gives a ValueError in the place of ids where the chat template does not accept the messages.
-    """
-
-    vocab_size: int
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def encode_conversations(
-        self, conversations: Sequence[list[dict[str, Any]]]
-    ) -> Sequence[list[int] | ValueError]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +96,6 @@ class BadRow:
     custom_id: str | None
     code: str
     message: str
-
-
-class _RowError(Exception):
-    def __init__(self, code: str, message: str) -> None:
-        self.code, self.message = code, message
-        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,10 +158,10 @@ def _draft(
     custom_id = None
     try:
         if isinstance(value, BadLine):
-            raise _RowError(value.code, value.message)
+            raise RowError(value.code, value.message)
         custom_id = _custom_id(value, line)
         if custom_id in seen:
-            raise _RowError("duplicate_custom_id", f"custom_id {custom_id!r:.80} came before")
+            raise RowError("duplicate_custom_id", f"custom_id {custom_id!r:.80} came before")
         seen.add(custom_id)
         kind, body = _body(value)
         for name, neutral in UNSUPPORTED.items():
@@ -193,12 +170,12 @@ def _draft(
             if not any(
                 given == v and isinstance(given, bool) == isinstance(v, bool) for v in neutral
             ):
-                raise _RowError("unsupported_field", f"field '{name}' is not supported")
+                raise RowError("unsupported_field", f"field '{name}' is not supported")
         name = "messages" if kind == "chat" else "prompt"
         if name not in body:
-            raise _RowError("missing_field", f"field '{name}' is missing")
-        prompt = _messages(body[name]) if kind == "chat" else body[name]
-    except _RowError as error:
+            raise RowError("missing_field", f"field '{name}' is missing")
+        prompt = messages_of(body[name]) if kind == "chat" else body[name]
+    except RowError as error:
         return BadRow(
             index=index, line=line, custom_id=custom_id, code=error.code, message=error.message
         )
@@ -226,9 +203,9 @@ def _encoded(
             yield row
             continue
         try:
-            ids = next(answers) if row.kind == "chat" else _prompt_ids(row.prompt, encoder)
+            ids = next(answers) if row.kind == "chat" else prompt_ids(row.prompt, encoder)
             yield _row(row, ids, encoder.vocab_size, limits)
-        except _RowError as error:
+        except RowError as error:
             yield BadRow(
                 index=row.index,
                 line=row.line,
@@ -244,20 +221,20 @@ def _custom_id(value: dict[str, Any], line: int) -> str:
     given = value.get("custom_id", value.get("id") if short else None)
     if given is None:
         if not short:
-            raise _RowError("missing_field", "field 'custom_id' is missing")
+            raise RowError("missing_field", "field 'custom_id' is missing")
         return f"line-{line}"
     if not isinstance(given, str) or not given:
-        raise _RowError("invalid_field", "field 'custom_id' must be a string that is not empty")
+        raise RowError("invalid_field", "field 'custom_id' must be a string that is not empty")
     return given
 
 
 def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: RowLimits) -> JobRow:
     if isinstance(ids, ValueError):
-        raise _RowError("invalid_messages", f"{ids!s:.200}")
+        raise RowError("invalid_messages", f"{ids!s:.200}")
     if not ids:
-        raise _RowError("empty_prompt", "the prompt has no tokens")
+        raise RowError("empty_prompt", "the prompt has no tokens")
     if max(ids) >= vocab_size:
-        raise _RowError(
+        raise RowError(
             "token_out_of_vocabulary",
             f"the prompt encodes to token {max(ids)}, the model knows those below {vocab_size}",
         )
@@ -280,79 +257,30 @@ def _body(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Kind and body of a row in either form."""
     if "body" not in value:
         if "url" in value or "method" in value:
-            raise _RowError("missing_field", "field 'body' is missing")
+            raise RowError("missing_field", "field 'body' is missing")
         # A short row may carry columns of its own (an expected answer, a label): not ours to judge.
         return ("chat" if "messages" in value else "completion"), value
     body, url = value["body"], value.get("url")
     if value.get("method", "POST") != "POST":
-        raise _RowError("invalid_field", "field 'method' must be POST")
+        raise RowError("invalid_field", "field 'method' must be POST")
     if not isinstance(body, dict):
-        raise _RowError("invalid_field", "field 'body' must be an object")
+        raise RowError("invalid_field", "field 'body' must be an object")
     if url is None:
         kind = "chat" if "messages" in body else "completion"
     elif isinstance(url, str) and url in URLS:
         kind = URLS[url]
     else:
-        raise _RowError("unsupported_url", f"url {url!r:.80} is not one of {', '.join(URLS)}")
+        raise RowError("unsupported_url", f"url {url!r:.80} is not one of {', '.join(URLS)}")
     for name in body:
         if name not in USED and name not in IGNORED and name not in UNSUPPORTED:
-            raise _RowError("unsupported_field", f"field {name!r:.60} is not supported")
+            raise RowError("unsupported_field", f"field {name!r:.60} is not supported")
     return kind, body
-
-
-def _prompt_ids(prompt: object, encoder: PromptEncoder) -> list[int]:
-    if isinstance(prompt, str):
-        return encoder.encode(prompt)
-    return _token_ids(prompt, encoder.vocab_size)
-
-
-def _token_ids(prompt: object, vocab_size: int) -> list[int]:
-    if not isinstance(prompt, list):
-        raise _RowError("invalid_field", "field 'prompt' must be a string or a list of token ids")
-    for token in prompt:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            message = f"token {token!r:.40} of 'prompt' is not in [0, {vocab_size})"
-            raise _RowError("invalid_field", message)
-    return prompt
-
-
-def _messages(value: object) -> list[dict[str, Any]]:
-    """Messages with text content; a list of text parts is joined."""
-    if not isinstance(value, list) or not value:
-        raise _RowError("invalid_field", "field 'messages' must be a list that is not empty")
-    messages = []
-    for number, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _RowError("invalid_field", f"messages[{number}] must be an object with a 'role'")
-        content = message.get("content")
-        if isinstance(content, list):
-            content = "".join(_part(part, number) for part in content)
-        if not isinstance(content, str):
-            raise _RowError("invalid_field", f"messages[{number}].content must be text")
-        messages.append(message | {"content": content})
-    return messages
-
-
-def _part(part: object, number: int) -> str:
-    """The text of a part of messages[number]; leaving anything else out would change the prompt."""
-    if isinstance(part, dict):
-        kind, text = part.get("type"), part.get("text")
-        if kind != "text":
-            what = f"of type {kind!r:.40}" if "type" in part else "without a type"
-            raise _RowError("unsupported_field", f"messages[{number}] has a part {what}, not text")
-        for name in sorted(part.keys() - PART_KEYS):
-            raise _RowError(
-                "unsupported_field", f"messages[{number}] has a text part with {name!r:.40}"
-            )
-        if isinstance(text, str):
-            return text
-    raise _RowError("unsupported_field", f"messages[{number}] has a part without text")
 
 
 def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> int:
     room = limits.max_context - prompt_tokens
     if room < 1:
-        raise _RowError(
+        raise RowError(
             "context_length_exceeded",
             f"the prompt has {prompt_tokens} tokens and leaves no room in a context of "
             f"{limits.max_context}",
@@ -363,9 +291,9 @@ def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> 
     if given is None:
         return room if limits.default_max_output is None else min(room, limits.default_max_output)
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise _RowError("invalid_field", f"field '{name}' must be an integer of at least 1")
+        raise RowError("invalid_field", f"field '{name}' must be an integer of at least 1")
     if given > room:
-        raise _RowError(
+        raise RowError(
             "context_length_exceeded",
             f"{prompt_tokens} prompt tokens and {name} {given} exceed a context of "
             f"{limits.max_context}",
@@ -381,11 +309,11 @@ def _sampling(body: dict[str, Any], custom_id: str, run_seed: int) -> Sampling:
         digest = hashlib.blake2b(f"{run_seed}:{custom_id}".encode(), digest_size=8).digest()
         seed = int.from_bytes(digest, "little")
     elif isinstance(seed, bool) or not isinstance(seed, int) or not -(1 << 63) <= seed < 1 << 64:
-        raise _RowError("invalid_field", "field 'seed' must be a 64-bit integer")
+        raise RowError("invalid_field", "field 'seed' must be a 64-bit integer")
     try:
         return Sampling(temperature=temperature, top_p=top_p, seed=seed)
     except ValueError as error:
-        raise _RowError("invalid_field", str(error)) from None
+        raise RowError("invalid_field", str(error)) from None
 
 
 def _number(body: dict[str, Any], name: str, default: float) -> float:
@@ -393,12 +321,12 @@ def _number(body: dict[str, Any], name: str, default: float) -> float:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _RowError("invalid_field", f"field '{name}' must be a number")
+        raise RowError("invalid_field", f"field '{name}' must be a number")
     return float(value) if abs(value) < 1e30 else float("inf")
 
 
 def _flag(body: dict[str, Any], name: str) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise _RowError("invalid_field", f"field '{name}' must be true or false")
+        raise RowError("invalid_field", f"field '{name}' must be true or false")
     return bool(value)
