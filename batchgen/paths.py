@@ -49,6 +49,30 @@ def check_input(what: str, path: str | os.PathLike[str], *, remedy: str) -> None
         raise UserError(f"{what} {path} {trouble}", remedy=remedy)
 
 
+def has_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of a checkpoint is there. Raises UserError if what is there is no regular file
+    (a pipe would be waited for, a broken link is not the same as no file) or cannot be read."""
+    kind = kind_of(path)
+    if kind not in ("", "file"):
+        raise UserError(f"{path} is not a regular file, but a {kind}", remedy="put the file there")
+    if kind and not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be read", remedy="change its permissions")
+    return bool(kind)
+
+
+def check_new_folder(path: Path) -> None:
+    """Raises UserError unless a folder is there, or can be made there with those above it."""
+    here = path
+    while not (kind := kind_of(here)) and here != here.parent:
+        here = here.parent
+    if kind == "file" and here == path:
+        raise UserError(f"{path} is a file", remedy="give a folder for the run directory")
+    if kind != "folder":
+        raise UserError(
+            f"{path} cannot be a folder: {here} is a {kind}", remedy="name another folder"
+        )
+
+
 def check_output(path: str | os.PathLike[str]) -> None:
     """Raises UserError unless nothing or a regular file is there. Call it before any long work."""
     kind = kind_of(path)

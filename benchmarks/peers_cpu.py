@@ -244,7 +244,9 @@ def main() -> int:
     parser.add_argument("--setup", type=Path, help="make the peers' environment here, and stop")
     parser.add_argument("--env", type=Path, help="the environment that --setup has made")
     parser.add_argument("--models", default="moe-46m,moe-320m,dense-30m,dense-160m")
-    parser.add_argument("--loads", default="", help="ragged,heavy,long; default: those with targets")
+    parser.add_argument(
+        "--loads", default="", help="ragged,heavy,long; default: those with targets"
+    )
     parser.add_argument(
         "--systems", default="batchgen,vllm,transformers-static,transformers-continuous"
     )

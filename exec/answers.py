@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,13 +23,19 @@ ENDED_WELL = ("stop", "length", BODY)
 
 
 class Answers:
-    """Writes one object per row. `done` and `errors` count what has been written."""
+    """Writes one object per row. `done` and `errors` count what has been written.
 
-    def __init__(self, writer: OutputWriter, tokenizer: Tokenizer, model_name: str) -> None:
+    `created`: Unix seconds that all answers carry. 0 unless the caller has a time that belongs to
+    the job: the time of day would give the same answers other bytes in every run.
+    """
+
+    def __init__(
+        self, writer: OutputWriter, tokenizer: Tokenizer, model_name: str, created: int = 0
+    ) -> None:
         self._writer = writer
         self._tokenizer = tokenizer
         self._model_name = model_name
-        self._created = int(time.time())
+        self._created = created
         self.done = 0
         self.errors = 0
 

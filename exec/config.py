@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.errors import DataError, UserError
+from batchgen.paths import has_file
 
 MAX_CONFIG_BYTES = 16 << 20
 
@@ -141,7 +142,7 @@ class _Fields:
 
 def read_json_object(path: Path, what: str) -> dict[str, Any]:
     """One JSON object from a small file of a checkpoint; a UserError names what is wrong."""
-    if not path.is_file():
+    if not has_file(path):
         remedy = "give the folder of a Hugging Face checkpoint, or run `batchgen model init`"
         raise UserError(f"{path.parent} has no {path.name} ({what})", remedy=remedy)
     if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -269,7 +270,7 @@ def _eos_token_ids(directory: Path, fields: _Fields) -> tuple[int, ...]:
     # generation_config.json is authoritative: chat models list several stop ids only there.
     value = fields.values.get("eos_token_id")
     path = directory / "generation_config.json"
-    if path.is_file():
+    if has_file(path):
         generation = read_json_object(path, "generation defaults")
         if generation.get("eos_token_id") is not None:
             value, fields = generation["eos_token_id"], _Fields(path, generation)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from batchgen.bodies import Bodies
 from batchgen.bodyname import load_body
 from batchgen.coroutine import BodyFactory
 from batchgen.errors import UserError
+from batchgen.exec.hub import find_model
 from batchgen.exec.job import CAPABILITIES, ExecJob
 from batchgen.exec.prefix_keys import num_shared_pages, shared_page_keys
-from batchgen.exec.prompts import PromptStore
+from batchgen.exec.prompt_store import PromptStore
 from batchgen.exec.rows import RowInput
 from batchgen.exec.sizing import check_weights_fit, make_plan
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.worker import Worker
+from batchgen.job.jsonl import InputDigest
 from batchgen.job.rows import BadRow, JobRow, RowLimits, read_rows
 from batchgen.log import Header
 from batchgen.logbook import DecisionLog
@@ -37,11 +39,13 @@ class Prepared:
     """A job with its worker: everything but the clock. Runs once."""
 
     job: ExecJob
+    folder: Path  # of the model
     preset: Preset
     plan: Plan
     worker: Worker
     tokenizer: Tokenizer
     rows: list[JobRow | BadRow]
+    digest: InputDigest
     jobs: list[JobRow]
     table: Table
     load_s: float
@@ -100,14 +104,15 @@ class Prepared:
 
 def prepare(job: ExecJob) -> Prepared:
     """Load the model, read the rows, size the arenas. Raises UserError for anything wrong."""
+    folder = find_model(job.model)
     preset, overrides, options = _checked(job)
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
-    check_weights_fit(job)
+    check_weights_fit(job, folder)
     began = time.perf_counter()
-    tokenizer = Tokenizer(job.model)
+    tokenizer = Tokenizer(folder)
     worker = Worker(
-        job.model,
+        folder,
         page_tokens=page_tokens,
         hbm_pages=1,
         host_pages=0,
@@ -123,7 +128,9 @@ def prepare(job: ExecJob) -> Prepared:
         run_seed=job.seed,
         keep_requests=body is not None,
     )
-    rows, prompts = _read(job, tokenizer, limits)
+    digest = InputDigest()
+    rows, prompts = _read(job, tokenizer, limits, digest)
+    tokenizer.release()
     jobs = [row for row in rows if isinstance(row, JobRow)]
     if not jobs:
         bad = next(row for row in rows if isinstance(row, BadRow))
@@ -147,11 +154,13 @@ def prepare(job: ExecJob) -> Prepared:
     worker.feed(_source(jobs, tokenizer.eos_token_ids))
     return Prepared(
         job=job,
+        folder=folder,
         preset=preset,
         plan=plan,
         worker=worker,
         tokenizer=tokenizer,
         rows=rows,
+        digest=digest,
         jobs=jobs,
         table=table_of(jobs),
         load_s=load_s,
@@ -164,11 +173,6 @@ def prepare(job: ExecJob) -> Prepared:
 
 def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     """What can be refused before anything is loaded."""
-    if not job.model.is_dir():
-        raise UserError(
-            f"model {job.model} is not a folder",
-            remedy="give a Hugging Face folder, or make one with 'batchgen model init DIR'",
-        )
     check_input("input", job.input, remedy="give a JSONL file")
     with job.input.open("rb") as file:
         if file.read(2) == GZIP_MAGIC:
@@ -192,12 +196,12 @@ def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
 
 
 def _read(
-    job: ExecJob, tokenizer: Tokenizer, limits: RowLimits
+    job: ExecJob, tokenizer: Tokenizer, limits: RowLimits, digest: InputDigest
 ) -> tuple[list[JobRow | BadRow], PromptStore]:
     """The rows of the input, up to the job's limit, their prompts in one store."""
     prompts = PromptStore()
     rows: list[JobRow | BadRow] = []
-    for row in itertools.islice(read_rows(job.input, tokenizer, limits), job.limit):
+    for row in read_rows(job.input, tokenizer, limits, limit=job.limit, digest=digest):
         if isinstance(row, JobRow):
             row = replace(row, prompt_ids=prompts.add(row.prompt_ids))
         rows.append(row)

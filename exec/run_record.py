@@ -3,7 +3,6 @@ them."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import resource
 import sys
@@ -19,6 +18,7 @@ from batchgen.cost.api import FloatArray, PassLoad
 from batchgen.cost.work import moved_bytes, useful_flops
 from batchgen.errors import UserError
 from batchgen.exec.ceilings import measure_ceilings
+from batchgen.exec.compiled import why_not
 from batchgen.exec.drive import Ran
 from batchgen.exec.driver import Driver
 from batchgen.exec.prepare import Prepared
@@ -52,11 +52,16 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
             "host_pages": plan.engines[0].host_pages,
             "depth": plan.depth,
         },
-        "input_sha256": hashlib.sha256(job.input.read_bytes()).hexdigest(),
+        "model_folder": str(prepared.folder),
+        # Of what was read: the whole file, or with --limit its first input_bytes bytes.
+        "input_sha256": prepared.digest.hexdigest(),
+        "input_bytes": prepared.digest.num_bytes,
+        "template_time": prepared.tokenizer.now.isoformat(timespec="seconds"),
         "batchgen": batchgen.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "kernels": prepared.worker.kernels,
+        "kernels_remark": _kernels_remark(prepared),
         "seed": job.seed,
         "load_s": prepared.load_s,
         "machine": asdict(ceilings),
@@ -115,7 +120,7 @@ def _work(prepared: Prepared, driver: Driver) -> dict[str, FloatArray]:
     passes = np.asarray(driver.record.steps["passes"], dtype=np.int64)
     nothing = {"flops": np.zeros(len(passes)), "hbm_bytes": np.zeros(len(passes))}
     try:
-        model = load_model(prepared.job.model)
+        model = load_model(prepared.folder)
     except UserError:
         return nothing
     dtype = SPEC_DTYPES[prepared.job.dtype]
@@ -146,12 +151,20 @@ def _memory(prepared: Prepared) -> dict[str, int]:
     page_bytes = worker.config.kv_page_elements(worker.page_tokens) * itemsize(prepared.job)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "weight_bytes": weight_bytes(prepared.job),
+        "weight_bytes": weight_bytes(prepared.job, prepared.folder),
         "hbm_pages_bytes": engine.hbm_pages * page_bytes,
         "host_pages_bytes": engine.host_pages * page_bytes,
         "prompt_bytes": prepared.prompts.held_bytes,
         "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
     }
+
+
+def _kernels_remark(prepared: Prepared) -> str:
+    """Why nothing compiled ran on the CPU; "" if it did, and elsewhere."""
+    job, model = prepared.job, prepared.worker.config
+    if job.device != "cpu":
+        return ""
+    return why_not(getattr(torch, job.dtype), model.num_heads // model.num_kv_heads)
 
 
 def _plain(value: object) -> object:

@@ -6,6 +6,7 @@ tokens it has produced, so that no batch, order or restart can change it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,12 +59,19 @@ def nucleus(
     logits_RV: torch.Tensor, sampling: Sequence[Sampling], counters: Sequence[int]
 ) -> torch.Tensor:
     """Draw from the smallest set of top tokens whose probability reaches top_p, in float64."""
-    temperature = torch.tensor([s.temperature for s in sampling], dtype=torch.float64)[:, None]
+    # A subnormal temperature may be taken for 0 by the processor, and 0 / 0 is no number.
+    temperature = torch.tensor(
+        [max(s.temperature, sys.float_info.min) for s in sampling], dtype=torch.float64
+    )[:, None]
     top_p = torch.tensor([s.top_p for s in sampling], dtype=torch.float64)[:, None]
-    probabilities = torch.softmax(logits_RV.double() / temperature, dim=-1)
+    # Differences to the best logit are at most 0: a low temperature makes -inf of them, never inf.
+    logits_RV = logits_RV.double()
+    below_RV = logits_RV - logits_RV.amax(-1, keepdim=True)
+    probabilities = torch.softmax(below_RV / temperature, dim=-1)
     sorted_RV, order_RV = torch.sort(probabilities, dim=-1, descending=True, stable=True)
     before_RV = sorted_RV.cumsum(-1) - sorted_RV
     kept_RV = torch.where(before_RV < top_p, sorted_RV, 0.0)
+    kept_RV[:, :1] = sorted_RV[:, :1]  # one is always left, even if top_p is subnormal
     cumulative_RV = kept_RV.cumsum(-1)
     draws = torch.from_numpy(uniform([s.seed for s in sampling], counters))[:, None]
     index = torch.searchsorted(cumulative_RV, draws * cumulative_RV[:, -1:], right=True)

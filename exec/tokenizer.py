@@ -1,7 +1,6 @@
-"""Text to tokens and back: tokenizer.json, chat template in a sandbox, stop tokens. No model.
+"""Text to tokens and back: tokenizer.json, chat template, stop tokens. No model.
 
-The template is a program from the checkpoint: it runs in Jinja's immutable sandbox with a limit on
-its size, and never sees files, modules or our objects.
+The template is a program from the checkpoint: `exec.templates` runs it in a process with limits.
 """
 
 from __future__ import annotations
@@ -10,30 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import tokenizers
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from batchgen.errors import DataError, UserError
 from batchgen.exec.config import load_config, read_json_object
+from batchgen.exec.templates import ChatTemplate, TemplateError, time_of_job
+from batchgen.paths import has_file
 
 MAX_TEMPLATE_BYTES = 1 << 20
-
-
-class TemplateError(ValueError):
-    """The chat template rejected these messages; the text is the template's own."""
 
 
 class Tokenizer:
     """The tokenizer of a checkpoint folder.
 
-    `eos_token_ids` are the ids that end an answer. `has_chat_template` says whether messages work.
+    `eos_token_ids` are the ids that end an answer. `has_chat_template` says whether messages work;
+    `now` is what a template takes for the time, the same for all conversations.
     """
 
     def __init__(self, directory: Path) -> None:
         directory = Path(directory)
         path = directory / "tokenizer.json"
-        if not path.is_file():
+        if not has_file(path):
             raise UserError(
                 f"{directory} has no tokenizer.json", remedy="only fast tokenizers are read"
             )
@@ -45,12 +41,22 @@ class Tokenizer:
         self.vocab_size = config.vocab_size
         self.eos_token_ids = frozenset(config.eos_token_ids)
         settings_path = directory / "tokenizer_config.json"
-        settings = read_json_object(settings_path, "settings") if settings_path.is_file() else {}
-        self._template = _template(directory, settings)
-        self._specials = {
-            name: _token_text(settings.get(name))
-            for name in ("bos_token", "eos_token", "pad_token")
-        }
+        settings = read_json_object(settings_path, "settings") if has_file(settings_path) else {}
+        self.now = time_of_job()
+        self._template: ChatTemplate | None = None
+        if (source := _template(directory, settings)) is not None:
+            specials = {
+                name: _token_text(settings.get(name))
+                for name in ("bos_token", "eos_token", "pad_token")
+            }
+            try:
+                self._template = ChatTemplate(source, specials, self.now)
+            except ValueError as error:
+                raise DataError(
+                    f"is not a valid template ({error!s:.80})",
+                    path=str(directory),
+                    field="chat_template",
+                ) from None
 
     @property
     def has_chat_template(self) -> bool:
@@ -72,16 +78,27 @@ class Tokenizer:
 
         Raises TemplateError if there is no template or it does not accept the messages.
         """
-        if self._template is None:
-            raise TemplateError("the model has no chat template; send a prompt instead")
-        try:
-            text = self._template.render(
-                messages=list(messages), add_generation_prompt=True, **self._specials
-            )
-        except Exception as error:  # the template is a foreign program and may raise anything
-            raise TemplateError(f"chat template: {error}") from None
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        (ids,) = self.encode_conversations([list(messages)])
+        if isinstance(ids, ValueError):
+            raise ids
         return ids
+
+    def encode_conversations(
+        self, conversations: Sequence[list[dict[str, Any]]]
+    ) -> list[list[int] | ValueError]:
+        """`encode_messages` of each, its error in the place of ids; many at once are faster."""
+        if self._template is None:
+            why = "the model has no chat template; send a prompt instead"
+            return [TemplateError(why) for _ in conversations]
+        return [
+            self.encode_more(text) if isinstance(text, str) else text
+            for text in self._template.render(conversations)
+        ]
+
+    def release(self) -> None:
+        """End the process of the chat template, if it runs; the next message starts another."""
+        if self._template is not None:
+            self._template.close()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of produced tokens; special tokens and ids without a text are left out."""
@@ -95,31 +112,17 @@ def _token_text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _template(directory: Path, settings: dict[str, Any]) -> jinja2.Template | None:
+def _template(directory: Path, settings: dict[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     source = settings.get("chat_template")
-    if path.is_file():
+    if has_file(path):
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise DataError(f"is larger than {MAX_TEMPLATE_BYTES} bytes", path=str(path))
-        source = path.read_text(encoding="utf-8")
+        try:
+            source = path.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"is not UTF-8 (byte {error.start})", path=str(path)) from None
     if isinstance(source, list):  # several named templates; the one called default is for chat
         named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
         source = named.get("default")
-    if not isinstance(source, str):
-        return None
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise DataError(
-            f"is not a valid template ({error!s:.80})",
-            path=str(directory),
-            field="chat_template",
-        ) from None
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    return source if isinstance(source, str) else None

@@ -15,6 +15,7 @@ import torch
 
 from batchgen.errors import DataError, UserError
 from batchgen.exec.config import ModelConfig, read_json_object
+from batchgen.paths import has_file
 
 MAX_HEADER_BYTES = 100_000_000
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -112,9 +113,9 @@ def _entry(path: Path, name: str, value: Any, base: int) -> TensorEntry:
 def _shards(directory: Path) -> list[Path]:
     """The weight files of a checkpoint: one file, or what the index lists, inside the folder."""
     index = directory / "model.safetensors.index.json"
-    if not index.is_file():
+    if not has_file(index):
         single = directory / "model.safetensors"
-        if single.is_file():
+        if has_file(single):
             return [single]
         remedy = "only safetensors checkpoints are read; convert .bin or .pt files first"
         raise UserError(f"{directory} has no model.safetensors and no index", remedy=remedy)
@@ -129,7 +130,7 @@ def _shards(directory: Path) -> list[Path]:
                 path=str(index),
                 field="weight_map",
             )
-        if not (directory / name).is_file():
+        if not has_file(directory / name):
             raise DataError(
                 f"lists {name}, which is missing", path=str(index), remedy="download it again"
             )

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from batchgen.errors import BatchgenError, UserError
@@ -21,6 +22,7 @@ from batchgen.oneline import named, one_line
 OK, ERROR_ROWS, USAGE, INTERRUPTED, INTERNAL = range(5)
 MOST = 1000  # characters of an error's text
 SIGINT_EXIT = 130  # what typer makes of Ctrl-C
+AGAIN_S = 0.01  # until a signal that came at a bad moment comes again
 
 # Import name of an optional dependency -> the extra that brings it.
 EXTRAS = {
@@ -80,7 +82,12 @@ def _ended_by_signals() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP end a command alike: temporary files go, exit code 3. A second one
     kills."""
 
-    def interrupt(number: int, _frame: object) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if _is_finaliser(frame):
+            again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         signal.signal(number, before[number])
         raise _Interrupted
 
@@ -97,6 +104,13 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _is_finaliser(frame: FrameType | None) -> bool:
+    """Whether a `__del__` runs: Python prints what is raised there, and the command would go on."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _check_text(args: Sequence[str]) -> None:

@@ -25,7 +25,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command(name="exec")
 def exec_(
-    model: Annotated[Path, typer.Option(help="Hugging Face folder with safetensors.")],
+    model: Annotated[
+        Path,
+        typer.Option(help="Hugging Face folder with safetensors, or org/name of a downloaded one."),
+    ],
     input_: Annotated[
         Path, typer.Option("--input", "-i", help="JSONL: OpenAI batch lines, prompt or messages.")
     ],
@@ -114,7 +117,7 @@ def exec_(
         log=log,
         body=body,
     )
-    with users_code(), progress_bar(policy, progress) as callback:
+    with users_code(), progress_bar(policy, progress, real=True) as callback:
         record, counts = execute(job, progress=callback)
     if out is not None:
         from batchgen.report.rundir import write_run
@@ -124,8 +127,8 @@ def exec_(
         from batchgen.report.metrics import summary as summarise
 
         summary = summarise(record)
-    if record.config["kernels"] == "torch" and device == "cpu":
-        say("note: attention and experts ran in torch; with a C++ compiler (g++) they are faster")
+    if remark := record.config["kernels_remark"]:
+        say(f"note: attention and experts ran in torch, which is slower: {remark}")
     say(f"wrote {output}: {counts['done']} rows answered, {counts['errors']} error rows")
     if as_json:
         print_runs_json([summary])

@@ -6,6 +6,7 @@ lone surrogates, endless lines) becomes a `BadLine` with a stable code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,20 +28,42 @@ class BadLine:
     message: str
 
 
+class InputDigest:
+    """SHA-256 of the bytes that a reader took from its file, and how many they are.
+
+    Fed while the file is read, so that it is the digest of what the run saw whatever becomes of the
+    file. A reader that stops early has taken the first `num_bytes` bytes.
+    """
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def take(self, piece: bytes) -> None:
+        """The next bytes of the file."""
+        self._sha256.update(piece)
+        self.num_bytes += len(piece)
+
+    def hexdigest(self) -> str:
+        """Of the bytes so far."""
+        return self._sha256.hexdigest()
+
+
 def read_objects(
-    path: Path, max_line_bytes: int = MAX_LINE_BYTES
+    path: Path, max_line_bytes: int = MAX_LINE_BYTES, digest: InputDigest | None = None
 ) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
     """(line number from 1, object or what is wrong with it); blank lines are passed over.
 
-    Raises UserError if the file cannot be opened. Memory is bounded by the longest allowed line.
+    `digest` takes every byte up to the end of the line that was given last. Raises UserError if the
+    file cannot be read. Memory is bounded by the longest allowed line.
     """
+    digest = InputDigest() if digest is None else digest
     try:
         file = Path(path).open("rb")  # noqa: SIM115 (closed below; opening has its own errors)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"cannot read {path}: {reason}", remedy="check the input path") from None
+        raise _unreadable(path, error) from None
     with file:
-        for number, raw in enumerate(_lines(file, max_line_bytes), start=1):
+        for number, raw in enumerate(_lines(path, file, max_line_bytes, digest), start=1):
             line = raw.removeprefix(BOM) if number == 1 else raw
             if len(line) > max_line_bytes:
                 message = f"the line is longer than {max_line_bytes} bytes"
@@ -49,12 +72,26 @@ def read_objects(
                 yield number, parse_object(line)
 
 
-def _lines(file: BinaryIO, max_line_bytes: int) -> Iterator[bytes]:
+def _unreadable(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or type(error).__name__
+    return UserError(f"cannot read {path}: {reason}", remedy="check the input path")
+
+
+def _lines(path: Path, file: BinaryIO, max_line_bytes: int, digest: InputDigest) -> Iterator[bytes]:
     """Lines of bounded size; the rest of an over-long one is read and thrown away in pieces."""
-    while line := file.readline(max_line_bytes + 2):
+
+    def read(size: int) -> bytes:
+        try:
+            piece = file.readline(size)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        digest.take(piece)
+        return piece
+
+    while line := read(max_line_bytes + 2):
         piece = line
         while not piece.endswith(b"\n"):
-            piece = file.readline(1 << 20)
+            piece = read(1 << 20)
             if not piece:
                 break
             if len(line) <= max_line_bytes:
@@ -88,9 +125,11 @@ def parse_object(line: bytes) -> dict[str, Any] | BadLine:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r:.60} appears twice")
+        seen: set[str] = set()  # linear: an object of a million keys is one line like any other
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"key {name!r:.60} appears twice")
+            seen.add(name)
     return values
 
 

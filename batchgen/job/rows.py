@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from batchgen.errors import UserError
-from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, read_objects
+from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, InputDigest, read_objects
+from batchgen.job.prompts import PromptEncoder, RowError, messages_of, prompt_ids
 from batchgen.job.sampling import Sampling
 
 URLS = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
@@ -54,18 +56,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 TokenIds = Sequence[int] | npt.NDArray[np.int32]
 """Ids of a text; a large job keeps them in columns."""
 
-
-class PromptEncoder(Protocol):
-    """What rows need from a tokenizer; `batchgen.exec.tokenizer.Tokenizer` is one.
-
-    `encode_messages` raises ValueError when the chat template does not accept the messages.
-    """
-
-    vocab_size: int
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def encode_messages(self, messages: Sequence[dict[str, Any]]) -> list[int]: ...
+# Conversations are encoded many at a time (a chat template runs in a process of its own), but only
+# as many as one of these allows: memory stays that of a few lines.
+BATCH_ROWS = 64
+BATCH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,36 +104,120 @@ class BadRow:
     message: str
 
 
-class _RowError(Exception):
-    def __init__(self, code: str, message: str) -> None:
-        self.code, self.message = code, message
-        super().__init__(message)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A row whose prompt is not encoded yet: a conversation, a text, or ids."""
+
+    index: int
+    line: int
+    custom_id: str
+    kind: str
+    value: dict[str, Any]
+    body: dict[str, Any]
+    prompt: object
 
 
-def read_job(path: Path, encoder: PromptEncoder, limits: RowLimits) -> list[JobRow | BadRow]:
-    """Every row of a file, in order. Raises UserError for a file without any row."""
-    rows = list(read_rows(path, encoder, limits))
+def read_job(
+    path: Path,
+    encoder: PromptEncoder,
+    limits: RowLimits,
+    *,
+    limit: int | None = None,
+    digest: InputDigest | None = None,
+) -> list[JobRow | BadRow]:
+    """The rows of a file, in order: all, or the first `limit`, behind which nothing is read.
+
+    `digest` takes the bytes that were read. Raises UserError for a file without any row.
+    """
+    rows = list(read_rows(path, encoder, limits, limit=limit, digest=digest))
     if not rows:
         raise UserError(f"{path} holds no rows", remedy="put one JSON object on each line")
     return rows
 
 
-def read_rows(path: Path, encoder: PromptEncoder, limits: RowLimits) -> Iterator[JobRow | BadRow]:
-    """Rows one at a time, so that a long file needs memory only for its ids."""
+def read_rows(
+    path: Path,
+    encoder: PromptEncoder,
+    limits: RowLimits,
+    *,
+    limit: int | None = None,
+    digest: InputDigest | None = None,
+) -> Iterator[JobRow | BadRow]:
+    """Rows a few at a time, so that a long file needs memory only for its ids."""
+    digest = InputDigest() if digest is None else digest
     seen: set[str] = set()
-    for index, (line, value) in enumerate(read_objects(path, limits.max_line_bytes)):
-        custom_id = None
+    batch: list[_Draft | BadRow] = []
+    began = 0
+    lines = read_objects(path, limits.max_line_bytes, digest)
+    for index, (line, value) in enumerate(islice(lines, limit)):
+        batch.append(_draft(index, line, value, seen))
+        if len(batch) >= BATCH_ROWS or digest.num_bytes - began >= BATCH_BYTES:
+            yield from _encoded(batch, encoder, limits)
+            batch, began = [], digest.num_bytes
+    yield from _encoded(batch, encoder, limits)
+
+
+def _draft(
+    index: int, line: int, value: dict[str, Any] | BadLine, seen: set[str]
+) -> _Draft | BadRow:
+    """All that can be said of a line without a tokenizer; `seen` are the ids so far."""
+    custom_id = None
+    try:
+        if isinstance(value, BadLine):
+            raise RowError(value.code, value.message)
+        custom_id = _custom_id(value, line)
+        if custom_id in seen:
+            raise RowError("duplicate_custom_id", f"custom_id {custom_id!r:.80} came before")
+        seen.add(custom_id)
+        kind, body = _body(value)
+        for name, neutral in UNSUPPORTED.items():
+            # JSON's 1, 1.0 and true are equal in Python; only the kind of value tells them apart.
+            given = body.get(name)
+            if not any(
+                given == v and isinstance(given, bool) == isinstance(v, bool) for v in neutral
+            ):
+                raise RowError("unsupported_field", f"field '{name}' is not supported")
+        name = "messages" if kind == "chat" else "prompt"
+        if name not in body:
+            raise RowError("missing_field", f"field '{name}' is missing")
+        prompt = messages_of(body[name]) if kind == "chat" else body[name]
+    except RowError as error:
+        return BadRow(
+            index=index, line=line, custom_id=custom_id, code=error.code, message=error.message
+        )
+    return _Draft(
+        index=index,
+        line=line,
+        custom_id=custom_id,
+        kind=kind,
+        value=value,
+        body=body,
+        prompt=prompt,
+    )
+
+
+def _encoded(
+    batch: Sequence[_Draft | BadRow], encoder: PromptEncoder, limits: RowLimits
+) -> Iterator[JobRow | BadRow]:
+    """The rows of a batch, in order; its conversations go to the encoder at once."""
+    conversations: list[Any] = [
+        row.prompt for row in batch if isinstance(row, _Draft) and row.kind == "chat"
+    ]
+    answers = iter(encoder.encode_conversations(conversations) if conversations else ())
+    for row in batch:
+        if isinstance(row, BadRow):
+            yield row
+            continue
         try:
-            if isinstance(value, BadLine):
-                raise _RowError(value.code, value.message)
-            custom_id = _custom_id(value, line)
-            if custom_id in seen:
-                raise _RowError("duplicate_custom_id", f"custom_id {custom_id!r:.80} came before")
-            seen.add(custom_id)
-            yield _row(index, line, custom_id, value, encoder, limits)
-        except _RowError as error:
+            ids = next(answers) if row.kind == "chat" else prompt_ids(row.prompt, encoder)
+            yield _row(row, ids, encoder.vocab_size, limits)
+        except RowError as error:
             yield BadRow(
-                index=index, line=line, custom_id=custom_id, code=error.code, message=error.message
+                index=row.index,
+                line=row.line,
+                custom_id=row.custom_id,
+                code=error.code,
+                message=error.message,
             )
 
 
@@ -149,40 +227,35 @@ def _custom_id(value: dict[str, Any], line: int) -> str:
     given = value.get("custom_id", value.get("id") if short else None)
     if given is None:
         if not short:
-            raise _RowError("missing_field", "field 'custom_id' is missing")
+            raise RowError("missing_field", "field 'custom_id' is missing")
         return f"line-{line}"
     if not isinstance(given, str) or not given:
-        raise _RowError("invalid_field", "field 'custom_id' must be a string that is not empty")
+        raise RowError("invalid_field", "field 'custom_id' must be a string that is not empty")
     return given
 
 
-def _row(
-    index: int,
-    line: int,
-    custom_id: str,
-    value: dict[str, Any],
-    encoder: PromptEncoder,
-    limits: RowLimits,
-) -> JobRow:
-    kind, body = _body(value)
-    for name, neutral in UNSUPPORTED.items():
-        # JSON's 1, 1.0 and true are equal in Python; only the kind of value tells them apart.
-        given = body.get(name)
-        if not any(given == v and isinstance(given, bool) == isinstance(v, bool) for v in neutral):
-            raise _RowError("unsupported_field", f"field '{name}' is not supported")
-    prompt_ids = _prompt_ids(kind, body, encoder)
-    model = body.get("model")
+def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: RowLimits) -> JobRow:
+    if isinstance(ids, ValueError):
+        raise RowError("invalid_messages", f"{ids!s:.200}")
+    if not ids:
+        raise RowError("empty_prompt", "the prompt has no tokens")
+    if max(ids) >= vocab_size:
+        raise RowError(
+            "token_out_of_vocabulary",
+            f"the prompt encodes to token {max(ids)}, the model knows those below {vocab_size}",
+        )
+    model = draft.body.get("model")
     return JobRow(
-        index=index,
-        line=line,
-        custom_id=custom_id,
-        kind=kind,
+        index=draft.index,
+        line=draft.line,
+        custom_id=draft.custom_id,
+        kind=draft.kind,
         model=model if isinstance(model, str) else None,
-        prompt_ids=tuple(prompt_ids),
-        max_output=_max_output(body, len(prompt_ids), limits),
-        sampling=_sampling(body, custom_id, limits.run_seed),
-        ignore_eos=_flag(body, "ignore_eos"),
-        request=value if limits.keep_requests else {},
+        prompt_ids=tuple(ids),
+        max_output=_max_output(draft.body, len(ids), limits),
+        sampling=_sampling(draft.body, draft.custom_id, limits.run_seed),
+        ignore_eos=_flag(draft.body, "ignore_eos"),
+        request=draft.value if limits.keep_requests else {},
     )
 
 
@@ -190,79 +263,30 @@ def _body(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Kind and body of a row in either form."""
     if "body" not in value:
         if "url" in value or "method" in value:
-            raise _RowError("missing_field", "field 'body' is missing")
+            raise RowError("missing_field", "field 'body' is missing")
         # A short row may carry columns of its own (an expected answer, a label): not ours to judge.
         return ("chat" if "messages" in value else "completion"), value
     body, url = value["body"], value.get("url")
     if value.get("method", "POST") != "POST":
-        raise _RowError("invalid_field", "field 'method' must be POST")
+        raise RowError("invalid_field", "field 'method' must be POST")
     if not isinstance(body, dict):
-        raise _RowError("invalid_field", "field 'body' must be an object")
+        raise RowError("invalid_field", "field 'body' must be an object")
     if url is None:
         kind = "chat" if "messages" in body else "completion"
     elif isinstance(url, str) and url in URLS:
         kind = URLS[url]
     else:
-        raise _RowError("unsupported_url", f"url {url!r:.80} is not one of {', '.join(URLS)}")
+        raise RowError("unsupported_url", f"url {url!r:.80} is not one of {', '.join(URLS)}")
     for name in body:
         if name not in USED and name not in IGNORED and name not in UNSUPPORTED:
-            raise _RowError("unsupported_field", f"field {name!r:.60} is not supported")
+            raise RowError("unsupported_field", f"field {name!r:.60} is not supported")
     return kind, body
-
-
-def _prompt_ids(kind: str, body: dict[str, Any], encoder: PromptEncoder) -> list[int]:
-    name = "messages" if kind == "chat" else "prompt"
-    if name not in body:
-        raise _RowError("missing_field", f"field '{name}' is missing")
-    if kind == "chat":
-        messages = _messages(body["messages"])
-        try:
-            ids = encoder.encode_messages(messages)
-        except ValueError as error:
-            raise _RowError("invalid_messages", f"{error!s:.200}") from None
-    elif isinstance(body["prompt"], str):
-        ids = encoder.encode(body["prompt"])
-    else:
-        ids = _token_ids(body["prompt"], encoder.vocab_size)
-    if not ids:
-        raise _RowError("empty_prompt", "the prompt has no tokens")
-    return ids
-
-
-def _token_ids(prompt: object, vocab_size: int) -> list[int]:
-    if not isinstance(prompt, list):
-        raise _RowError("invalid_field", "field 'prompt' must be a string or a list of token ids")
-    for token in prompt:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            message = f"token {token!r:.40} of 'prompt' is not in [0, {vocab_size})"
-            raise _RowError("invalid_field", message)
-    return prompt
-
-
-def _messages(value: object) -> list[dict[str, Any]]:
-    """Messages with text content; a list of text parts is joined."""
-    if not isinstance(value, list) or not value:
-        raise _RowError("invalid_field", "field 'messages' must be a list that is not empty")
-    messages = []
-    for number, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _RowError("invalid_field", f"messages[{number}] must be an object with a 'role'")
-        content = message.get("content")
-        if isinstance(content, list):
-            parts = [p.get("text") if isinstance(p, dict) else None for p in content]
-            if not all(isinstance(part, str) for part in parts):
-                raise _RowError("unsupported_field", f"messages[{number}] has parts without text")
-            content = "".join(part for part in parts if isinstance(part, str))
-        if not isinstance(content, str):
-            raise _RowError("invalid_field", f"messages[{number}].content must be text")
-        messages.append(message | {"content": content})
-    return messages
 
 
 def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> int:
     room = limits.max_context - prompt_tokens
     if room < 1:
-        raise _RowError(
+        raise RowError(
             "context_length_exceeded",
             f"the prompt has {prompt_tokens} tokens and leaves no room in a context of "
             f"{limits.max_context}",
@@ -273,9 +297,9 @@ def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> 
     if given is None:
         return room if limits.default_max_output is None else min(room, limits.default_max_output)
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise _RowError("invalid_field", f"field '{name}' must be an integer of at least 1")
+        raise RowError("invalid_field", f"field '{name}' must be an integer of at least 1")
     if given > room:
-        raise _RowError(
+        raise RowError(
             "context_length_exceeded",
             f"{prompt_tokens} prompt tokens and {name} {given} exceed a context of "
             f"{limits.max_context}",
@@ -291,11 +315,11 @@ def _sampling(body: dict[str, Any], custom_id: str, run_seed: int) -> Sampling:
         digest = hashlib.blake2b(f"{run_seed}:{custom_id}".encode(), digest_size=8).digest()
         seed = int.from_bytes(digest, "little")
     elif isinstance(seed, bool) or not isinstance(seed, int) or not -(1 << 63) <= seed < 1 << 64:
-        raise _RowError("invalid_field", "field 'seed' must be a 64-bit integer")
+        raise RowError("invalid_field", "field 'seed' must be a 64-bit integer")
     try:
         return Sampling(temperature=temperature, top_p=top_p, seed=seed)
     except ValueError as error:
-        raise _RowError("invalid_field", str(error)) from None
+        raise RowError("invalid_field", str(error)) from None
 
 
 def _number(body: dict[str, Any], name: str, default: float) -> float:
@@ -303,12 +327,12 @@ def _number(body: dict[str, Any], name: str, default: float) -> float:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _RowError("invalid_field", f"field '{name}' must be a number")
+        raise RowError("invalid_field", f"field '{name}' must be a number")
     return float(value) if abs(value) < 1e30 else float("inf")
 
 
 def _flag(body: dict[str, Any], name: str) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise _RowError("invalid_field", f"field '{name}' must be true or false")
+        raise RowError("invalid_field", f"field '{name}' must be true or false")
     return bool(value)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Neighbours of float32 are 1.2e-10 apart at 0.001 and farther above: at this temperature the
+# second best of two logits of a model has no chance that float64 could hold beside 1.
+LEAST_TEMPERATURE = 1e-12
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Temperature and nucleus sampling with a seed per row; temperature 0 is greedy.
+    """Temperature and nucleus sampling with a seed per row; temperature 0 is greedy, and so is one
+    below `LEAST_TEMPERATURE`, where a draw could differ only among equal logits.
 
     The n-th token of a row depends on its logits, `seed` and n alone, never on the batch.
     """
@@ -25,4 +30,4 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the highest logit always wins."""
-        return self.temperature == 0.0
+        return self.temperature < LEAST_TEMPERATURE

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import DataError, UserError
-from batchgen.paths import beside
+from batchgen.paths import beside, check_new_folder
 from batchgen.report.metrics import summary
 from batchgen.report.record import FLOAT_COLUMNS, ROW_COLUMNS, STEP_COLUMNS, RunRecord
 
@@ -39,10 +39,9 @@ RUN_FIELDS = (
 
 def check_target(path: Path, *, force: bool = False) -> None:
     """Raise UserError unless a run directory may be written at `path`; call before a long run."""
+    check_new_folder(path)
     if not path.exists():
         return
-    if not path.is_dir():
-        raise UserError(f"{path} is a file", remedy="give a folder for the run directory")
     if not any(path.iterdir()):
         return
     if not force:
@@ -63,14 +62,14 @@ def write_run(
 
     Raises UserError if `path` is taken (see `check_target`) or cannot be written.
     """
-    path = Path(path)
     check_target(path, force=force)
+    path = Path(os.path.realpath(path))  # through links: a rename would hit the link itself
     result = summary(record)
     with beside(path) as temporary:
         try:
             temporary.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+            raise UserError(f"cannot write {path}: {error.strerror}", remedy="check it") from None
         _fill(record, result, temporary, plots)
         _swap(temporary, path)
     return result

@@ -1,4 +1,4 @@
-"""vLLM's CPU build as a peer, in its own environment: one engine in this process, ids in and out."""
+"""vLLM's CPU build as a peer, in its own environment: one engine, ids in and ids out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models and loads of the comparison with peers: shapes, random checkpoints, requests. Runs none."""
+"""Models and loads of the comparison with peers: random checkpoints and requests. Runs none."""
 
 from __future__ import annotations
 
@@ -85,10 +85,12 @@ def write_model(name: str, directory: Path) -> int:
     from safetensors.torch import save_file
 
     from batchgen.exec.config import load_config
+    from batchgen.exec.init import write_byte_tokenizer
     from batchgen.exec.weights import expected_shapes
 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(SHAPES[name]), encoding="utf-8")
+    write_byte_tokenizer(directory)
     generator = torch.Generator().manual_seed(0)
     weights = {
         tensor: (

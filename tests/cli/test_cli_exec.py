@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,93 @@ def test_every_form_of_row_is_answered_in_order(
     assert bodies[0]["choices"][0]["message"]["role"] == "assistant"
     assert (bodies[0]["model"], bodies[1]["model"]) == ("z", "tiny")
     assert len({body["created"] for body in bodies}) == 1
+
+
+def test_the_same_job_gives_the_same_bytes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the time of day is: `created` is no time of it."""
+    rows = write(
+        tmp_path / "in.jsonl",
+        [
+            {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4},
+            {"prompt": "warm", "temperature": 0.8, "max_tokens": 5},
+            "nonsense",
+        ],
+    )
+    outputs = []
+    for number in range(2):
+        monkeypatch.setattr("time.time", lambda number=number: 1e9 * (1 + number))
+        output = tmp_path / f"{number}.jsonl"
+        assert run(model, rows, output) == 1
+        outputs.append(output.read_bytes())
+    assert outputs[0] == outputs[1]
+
+
+def test_what_was_read_is_what_was_hashed(model: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}] * 3)
+    data = rows.read_bytes()
+    for extra, size in (((), len(data)), (("--limit", "2"), len(data) * 2 // 3)):
+        folder = tmp_path / f"run-{size}"
+        assert run(model, rows, tmp_path / f"{size}.jsonl", "--out", str(folder), *extra) == 0
+        config = json.loads((folder / "run.json").read_text())["config"]
+        assert config["input_bytes"] == size
+        assert config["input_sha256"] == hashlib.sha256(data[:size]).hexdigest()
+
+
+def test_temperatures_near_zero_and_the_smallest_nucleus(model: Path, tmp_path: Path) -> None:
+    row = {"prompt": "hello", "max_tokens": 8, "ignore_eos": True}
+    odd = [{"temperature": t} for t in (5e-324, 1e-308, 1e-300, 1e-30)]
+    odd += [{"temperature": 1.0, "top_p": p} for p in (5e-324, 1e-308, 1e-30)]
+    rows = write(tmp_path / "in.jsonl", [row, *({**row, **more} for more in odd)])
+    assert run(model, rows, tmp_path / "out.jsonl") == 0
+    texts = {a["response"]["body"]["choices"][0]["text"] for a in read(tmp_path / "out.jsonl")}
+    assert len(texts) == 1
+
+
+def test_a_tokenizer_that_knows_more_than_the_model(model: Path, tmp_path: Path) -> None:
+    larger = tmp_path / "model"
+    shutil.copytree(model, larger)
+    tokenizer = json.loads((larger / "tokenizer.json").read_text())
+    vocabulary = json.loads((larger / "config.json").read_text())["vocab_size"]
+    extra = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    tokenizer["added_tokens"].append(
+        {"id": vocabulary + 5, "content": "<beyond>", "special": True, **extra}
+    )
+    tokenizer["model"]["vocab"]["<beyond>"] = vocabulary + 5
+    (larger / "tokenizer.json").write_text(json.dumps(tokenizer))
+    message = [{"role": "user", "content": "a <beyond> b"}]
+    rows = write(
+        tmp_path / "in.jsonl",
+        [
+            {"prompt": "a <beyond> b", "max_tokens": 2},
+            {"prompt": "a b", "max_tokens": 2},
+            {"messages": message, "max_tokens": 2},
+        ],
+    )
+    assert run(larger, rows, tmp_path / "out.jsonl") == 1
+    codes = [a["error"] and a["error"]["code"] for a in read(tmp_path / "out.jsonl")]
+    assert codes == ["token_out_of_vocabulary", None, "token_out_of_vocabulary"]
+
+
+def test_a_template_that_wants_too_much_costs_one_row(model: Path, tmp_path: Path) -> None:
+    greedy = tmp_path / "model"
+    shutil.copytree(model, greedy)
+    (greedy / "chat_template.jinja").write_text(
+        "{% set what = messages[0].content %}"
+        "{% if what == 'much' %}{{ what * 10**10 }}{% else %}{{ what }}{% endif %}"
+    )
+    rows = write(
+        tmp_path / "in.jsonl",
+        [
+            {"messages": [{"role": "user", "content": content}], "max_tokens": 2}
+            for content in ("a", "much", "b", "much", "c")
+        ],
+    )
+    assert run(greedy, rows, tmp_path / "out.jsonl") == 1
+    errors = [answer["error"] for answer in read(tmp_path / "out.jsonl")]
+    assert [error and error["code"] for error in errors] == [None, "invalid_messages"] * 2 + [None]
+    assert errors[1]["message"] == "line 2: chat template: needs more than 1024 MiB of memory"
 
 
 def test_answers_do_not_depend_on_policy_or_memory(model: Path, tmp_path: Path) -> None:

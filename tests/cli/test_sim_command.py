@@ -194,15 +194,22 @@ def test_parsing_helpers() -> None:
     assert parse_names("--compare", " a, b,") == ("a", "b")
 
 
+@pytest.mark.parametrize(("real", "word"), [(False, "simulated"), (True, "elapsed")])
 def test_the_bar_fits_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    real: bool,
+    word: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with progress_bar("batchgen", "auto") as callback:
+    with progress_bar("batchgen", "auto", real=real) as callback:
         assert callback is not None
         callback(90 * 10**12, 50_000, 100_000)
-    assert "50,000/100,000 rows, 90.0 s of the run" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"50,000/100,000 rows, 90.0 s {word}, " in shown
+    if real:  # by the clock of the run, not by that of the bar
+        assert "556 rows/s, ETA 90.0 s" in shown
 
 
 def test_plain_progress_speaks_seldom(capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,5 +219,5 @@ def test_plain_progress_speaks_seldom(capsys: pytest.CaptureFixture[str]) -> Non
     chatty = PlainProgress("vllm", every_s=0)
     chatty(90 * 10**12, 5, 10)
     line = capsys.readouterr().err
-    assert line.startswith("vllm: 5/10 rows, 90.0 s of the run, ")
+    assert line.startswith("vllm: 5/10 rows, 90.0 s simulated, ")
     assert line.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.cli import main
+from batchgen.cli import _ended_by_signals, main
 from batchgen.errors import UserError
 from batchgen.job.output import OutputWriter
 from batchgen.paths import kind_of
@@ -87,7 +88,8 @@ def test_a_pipe_that_appears_meanwhile_is_not_replaced(here: Path) -> None:
         with pytest.raises(UserError, match="late is not a regular file, but a pipe"):
             writer.commit(1)
     assert kind_of("late") == "pipe"
-    assert not list(here.glob(".*"))
+    (kept,) = here.glob(".*")
+    assert kept.read_text() == "{}\n"
 
 
 INPUTS = {
@@ -166,12 +168,112 @@ def test_a_signal_leaves_nothing_behind(
     assert Path("old.jsonl").read_text() == "old\n"
 
 
+def test_a_signal_in_a_finaliser_is_not_lost() -> None:
+    """Python prints what `__del__` raises and goes on; subprocess has one after every call."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        pytest.skip("handled by whoever runs the tests")
+
+    class Ending:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def job() -> None:
+        Ending()
+        limit = time.monotonic() + 20
+        while time.monotonic() < limit:
+            time.sleep(0.01)
+
+    with _ended_by_signals(), pytest.raises(KeyboardInterrupt):
+        job()
+
+
 def test_a_path_that_the_machine_refuses(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for args in (["model", "show", "x" * 5000], ["exec", "--model", "x" * 5000, "-i", "in.jsonl"]):
         args += ["-o", "out.jsonl"] if args[0] == "exec" else []
         err = refused(args, capsys)
         assert "File name too long" in err
         assert len(err) < 400
+
+
+FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
+
+
+def put(kind: str, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path.name if kind == "loop" else "nowhere")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_file_in_a_model_folder(
+    name: str, here: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing waits for a pipe, and what is there but no file is not taken for absent."""
+    for kind in ("pipe", "folder", "loop", "broken link"):
+        model = Path(f"model of {kind}")
+        shutil.copytree(checkpoint, model)
+        put(kind, model / name)
+        err = refused(["exec", "--model", str(model), "-i", "in.jsonl", "-o", "o"], capsys)
+        assert str(model / name) in err
+        assert ("Too many levels" if kind == "loop" else f"but a {kind}") in err
+
+
+def test_a_file_that_may_not_be_read(
+    here: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoint, "model")
+    Path("model/tokenizer.json").chmod(0)
+    if os.access("model/tokenizer.json", os.R_OK):
+        pytest.skip("root may read everything")
+    err = refused(["exec", "--model", "model", "-i", "in.jsonl", "-o", "o"], capsys)
+    assert "model/tokenizer.json cannot be read" in err
+    Path("in.jsonl").chmod(0)
+    err = refused(["exec", "--model", str(checkpoint), "-i", "in.jsonl", "-o", "o"], capsys)
+    assert "'in.jsonl' is not readable" in err
+
+
+def test_a_template_that_is_no_text(
+    here: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoint, "model")
+    Path("model/chat_template.jinja").write_bytes(b"{{ messages }}\xff")
+    err = refused(["exec", "--model", "model", "-i", "in.jsonl", "-o", "o"], capsys)
+    assert "model/chat_template.jinja: is not UTF-8 (byte 14)" in err
+
+
+@pytest.mark.parametrize("flag", ["-i", "-o", "--model", "--out"])
+def test_loops_long_names_and_files_on_the_way(
+    flag: str, here: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("loop").symlink_to("loop")
+    Path("one").symlink_to("two")
+    Path("two").symlink_to("one")
+    good = {"-i": "in.jsonl", "-o": "o", "--model": str(checkpoint), "--out": "run"}
+    for odd in ("loop", "one", "x" * 300, "loop/below", "pipe/below", "t.jsonl/below"):
+        args = [word for pair in (good | {flag: odd}).items() for word in pair]
+        err = refused(["exec", *args, "--force"], capsys)
+        assert odd[:60] in err
+
+
+def test_a_run_folder_may_be_a_link_to_one(here: Path, checkpoint: Path) -> None:
+    Path("link").symlink_to("folder")
+    args = ["exec", "--model", str(checkpoint), "-i", "in.jsonl", "-o", "o", "--out", "link"]
+    for _ in range(2):
+        assert main([*args, "--force", "--threads", "1"]) == 0
+        assert Path("folder/run.json").is_file()
+        assert Path("link").is_symlink()
 
 
 def test_handlers_are_as_they_were(here: Path) -> None:

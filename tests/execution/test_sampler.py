@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
+import pytest
 import torch
 
 from batchgen.exec.sampler import choose, greedy, nucleus, uniform
@@ -42,3 +45,28 @@ def test_a_row_is_drawn_alike_in_every_batch() -> None:
     single = [choose(logits[i : i + 1], [hot[i]], [i])[0] for i in range(5)]
     single[1] = int(logits[1].argmax())
     assert together == single
+
+
+COLD = [5e-324, 1e-308, sys.float_info.min, 1e-300, 1e-30, 1e-13]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_temperature_near_zero_is_greedy(dtype: torch.dtype) -> None:
+    """Ties too, which bfloat16 has many of; `nucleus` itself stays finite where it is called."""
+    logits = (torch.randn(40, 300, generator=torch.Generator().manual_seed(1)) * 4).to(dtype)
+    logits[0, :2] = torch.tensor([-torch.inf, 3e38])
+    expected = greedy(logits)
+    for temperature in COLD:
+        sampling = [Sampling(temperature=temperature, seed=i) for i in range(40)]
+        assert choose(logits, sampling, range(40)) == expected.tolist()
+        drawn = nucleus(logits, sampling, range(40))
+        best = logits.gather(1, drawn[:, None]).squeeze(1)
+        assert torch.equal(best, logits.amax(-1))
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-308, 1e-30])
+def test_the_smallest_nucleus_is_the_best_token(top_p: float) -> None:
+    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(2))
+    for temperature in (1e-9, 1.0, 100.0):
+        sampling = [Sampling(temperature=temperature, top_p=top_p, seed=i) for i in range(20)]
+        assert choose(logits, sampling, range(20)) == logits.argmax(-1).tolist()

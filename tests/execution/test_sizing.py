@@ -13,7 +13,7 @@ from batchgen.exec.free_memory import free_memory_bytes
 from batchgen.exec.init import init_model
 from batchgen.exec.job import ExecJob
 from batchgen.exec.prepare import prepare
-from batchgen.exec.prompts import PIECE_TOKENS, PromptStore
+from batchgen.exec.prompt_store import PIECE_TOKENS, PromptStore
 from batchgen.exec.sizing import pages_wanted
 
 MB = 1 << 20

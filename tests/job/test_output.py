@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import resource
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +19,21 @@ from batchgen.errors import UserError
 from batchgen.job.output import OutputWriter, StageAnswer, answer_object, bad_row_object
 from batchgen.job.rows import BadRow, JobRow
 from batchgen.job.sampling import Sampling
+
+
+def kept_file(error: UserError) -> Path:
+    """The file that the one line of an error names."""
+    found = re.search(r"(?:answers are|be written are) in (\S+\.tmp)", str(error))
+    assert found is not None, error
+    assert "\n" not in str(error)
+    return Path(found[1])
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def call(*_args: object, **_options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
 
 
 def row(index: int, kind: str = "chat") -> JobRow:
@@ -94,9 +115,132 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     with OutputWriter(path) as writer:
         writer.write(0, {})
         path.write_text("precious")
-        with pytest.raises(UserError, match="appeared"):
+        with pytest.raises(UserError, match="appeared") as error:
             writer.commit(1)
     assert path.read_text() == "precious"
+    assert kept_file(error.value).read_text() == "{}\n"
+
+
+NO_LINKS = [errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES]
+
+
+@pytest.mark.parametrize("number", NO_LINKS, ids=errno.errorcode.get)
+def test_where_there_are_no_links(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """exFAT and some network file systems: the answers get their name all the same."""
+    monkeypatch.setattr(os, "link", refuse(number))
+    path = tmp_path / "out.jsonl"
+    with OutputWriter(path) as writer:
+        writer.write(0, {"a": 1})
+        writer.commit(1)
+    assert path.read_text() == '{"a":1}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
+    late = tmp_path / "late.jsonl"
+    with OutputWriter(late) as writer:
+        writer.write(0, {})
+        late.write_text("precious")
+        with pytest.raises(UserError, match="appeared") as error:
+            writer.commit(1)
+    assert late.read_text() == "precious"
+    assert kept_file(error.value).read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_name_that_cannot_be_had_costs_no_answer(
+    force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.jsonl"
+    with OutputWriter(path, force=force) as writer:
+        writer.write(0, {"a": 1})
+        monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+        monkeypatch.setattr(os, "replace", refuse(errno.ENOSPC))
+        with pytest.raises(UserError, match="No space left") as error:
+            writer.commit(1)
+    kept = kept_file(error.value)
+    assert kept.read_text() == '{"a":1}\n'
+    assert list(tmp_path.iterdir()) == [kept]  # no empty file under the output's name
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("way", ["removed", "moved", "swept"])
+def test_a_folder_that_goes_meanwhile(way: str, force: bool, tmp_path: Path) -> None:
+    """The bytes are still in the open file: the folder is made again, the output is in place."""
+    folder = tmp_path / "deep" / "folder"
+    folder.mkdir(parents=True)
+    path = folder / "out.jsonl"
+    with OutputWriter(path, force=force) as writer:
+        for index in range(3):
+            writer.write(index, {"n": index})
+        if way == "removed":
+            shutil.rmtree(tmp_path / "deep")
+        elif way == "moved":
+            folder.rename(tmp_path / "elsewhere")
+        else:
+            for temporary in folder.glob(".*"):
+                temporary.unlink()
+        writer.commit(3)
+    assert path.read_text() == '{"n":0}\n{"n":1}\n{"n":2}\n'
+    assert [p.name for p in folder.iterdir()] == ["out.jsonl"]
+
+
+def test_a_folder_that_cannot_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare = tmp_path / "spare"
+    spare.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(spare))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with OutputWriter(folder / "out.jsonl") as writer:
+        writer.write(0, {"a": 1})
+        shutil.rmtree(folder)
+        folder.write_text("a file now")
+        with pytest.raises(UserError, match="cannot be put in place") as error:
+            writer.commit(1)
+    kept = kept_file(error.value)
+    assert kept.parent == spare
+    assert kept.read_text() == '{"a":1}\n'
+
+
+@pytest.mark.parametrize("num_rows", [2, 40])
+def test_a_disk_that_fills(num_rows: int, tmp_path: Path) -> None:
+    """The limit on the size of a file stands for the disk: the same calls fail, for real. At the
+    very end (2 rows) and in the middle (40)."""
+
+    def job(writer: OutputWriter) -> None:
+        for index in range(num_rows):
+            writer.write(index, {"x": "y" * (9000 if index < num_rows - 1 else 100_000)})
+        writer.commit(num_rows)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with OutputWriter(tmp_path / "out.jsonl") as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            with pytest.raises(UserError, match="cannot write") as error:
+                job(writer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    kept = kept_file(error.value)
+    assert json.loads(kept.read_bytes().splitlines()[0]) == {"x": "y" * 9000}
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_interruption_while_it_is_put_in_place(
+    force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "out.jsonl"
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    monkeypatch.setattr(os, "replace", interrupt)
+    with OutputWriter(path, force=force) as writer:
+        writer.write(0, {})
+        with pytest.raises(KeyboardInterrupt):
+            writer.commit(1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unfinished_job_leaves_nothing(tmp_path: Path) -> None:

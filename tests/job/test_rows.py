@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,21 +13,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchgen.errors import UserError
-from batchgen.job.rows import BadRow, JobRow, RowLimits, read_job
+from batchgen.job.jsonl import BadLine, InputDigest, _no_duplicates, parse_object
+from batchgen.job.rows import BATCH_ROWS, BadRow, JobRow, RowLimits, read_job
 
 
 class ByteEncoder:
-    """One token per byte; a conversation is the contents one after another."""
+    """One token per byte; a conversation is the contents one after another. The model has no token
+    for the bytes that no UTF-8 has."""
 
-    vocab_size = 256
+    vocab_size = 0xF8
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+        return [0xFF if letter == "\0" else byte for letter in text for byte in letter.encode()]
 
-    def encode_messages(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        if messages[0]["role"] == "robot":
-            raise ValueError("no robots")
-        return self.encode("".join(message["content"] for message in messages))
+    def encode_conversations(
+        self, conversations: Sequence[list[dict[str, Any]]]
+    ) -> list[list[int] | ValueError]:
+        return [
+            ValueError("no robots")
+            if messages[0]["role"] == "robot"
+            else self.encode("".join(message["content"] for message in messages))
+            for messages in conversations
+        ]
 
 
 LIMITS = RowLimits(max_context=64, default_max_output=16)
@@ -42,6 +50,10 @@ def chat(**body: Any) -> bytes:
     body = {"messages": [{"role": "user", "content": "hi"}]} | body
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
     return json.dumps(line).encode()
+
+
+def parts(*content: Any) -> bytes:
+    return chat(messages=[{"role": "user", "content": content}])
 
 
 BAD = {
@@ -72,7 +84,7 @@ BAD = {
         b'{"custom_id": "a", "body": [1]}',
         b'{"custom_id": "a", "method": "GET", "body": {"prompt": "a"}}',
         b'{"prompt": 5}',
-        b'{"prompt": [1, 256]}',
+        b'{"prompt": [1, 248]}',
         b'{"prompt": [true]}',
         b'{"prompt": ["a", "b"]}',
         b'{"messages": []}',
@@ -95,7 +107,17 @@ BAD = {
         chat(logprobs=True),
         chat(strange=1),
         b'{"prompt": "a", "n": true}',
-        b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+        parts({"type": "image_url"}),
+        parts({"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}, "text": "x"}),
+        parts({"type": "text", "text": "a", "image_url": {}}),
+        parts({"type": "text"}),
+        parts({"type": None, "text": "x"}),
+        parts({"text": "x"}),
+        parts("x"),
+    ],
+    "token_out_of_vocabulary": [
+        b'{"prompt": "a\\u0000"}',
+        b'{"messages": [{"role": "user", "content": "\\u0000"}]}',
     ],
     "invalid_messages": [b'{"messages": [{"role": "robot", "content": "a"}]}'],
     "empty_prompt": [b'{"prompt": ""}', b'{"prompt": []}'],
@@ -160,6 +182,58 @@ def test_bom_and_unicode_line_separators_do_not_split_or_spoil(tmp_path: Path) -
     (row,) = read(tmp_path / "in.jsonl", data)
     assert isinstance(row, JobRow)
     assert bytes(row.prompt_ids).decode() == text
+
+
+def test_nothing_is_read_behind_the_limit(tmp_path: Path) -> None:
+    """And the digest is that of the bytes that were read: all, without a limit that stops."""
+    path = tmp_path / "in.jsonl"
+    lines = [json.dumps({"prompt": "x" * (n % 7 + 1)}).encode() + b"\n" for n in range(200)]
+    lines[3] = b"  \r\n"
+    lines[5] = b"nonsense\n"
+    lines[-1] = lines[-1].rstrip()
+    path.write_bytes(b"".join(lines))
+    everything = read_job(path, ByteEncoder(), LIMITS)
+    for limit in (1, 4, 5, BATCH_ROWS, BATCH_ROWS + 1, 199, 500, None):
+        digest = InputDigest()
+        rows = read_job(path, ByteEncoder(), LIMITS, limit=limit, digest=digest)
+        assert rows == everything[:limit]
+        read_bytes = b"".join(lines[: rows[-1].line])
+        assert digest.num_bytes == len(read_bytes)
+        assert digest.hexdigest() == hashlib.sha256(read_bytes).hexdigest()
+
+
+def test_the_digest_is_of_what_was_read_whatever_becomes_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    data = b"\xef\xbb\xbf" + GOOD + b"\n\n" + b"x" * 3_000_000 + b"\n[1]"
+    path.write_bytes(data)
+    digest = InputDigest()
+    limits = RowLimits(max_context=64, max_line_bytes=100_000)
+    assert len(read_job(path, ByteEncoder(), limits, digest=digest)) == 3
+    path.write_bytes(b"other")
+    assert (digest.num_bytes, digest.hexdigest()) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_twice_the_same_key_is_found_in_linear_time() -> None:
+    """Counted, not timed: each comparison of keys is one call."""
+    calls = 0
+
+    class Name(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal calls
+            calls += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    pairs = [(Name(n), 0) for n in [*range(300), 299]]
+    with pytest.raises(ValueError, match="key '299' appears twice"):
+        _no_duplicates(pairs)
+    assert calls < 10 * len(pairs)
+    twice = parse_object(b'{"a": 1, "b": {"c": 1, "c": 2}}')
+    assert isinstance(twice, BadLine)
+    assert "'c' appears twice" in twice.message
 
 
 def test_the_seed_depends_on_the_id_and_not_on_the_place(tmp_path: Path) -> None:

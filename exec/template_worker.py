@@ -1,0 +1,97 @@
+"""The process of a chat template: renders conversations that come on stdin, under limits.
+
+A template is a program from the checkpoint: a short one can ask for any time and any memory. The
+system ends this process when it does, and `exec.templates` starts another.
+
+Requests are lines of JSON: first `{"source", "variables", "now", "cpu_s"}`, then lists of
+conversations. Each conversation has one reply, and so has the first line: a byte `TEXT` or `ERROR`,
+the length of what follows in 4 bytes, little endian, and that in UTF-8.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, BinaryIO
+
+import jinja2
+
+from batchgen.exec.template_jinja import environment
+from batchgen.oneline import name_of, one_line
+
+TEXT, ERROR = b"t", b"e"
+HEADER_BYTES = 5
+MEMORY_BYTES = 1 << 30  # address space of the process, Python included
+MAX_TEXT_BYTES = 32 << 20  # twice the longest line of an input
+MEMORY_EXIT = 3
+MOST_ERROR = 300  # characters of a template's error
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # our parent's to answer
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    try:
+        job = json.loads(requests.readline())
+        try:
+            signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
+            template = environment(datetime.fromisoformat(job["now"])).from_string(job["source"])
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+        except MemoryError:
+            raise
+        except Exception as error:
+            _reply(replies, ERROR, _text_of(error))
+            return
+        _reply(replies, TEXT, "")
+        for line in requests:
+            for messages in json.loads(line):
+                _reply(replies, *_render(template, messages, job))
+    except MemoryError:
+        os._exit(MEMORY_EXIT)
+
+
+def _limit(what: int, most: int) -> None:
+    """Where the system knows this limit: macOS does not limit the address space."""
+    with suppress(ValueError, OSError):
+        resource.setrlimit(what, (most, most))
+
+
+def _render(
+    template: jinja2.Template, messages: list[dict[str, Any]], job: dict[str, Any]
+) -> tuple[bytes, str]:
+    pieces: list[str] = []
+    num_bytes = 0
+    signal.setitimer(
+        signal.ITIMER_PROF, job["cpu_s"]
+    )  # no handler: the signal ends us, in C code too
+    try:
+        values = job["variables"] | {"messages": messages, "add_generation_prompt": True}
+        for piece in template.generate(values):
+            num_bytes += len(piece.encode())
+            if num_bytes > MAX_TEXT_BYTES:
+                return ERROR, f"makes a text of more than {MAX_TEXT_BYTES >> 20} MiB"
+            pieces.append(piece)
+    except MemoryError:
+        raise
+    except Exception as error:  # the template is a foreign program and may raise anything
+        return ERROR, _text_of(error)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+    return TEXT, "".join(pieces)
+
+
+def _text_of(error: Exception) -> str:
+    return one_line(error, MOST_ERROR) or name_of(error)
+
+
+def _reply(replies: BinaryIO, kind: bytes, text: str) -> None:
+    data = text.encode()
+    replies.write(kind + len(data).to_bytes(HEADER_BYTES - 1, "little") + data)
+    replies.flush()

@@ -1,0 +1,195 @@
+"""Chat templates, rendered in a process of their own. Knows no tokens.
+
+The process has limits of time, memory and output (`exec.template_worker`). One that breaks them
+ends; the conversation at which it did is refused, and a fresh process takes the next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from batchgen.errors import UserError
+from batchgen.exec.template_jinja import environment
+from batchgen.exec.template_worker import (
+    HEADER_BYTES,
+    MEMORY_BYTES,
+    MEMORY_EXIT,
+    TEXT,
+)
+
+CPU_S = 2.0  # a template of a real checkpoint takes less than a millisecond for a usual prompt
+# A backstop for a process that gets no processor: a template meets `cpu_s` first.
+WALL_S = 120.0
+START = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from batchgen.exec.template_worker import main; main()"
+)
+
+
+class TemplateError(ValueError):
+    """The chat template did not take these messages; the text is the template's own, or says which
+    limit it met."""
+
+
+def time_of_job() -> datetime:
+    """What `strftime_now` prints in a whole job: now, or SOURCE_DATE_EPOCH (seconds, then in UTC)
+    for prompts that do not depend on the day. Without a time zone, as checkpoints expect."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if given.isdecimal() and len(given) <= 11:
+        return datetime.fromtimestamp(int(given), UTC).replace(tzinfo=None)
+    return datetime.now()
+
+
+class ChatTemplate:
+    """One template with the variables that all conversations share.
+
+    `cpu_s`: processor time for one conversation. Raises ValueError for a text that is no template;
+    it is not run before `render`.
+    """
+
+    def __init__(
+        self, source: str, variables: Mapping[str, str], now: datetime, *, cpu_s: float = CPU_S
+    ) -> None:
+        try:
+            environment(now).parse(source)  # reads it; compiling it would run parts of it
+        except Exception as error:
+            raise ValueError(str(error) or type(error).__name__) from None
+        self._cpu_s = cpu_s
+        self._job = {
+            "source": source,
+            "variables": dict(variables),
+            "now": now.isoformat(),
+            "cpu_s": cpu_s,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end: Any = None
+        self._broken = ""  # why no conversation can be rendered
+
+    def render(self, conversations: Sequence[list[dict[str, Any]]]) -> list[str | TemplateError]:
+        """The text of each conversation, or what is wrong with it."""
+        requests = [_request(messages) for messages in conversations]
+        try:
+            texts = iter(self._rendered([r for r in requests if isinstance(r, bytes)]))
+        except BaseException:  # a signal: what is on its way belongs to nobody
+            self.close()
+            raise
+        return [next(texts) if isinstance(request, bytes) else request for request in requests]
+
+    def _rendered(self, requests: Sequence[bytes]) -> list[str | TemplateError]:
+        answers: list[str | TemplateError] = []
+        while len(answers) < len(requests):
+            waiting = requests[len(answers) :]
+            if self._process is None and not self._broken:
+                self._start()
+            if self._broken:
+                return answers + [TemplateError(self._broken) for _ in waiting]
+            self._send(b"[" + b",".join(waiting) + b"]")
+            for _ in waiting:
+                answers.append(self._receive())
+                if self._process is None:  # it has ended at this one
+                    break
+        return answers
+
+    def close(self) -> None:
+        """End the process, if there is one; the next `render` starts another."""
+        if self._process is not None:
+            self._process = None
+            self._end()
+
+    def _start(self) -> None:
+        """A process that has compiled the template; `_broken` if it could not."""
+        path = json.dumps([os.path.abspath(folder) for folder in sys.path])
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", START, path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is answered here
+            )
+        except OSError as error:
+            raise UserError(
+                f"no process can be started for the chat template: {error.strerror}",
+                remedy="free memory or processes, or send prompts instead of messages",
+            ) from None
+        self._end = weakref.finalize(self, _end, self._process)
+        self._send(json.dumps(self._job).encode())
+        answer = self._receive()
+        if isinstance(answer, TemplateError):
+            self._broken = str(answer)
+            self.close()
+
+    def _send(self, request: bytes) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it has ended, and the next reply will say so
+            self._process.stdin.write(request + b"\n")
+            self._process.stdin.flush()
+
+    def _receive(self) -> str | TemplateError:
+        """The next reply. If none comes, why; then the process is over."""
+        deadline = time.monotonic() + WALL_S
+        header = self._read(HEADER_BYTES, deadline)
+        data = header and self._read(int.from_bytes(header[1:], "little"), deadline)
+        if header is None or data is None:
+            return TemplateError(f"chat template: {self._why_it_ended()}")
+        text = data.decode()
+        return text if header[:1] == TEXT else TemplateError(f"chat template: {text}")
+
+    def _read(self, num_bytes: int, deadline: float) -> bytes | None:
+        """So many bytes of the process, or None if it ends or hangs before."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        ready = select.poll()
+        ready.register(descriptor, select.POLLIN)
+        pieces: list[bytes] = []
+        while num_bytes:
+            if not ready.poll(max(deadline - time.monotonic(), 0.0) * 1e3):
+                return None
+            piece = os.read(descriptor, min(num_bytes, 1 << 20))
+            if not piece:
+                return None
+            pieces.append(piece)
+            num_bytes -= len(piece)
+        return b"".join(pieces)
+
+    def _why_it_ended(self) -> str:
+        assert self._process is not None
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            code = -signal.SIGPROF  # it hangs
+        self.close()
+        if code == -signal.SIGPROF:
+            return f"needs more than {self._cpu_s:g} s for one conversation"
+        if code == MEMORY_EXIT:
+            return f"needs more than {MEMORY_BYTES >> 20} MiB of memory"
+        return f"ended its process with {code}"
+
+
+def _request(messages: list[dict[str, Any]]) -> bytes | TemplateError:
+    try:
+        return json.dumps(messages).encode()
+    except RecursionError:
+        return TemplateError("the messages are nested too deep")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # closing writes what it did not take
+                pipe.close()
+    process.wait()
