@@ -1,7 +1,7 @@
 """The compiled operations of the CPU: built from `native/` when first used, then kept.
 
-Decides nothing: `exec.attention` and `exec.layers` have the same operations in torch, which run
-where there is no compiler. The library is built by the machine's C++ compiler for its processor,
+Decides nothing: `exec.attention` and `exec.mlp` have the same operations in torch, which run where
+there is no compiler. The library is built by the machine's C++ compiler for its processor,
 and kept in the user's cache folder under a digest of all that shapes it.
 """
 
@@ -20,54 +20,21 @@ from typing import Any
 
 import torch
 
-from batchgen.exec.arena import KvArena
-from batchgen.exec.batch import SegmentTable
-
 FOLDER = Path(__file__).with_name("native")
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared")
 COMPILERS = ("g++", "c++")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-MAX_GROUPS = 32  # query heads per kv head: TILE_QUERIES of native/attention.cpp
 BUILD_TIMEOUT_S = 120.0
 SWITCH = "BATCHGEN_COMPILED"
 
 
-def is_compiled(dtype: torch.dtype, groups: int = 1) -> bool:
-    """Whether the library covers `dtype` with `groups` query heads per kv head, and is there.
+def is_compiled(dtype: torch.dtype) -> bool:
+    """Whether the library covers `dtype`, and is there.
 
     Builds it if need be. False where it cannot be built and with BATCHGEN_COMPILED=0.
     """
-    covered = dtype in KINDS and groups <= MAX_GROUPS and os.environ.get(SWITCH) != "0"
-    return covered and _load() is not None
-
-
-def attend(arena: KvArena, layer: int, q_TND: torch.Tensor, segments: SegmentTable) -> torch.Tensor:
-    """Attention [T, N, D] of all tokens of a pass; KV of the pass is written already.
-
-    Threads are those of torch. Raises ValueError where `is_compiled` says no.
-    """
-    library = _load()
-    q_TND = q_TND.contiguous()
-    out_TND = torch.empty_like(q_TND)
-    _, layers, _, kv_heads, page_tokens, head_dim = arena.storage.shape
-    sizes = (ctypes.c_int64 * 8)(
-        *segments.tables.shape, layer, layers, q_TND.shape[1], kv_heads, page_tokens, head_dim
-    )
-    kind = KINDS[q_TND.dtype] if q_TND.dtype == arena.storage.dtype else -1
-    if library is None or library.batchgen_paged_attention(
-        kind,
-        torch.get_num_threads(),
-        q_TND.data_ptr(),
-        arena.storage.data_ptr(),
-        out_TND.data_ptr(),
-        segments.tables.ctypes.data,
-        segments.firsts.ctypes.data,
-        segments.starts.ctypes.data,
-        segments.lengths.ctypes.data,
-        sizes,
-    ):
-        raise ValueError(f"no compiled attention for {tuple(q_TND.shape)} {q_TND.dtype}")
-    return out_TND
+    covered = dtype in KINDS and os.environ.get(SWITCH) != "0"
+    return covered and load_library() is not None
 
 
 def sparse_mlp(
@@ -82,7 +49,32 @@ def sparse_mlp(
 
     Raises ValueError where `is_compiled` says no.
     """
-    library = _load()
+    return _experts(x_TH, router, None, None, gate_up, down, top_k, renormalise)
+
+
+def chosen_experts(
+    x_TH: torch.Tensor,
+    weights_TK: torch.Tensor,
+    experts_TK: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+) -> torch.Tensor:
+    """As `sparse_mlp`, for experts that were chosen already. Raises ValueError as it does."""
+    chosen = experts_TK.to(torch.int32).contiguous(), weights_TK.float().contiguous()
+    return _experts(x_TH, None, *chosen, gate_up, down, experts_TK.shape[1], False)
+
+
+def _experts(
+    x_TH: torch.Tensor,
+    router: torch.Tensor | None,
+    experts_TK: torch.Tensor | None,
+    weights_TK: torch.Tensor | None,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    top_k: int,
+    renormalise: bool,
+) -> torch.Tensor:
+    library = load_library()
     x_TH = x_TH.contiguous()
     out_TH = torch.empty_like(x_TH)
     experts, hidden, width = down.shape
@@ -91,7 +83,7 @@ def sparse_mlp(
         KINDS.get(x_TH.dtype, -1),
         torch.get_num_threads(),
         x_TH.data_ptr(),
-        router.data_ptr(),
+        *(0 if given is None else given.data_ptr() for given in (router, experts_TK, weights_TK)),
         gate_up.data_ptr(),
         down.data_ptr(),
         out_TH.data_ptr(),
@@ -102,7 +94,7 @@ def sparse_mlp(
 
 
 @functools.cache
-def _load() -> Any:
+def load_library() -> Any:
     """The library, or None."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
     if compiler is None:
@@ -111,10 +103,17 @@ def _load() -> Any:
         library = ctypes.CDLL(str(_build(compiler)))
     except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: no home folder
         return None  # torch does the work, and run.json says so
-    for function, pointers in (("batchgen_paged_attention", 8), ("batchgen_experts", 6)):
+    for function, pointers, floats in (
+        ("batchgen_paged_attention", 9, 1),
+        ("batchgen_experts", 8, 0),
+    ):
         entry = getattr(library, function)
         entry.restype = ctypes.c_int
-        entry.argtypes = [ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * pointers]
+        entry.argtypes = [
+            *[ctypes.c_int] * 2,
+            *[ctypes.c_void_p] * pointers,
+            *[ctypes.c_float] * floats,
+        ]
     return library
 
 

@@ -31,7 +31,8 @@ from batchgen.exec.profile_operators import (
     time_prefill_attention,
 )
 from batchgen.exec.profile_passes import random_prompts, read_prompts, run_passes
-from batchgen.exec.worker import DTYPES, Worker
+from batchgen.exec.transformer import DTYPES
+from batchgen.exec.worker import Worker
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec, load_model
 

@@ -18,15 +18,12 @@ import torch
 
 from batchgen.errors import IllegalTransition, UserError
 from batchgen.exec.arena import KvArena, copy_pages
-from batchgen.exec.batch import Segment, build_batch
-from batchgen.exec.compiled import is_compiled
-from batchgen.exec.config import ModelConfig, load_config
+from batchgen.exec.batch import PassRows
+from batchgen.exec.config import ModelConfig
 from batchgen.exec.sampler import choose
-from batchgen.exec.transformer import Transformer
-from batchgen.exec.weights import Checkpoint
+from batchgen.exec.transformer import DTYPES, load_model
 from batchgen.job.sampling import Sampling
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("cpu", "cuda")
 
 
@@ -55,6 +52,15 @@ class Stage:
     given: list[int]
     produced: list[int]
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Tokens [start, start + length) of the row in a slot; its KV before `start` is there."""
+
+    slot: int
+    start: int
+    length: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,29 +107,13 @@ class Worker:
         exact: bool = False,
         device: str = "cpu",
     ) -> None:
-        if dtype not in DTYPES:
-            raise UserError(f"unknown dtype {dtype!r}", remedy=f"choose one of {', '.join(DTYPES)}")
-        if exact and (dtype != "float32" or device != "cpu"):
-            raise UserError(
-                f"exact mode runs in float32 on the cpu, not in {dtype} on {device}",
-                remedy="leave out --exact, or --dtype and --device",
-            )
         check_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        self.config: ModelConfig = load_config(Path(model_dir))
+        self.model = load_model(Path(model_dir), dtype=dtype, exact=exact, device=device)
+        self.config: ModelConfig = self.model.config
         self.page_tokens = page_tokens
         self.device = device
-        self.model = Transformer(
-            self.config,
-            Checkpoint(Path(model_dir), self.config),
-            DTYPES[dtype],
-            exact=exact,
-            device=device,
-        )
-        groups = self.config.num_heads // self.config.num_kv_heads
-        self._exact_queries = groups if exact else 0
-        self._compiled = device == "cpu" and is_compiled(DTYPES[dtype], groups)
         self._dtype = DTYPES[dtype]
         self._rows: dict[int, _Row] = {}
         self._free_slots: list[int] = []
@@ -135,7 +125,7 @@ class Worker:
     @property
     def kernels(self) -> str:
         """What computes attention, for reports: "compiled" or "torch"."""
-        return "compiled" if self._compiled else "torch"
+        return self.model.kernels
 
     def resize(self, *, hbm_pages: int, host_pages: int) -> None:
         """Give the worker arenas of other sizes; only while it has no rows and no prefixes."""
@@ -150,10 +140,8 @@ class Worker:
             return KvArena(
                 name,
                 pages,
-                num_layers=config.num_layers,
-                num_kv_heads=config.num_kv_heads,
+                config.kv_layout,
                 page_tokens=self.page_tokens,
-                head_dim=config.head_dim,
                 dtype=dtype,
                 device=self.device if name == "hbm" else "cpu",
                 pinned=name == "host" and self.device != "cpu" and pages > 0,
@@ -400,18 +388,17 @@ class Worker:
             for row, s in zip(rows, segments, strict=True)
         ]
         token_ids = np.array([token for part in known for token in part], dtype=np.int64)
-        batch = build_batch(
-            self._hbm,
-            token_ids,
-            decoding,
-            chunking,
-            exact_queries=self._exact_queries,
-            compiled=self._compiled,
-        )
-        ends = np.cumsum([s.length for s in segments]) - 1
+        lengths = np.array([s.length for s in segments], dtype=np.int64)
         samples = [True] * len(decodes) + [last for _, _, _, last in chunks]
-        wanted = self._hbm.tensor(ends[np.array(samples, dtype=bool)])
-        logits = self.model.forward(self._hbm, batch, wanted)
+        columns = PassRows(
+            slots=np.array([s.slot for s in segments], dtype=np.int64),
+            starts=np.array([s.start for s in segments], dtype=np.int64),
+            lengths=lengths,
+            num_decodes=len(decodes),
+            token_ids=token_ids,
+            wanted=(np.cumsum(lengths) - 1)[np.array(samples, dtype=bool)],
+        )
+        logits = self.model.forward(self._hbm, columns)
         for row, segment in zip(rows, segments, strict=True):
             if not self._rows[row].ended:  # a ghost's pass counts for nothing
                 self._rows[row].computed = segment.start + segment.length
