@@ -60,20 +60,21 @@ class Transformer:
     ) -> None:
         self.config = config
         self._arithmetic = (ExactArithmetic if exact else Arithmetic)(dtype, device)
-        self._weights = read_model(config, checkpoint, dtype, self._arithmetic)
-        self.layers = self._weights.layers
+        weights = read_model(config, checkpoint, dtype, self._arithmetic)
+        self.embedding, self.final_norm = weights.embedding, weights.final_norm
+        self.head, self.layers = weights.head, weights.layers
         self._rotary = RotaryTable(config.rope, torch.device(device))
-        self._backend = choose_backend(config, dtype, exact=exact, device=device)
+        self.backend = choose_backend(config, dtype, exact=exact, device=device)
         if exact:
             check_products(self._matrices())
 
     @property
     def kernels(self) -> str:
         """What computes attention, for reports: "compiled" or "torch"."""
-        return self._backend.name
+        return self.backend.name
 
     def _matrices(self) -> Iterator[torch.Tensor]:
-        yield self._weights.head
+        yield self.head
         for layer in self.layers:
             yield from layer.matrices()
 
@@ -85,11 +86,11 @@ class Transformer:
         """
         batch = self._prepare(arena, rows)
         eps = self.config.rms_eps
-        x_TH = self._weights.embedding.index_select(0, batch.token_ids)
+        x_TH = self.embedding.index_select(0, batch.token_ids)
         for number, layer in enumerate(self.layers):
             x_TH = layer(x_TH, eps, arena, number, batch)
-        chosen = rms_norm(x_TH.index_select(0, batch.wanted), self._weights.final_norm, eps)
-        return self._arithmetic.linear(chosen, self._weights.head).float()
+        chosen = rms_norm(x_TH.index_select(0, batch.wanted), self.final_norm, eps)
+        return self._arithmetic.linear(chosen, self.head).float()
 
     def _prepare(self, arena: KvArena, rows: PassRows) -> Batch:
         slots, positions = rows.flat()
@@ -103,8 +104,8 @@ class Transformer:
             wanted=arena.tensor(rows.wanted),
             cos=cos,
             sin=sin,
-            backend=self._backend,
-            attention=None if attended is None else self._backend.prepare(arena, attended),
+            backend=self.backend,
+            attention=None if attended is None else self.backend.prepare(arena, attended),
             absorbed=None if absorbed is None else arena.tensor(absorbed),
             expanded=expanded,
         )
