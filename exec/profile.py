@@ -23,6 +23,7 @@ from batchgen.cost.profile_schema import PROFILE_KIND, PROFILE_SCHEMA
 from batchgen.exec.init import init_model
 from batchgen.exec.profile_operators import (
     Grid,
+    check_profilable,
     fit_copies,
     time_copies,
     time_decode_attention,
@@ -71,6 +72,7 @@ def measure(
             threads=threads,
         )
         spec = load_model(directory)
+    check_profilable(worker.config)
     config, layers, kind = worker.config, worker.model.layers, DTYPES[dtype]
     shapes = set(gemm_shapes(spec).values())
     if model_dir is None:

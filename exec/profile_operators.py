@@ -125,7 +125,7 @@ def _attention(
     seconds: float,
 ) -> float:
     """Seconds of one layer's KV write and attention for these segments, all of the same kind."""
-    heads = _heads(config)
+    heads = check_profilable(config)
     pages = int((-(-(starts + lengths) // page_tokens)).sum())
     page_bytes = config.kv_page_elements(page_tokens) * kind.itemsize // config.num_layers
     # As many layers in turn as in a pass, as with the weights of products.
@@ -176,17 +176,18 @@ def _how(layer: Layer) -> Heads:
     return layer.attention.heads
 
 
-def _heads(config: ModelConfig) -> AttentionConfig:
+def check_profilable(config: ModelConfig) -> AttentionConfig:
+    """The heads of a model; UserError for one whose attention no profile describes."""
     if isinstance(config.attention, LatentConfig):
         raise UserError(
-            f"a profile of {config.family} is not possible yet: it has no latent attention",
+            f"{config.family} cannot be profiled yet: latent attention is not measured",
             remedy="profile a model with grouped-query attention",
         )
     return config.attention
 
 
 def _head_sizes(config: ModelConfig) -> dict[str, Any]:
-    heads = _heads(config)
+    heads = check_profilable(config)
     return {
         "heads": heads.num_heads,
         "kv_heads": heads.num_kv_heads,

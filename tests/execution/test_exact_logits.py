@@ -119,7 +119,7 @@ def test_decoding_is_bitwise_the_same_in_batches_of_1_to_64(model: Transformer) 
     whole = passes.run(rows, [], prompts)
     last = [(i, len(r) - 1, 1) for i, r in enumerate(rows)]
     # The last token once more as a decode: the same KV is written, the same logits must come out.
-    for size in (*range(1, 34), 47, 48, 49, 63, 64):
+    for size in range(1, 65):
         begin = (size * 7) % (65 - size)
         for (slot, _, _), logits in zip(
             last[begin : begin + size],
