@@ -79,12 +79,10 @@ def fp8_block(fields: Fields) -> tuple[int, int] | None:
         return None
     section = fields.section("quantization_config")
     block = section.items("weight_block_size")
-    if (
-        block is None
-        or len(block) != 2
-        or not all(
-            isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 16 for n in block
-        )
+    if block is None:
+        return 128, 128  # of all published models
+    if len(block) != 2 or not all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 16 for n in block
     ):
         raise section.error("weight_block_size", "must be two sizes, as in [128, 128]")
     return block[0], block[1]

@@ -91,7 +91,11 @@ def test_absurd_sizes_name_their_field(arch: str, tmp_path: Path) -> None:
         ("deepseek-v3", {"topk_group": 5}, "topk_group"),
         ("deepseek-v3", {"num_experts_per_tok": 7}, "topk_group"),
         ("deepseek-v3", {"num_key_value_heads": 2}, "num_key_value_heads"),
-        ("deepseek-v3", {"quantization_config": {"quant_method": "fp8"}}, "weight_block_size"),
+        (
+            "deepseek-v3",
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": 128}},
+            "weight_block_size",
+        ),
         (
             "deepseek-v3",
             {"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 1]}},
