@@ -168,6 +168,13 @@ def test_only_the_best_groups_are_chosen_from(routing: str) -> None:
         torch.testing.assert_close(weights[token], plain * config.scaling)
 
 
+def test_sigmoids_that_are_all_zero_make_no_nan() -> None:
+    router = make(8, 4, 16, 3, routing=ROUTINGS["sigmoid"]).router
+    router = dataclasses.replace(router, weight=torch.full((16, 8), -100.0))
+    weights, _ = router(torch.ones(2, 8))
+    assert weights.tolist() == [[0.0] * 3] * 2
+
+
 @needs_compiler
 def test_a_broken_token_harms_no_other() -> None:
     mlp = make(64, 48, 4, 2)
