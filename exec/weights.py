@@ -6,7 +6,7 @@ names and shapes that the config asks for, and then on one that reads the files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,10 +81,6 @@ class Reader:
         """The tensor as it lies in the file, for a family that understands it."""
         return self._source.get(self._prefix + name, shape, (kind,))
 
-    def convert(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor that was made of stored ones, as `__call__` gives them."""
-        return tensor.to(self._dtype).to(self._source.device)
-
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds the tensor; never where only notes are taken."""
         return self._source.has(self._prefix + name)
@@ -92,6 +88,13 @@ class Reader:
     def empty(self, *shape: int) -> torch.Tensor:
         """A tensor to be filled."""
         return torch.empty(shape, dtype=self._dtype, device=self._source.device)
+
+    def joined(self, rows: Mapping[str, int], *inner: int) -> torch.Tensor:
+        """Tensors [rows, *inner] by name, one below the other, without a second copy of them."""
+        whole = self.empty(sum(rows.values()), *inner)
+        for (name, count), part in zip(rows.items(), whole.split(list(rows.values())), strict=True):
+            part.copy_(self(name, count, *inner))
+        return whole
 
     def under(self, prefix: str) -> Reader:
         """A reader whose names begin with `prefix`."""

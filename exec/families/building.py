@@ -67,8 +67,8 @@ def grouped(read: Reader, config: ModelConfig, one: AttentionConfig) -> GroupedA
         config=one,
         eps=config.rms_eps,
         arithmetic=read.arithmetic,
-        qkv=torch.cat([read(f"{x}_proj.weight", rows, hidden) for x, rows in sizes.items()]),
-        qkv_bias=torch.cat([read(f"{x}_proj.bias", rows) for x, rows in sizes.items()])
+        qkv=read.joined({f"{x}_proj.weight": rows for x, rows in sizes.items()}, hidden),
+        qkv_bias=read.joined({f"{x}_proj.bias": rows for x, rows in sizes.items()})
         if one.qkv_bias
         else None,
         out=read("o_proj.weight", hidden, q_size),
@@ -117,12 +117,13 @@ def _halves_of_pairs(weight: torch.Tensor, head_rows: int, rotary: int) -> torch
     """Rows of a projection in another order: the last `rotary` of every `head_rows` hold pairs (2i,
     2i + 1), and should hold (i, i + rotary / 2), as `apply_rope` turns them. Queries and keys are
     reordered alike, so that no product of them changes."""
-    order = torch.arange(head_rows, device=weight.device)
-    order[head_rows - rotary :] = (
-        torch.arange(rotary, device=weight.device).view(-1, 2).T.flatten() + head_rows - rotary
+    reordered = weight.clone()
+    ours, theirs = (
+        x.view(-1, head_rows, *weight.shape[1:])[:, head_rows - rotary :]
+        for x in (reordered, weight)
     )
-    by_head = weight.view(-1, head_rows, *weight.shape[1:])
-    return by_head.index_select(1, order).view(weight.shape)
+    ours[:, : rotary // 2], ours[:, rotary // 2 :] = theirs[:, ::2], theirs[:, 1::2]
+    return reordered
 
 
 def dense(read: Reader, config: ModelConfig, one: MlpConfig) -> DenseMlp:
@@ -130,10 +131,8 @@ def dense(read: Reader, config: ModelConfig, one: MlpConfig) -> DenseMlp:
     parts = ("gate", "up")
     return DenseMlp(
         arithmetic=read.arithmetic,
-        gate_up=torch.cat([read(f"{x}_proj.weight", width, hidden) for x in parts]),
-        gate_up_bias=torch.cat([read(f"{x}_proj.bias", width) for x in parts])
-        if one.bias
-        else None,
+        gate_up=read.joined({f"{x}_proj.weight": width for x in parts}, hidden),
+        gate_up_bias=read.joined({f"{x}_proj.bias": width for x in parts}) if one.bias else None,
         down=read("down_proj.weight", hidden, width),
         down_bias=read("down_proj.bias", hidden) if one.bias else None,
     )

@@ -103,16 +103,18 @@ def _matrix(part: Reader, name: str, experts: int, outputs: int, inputs: int) ->
             f"{name}_blocks", experts, outputs, blocks, MXFP4_BLOCK // 2, kind=torch.uint8
         )
         scales = part.stored(f"{name}_scales", experts, outputs, blocks, kind=torch.uint8)
-        # Expert by expert: in float32 all of them together may not fit.
-        return torch.stack(
-            [part.convert(from_mxfp4(*pair)) for pair in zip(packed, scales, strict=True)]
-        )
+        whole = part.empty(experts, outputs, inputs)
+        for expert in range(experts):  # in float32 all of them together may not fit
+            whole[expert] = from_mxfp4(packed[expert], scales[expert])
+        return whole
     return part(name, experts, inputs, outputs).transpose(1, 2).contiguous()
 
 
 def _halves(rows: torch.Tensor) -> torch.Tensor:
     """Rows 0, 2, 4, ... of each expert above rows 1, 3, 5, ..."""
-    return torch.cat((rows[:, ::2], rows[:, 1::2]), 1)
+    halves, count = rows.clone(), rows.shape[1] // 2
+    halves[:, :count], halves[:, count:] = rows[:, ::2], rows[:, 1::2]
+    return halves
 
 
 def sample(size: str) -> dict[str, Any]:
