@@ -43,69 +43,83 @@ def attention_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callab
     import torch
 
     from batchgen.exec.arena import KvArena
-    from batchgen.exec.attention import paged_attention
-    from batchgen.exec.batch import Segment, build_batch
+    from batchgen.exec.attention import Backend, Heads
+    from batchgen.exec.attention.compiled import CompiledBackend
+    from batchgen.exec.attention.reference import TorchBackend
+    from batchgen.exec.batch import PassRows
+    from batchgen.exec.config import KvLayout
 
     page = 64
     for name, (heads, kv_heads, head_dim), contexts, chunks in ATTENTION:
-        parts = [(context - 1, 1) for context in contexts] + chunks
-        segments = [Segment(slot=i, start=s, length=n) for i, (s, n) in enumerate(parts)]
+        starts, lengths = np.array([(n - 1, 1) for n in contexts] + chunks, dtype=np.int64).T
+        tokens = int(lengths.sum())
+        rows = PassRows(
+            slots=np.arange(len(starts)),
+            starts=starts,
+            lengths=lengths,
+            num_decodes=len(contexts),
+            token_ids=np.zeros(tokens, dtype=np.int64),
+            wanted=np.zeros(0, dtype=np.int64),
+        )
         arena = KvArena(
             "benchmark",
-            sum(-(-(s.start + s.length) // page) for s in segments),
-            num_layers=LAYERS,
-            num_kv_heads=kv_heads,
+            int((-(-rows.ends // page)).sum()),
+            KvLayout(layers=LAYERS, parts=2, heads=kv_heads, head_dim=head_dim),
             page_tokens=page,
-            head_dim=head_dim,
             dtype=dtype,
         )
         arena.storage.copy_(torch.randn(arena.storage.shape))
-        for segment in segments:
-            arena.reserve(segment.slot, segment.start + segment.length)
-        tokens = sum(s.length for s in segments)
-        split = len(contexts)
+        for slot, end in enumerate(rows.ends.tolist()):
+            arena.reserve(slot, end)
         q = torch.randn(tokens, heads, head_dim).to(dtype)
-        batches = [
-            build_batch(
-                arena,
-                np.zeros(tokens, dtype=np.int64),
-                segments[:split],
-                segments[split:],
-                compiled=compiled,
-            )
-            for compiled in (False, True)
-        ]
+        how = Heads(scale=head_dim**-0.5)
 
-        def run(batch: Any, arena: KvArena = arena, q: Any = q) -> None:
-            for layer in range(LAYERS):
-                paged_attention(arena, layer, q, batch)
+        def case(
+            backend: Backend,
+            rows: PassRows = rows,
+            arena: KvArena = arena,
+            q: Any = q,
+            how: Heads = how,
+        ) -> Callable[[], None]:
+            prepared = backend.prepare(arena, rows)
 
-        yield (
-            f"attention: {name}",
-            lambda run=run, batch=batches[0]: run(batch),
-            lambda run=run, batch=batches[1]: run(batch),
-        )
+            def run() -> None:
+                for layer in range(LAYERS):
+                    backend.run(arena, layer, q, prepared, how)
+
+            return run
+
+        yield f"attention: {name}", case(TorchBackend()), case(CompiledBackend())
 
 
 def expert_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
     """Name, in torch, compiled (which leaves large groups of bfloat16 to torch)."""
     import torch
 
-    from batchgen.exec.layers import SparseMlp
+    from batchgen.exec.arithmetic import Arithmetic
+    from batchgen.exec.config import RoutingConfig
+    from batchgen.exec.mlp import SparseMlp
+    from batchgen.exec.routing import Router
+
+    fast, plain_torch = Arithmetic(dtype, "cpu"), Arithmetic(dtype, "cpu")
+    plain_torch.compiled = False
 
     for name, (hidden, width, experts, top_k) in EXPERTS:
         layers = [
             SparseMlp(
-                router=(torch.randn(experts, hidden) * hidden**-0.5).to(dtype),
+                arithmetic=fast,
+                router=Router(
+                    config=RoutingConfig(),
+                    experts_per_token=top_k,
+                    arithmetic=fast,
+                    weight=(torch.randn(experts, hidden) * hidden**-0.5).to(dtype),
+                ),
                 gate_up=(torch.randn(experts, 2 * width, hidden) * hidden**-0.5).to(dtype),
                 down=(torch.randn(experts, hidden, width) * width**-0.5).to(dtype),
-                experts_per_token=top_k,
-                norm_topk_prob=True,
-                compiled=True,
             )
             for _ in range(LAYERS)
         ]
-        plain = [dataclasses.replace(layer, compiled=False) for layer in layers]
+        plain = [dataclasses.replace(layer, arithmetic=plain_torch) for layer in layers]
         for tokens in TOKENS:
             x = torch.randn(tokens, hidden).to(dtype)
 
@@ -156,11 +170,11 @@ def main() -> int:
     calm_threads()
     import torch
 
-    from batchgen.exec import layers
+    from batchgen.exec import mlp
     from batchgen.exec.compiled import is_compiled
 
     if options.large_groups:
-        layers.LARGE_GROUP = sys.maxsize
+        mlp.LARGE_GROUP = sys.maxsize
     if not is_compiled(torch.float32):
         parser.error("there is no C++ compiler here")
     with torch.inference_mode():

@@ -104,7 +104,8 @@ class Stopwatch:
 
 def measure(rows: int, context: int, threads: int, steps: int, dtype: str, exact: bool) -> Any:
     """Run `steps` decode passes of `rows` rows whose contexts average about `context` tokens."""
-    from batchgen.exec import layers, transformer
+    from batchgen.exec.arithmetic import Arithmetic
+    from batchgen.exec.mlp import SparseMlp
     from batchgen.exec.worker import Worker
 
     with tempfile.TemporaryDirectory() as folder:
@@ -139,9 +140,9 @@ def measure(rows: int, context: int, threads: int, steps: int, dtype: str, exact
     parts = Stopwatch()
     with (
         parts.over(worker.model, "forward", "forward"),
-        parts.over(transformer, "paged_attention", "attention"),
-        parts.over(layers.SparseMlp, "__call__", "experts"),
-        parts.over(transformer, "linear", "linear"),
+        parts.over(type(worker.model.backend), "run", "attention"),
+        parts.over(SparseMlp, "__call__", "experts"),
+        parts.over(Arithmetic, "linear", "linear"),
         parts.over(worker._hbm, "write", "kv_write"),
     ):
         for _ in range(steps):

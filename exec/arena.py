@@ -3,10 +3,10 @@
 Decides nothing: the runtime counts pages and says when to fill or free them; this file chooses the
 physical page numbers, and they never leave `batchgen.exec`.
 
-A page holds keys and values of all layers contiguously, shape [layers, 2, kv_heads, page_tokens,
-head_dim], so that moving a page between tiers is one contiguous span. Attention of one layer
-gathers through the flat view [pages * layers * 2, ...], which costs the same as a layer-major
-layout (measured; an index_select on a strided layer view is 15 times slower).
+A page holds the KV of all layers contiguously, shape [layers, parts, heads, page_tokens, head_dim]
+(parts: keys and values, or one latent), so that moving a page between tiers is one contiguous span.
+Attention of one layer gathers through the flat view [pages * layers * parts, ...], which costs the
+same as a layer-major layout (measured; an index_select on a strided layer view is 15 times slower).
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from batchgen.errors import IllegalTransition
-
-IntArray = npt.NDArray[np.int64]
+from batchgen.exec.batch import IntArray
+from batchgen.exec.config import KvLayout
 
 
 class PagePool:
@@ -114,32 +113,30 @@ class BlockTables:
 class KvArena:
     """One tier: `num_pages` KV pages of a model, their pool and their block tables.
 
-    `storage` has shape [pages, layers, 2, kv_heads, page_tokens, head_dim].
+    `storage` has shape [pages, layers, parts, heads, page_tokens, head_dim].
     """
 
     def __init__(
         self,
         name: str,
         num_pages: int,
+        layout: KvLayout,
         *,
-        num_layers: int,
-        num_kv_heads: int,
         page_tokens: int,
-        head_dim: int,
         dtype: torch.dtype,
         device: str = "cpu",
         pinned: bool = False,
     ) -> None:
-        self.page_tokens = page_tokens
         self.name = name
-        self.num_layers = num_layers
+        self.layout = layout
+        self.page_tokens = page_tokens
         self.device = torch.device(device)
-        shape = (num_pages, num_layers, 2, num_kv_heads, page_tokens, head_dim)
+        shape = (num_pages, layout.layers, layout.parts, layout.heads, page_tokens, layout.head_dim)
         # Zeros, not empty: masked positions are multiplied by 0, which does not hide a stray NaN.
         self.storage = _zeros(shape, dtype, self.device, pinned)
-        self.flat = self.storage.view(-1, num_kv_heads, page_tokens, head_dim)
-        self._vectors = self.storage.view(-1, head_dim)
-        # Two buffers for keys and values as stored, two for them in float32: see `load`.
+        self.flat = self.storage.view(-1, layout.heads, page_tokens, layout.head_dim)
+        self._vectors = self.storage.view(-1, layout.head_dim)
+        # Per part one buffer for it as stored and one for it in float32: see `load`.
         self._buffers: dict[str, torch.Tensor] = {}
         self.pool = PagePool(name, num_pages)
         self.tables = BlockTables()
@@ -172,61 +169,61 @@ class KvArena:
         self.pool.drop(self.tables.clear(slot, -(-keep_tokens // self.page_tokens)))
 
     def write(
-        self,
-        layer: int,
-        pages: torch.Tensor,
-        offsets: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        self, layer: int, pages: torch.Tensor, offsets: torch.Tensor, *parts: torch.Tensor
     ) -> None:
-        """Store new keys and values: token t goes to `pages[t]` at `offsets[t]`.
+        """Store the KV of new tokens: token t goes to `pages[t]` at `offsets[t]`.
 
-        `keys` and `values` have shape [tokens, kv_heads, head_dim].
+        Each of `parts` has shape [tokens, heads, head_dim]: keys and values, or the latent.
         """
-        base = pages * (2 * self.num_layers) + 2 * layer
-        self.flat[base, :, offsets] = keys
-        self.flat[base + 1, :, offsets] = values
+        base = self._base(layer, pages)
+        for part, vectors in enumerate(parts):
+            self.flat[base + part, :, offsets] = vectors
 
-    def gather(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of pages [M] in a layer: two of [M, kv_heads, page_tokens, head_dim]."""
-        base = pages * (2 * self.num_layers) + 2 * layer
-        return self.flat.index_select(0, base), self.flat.index_select(0, base + 1)
+    def gather(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The parts of pages [M] in a layer, each [M, heads, page_tokens, head_dim]."""
+        base = self._base(layer, pages)
+        return tuple(self.flat.index_select(0, base + part) for part in range(self.layout.parts))
 
-    def load(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def load(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What `gather` gives, in float32 and in buffers that the next load writes over.
 
         Buffers, because fresh memory of this size costs more than the copy (page faults).
         """
-        base = pages * (2 * self.num_layers) + 2 * layer
+        base = self._base(layer, pages)
         shape = (len(pages), *self.flat.shape[1:])
-        return (
-            self._load("keys", self.flat, base, shape),
-            self._load("values", self.flat, base + 1, shape),
+        return tuple(
+            self._load(str(part), self.flat, base + part, shape)
+            for part in range(self.layout.parts)
         )
 
-    def load_tokens(self, layer: int, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of single tokens in float32, in the buffers of `load`.
+    def load_tokens(self, layer: int, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The parts of single tokens in float32, in the buffers of `load`.
 
-        `tokens` [M, B] are numbers from `token_numbers`; two of [M, kv_heads, B, head_dim].
+        `tokens` [M, B] are numbers from `token_numbers`; each part [M, heads, B, head_dim].
         """
-        _, _, _, kv_heads, page_tokens, head_dim = self.storage.shape
-        heads = torch.arange(kv_heads, device=self.device) * page_tokens
-        index = (tokens + 2 * layer * kv_heads * page_tokens)[:, None] + heads[:, None]
-        shape = (len(tokens), kv_heads, tokens.shape[1], head_dim)
+        layout, page_tokens = self.layout, self.page_tokens
+        plane = layout.heads * page_tokens
+        heads = torch.arange(layout.heads, device=self.device) * page_tokens
+        index = (tokens + layer * layout.parts * plane)[:, None] + heads[:, None]
+        shape = (len(tokens), layout.heads, tokens.shape[1], layout.head_dim)
         flat = index.flatten()
-        return (
-            self._load("keys", self._vectors, flat, shape),
-            self._load("values", self._vectors, flat + kv_heads * page_tokens, shape),
+        return tuple(
+            self._load(str(part), self._vectors, flat + part * plane, shape)
+            for part in range(layout.parts)
         )
 
     def token_numbers(self, slots: IntArray, positions: IntArray) -> IntArray:
-        """Where the first head's key of these tokens of these rows lies in layer 0."""
+        """Where the first head's first part of these tokens of these rows lies in layer 0."""
         columns, offsets = np.divmod(positions, self.page_tokens)
-        _, layers, _, kv_heads, page_tokens, _ = self.storage.shape
-        numbers: IntArray = (
-            self.tables.pages[slots, columns] * (layers * 2 * kv_heads * page_tokens) + offsets
-        )
+        layout = self.layout
+        of_page = layout.layers * layout.parts * layout.heads * self.page_tokens
+        numbers: IntArray = self.tables.pages[slots, columns] * of_page + offsets
         return numbers
+
+    def _base(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
+        """The first part of these pages in `flat`."""
+        parts = self.layout.parts
+        return pages * (parts * self.layout.layers) + parts * layer
 
     def _load(
         self, name: str, source: torch.Tensor, index: torch.Tensor, shape: tuple[int, ...]
@@ -257,16 +254,3 @@ def _zeros(
     except MemoryError as error:
         raise RuntimeError(f"no memory for {size} bytes: {error}") from None
     return torch.from_numpy(untouched).view(dtype).view(shape)
-
-
-def copy_pages(source: KvArena, target: KvArena, slot: int, first: int, last: int) -> int:
-    """Copy pages [first, last) of a slot from one tier to the other; returns bytes moved.
-
-    The target must hold those pages already.
-    """
-    if last <= first:
-        return 0
-    src = source.tensor(source.tables.pages[slot, first:last])
-    dst = target.tensor(target.tables.pages[slot, first:last])
-    target.storage.index_copy_(0, dst, source.storage.index_select(0, src).to(target.device))
-    return (last - first) * source.page_bytes

@@ -1,26 +1,33 @@
-"""The shape of a model, read from a Hugging Face config.json. Loads no torch and no weights.
+"""The shape of a model, read from a Hugging Face config.json. Loads no weights.
 
-Families: Llama, Qwen3 (dense) and Qwen3-MoE. Both spellings of the rope settings are understood:
-`rope_theta` and `rope_scaling` at top level (transformers 4) and `rope_parameters` (5).
+What is common to all families is here; what a family's fields mean is in `exec.families`.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from batchgen.errors import DataError, UserError
+from batchgen.errors import UserError
+from batchgen.exec.fields import MAX_VOCAB, Fields, read_json_object
 from batchgen.paths import has_file
 
-MAX_CONFIG_BYTES = 16 << 20
+__all__ = ["ModelConfig", "load_config", "read_json_object"]
 
-ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "Qwen3ForCausalLM": "qwen3",
-    "Qwen3MoeForCausalLM": "qwen3-moe",
-}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvLayout:
+    """What a token leaves in a KV arena: per layer `parts` (2: keys and values, 1: a latent) of
+    `heads` vectors of `head_dim` elements."""
+
+    layers: int
+    parts: int
+    heads: int
+    head_dim: int
+
+    def page_elements(self, page_tokens: int) -> int:
+        """Elements of one page over all layers."""
+        return self.layers * self.parts * self.heads * self.head_dim * page_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,128 +41,183 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RopeConfig:
-    """Rotary embedding: base, an optional linear stretch of positions, or Llama 3 scaling."""
+class YarnScaling:
+    """YaRN: dimensions that turn more than `beta_fast` times within the original context keep their
+    frequency, those below `beta_slow` are stretched by `factor`, with a ramp between; `truncate`
+    rounds its ends to whole dimensions. Cosines and sines are multiplied by `attention_factor`.
+    """
 
+    factor: float
+    beta_fast: float
+    beta_slow: float
+    original_max_position: int
+    truncate: bool
+    attention_factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary embedding of `dim` elements: base, and at most one way to stretch it."""
+
+    dim: int
     theta: float
     linear_factor: float = 1.0
     llama3: Llama3Scaling | None = None
+    yarn: YarnScaling | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionConfig:
+    """Grouped-query attention of one layer; softmax of `scale` times the products.
+
+    `window`: a token sees itself and the window - 1 tokens before it; 0: all. `sinks`: every head
+    has a learned score that takes part in the softmax and has no value.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int = 0
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    sinks: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentConfig:
+    """Multi-head latent attention of one layer: keys and values of all heads come from one latent
+    of `kv_rank` elements and one rotary key of `rope_dim`. `q_rank` 0: queries come straight from
+    the hidden state. `interleaved`: the checkpoint rotates pairs (2i, 2i + 1).
+    """
+
+    num_heads: int
+    q_rank: int
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    scale: float
+    interleaved: bool
+    bias: bool = False
+    window: int = 0  # always: no family has both
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpConfig:
+    """A dense gated MLP of `width` neurons."""
+
+    width: int
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingConfig:
+    """How a router's logits become experts and their weights.
+
+    `score`: softmax, sigmoid, or chosen-softmax (over the chosen logits alone). `groups`: experts
+    are in so many equal groups, of which the best `groups_kept` count; a group is as good as its
+    `group_top` best experts together. `correction`: a learned bias takes part in the choice but not
+    in the weights. Weights are normalised to a sum of one if `normalise`, then times `scaling`.
+    """
+
+    score: str = "softmax"
+    normalise: bool = True
+    scaling: float = 1.0
+    groups: int = 1
+    groups_kept: int = 1
+    group_top: int = 1
+    correction: bool = False
+    bias: bool = False
+    float32: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Softmax over all experts, the best of them, and nothing else."""
+        return self == RoutingConfig(normalise=self.normalise)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClampedSwiglu:
+    """gpt-oss: (up + 1) * gate * sigmoid(alpha * gate), gate at most `limit`, up within it."""
+
+    alpha: float
+    limit: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoeConfig:
-    """Routed experts of one model; `sparse_layers` are the layers that have them."""
+    """Routed experts of one layer, each a gated MLP of `width`, and a dense one of `shared_width`
+    (0: none) that every token goes through. `clamp` None: SiLU."""
 
     num_experts: int
     experts_per_token: int
-    intermediate_size: int
-    norm_topk_prob: bool
-    sparse_layers: frozenset[int]
+    width: int
+    routing: RoutingConfig
+    shared_width: int = 0
+    bias: bool = False
+    clamp: ClampedSwiglu | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerConfig:
+    """One layer: its attention and its MLP."""
+
+    attention: AttentionConfig | LatentConfig
+    mlp: MlpConfig | MoeConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Everything the executor needs to know about a model before it reads a weight.
 
-    Sizes are in elements, `max_context` in tokens. `family` is one of llama, qwen3, qwen3-moe.
+    Sizes are in elements, `max_context` in tokens. `family` is a name of `exec.families`. All
+    layers have attention of one kind and one shape of KV. `fp8_block`: rows and columns of a weight
+    that share a scale, where weights are stored in FP8. `ignored`: prefixes of tensors that are not
+    part of the model (layers that only predict further tokens).
     """
 
     family: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    layers: tuple[LayerConfig, ...]
     max_context: int
     rms_eps: float
     rope: RopeConfig
     tie_word_embeddings: bool
-    qk_norm: bool
-    attention_bias: bool
-    mlp_bias: bool
-    moe: MoeConfig | None
-    eos_token_ids: tuple[int, ...]
+    eos_token_ids: tuple[int, ...] = ()
+    fp8_block: tuple[int, int] | None = None
+    ignored: tuple[str, ...] = ()
 
     @property
-    def q_size(self) -> int:
-        """Columns of the query projection."""
-        return self.num_heads * self.head_dim
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     @property
-    def kv_size(self) -> int:
-        """Columns of the key (or value) projection."""
-        return self.num_kv_heads * self.head_dim
+    def attention(self) -> AttentionConfig | LatentConfig:
+        """That of the first layer: number and size of heads are the same in all."""
+        return self.layers[0].attention
+
+    @property
+    def moe(self) -> MoeConfig | None:
+        """The routed experts of the first layer that has some."""
+        return next((x.mlp for x in self.layers if isinstance(x.mlp, MoeConfig)), None)
+
+    @property
+    def kv_layout(self) -> KvLayout:
+        """What a token leaves in a KV arena."""
+        one = self.attention
+        if isinstance(one, LatentConfig):
+            dim = one.kv_rank + one.rope_dim
+            return KvLayout(layers=self.num_layers, parts=1, heads=1, head_dim=dim)
+        return KvLayout(
+            layers=self.num_layers, parts=2, heads=one.num_kv_heads, head_dim=one.head_dim
+        )
 
     def kv_page_elements(self, page_tokens: int) -> int:
-        """Elements of one KV page over all layers, keys and values together."""
-        return self.num_layers * 2 * self.kv_size * page_tokens
-
-
-class _Fields:
-    """A JSON object read field by field, so that each mistake names file and field."""
-
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
-        self.path, self.values = path, values
-
-    def error(self, field: str, message: str, remedy: str = "") -> DataError:
-        remedy = remedy or "compare the file with the published checkpoint"
-        return DataError(message, path=str(self.path), field=field, remedy=remedy)
-
-    def integer(self, field: str, default: int | None = None, *, low: int = 1) -> int:
-        value = self.values.get(field)
-        if value is None:
-            if default is None:
-                raise self.error(field, "is missing")
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1 << 31:
-            raise self.error(field, f"must be an integer of at least {low}, got {value!r:.60}")
-        return value
-
-    def number(self, field: str, default: float | None = None) -> float:
-        value = self.values.get(field)
-        if value is None:
-            if default is None:
-                raise self.error(field, "is missing")
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-            raise self.error(field, f"must be a positive number, got {value!r:.60}")
-        return float(value)
-
-    def flag(self, field: str, default: bool) -> bool:
-        value = self.values.get(field)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(field, f"must be true or false, got {value!r:.60}")
-        return value
-
-    def section(self, field: str) -> dict[str, Any]:
-        value = self.values.get(field)
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise self.error(field, f"must be an object, got {value!r:.60}")
-        return value
-
-
-def read_json_object(path: Path, what: str) -> dict[str, Any]:
-    """One JSON object from a small file of a checkpoint; a UserError names what is wrong."""
-    if not has_file(path):
-        remedy = "give the folder of a Hugging Face checkpoint, or run `batchgen model init`"
-        raise UserError(f"{path.parent} has no {path.name} ({what})", remedy=remedy)
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise UserError(
-            f"{path} is larger than {MAX_CONFIG_BYTES} bytes", remedy="not a checkpoint"
-        )
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"is not valid JSON ({error})", path=str(path)) from None
-    if not isinstance(value, dict):
-        raise DataError("must hold a JSON object", path=str(path))
-    return value
+        """Elements of one KV page over all layers."""
+        return self.kv_layout.page_elements(page_tokens)
 
 
 def load_config(directory: Path) -> ModelConfig:
@@ -163,121 +225,29 @@ def load_config(directory: Path) -> ModelConfig:
 
     Raises UserError for a missing file, an unsupported architecture or a bad field.
     """
+    from batchgen.exec.families import find_family  # families build on this module
+
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"model folder {directory} does not exist", remedy="check --model")
     path = directory / "config.json"
-    fields = _Fields(path, read_json_object(path, "the model's shape"))
-    family = _family(fields)
-    hidden_size = fields.integer("hidden_size")
-    num_heads = fields.integer("num_attention_heads")
-    num_kv_heads = fields.integer("num_key_value_heads", num_heads)
-    if num_heads % num_kv_heads:
-        raise fields.error("num_key_value_heads", f"{num_kv_heads} does not divide {num_heads}")
-    head_dim = fields.integer("head_dim", 128 if family != "llama" else hidden_size // num_heads)
-    if head_dim % 2:
-        raise fields.error("head_dim", f"must be even for rotary embedding, got {head_dim}")
-    if (activation := fields.values.get("hidden_act", "silu")) != "silu":
-        raise fields.error("hidden_act", f"only silu is supported, got {activation!r:.60}")
-    if fields.values.get("quantization_config"):
-        raise fields.error(
-            "quantization_config",
-            "is not supported",
-            "use a float32, float16 or bfloat16 checkpoint",
-        )
-    if fields.flag("use_sliding_window", False):
-        raise fields.error("use_sliding_window", "sliding-window attention is not supported")
-    num_layers = fields.integer("num_hidden_layers")
-    return ModelConfig(
-        family=family,
-        vocab_size=fields.integer("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=fields.integer("intermediate_size"),
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        max_context=fields.integer("max_position_embeddings"),
-        rms_eps=fields.number("rms_norm_eps", 1e-6),
-        rope=_rope(fields),
-        tie_word_embeddings=fields.flag("tie_word_embeddings", False),
-        qk_norm=family != "llama",
-        attention_bias=fields.flag("attention_bias", False),
-        mlp_bias=fields.flag("mlp_bias", False) if family == "llama" else False,
-        moe=_moe(fields, num_layers) if family == "qwen3-moe" else None,
-        eos_token_ids=_eos_token_ids(directory, fields),
-    )
+    fields = Fields(path, read_json_object(path, "the model's shape"))
+    config = find_family(fields).read(fields)
+    return replace(config, eos_token_ids=_eos_token_ids(directory, fields))
 
 
-def _family(fields: _Fields) -> str:
-    names = fields.values.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise fields.error("architectures", "must be a list with the name of the model class")
-    if names[0] not in ARCHITECTURES:
-        supported = ", ".join(sorted(ARCHITECTURES))
-        remedy = f"supported: {supported}"
-        raise fields.error("architectures", f"{names[0]!r:.80} is not supported", remedy)
-    return ARCHITECTURES[names[0]]
-
-
-def _rope(fields: _Fields) -> RopeConfig:
-    merged = fields.section("rope_scaling") | fields.section("rope_parameters")
-    theta = _Fields(fields.path, merged).number("rope_theta", fields.number("rope_theta", 10000.0))
-    scaling = _Fields(fields.path, merged)
-    kind = merged.get("rope_type", merged.get("type", "default"))
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, linear_factor=scaling.number("factor"))
-    if kind == "llama3":
-        llama3 = Llama3Scaling(
-            factor=scaling.number("factor"),
-            low_freq_factor=scaling.number("low_freq_factor"),
-            high_freq_factor=scaling.number("high_freq_factor"),
-            original_max_position=scaling.integer("original_max_position_embeddings"),
-        )
-        if llama3.high_freq_factor <= llama3.low_freq_factor:
-            raise fields.error("high_freq_factor", "must be above low_freq_factor")
-        return RopeConfig(theta=theta, llama3=llama3)
-    remedy = "supported: default, linear, llama3"
-    raise fields.error("rope_type", f"{kind!r:.60} is not supported", remedy)
-
-
-def _moe(fields: _Fields, num_layers: int) -> MoeConfig:
-    # transformers 5 may call the expert count num_local_experts.
-    num_experts = fields.integer("num_experts", fields.values.get("num_local_experts"))
-    experts_per_token = fields.integer("num_experts_per_tok")
-    if experts_per_token > num_experts:
-        raise fields.error(
-            "num_experts_per_tok", f"{experts_per_token} is above {num_experts} experts"
-        )
-    step = fields.integer("decoder_sparse_step", 1)
-    dense = fields.values.get("mlp_only_layers") or []
-    if not isinstance(dense, list):
-        raise fields.error("mlp_only_layers", "must be a list of layer numbers")
-    return MoeConfig(
-        num_experts=num_experts,
-        experts_per_token=experts_per_token,
-        intermediate_size=fields.integer("moe_intermediate_size"),
-        norm_topk_prob=fields.flag("norm_topk_prob", False),
-        sparse_layers=frozenset(
-            layer for layer in range(num_layers) if layer not in dense and (layer + 1) % step == 0
-        ),
-    )
-
-
-def _eos_token_ids(directory: Path, fields: _Fields) -> tuple[int, ...]:
+def _eos_token_ids(directory: Path, fields: Fields) -> tuple[int, ...]:
     # generation_config.json is authoritative: chat models list several stop ids only there.
     value = fields.values.get("eos_token_id")
     path = directory / "generation_config.json"
     if has_file(path):
         generation = read_json_object(path, "generation defaults")
         if generation.get("eos_token_id") is not None:
-            value, fields = generation["eos_token_id"], _Fields(path, generation)
+            value, fields = generation["eos_token_id"], Fields(path, generation)
     if value is None:
         return ()
     ids = value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < MAX_VOCAB for i in ids):
         raise fields.error(
             "eos_token_id", f"must be a token id or a list of them, got {value!r:.60}"
         )

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from batchgen.exec.arena import IntArray, KvArena
+from batchgen.exec.arena import KvArena
+from batchgen.exec.batch import IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,11 @@ def exact_silu(x: torch.Tensor) -> torch.Tensor:
     return x / (1.0 + torch.exp(-x))
 
 
+def exact_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """1 / (1 + exp(-x)), as `exact_silu`."""
+    return 1.0 / (1.0 + torch.exp(-x))
+
+
 def check_products(weights: Iterable[torch.Tensor]) -> None:
     """Raise UserError unless padded products give a row the same bits in small and large batches.
 

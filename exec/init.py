@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from batchgen.errors import UserError
-from batchgen.exec.config import load_config
+from batchgen.exec.config import ModelConfig, load_config
+from batchgen.exec.families import BY_NAME
 from batchgen.exec.weights import expected_shapes
 
 SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|end|>", "<|start|>", "<|stop|>")
@@ -31,33 +32,23 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 
-ARCHITECTURES = {
-    "llama": ("LlamaForCausalLM", "llama"),
-    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
-    "qwen3-moe": ("Qwen3MoeForCausalLM", "qwen3_moe"),
-}
+ARCHITECTURES = tuple(BY_NAME)
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {
         "hidden_size": 64,
         "intermediate_size": 128,
-        "moe_intermediate_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 16,
-        "num_experts": 8,
-        "num_experts_per_tok": 2,
     },
     "small": {
         "hidden_size": 256,
         "intermediate_size": 768,
-        "moe_intermediate_size": 192,
         "num_hidden_layers": 6,
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "head_dim": 32,
-        "num_experts": 16,
-        "num_experts_per_tok": 4,
     },
 }
 MAX_CONTEXT = 4096
@@ -92,10 +83,14 @@ def init_model(
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not an empty folder", remedy="choose another")
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(directory / "config.json", _config(arch, size, tie_word_embeddings))
+    _write_json(directory / "config.json", random_config(arch, size, tie_word_embeddings))
     generation = {"eos_token_id": [EOS_TOKEN_ID, STOP_TOKEN_ID], "do_sample": False}
     _write_json(directory / "generation_config.json", generation)
-    save_file(_weights(directory, seed), directory / "model.safetensors", {"format": "pt"})
+    save_file(
+        random_weights(load_config(directory), seed),
+        directory / "model.safetensors",
+        {"format": "pt"},
+    )
     write_byte_tokenizer(directory)
     return directory
 
@@ -104,17 +99,14 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _config(arch: str, size: str, tie_word_embeddings: bool) -> dict[str, Any]:
-    class_name, model_type = ARCHITECTURES[arch]
-    sizes = dict(SIZES[size])
-    experts = {
-        k: sizes.pop(k) for k in ("moe_intermediate_size", "num_experts", "num_experts_per_tok")
-    }
-    config: dict[str, Any] = {
-        "architectures": [class_name],
-        "model_type": model_type,
+def random_config(arch: str, size: str, tie_word_embeddings: bool) -> dict[str, Any]:
+    """The config.json of a random checkpoint."""
+    family = BY_NAME[arch]
+    config = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "vocab_size": VOCAB_SIZE,
-        **sizes,
+        **SIZES[size],
         "hidden_act": "silu",
         "max_position_embeddings": MAX_CONTEXT,
         "rms_norm_eps": 1e-6,
@@ -126,35 +118,43 @@ def _config(arch: str, size: str, tie_word_embeddings: bool) -> dict[str, Any]:
         "pad_token_id": FIRST_SPECIAL,
         "torch_dtype": "float32",
     }
-    if arch == "qwen3-moe":
-        config |= experts | {
-            "norm_topk_prob": True,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-        }
-    return config
+    config |= family.sample(size)
+    return {name: value for name, value in config.items() if name not in family.absent}
 
 
-def _weights(directory: Path, seed: int) -> dict[str, torch.Tensor]:
-    """Normal weights of variance 1 / fan-in, norms of one, louder head rows for stop tokens."""
-    config = load_config(directory)
+def random_weights(config: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Normal weights of variance 1 / fan-in, norms of one, small biases, louder head rows for stop
+    tokens."""
     generator = np.random.default_rng(seed)
     weights = {}
-    for name, shape in expected_shapes(config).items():
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    shapes = expected_shapes(config)
+    sharp = next(part for part in SHARP if any(part in name for name in shapes))
+    for name, shape in shapes.items():
         if "norm" in name:
-            weights[name] = torch.full(shape, ATTENTION_GAIN if "q_norm" in name else 1.0)
+            weights[name] = torch.full(shape, ATTENTION_GAIN if sharp in name else 1.0)
             continue
         values = generator.standard_normal(shape, dtype=np.float32)
         if "embed_tokens" not in name:
-            values *= np.float32(shape[-1] ** -0.5)
-        if "q_proj" in name and not config.qk_norm:
+            values *= np.float32(_gain(name, shape))
+        if sharp in name:
             values *= np.float32(ATTENTION_GAIN)
-        if name == (
-            "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        ):
-            values[list(config.eos_token_ids)] *= np.float32(STOP_GAIN)
+        if name == head:
+            values[[i for i in config.eos_token_ids if i < len(values)]] *= np.float32(STOP_GAIN)
         weights[name] = torch.from_numpy(values)
     return weights
+
+
+# What makes attention sharp, the first of these that a family has: the norm of the queries where
+# there is one, else their projection.
+SHARP = ("q_norm", "q_b_proj.weight", "q_proj.weight")
+
+
+def _gain(name: str, shape: tuple[int, ...]) -> float:
+    if len(shape) == 1 or "bias" in name:
+        return 0.1
+    # Experts in one tensor are stored [experts, inputs, outputs].
+    return float(shape[-2 if len(shape) == 3 else -1]) ** -0.5
 
 
 def write_byte_tokenizer(directory: Path) -> None:

@@ -23,6 +23,7 @@ from batchgen.cost.profile_schema import PROFILE_KIND, PROFILE_SCHEMA
 from batchgen.exec.init import init_model
 from batchgen.exec.profile_operators import (
     Grid,
+    check_profilable,
     fit_copies,
     time_copies,
     time_decode_attention,
@@ -31,7 +32,8 @@ from batchgen.exec.profile_operators import (
     time_prefill_attention,
 )
 from batchgen.exec.profile_passes import random_prompts, read_prompts, run_passes
-from batchgen.exec.worker import DTYPES, Worker
+from batchgen.exec.transformer import DTYPES
+from batchgen.exec.worker import Worker
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec, load_model
 
@@ -70,6 +72,7 @@ def measure(
             threads=threads,
         )
         spec = load_model(directory)
+    check_profilable(worker.config)
     config, layers, kind = worker.config, worker.model.layers, DTYPES[dtype]
     shapes = set(gemm_shapes(spec).values())
     if model_dir is None:

@@ -1,7 +1,7 @@
 """Time the operators of a pass one by one: products, attention, experts, copies between tiers.
 
-Runs the executor's own code (`linear`, `paged_attention`, `SparseMlp`, `copy_pages`), not whole
-passes. Tables are lists of measured points in seconds, in the form that
+Runs the executor's own code (`Arithmetic`, the backend of attention, `SparseMlp`, `move_pages`),
+not whole passes. Tables are lists of measured points in seconds, in the form that
 `batchgen.cost.profile_schema` defines.
 """
 
@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from batchgen.exec.arena import KvArena, copy_pages
-from batchgen.exec.attention import paged_attention
-from batchgen.exec.batch import Segment, build_batch
-from batchgen.exec.compiled import is_compiled
-from batchgen.exec.config import ModelConfig
-from batchgen.exec.layers import SparseMlp, linear
-from batchgen.exec.transformer import Layer
+from batchgen.errors import UserError
+from batchgen.exec.arena import KvArena
+from batchgen.exec.arithmetic import Arithmetic
+from batchgen.exec.attention import Heads, choose_backend
+from batchgen.exec.batch import IntArray, PassRows
+from batchgen.exec.config import AttentionConfig, LatentConfig, ModelConfig
+from batchgen.exec.copier import move_pages
+from batchgen.exec.layers import GroupedAttention, Layer
+from batchgen.exec.mlp import SparseMlp
 
 MAX_WEIGHT_BYTES = MAX_KV_BYTES = 256 << 20
 
@@ -98,6 +100,7 @@ def time_gemms(
     shapes: Iterable[tuple[int, int]], num_layers: int, grid: Grid, kind: torch.dtype, name: str
 ) -> Iterable[dict[str, Any]]:
     """Products [m, k] x [k, n]; `name` is the dtype as the catalog spells it."""
+    linear = Arithmetic(kind, "cpu").linear
     for n, k in shapes:
         # As many weights in turn as there are layers: caches help as much as in a pass, not more.
         copies = max(1, min(num_layers, MAX_WEIGHT_BYTES // (n * k * kind.itemsize)))
@@ -118,33 +121,37 @@ def _attention(
     model_layers: Sequence[Layer],
     kind: torch.dtype,
     page_tokens: int,
-    decodes: Sequence[Segment],
-    chunks: Sequence[Segment],
+    starts: IntArray,
+    lengths: IntArray,
     seconds: float,
 ) -> float:
-    """Seconds of one layer's KV write and attention for these segments."""
-    segments = [*decodes, *chunks]
-    ends = [s.start + s.length for s in segments]
-    pages = sum(-(-end // page_tokens) for end in ends)
+    """Seconds of one layer's KV write and attention for these segments, all of the same kind."""
+    heads = check_profilable(config)
+    pages = int((-(-(starts + lengths) // page_tokens)).sum())
     page_bytes = config.kv_page_elements(page_tokens) * kind.itemsize // config.num_layers
     # As many layers in turn as in a pass, as with the weights of products.
     layers = max(1, min(config.num_layers, MAX_KV_BYTES // (pages * page_bytes)))
-    arena = KvArena(
-        "profile",
-        pages,
-        num_layers=layers,
-        num_kv_heads=config.num_kv_heads,
-        page_tokens=page_tokens,
-        head_dim=config.head_dim,
-        dtype=kind,
+    layout = replace(config.kv_layout, layers=layers)
+    arena = KvArena("profile", pages, layout, page_tokens=page_tokens, dtype=kind)
+    for slot, end in enumerate(starts + lengths):
+        arena.reserve(slot, int(end))
+    count = int(lengths.sum())
+    rows = PassRows(
+        slots=np.arange(len(starts)),
+        starts=starts,
+        lengths=lengths,
+        num_decodes=len(starts) if lengths.max() == 1 else 0,
+        token_ids=np.zeros(count, dtype=np.int64),
+        wanted=np.zeros(0, dtype=np.int64),
     )
-    for segment, end in zip(segments, ends, strict=True):
-        arena.reserve(segment.slot, end)
-    count = sum(s.length for s in segments)
-    compiled = is_compiled(kind, config.num_heads // config.num_kv_heads)
-    batch = build_batch(arena, np.zeros(count, dtype=np.int64), decodes, chunks, compiled=compiled)
-    q = torch.randn(count, config.num_heads, config.head_dim).to(kind)
-    kv = torch.randn(count, config.num_kv_heads, config.head_dim).to(kind)
+    slots, positions = rows.flat()
+    columns, within = np.divmod(positions, page_tokens)
+    places = arena.tensor(arena.tables.pages[slots, columns]), arena.tensor(within)
+    backend = choose_backend(config, kind, exact=False, device="cpu")
+    prepared = backend.prepare(arena, rows)
+    q = torch.randn(count, heads.num_heads, heads.head_dim).to(kind)
+    kv = torch.randn(count, heads.num_kv_heads, heads.head_dim).to(kind)
+    how = [_how(layer) for layer in model_layers[:layers]]
 
     def once() -> float:
         spent = 0.0
@@ -152,8 +159,8 @@ def _attention(
             # As in a pass, where the weights of a layer push its KV out of the caches.
             _touch(model_layers[layer])
             begin = time.perf_counter()
-            arena.write(layer, batch.pages, batch.offsets, kv, kv)
-            paged_attention(arena, layer, q, batch)
+            arena.write(layer, *places, kv, kv)
+            backend.run(arena, layer, q, prepared, how[layer])
             spent += time.perf_counter() - begin
         return spent
 
@@ -161,15 +168,31 @@ def _attention(
 
 
 def _touch(layer: Layer) -> None:
-    for weight in (layer.qkv, layer.out, layer.mlp.gate_up, layer.mlp.down):
+    for weight in (*layer.attention.matrices(), layer.mlp.gate_up, layer.mlp.down):
         weight.sum()
 
 
-def _heads(config: ModelConfig) -> dict[str, Any]:
+def _how(layer: Layer) -> Heads:
+    assert isinstance(layer.attention, GroupedAttention)
+    return layer.attention.heads
+
+
+def check_profilable(config: ModelConfig) -> AttentionConfig:
+    """The heads of a model; UserError for one whose attention no profile describes."""
+    if isinstance(config.attention, LatentConfig):
+        raise UserError(
+            f"{config.family} cannot be profiled yet: latent attention is not measured",
+            remedy="profile a model with grouped-query attention",
+        )
+    return config.attention
+
+
+def _head_sizes(config: ModelConfig) -> dict[str, Any]:
+    heads = check_profilable(config)
     return {
-        "heads": config.num_heads,
-        "kv_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        "heads": heads.num_heads,
+        "kv_heads": heads.num_kv_heads,
+        "head_dim": heads.head_dim,
     }
 
 
@@ -184,10 +207,10 @@ def time_decode_attention(
     for rows in grid.rows:
         for context in grid.contexts:
             if context <= config.max_context and rows * context <= grid.max_kv_tokens:
-                segments = [Segment(slot=r, start=context - 1, length=1) for r in range(rows)]
-                seconds = _attention(config, layers, kind, page_tokens, segments, [], grid.seconds)
+                segments = np.full(rows, context - 1), np.ones(rows, dtype=np.int64)
+                seconds = _attention(config, layers, kind, page_tokens, *segments, grid.seconds)
                 point = {"rows": rows, "context": context, "seconds": seconds}
-                yield _heads(config) | point
+                yield _head_sizes(config) | point
 
 
 def time_prefill_attention(
@@ -201,9 +224,9 @@ def time_prefill_attention(
     for chunk in grid.chunks:
         for start in grid.starts:
             if start + chunk <= config.max_context:
-                segment = Segment(slot=0, start=start, length=chunk)
-                seconds = _attention(config, layers, kind, page_tokens, [], [segment], grid.seconds)
-                yield _heads(config) | {"chunk": chunk, "start": start, "seconds": seconds}
+                segment = np.array([start]), np.array([chunk])
+                seconds = _attention(config, layers, kind, page_tokens, *segment, grid.seconds)
+                yield _head_sizes(config) | {"chunk": chunk, "start": start, "seconds": seconds}
 
 
 def time_experts(
@@ -218,7 +241,7 @@ def time_experts(
         return
     shape = {
         "hidden": config.hidden_size,
-        "width": config.moe.intermediate_size,
+        "width": config.moe.width,
         "num_experts": config.moe.num_experts,
         "top_k": config.moe.experts_per_token,
     }
@@ -238,21 +261,13 @@ def time_copies(
     most = max(grid.pages)
     tiers = {}
     for name in ("hbm", "host"):
-        tiers[name] = KvArena(
-            name,
-            most,
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
-            page_tokens=page_tokens,
-            head_dim=config.head_dim,
-            dtype=kind,
-        )
+        tiers[name] = KvArena(name, most, config.kv_layout, page_tokens=page_tokens, dtype=kind)
         tiers[name].reserve(0, most * page_tokens)
     for source, target in (("hbm", "host"), ("host", "hbm")):
         for pages in grid.pages:
 
             def run(a: KvArena = tiers[source], b: KvArena = tiers[target], n: int = pages) -> None:
-                copy_pages(a, b, 0, 0, n)
+                move_pages(a.storage, a.tables.pages[0, :n], b.storage, b.tables.pages[0, :n])
 
             yield {
                 "from": source,

@@ -23,7 +23,7 @@ from batchgen.exec.drive import Ran
 from batchgen.exec.driver import Driver
 from batchgen.exec.prepare import Prepared
 from batchgen.exec.sizing import itemsize, weight_bytes
-from batchgen.exec.worker import DTYPES
+from batchgen.exec.transformer import DTYPES
 from batchgen.layout import Layout
 from batchgen.logbook import DecisionLog
 from batchgen.model import load_model
@@ -161,10 +161,8 @@ def _memory(prepared: Prepared) -> dict[str, int]:
 
 def _kernels_remark(prepared: Prepared) -> str:
     """Why nothing compiled ran on the CPU; "" if it did, and elsewhere."""
-    job, model = prepared.job, prepared.worker.config
-    if job.device != "cpu":
-        return ""
-    return why_not(getattr(torch, job.dtype), model.num_heads // model.num_kv_heads)
+    job = prepared.job
+    return "" if job.device != "cpu" else why_not(DTYPES[job.dtype])
 
 
 def _plain(value: object) -> object:

@@ -1,55 +1,53 @@
 """A decoder-only transformer over a ragged paged batch. Knows no rows, no sampling, no policy.
 
-One class for Llama, Qwen3 and Qwen3-MoE: the families differ in data (q/k norms, biases, which
-MLP a layer has), not in control flow.
+One class for all families: they differ in the layers that `exec.families` makes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from batchgen.errors import UserError
 from batchgen.exec.arena import KvArena
-from batchgen.exec.attention import paged_attention
-from batchgen.exec.batch import PassBatch
-from batchgen.exec.compiled import is_compiled
-from batchgen.exec.config import ModelConfig
+from batchgen.exec.arithmetic import Arithmetic, ExactArithmetic
+from batchgen.exec.attention import choose_backend
+from batchgen.exec.attention.chunks import ChunkGroup, chunk_groups
+from batchgen.exec.batch import Batch, IntArray, PassRows
+from batchgen.exec.config import LatentConfig, ModelConfig, load_config
 from batchgen.exec.exact import check_products
-from batchgen.exec.layers import (
-    DenseMlp,
-    Mlp,
-    SparseMlp,
-    apply_rope,
-    linear,
-    rms_norm,
-    rope_frequencies,
-    rope_table,
-)
-from batchgen.exec.weights import Checkpoint
+from batchgen.exec.layers import rms_norm
+from batchgen.exec.rotary import RotaryTable
+from batchgen.exec.weights import Checkpoint, read_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """Weights of one layer. qkv [(N + 2 V) D, H] stacks the three projections."""
+def load_model(
+    directory: Path, *, dtype: str = "float32", exact: bool = False, device: str = "cpu"
+) -> Transformer:
+    """The model of a checkpoint folder, in memory on `device` ("cpu" or "cuda").
 
-    input_norm: torch.Tensor
-    post_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
-    out: torch.Tensor
-    out_bias: torch.Tensor | None
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-    mlp: Mlp
+    `exact`: a token's logits are bitwise the same in every batch (float32 on the cpu only). Raises
+    UserError for a checkpoint that is broken or not supported, and for modes that do not exist.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}", remedy=f"choose one of {', '.join(DTYPES)}")
+    if exact and (dtype != "float32" or device != "cpu"):
+        raise UserError(
+            f"exact mode runs in float32 on the cpu, not in {dtype} on {device}",
+            remedy="leave out --exact, or --dtype and --device",
+        )
+    config = load_config(Path(directory))
+    checkpoint = Checkpoint(Path(directory), config, device)
+    return Transformer(config, checkpoint, DTYPES[dtype], exact=exact, device=device)
 
 
 class Transformer:
-    """A model in memory; `forward` runs one pass and returns logits of the chosen tokens.
-
-    `exact`: a token's logits are bitwise the same in every batch (float32 only).
-    """
+    """A model in memory; `forward` runs one pass and returns logits of the chosen tokens."""
 
     def __init__(
         self,
@@ -61,133 +59,89 @@ class Transformer:
         device: str = "cpu",
     ) -> None:
         self.config = config
-        self.exact = exact
-        read = Reader(checkpoint, dtype, torch.device(device))
-        self.embedding = read("model.embed_tokens.weight")
-        self.final_norm = read("model.norm.weight")
-        self.head = self.embedding if config.tie_word_embeddings else read("lm_head.weight")
-        self.layers = [
-            _load_layer(config, read, layer, exact) for layer in range(config.num_layers)
-        ]
-        frequencies = rope_frequencies(config.rope, config.head_dim)
-        cos, sin = rope_table(frequencies, config.max_context)
-        self.cos, self.sin = cos.to(read.device), sin.to(read.device)
+        self._arithmetic = (ExactArithmetic if exact else Arithmetic)(dtype, device)
+        weights = read_model(config, checkpoint, dtype, self._arithmetic)
+        self.embedding, self.final_norm = weights.embedding, weights.final_norm
+        self.head, self.layers = weights.head, weights.layers
+        self._rotary = RotaryTable(config.rope, torch.device(device))
+        self.backend = choose_backend(config, dtype, exact=exact, device=device)
         if exact:
             check_products(self._matrices())
+
+    @property
+    def kernels(self) -> str:
+        """What computes attention, for reports: "compiled" or "torch"."""
+        return self.backend.name
 
     def _matrices(self) -> Iterator[torch.Tensor]:
         yield self.head
         for layer in self.layers:
-            yield from (layer.qkv, layer.out)
-            if isinstance(layer.mlp, SparseMlp):
-                yield from (layer.mlp.router, layer.mlp.gate_up[0], layer.mlp.down[0])
-            else:
-                yield from (layer.mlp.gate_up, layer.mlp.down)
+            yield from layer.matrices()
 
     @torch.inference_mode()
-    def forward(self, arena: KvArena, batch: PassBatch, wanted: torch.Tensor) -> torch.Tensor:
-        """Run T tokens, write their KV into `arena`, return float32 logits [len(wanted), vocab].
+    def forward(self, arena: KvArena, rows: PassRows) -> torch.Tensor:
+        """Run T tokens, write their KV into `arena`, return float32 logits [R, vocab].
 
-        `wanted` holds flat token numbers; the head is applied to those alone.
+        The head is applied to the R wanted tokens alone.
         """
-        x_TH = self.embedding.index_select(0, batch.token_ids)
-        cos = self.cos.index_select(0, batch.positions)
-        sin = self.sin.index_select(0, batch.positions)
+        batch = self._prepare(arena, rows)
         eps = self.config.rms_eps
+        x_TH = self.embedding.index_select(0, batch.token_ids)
         for number, layer in enumerate(self.layers):
-            normed = rms_norm(x_TH, layer.input_norm, eps)
-            x_TH = x_TH + self._attention(number, layer, normed, cos, sin, arena, batch)
-            x_TH = x_TH + layer.mlp(rms_norm(x_TH, layer.post_norm, eps))
-        chosen = rms_norm(x_TH.index_select(0, wanted), self.final_norm, eps)
-        return linear(chosen, self.head, exact=self.exact).float()
+            x_TH = layer(x_TH, eps, arena, number, batch)
+        chosen = rms_norm(x_TH.index_select(0, batch.wanted), self.final_norm, eps)
+        return self._arithmetic.linear(chosen, self.head).float()
 
-    def _attention(
-        self,
-        number: int,
-        layer: Layer,
-        x_TH: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        arena: KvArena,
-        batch: PassBatch,
-    ) -> torch.Tensor:
-        config = self.config
-        heads, kv_heads = config.num_heads, config.num_kv_heads
-        qkv = linear(x_TH, layer.qkv, layer.qkv_bias, exact=self.exact)
-        qkv = qkv.view(len(x_TH), -1, config.head_dim)
-        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = rms_norm(q, layer.q_norm, config.rms_eps)
-            k = rms_norm(k, layer.k_norm, config.rms_eps)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        arena.write(number, batch.pages, batch.offsets, k, v)
-        attended = paged_attention(arena, number, q, batch)
-        return linear(attended.flatten(1), layer.out, layer.out_bias, exact=self.exact)
-
-
-class Reader:
-    """Tensors of a checkpoint in one dtype on one device; `under` names a part of the model."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, prefix: str = ""
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.dtype = dtype
-        self.device = device
-        self.prefix = prefix
-
-    def __call__(self, name: str) -> torch.Tensor:
-        return self.checkpoint.tensor(self.prefix + name, self.dtype).to(self.device)
-
-    def under(self, prefix: str) -> Reader:
-        return Reader(self.checkpoint, self.dtype, self.device, self.prefix + prefix)
-
-
-def _load_layer(config: ModelConfig, model: Reader, number: int, exact: bool) -> Layer:
-    read = model.under(f"model.layers.{number}.")
-    biased = config.attention_bias
-    return Layer(
-        input_norm=read("input_layernorm.weight"),
-        post_norm=read("post_attention_layernorm.weight"),
-        qkv=torch.cat([read(f"self_attn.{x}_proj.weight") for x in "qkv"]),
-        qkv_bias=torch.cat([read(f"self_attn.{x}_proj.bias") for x in "qkv"]) if biased else None,
-        out=read("self_attn.o_proj.weight"),
-        out_bias=read("self_attn.o_proj.bias") if biased else None,
-        q_norm=read("self_attn.q_norm.weight") if config.qk_norm else None,
-        k_norm=read("self_attn.k_norm.weight") if config.qk_norm else None,
-        mlp=_load_mlp(config, read.under("mlp."), number, exact),
-    )
-
-
-def _load_mlp(config: ModelConfig, read: Reader, number: int, exact: bool) -> Mlp:
-    moe = config.moe
-    if moe is None or number not in moe.sparse_layers:
-        return DenseMlp(
-            gate_up=torch.cat([read("gate_proj.weight"), read("up_proj.weight")]),
-            down=read("down_proj.weight"),
-            gate_up_bias=torch.cat([read("gate_proj.bias"), read("up_proj.bias")])
-            if config.mlp_bias
-            else None,
-            down_bias=read("down_proj.bias") if config.mlp_bias else None,
-            exact=exact,
+    def _prepare(self, arena: KvArena, rows: PassRows) -> Batch:
+        slots, positions = rows.flat()
+        columns, offsets = np.divmod(positions, arena.page_tokens)
+        cos, sin = self._rotary.at(arena.tensor(positions), int(positions.max()))
+        attended, absorbed, expanded = self._split(arena, rows)
+        return Batch(
+            token_ids=arena.tensor(rows.token_ids),
+            pages=arena.tensor(arena.tables.pages[slots, columns]),
+            offsets=arena.tensor(offsets),
+            wanted=arena.tensor(rows.wanted),
+            cos=cos,
+            sin=sin,
+            backend=self.backend,
+            attention=None if attended is None else self.backend.prepare(arena, attended),
+            absorbed=None if absorbed is None else arena.tensor(absorbed),
+            expanded=expanded,
         )
-    if read.checkpoint.fused:
-        gate_up, down = read("experts.gate_up_proj"), read("experts.down_proj")
-    else:
-        inner, hidden = moe.intermediate_size, config.hidden_size
-        place = {"dtype": read.dtype, "device": read.device}
-        gate_up = torch.empty(moe.num_experts, 2 * inner, hidden, **place)
-        down = torch.empty(moe.num_experts, hidden, inner, **place)
-        for expert in range(moe.num_experts):  # filled in place: no second copy of all experts
-            gate_up[expert, :inner] = read(f"experts.{expert}.gate_proj.weight")
-            gate_up[expert, inner:] = read(f"experts.{expert}.up_proj.weight")
-            down[expert] = read(f"experts.{expert}.down_proj.weight")
-    return SparseMlp(
-        router=read("gate.weight"),
-        gate_up=gate_up,
-        down=down,
-        experts_per_token=moe.experts_per_token,
-        norm_topk_prob=moe.norm_topk_prob,
-        exact=exact,
-        compiled=read.device.type == "cpu" and is_compiled(read.dtype),
-    )
+
+    def _split(
+        self, arena: KvArena, rows: PassRows
+    ) -> tuple[PassRows | None, IntArray | None, tuple[ChunkGroup, ...]]:
+        """The rows that the backend attends for, their tokens (None: all or none), and the chunks
+        of latent attention that are cheaper to expand."""
+        one = self.config.attention
+        if not isinstance(one, LatentConfig) or self._arithmetic.exact:
+            return rows, None, ()
+        long = rows.lengths >= tokens_worth_expanding(one)
+        if not long.any():
+            return rows, None, ()
+        expanded = chunk_groups(
+            arena, rows.slots[long], rows.starts[long], rows.lengths[long], rows.firsts[long]
+        )
+        if long.all():
+            return None, None, expanded
+        tokens = np.flatnonzero(np.repeat(~long, rows.lengths))
+        others = PassRows(
+            slots=rows.slots[~long],
+            starts=rows.starts[~long],
+            lengths=rows.lengths[~long],
+            num_decodes=rows.num_decodes,
+            token_ids=rows.token_ids[tokens],
+            wanted=rows.wanted[:0],
+        )
+        return others, tokens, expanded
+
+
+def tokens_worth_expanding(one: LatentConfig) -> int:
+    """Tokens of a chunk from which on it is cheaper to compute keys and values of all heads than
+    to attend to latents; at least 2, because a decoding row is one."""
+    absorbed = 2 * one.kv_rank + one.rope_dim  # products per query, key and head
+    expanded = one.nope_dim + one.rope_dim + one.v_dim
+    once = one.kv_rank * (one.nope_dim + one.v_dim)  # per key and head
+    return max(2, -(-once // (absorbed - expanded))) if absorbed > expanded else 1 << 62

@@ -16,21 +16,18 @@ import numpy as np
 import torch
 
 from batchgen.errors import IllegalTransition, UserError
-from batchgen.exec.arena import IntArray, KvArena
-from batchgen.exec.batch import Segment, build_batch
-from batchgen.exec.compiled import is_compiled
-from batchgen.exec.config import ModelConfig, load_config
+from batchgen.exec.arena import KvArena
+from batchgen.exec.batch import IntArray, PassRows
+from batchgen.exec.config import ModelConfig
 from batchgen.exec.copier import Copier
 from batchgen.exec.prefix import PrefixPages
 from batchgen.exec.rows import FAILED, REASONS, RUNNING, Ints, RowInput, Rows, Stage
 from batchgen.exec.sampler import choose
-from batchgen.exec.transformer import Transformer
-from batchgen.exec.weights import Checkpoint
+from batchgen.exec.transformer import DTYPES, load_model
 from batchgen.job.rows import TokenIds
 from batchgen.job.sampling import Sampling
 from batchgen.step import Chunk
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("cpu", "cuda")
 
 
@@ -72,29 +69,13 @@ class Worker:
         exact: bool = False,
         device: str = "cpu",
     ) -> None:
-        if dtype not in DTYPES:
-            raise UserError(f"unknown dtype {dtype!r}", remedy=f"choose one of {', '.join(DTYPES)}")
-        if exact and (dtype != "float32" or device != "cpu"):
-            raise UserError(
-                f"exact mode runs in float32 on the cpu, not in {dtype} on {device}",
-                remedy="leave out --exact, or --dtype and --device",
-            )
         check_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        self.config: ModelConfig = load_config(Path(model_dir))
+        self.model = load_model(Path(model_dir), dtype=dtype, exact=exact, device=device)
+        self.config: ModelConfig = self.model.config
         self.page_tokens = page_tokens
         self.device = device
-        self.model = Transformer(
-            self.config,
-            Checkpoint(Path(model_dir), self.config),
-            DTYPES[dtype],
-            exact=exact,
-            device=device,
-        )
-        groups = self.config.num_heads // self.config.num_kv_heads
-        self._exact_queries = groups if exact else 0
-        self._compiled = device == "cpu" and is_compiled(DTYPES[dtype], groups)
         self._dtype = DTYPES[dtype]
         self.rows = Rows(self.config.vocab_size)
         self.copier = Copier()
@@ -105,7 +86,7 @@ class Worker:
     @property
     def kernels(self) -> str:
         """What computes attention, for reports: "compiled" or "torch"."""
-        return "compiled" if self._compiled else "torch"
+        return self.model.kernels
 
     def resize(self, *, hbm_pages: int, host_pages: int) -> None:
         """Give the worker arenas of other sizes; only while it has no rows and no prefixes."""
@@ -124,10 +105,8 @@ class Worker:
             return KvArena(
                 name,
                 pages,
-                num_layers=config.num_layers,
-                num_kv_heads=config.num_kv_heads,
+                config.kv_layout,
                 page_tokens=self.page_tokens,
-                head_dim=config.head_dim,
                 dtype=dtype,
                 device=self.device if name == "hbm" else "cpu",
                 pinned=name == "host" and self.device != "cpu" and pages > 0,
@@ -376,25 +355,16 @@ class Worker:
         slots, starts, lengths = self._segments(decodes, chunks)
         self.copier.wait(int(columns.writes[slots].max()))
         self._reserve(slots, starts + lengths)
-        token_ids = self._token_ids(slots, starts, lengths, len(decodes))
-        segments = [
-            Segment(slot=slot, start=start, length=length)
-            for slot, start, length in zip(
-                slots.tolist(), starts.tolist(), lengths.tolist(), strict=True
-            )
-        ]
-        n = len(decodes)
-        batch = build_batch(
-            self._hbm,
-            token_ids,
-            segments[:n],
-            segments[n:],
-            exact_queries=self._exact_queries,
-            compiled=self._compiled,
+        samples = np.array([True] * len(decodes) + [last for _, _, _, last in chunks])
+        rows = PassRows(
+            slots=slots,
+            starts=starts,
+            lengths=lengths,
+            num_decodes=len(decodes),
+            token_ids=self._token_ids(slots, starts, lengths, len(decodes)),
+            wanted=(np.cumsum(lengths) - 1)[samples],
         )
-        samples = np.array([True] * n + [last for _, _, _, last in chunks])
-        wanted = (np.cumsum(lengths) - 1)[samples]
-        logits = self.model.forward(self._hbm, batch, self._hbm.tensor(wanted))
+        logits = self.model.forward(self._hbm, rows)
         alive = columns.ended[slots] == RUNNING  # a ghost's pass counts for nothing
         columns.computed[slots[alive]] = (starts + lengths)[alive]
         sampled = [*decodes, *(row for row, _, _, last in chunks if last)]

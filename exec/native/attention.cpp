@@ -1,10 +1,10 @@
 // Paged attention of one layer on the CPU, decoding rows and prompt chunks alike.
 //
-// Does what exec/attention.py does in torch, without gathering pages or widening them in memory.
-// Built and called by exec/compiled.py; knows no torch.
+// Does what exec/attention/reference.py does in torch, without gathering pages or widening them in
+// memory. Built by exec/compiled.py, called by exec/attention/compiled.py; knows no torch.
 //
 // The arithmetic of a query depends on nothing but the query, its row's keys and values in order of
-// position, and BLOCK: not on the other tokens of the pass, the page size or the threads. Keys are
+// position, the window, and BLOCK: not on the other tokens of the pass, the page size or the threads. Keys are
 // taken in blocks of BLOCK that begin at multiples of BLOCK, with a running maximum and sum.
 
 #include "vectors.h"
@@ -19,24 +19,32 @@ constexpr float LOWEST = -1e30f; // finite: the difference of two of them must n
 
 struct Job {
   const void *queries;   // [tokens, heads, head_dim]
-  const void *storage;   // [pages, layers, 2, kv_heads, page_tokens, head_dim]
-  void *out;             // as queries
+  const void *storage;   // [pages, layers, parts, kv_heads, page_tokens, head_dim]
+  void *out;             // [tokens, heads, value_dim]
   const int64_t *tables; // [segments, table_width]: pages of each segment
   const int64_t *firsts, *starts, *lengths; // [segments]: flat token, position, tokens
-  int64_t segments, table_width, layer, layers, heads, kv_heads, page_tokens, head_dim;
+  const float *sinks;    // [heads], or null
+  float scale;           // of the products of queries and keys
+  // parts: keys and values, or one in which values are the first value_dim elements of the keys.
+  // window: a token sees so many, itself the last; 0: all.
+  int64_t segments, table_width, layer, layers, parts, heads, kv_heads, page_tokens, head_dim,
+      value_dim, window;
 };
+
+inline int64_t vectors(int64_t elements) { return (elements + LANES - 1) / LANES; }
 
 struct Buffers {
   Lines<float> queries, keys, values, outputs;
-  explicit Buffers(int64_t rows, int64_t width)
-      : queries(rows * width), keys(BLOCK * width), values(BLOCK * width), outputs(rows * width) {}
+  Buffers(int64_t rows, int64_t width, int64_t value_width, bool own_values)
+      : queries(rows * width), keys(BLOCK * width), values(own_values ? BLOCK * width : 0),
+        outputs(rows * value_width) {}
 };
 
 // Where the key or value of a position of one kv head lies; those behind it in its page follow.
 template <class T>
 const T *place(const Job &job, const int64_t *pages, int64_t half, int64_t head, int64_t position) {
   int64_t page = pages[position / job.page_tokens], offset = position % job.page_tokens;
-  int64_t plane = ((page * job.layers + job.layer) * 2 + half) * job.kv_heads + head;
+  int64_t plane = ((page * job.layers + job.layer) * job.parts + half) * job.kv_heads + head;
   return static_cast<const T *>(job.storage) + (plane * job.page_tokens + offset) * job.head_dim;
 }
 
@@ -60,21 +68,23 @@ void widen_block(const Job &job, const int64_t *pages, int64_t half, int64_t hea
   std::memset(out + (end - begin) * width, 0, (begin + BLOCK - end) * width * sizeof(float));
 }
 
-// One query against one block of keys; `seen` of them count, at least one. N vectors per head.
+// One query against one block of keys, of which [from, seen) count, at least one. N vectors per head,
+// or `count` of a key and `value_count` of a value; both are a key's width apart.
 template <int N>
-inline void attend_block(const float *query, const Buffers &block, int64_t seen, int count,
-                         float *output, float &top, float &norm) {
+inline void attend_block(const float *query, const float *block_keys, const float *values,
+                         int64_t from, int64_t seen, int count, int value_count, float *output,
+                         float &top, float &norm) {
   const int n = N ? N : count;
   const int width = n * LANES;
   Vec scores[BLOCK / LANES];
   float highest = top;
   for (int part = 0; part < BLOCK / LANES; part++) {
-    if (seen <= part * LANES) {
+    if (seen <= part * LANES || from >= (part + 1) * LANES) {
       scores[part] = all(LOWEST);
       continue;
     }
     Vec products[LANES];
-    const float *keys = block.keys.data() + part * LANES * width;
+    const float *keys = block_keys + part * LANES * width;
     for (int k = 0; k < LANES; k += 4) { // four sums side by side: one waits for its own last step
       Vec sum[4];
       for (int i = 0; i < 4; i++) sum[i] = load(query) * load(keys + (k + i) * width);
@@ -87,6 +97,8 @@ inline void attend_block(const float *query, const Buffers &block, int64_t seen,
     Ints number;
     for (int i = 0; i < LANES; i++) number[i] = part * LANES + i;
     scores[part] = number < static_cast<int32_t>(seen) ? sums(products) : all(LOWEST);
+    if (from > part * LANES)
+      scores[part] = number < static_cast<int32_t>(from) ? all(LOWEST) : scores[part];
     float part_top = largest(scores[part]);
     highest = part_top > highest ? part_top : highest;
   }
@@ -100,92 +112,112 @@ inline void attend_block(const float *query, const Buffers &block, int64_t seen,
   }
   norm = norm * factor + total(added);
   top = highest;
-  const float *values = block.values.data();
   if (N) {
     Vec sum[N ? N : 1];
     for (int j = 0; j < n; j++) sum[j] = load(output + j * LANES) * factor;
-    for (int64_t k = 0; k < seen; k++)
+    for (int64_t k = from; k < seen; k++)
       for (int j = 0; j < n; j++) sum[j] += load(values + k * width + j * LANES) * weights[k];
     for (int j = 0; j < n; j++) store(output + j * LANES, sum[j]);
-  } else {
-    for (int j = 0; j < n; j++) {
-      Vec sum = load(output + j * LANES) * factor;
-      for (int64_t k = 0; k < seen; k++) sum += load(values + k * width + j * LANES) * weights[k];
-      store(output + j * LANES, sum);
-    }
+    return;
+  }
+  for (int first = 0; first < value_count; first += 4) { // four sums stay in registers
+    const int some = value_count - first < 4 ? value_count - first : 4;
+    Vec sum[4];
+    for (int j = 0; j < some; j++) sum[j] = load(output + (first + j) * LANES) * factor;
+    for (int64_t k = from; k < seen; k++)
+      for (int j = 0; j < some; j++)
+        sum[j] += load(values + k * width + (first + j) * LANES) * weights[k];
+    for (int j = 0; j < some; j++) store(output + (first + j) * LANES, sum[j]);
   }
 }
 
-// Tokens [begin, begin + size) of a segment, all query heads of one kv head.
+// Tokens [begin, begin + size) of a segment, `groups` query heads of one kv head from `first_head` on.
 template <class T, int N>
-void attend_tile(const Job &job, int64_t segment, int64_t head, int64_t begin, int64_t size,
-                 Buffers &buffers) {
-  const int count = static_cast<int>((job.head_dim + LANES - 1) / LANES);
-  const int64_t width = count * LANES, groups = job.heads / job.kv_heads, rows = size * groups;
+void attend_tile(const Job &job, int64_t segment, int64_t kv_head, int64_t first_head,
+                 int64_t groups, int64_t begin, int64_t size, Buffers &buffers) {
+  const int count = static_cast<int>(vectors(job.head_dim));
+  const int value_count = static_cast<int>(vectors(job.value_dim));
+  const int64_t width = count * LANES, value_width = value_count * LANES, rows = size * groups;
   const int64_t *pages = job.tables + segment * job.table_width;
   const int64_t token = job.firsts[segment] + begin, position = job.starts[segment] + begin;
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(job.head_dim));
   const T *queries = static_cast<const T *>(job.queries);
   T *out = static_cast<T *>(job.out);
   float top[TILE_QUERIES], norm[TILE_QUERIES];
   for (int64_t row = 0; row < rows; row++) {
-    int64_t at = ((token + row / groups) * job.heads + head * groups + row % groups) * job.head_dim;
+    int64_t head = first_head + row % groups;
+    int64_t at = ((token + row / groups) * job.heads + head) * job.head_dim;
     float *query = buffers.queries.data() + row * width;
-    for (int64_t d = 0; d < width; d++) query[d] = d < job.head_dim ? widen(queries[at + d]) * scale : 0;
-    std::memset(buffers.outputs.data() + row * width, 0, width * sizeof(float));
-    top[row] = LOWEST;
-    norm[row] = 0;
+    for (int64_t d = 0; d < width; d++)
+      query[d] = d < job.head_dim ? widen(queries[at + d]) * job.scale : 0;
+    std::memset(buffers.outputs.data() + row * value_width, 0, value_width * sizeof(float));
+    // A sink is a key that was seen first, with a value of zeros.
+    top[row] = job.sinks ? job.sinks[head] : LOWEST;
+    norm[row] = job.sinks ? 1 : 0;
   }
   const int64_t end = position + size;
-  for (int64_t first = 0; first < end; first += BLOCK) {
+  int64_t hidden = job.window && position + 1 > job.window ? position + 1 - job.window : 0;
+  for (int64_t first = hidden - hidden % BLOCK; first < end; first += BLOCK) {
     int64_t stop = first + BLOCK < end ? first + BLOCK : end;
-    widen_block<T>(job, pages, 0, head, first, stop, width, buffers.keys.data());
-    widen_block<T>(job, pages, 1, head, first, stop, width, buffers.values.data());
+    widen_block<T>(job, pages, 0, kv_head, first, stop, width, buffers.keys.data());
+    const float *values = buffers.keys.data();
+    if (job.parts > 1) {
+      widen_block<T>(job, pages, 1, kv_head, first, stop, width, buffers.values.data());
+      values = buffers.values.data();
+    }
     for (int64_t row = 0; row < rows; row++) {
       int64_t seen = position + row / groups + 1 - first;
-      if (seen > 0)
-        attend_block<N>(buffers.queries.data() + row * width, buffers, seen < BLOCK ? seen : BLOCK,
-                        count, buffers.outputs.data() + row * width, top[row], norm[row]);
+      int64_t from = job.window && seen > job.window ? seen - job.window : 0;
+      if (seen > 0 && from < BLOCK)
+        attend_block<N>(buffers.queries.data() + row * width, buffers.keys.data(), values, from,
+                        seen < BLOCK ? seen : BLOCK, count, value_count,
+                        buffers.outputs.data() + row * value_width, top[row], norm[row]);
     }
   }
   for (int64_t row = 0; row < rows; row++) {
-    int64_t at = ((token + row / groups) * job.heads + head * groups + row % groups) * job.head_dim;
-    const float *output = buffers.outputs.data() + row * width;
-    for (int64_t d = 0; d < job.head_dim; d++) narrow(output[d] / norm[row], out[at + d]);
+    int64_t at = ((token + row / groups) * job.heads + first_head + row % groups) * job.value_dim;
+    const float *output = buffers.outputs.data() + row * value_width;
+    for (int64_t d = 0; d < job.value_dim; d++) narrow(output[d] / norm[row], out[at + d]);
   }
 }
 
 template <class T, int N> void attend_all(const Job &job, int threads) {
   const int64_t groups = job.heads / job.kv_heads;
-  const int64_t tokens = groups < TILE_QUERIES ? TILE_QUERIES / groups : 1;
-  const int64_t width = (job.head_dim + LANES - 1) / LANES * LANES;
+  // Many query heads of a kv head are taken in slices, each as if it were all of them.
+  const int64_t slice = groups < TILE_QUERIES ? groups : TILE_QUERIES;
+  const int64_t slices = (groups + slice - 1) / slice, tokens = TILE_QUERIES / slice;
   std::vector<int64_t> owners, begins;
   for (int64_t segment = 0; segment < job.segments; segment++)
     for (int64_t begin = 0; begin < job.lengths[segment]; begin += tokens) {
       owners.push_back(segment);
       begins.push_back(begin);
     }
-  const int64_t items = static_cast<int64_t>(owners.size()) * job.kv_heads;
+  const int64_t tiles = static_cast<int64_t>(owners.size()), each = job.kv_heads * slices;
+  const int64_t items = tiles * each;
 #pragma omp parallel num_threads(threads) if (threads > 1 && items > 1)
   {
-    Buffers buffers(tokens * groups, width);
+    Buffers buffers(tokens * slice, vectors(job.head_dim) * LANES, vectors(job.value_dim) * LANES,
+                    job.parts > 1);
     // Long tiles of a chunk come last: taken first, no thread is left alone with one at the end.
 #pragma omp for schedule(dynamic, 4)
     for (int64_t item = 0; item < items; item++) {
-      int64_t tile = static_cast<int64_t>(owners.size()) - 1 - item / job.kv_heads;
-      int64_t segment = owners[tile];
+      int64_t tile = tiles - 1 - item / each, kv_head = item % each / slices;
+      int64_t skipped = item % slices * slice, segment = owners[tile];
       int64_t left = job.lengths[segment] - begins[tile];
-      attend_tile<T, N>(job, segment, item % job.kv_heads, begins[tile], left < tokens ? left : tokens,
-                        buffers);
+      attend_tile<T, N>(job, segment, kv_head, kv_head * groups + skipped,
+                        groups - skipped < slice ? groups - skipped : slice, begins[tile],
+                        left < tokens ? left : tokens, buffers);
     }
   }
 }
 
 template <class T> void attend(const Job &job, int threads) {
-  switch ((job.head_dim + LANES - 1) / LANES) {
+  switch (job.value_dim == job.head_dim ? vectors(job.head_dim) : 0) {
   case 1: return attend_all<T, 1>(job, threads);
   case 2: return attend_all<T, 2>(job, threads);
   case 4: return attend_all<T, 4>(job, threads);
+  case 5: return attend_all<T, 5>(job, threads);
+  case 6: return attend_all<T, 6>(job, threads);
+  case 7: return attend_all<T, 7>(job, threads);
   case 8: return attend_all<T, 8>(job, threads);
   default: return attend_all<T, 0>(job, threads);
   }
@@ -193,14 +225,16 @@ template <class T> void attend(const Job &job, int threads) {
 
 } // namespace
 
-// Returns 0, or 1 for a kind or a number of query heads that it does not know.
+// Returns 0, or 1 for a kind or a shape that it does not know.
 extern "C" int batchgen_paged_attention(int kind, int threads, const void *queries,
                                         const void *storage, void *out, const int64_t *tables,
                                         const int64_t *firsts, const int64_t *starts,
-                                        const int64_t *lengths, const int64_t *sizes) {
-  Job job{queries,  storage,  out,      tables,   firsts,   starts,   lengths, sizes[0],
-          sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]};
-  if (job.heads > TILE_QUERIES * job.kv_heads) return 1;
+                                        const int64_t *lengths, const float *sinks,
+                                        const int64_t *sizes, float scale) {
+  Job job{queries,  storage,  out,      tables,   firsts,   starts,   lengths,
+          sinks,    scale,    sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
+          sizes[5], sizes[6], sizes[7], sizes[8], sizes[9], sizes[10]};
+  if (job.heads % job.kv_heads || job.value_dim > job.head_dim) return 1;
   switch (kind) {
   case FLOAT32: attend<float>(job, threads); return 0;
   case BFLOAT16: attend<Bfloat16>(job, threads); return 0;

@@ -1,6 +1,7 @@
 // A sparse MLP on the CPU: router, softmax, top K, gated experts, weighted sum.
 //
-// Does what SparseMlp of exec/layers.py does in torch, in one call and without a padded group.
+// Does what SparseMlp of exec/mlp.py does in torch, in one call and without a padded group. Experts of
+// a token may be given instead, with their weights.
 // Built and called by exec/compiled.py; knows no torch.
 //
 // Every product is a dot product added in one order (LANES partial sums, folded in a tree), so what
@@ -23,7 +24,9 @@ constexpr int64_t WORTH_THREADS = 1 << 18; // multiplications below which other 
 
 struct Job {
   const void *x;       // [tokens, hidden]
-  const void *router;  // [experts, hidden]
+  const void *router;  // [experts, hidden], unless the next two are given
+  const int32_t *given_experts; // [tokens, top_k]
+  const float *given_weights;   // [tokens, top_k]
   const void *gate_up; // [experts, 2 * width, hidden]
   const void *down;    // [experts, hidden, width]
   void *out;           // [tokens, hidden]
@@ -165,6 +168,11 @@ template <class T> void run(const Job &job, int threads) {
     for (int64_t t = 0; t < tokens; t++) {
       Input *row = x.data() + t * wide_hidden;
       for (int64_t h = 0; h < hidden; h++) narrow(widen(given[t * hidden + h]), row[h]);
+      if (job.given_experts) {
+        std::copy_n(job.given_experts + t * top_k, top_k, chosen.data() + t * top_k);
+        std::copy_n(job.given_weights + t * top_k, top_k, weights.data() + t * top_k);
+        continue;
+      }
       float *into = scores.data();
       const Input *input = row;
       product(&input, 1, router, 0, job.experts, hidden, &into);
@@ -242,10 +250,11 @@ template <class T> void run(const Job &job, int threads) {
 
 // Returns 0, or 1 for a kind that it does not know.
 extern "C" int batchgen_experts(int kind, int threads, const void *x, const void *router,
+                                const int32_t *given_experts, const float *given_weights,
                                 const void *gate_up, const void *down, void *out,
                                 const int64_t *sizes) {
-  Job job{x,        router,   gate_up,  down,     out,     sizes[0],
-          sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
+  Job job{x,        router,   given_experts, given_weights, gate_up,  down,     out,
+          sizes[0], sizes[1], sizes[2],      sizes[3],      sizes[4], sizes[5]};
   switch (kind) {
   case FLOAT32: run<float>(job, threads); return 0;
   case BFLOAT16: run<Bfloat16>(job, threads); return 0;

@@ -1,112 +1,182 @@
-"""Paged attention: equal to the textbook, and bitwise the same for a row in whatever batch."""
+"""Paged attention: every backend equal to the textbook, and bitwise the same for a row in whatever
+batch."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_cases import Segment, pass_rows
 
 from batchgen.exec import compiled
 from batchgen.exec.arena import KvArena
-from batchgen.exec.attention import decode_attention, paged_attention
-from batchgen.exec.batch import MAX_PADDING, Segment, build_batch
+from batchgen.exec.attention import Backend, Heads
+from batchgen.exec.attention.chunks import MAX_PADDING, chunk_groups
+from batchgen.exec.attention.compiled import CompiledBackend
+from batchgen.exec.attention.exact import ExactBackend
+from batchgen.exec.attention.reference import TorchBackend
 from batchgen.exec.compiled import is_compiled
+from batchgen.exec.config import KvLayout
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
-needs_compiler = pytest.mark.skipif(
-    not is_compiled(torch.float32, HEADS // KV_HEADS), reason="no C++ compiler here"
-)
-either = pytest.mark.parametrize(
-    "by_compiler", [pytest.param(True, marks=needs_compiler, id="compiled"), False]
-)
+needs_compiler = pytest.mark.skipif(not is_compiled(torch.float32), reason="no C++ compiler here")
+BACKENDS = [pytest.param("compiled", marks=needs_compiler), "torch", "exact"]
+
+
+def backend(name: str, groups: int, window: int = 0) -> Backend:
+    if name == "compiled":
+        return CompiledBackend()
+    return TorchBackend([window]) if name == "torch" else ExactBackend(groups, [window])
 
 
 def arena(
-    page_tokens: int, pages: int, head_dim: int = HEAD_DIM, dtype: torch.dtype = torch.float32
+    page_tokens: int,
+    segments: list[Segment],
+    *,
+    kv_heads: int = KV_HEADS,
+    head_dim: int = HEAD_DIM,
+    parts: int = 2,
+    dtype: torch.dtype = torch.float32,
 ) -> KvArena:
-    result = KvArena(
-        "hbm",
-        pages,
-        num_layers=2,
-        num_kv_heads=KV_HEADS,
-        page_tokens=page_tokens,
-        head_dim=head_dim,
-        dtype=dtype,
-    )
-    result.storage.normal_(generator=torch.Generator().manual_seed(0))
-    return result
+    """An arena of random KV with pages for these segments, handed out in another order."""
+    pages = sum(-(-(start + n) // page_tokens) for _, start, n in segments)
+    layout = KvLayout(layers=2, parts=parts, heads=kv_heads, head_dim=head_dim)
+    kv = KvArena("hbm", pages, layout, page_tokens=page_tokens, dtype=dtype)
+    kv.storage.normal_(generator=torch.Generator().manual_seed(0))
+    for slot, start, length in reversed(segments):
+        kv.reserve(slot, start + length)
+    return kv
 
 
-def textbook(kv: KvArena, layer: int, slot: int, position: int, q: torch.Tensor) -> torch.Tensor:
-    """One query over positions 0 to `position`, head by head, in float64."""
+def queries(count: int, heads: int = HEADS, head_dim: int = HEAD_DIM, seed: int = 1) -> Any:
+    return torch.randn(count, heads, head_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def attend(
+    one: Backend,
+    kv: KvArena,
+    layer: int,
+    q: torch.Tensor,
+    decodes: list[Segment],
+    chunks: list[Segment],
+    heads: Heads,
+) -> torch.Tensor:
+    rows = pass_rows([*decodes, *chunks], len(decodes), [0] * len(q))
+    return one.run(kv, layer, q, one.prepare(kv, rows), heads)
+
+
+def textbook(
+    kv: KvArena, layer: int, slot: int, position: int, q: torch.Tensor, how: Heads
+) -> torch.Tensor:
+    """One query over the positions that it sees, head by head, in float64."""
     pages = torch.tensor(kv.tables.of(slot))
-    keys, values = (
-        kv.storage[pages, layer, which].transpose(1, 2).flatten(0, 1)[: position + 1].double()
-        for which in (0, 1)
-    )
-    heads = []
+    first = max(0, position + 1 - how.window) if how.window else 0
+    parts = [
+        kv.storage[pages, layer, which].transpose(1, 2).flatten(0, 1)[first : position + 1].double()
+        for which in range(kv.layout.parts)
+    ]
+    keys, values = parts[0], parts[-1][..., : how.value_dim]
+    found = []
     for head in range(len(q)):
-        shared = head // (len(q) // KV_HEADS)
-        scores = keys[:, shared] @ q[head].double() / len(q[head]) ** 0.5
-        heads.append(torch.softmax(scores, 0) @ values[:, shared])
-    return torch.stack(heads).float()
+        shared = head // (len(q) // kv.layout.heads)
+        scores = keys[:, shared] @ q[head].double() * how.scale
+        if how.sinks is not None:
+            scores = torch.cat((scores, how.sinks[head : head + 1].double()))
+        weights = torch.softmax(scores, 0)[: len(keys)]
+        found.append(weights @ values[:, shared])
+    return torch.stack(found).float()
 
 
-pieces = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30)), max_size=5)
+def expected(
+    kv: KvArena, layer: int, segments: list[Segment], q: torch.Tensor, how: Heads
+) -> torch.Tensor:
+    places = [(slot, start + i) for slot, start, n in segments for i in range(n)]
+    return torch.stack([textbook(kv, layer, *place, q[i], how) for i, place in enumerate(places)])
 
 
-@either
+pieces = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30)), max_size=4)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.integers(0, 50), max_size=5), pieces, st.sampled_from([1, 4, 16]))
+@given(
+    st.lists(st.integers(0, 150), max_size=4),
+    pieces,
+    st.sampled_from([1, 4, 16, 24]),
+    st.sampled_from([0, 1, 3, 16, 33, 500]),
+    st.booleans(),
+)
 def test_a_mixed_pass_equals_the_textbook(
-    by_compiler: bool,
+    name: str,
     decode_starts: list[int],
     chunk_parts: list[tuple[int, int]],
     page_tokens: int,
+    window: int,
+    sinks: bool,
 ) -> None:
-    decodes = [Segment(slot=i, start=s, length=1) for i, s in enumerate(decode_starts)]
-    chunks = [
-        Segment(slot=len(decodes) + i, start=s, length=n) for i, (s, n) in enumerate(chunk_parts)
-    ]
+    decodes = [(i, start, 1) for i, start in enumerate(decode_starts)]
+    chunks = [(len(decodes) + i, start, n) for i, (start, n) in enumerate(chunk_parts)]
     segments = [*decodes, *chunks]
     if not segments:
         return
-    kv = arena(page_tokens, sum(-(-(s.start + s.length) // page_tokens) for s in segments))
-    for s in segments:
-        kv.reserve(s.slot, s.start + s.length)
-    count = sum(s.length for s in segments)
-    batch = build_batch(kv, np.zeros(count, dtype=np.int64), decodes, chunks, compiled=by_compiler)
-    q = torch.randn(count, HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(1))
-    got = paged_attention(kv, 1, q, batch)
-    places = [(s.slot, s.start + i) for s in segments for i in range(s.length)]
-    expected = torch.stack([textbook(kv, 1, *place, q[i]) for i, place in enumerate(places)])
-    torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-5)
-    for group in batch.chunks:
+    kv = arena(page_tokens, segments)
+    q = queries(sum(n for _, _, n in segments))
+    how = Heads(
+        scale=0.3, window=window, sinks=torch.tensor([-1.0, 0.0, 2.0, 9.0]) if sinks else None
+    )
+    got = attend(backend(name, HEADS // KV_HEADS, window), kv, 1, q, decodes, chunks, how)
+    torch.testing.assert_close(got, expected(kv, 1, segments, q, how), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("page_tokens", [1, 16])
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "value_dim"), [(3, 24, 17), (40, 80, 64), (64, 96, 1)]
+)
+def test_latents_are_keys_whose_first_elements_are_values(
+    name: str, page_tokens: int, heads: int, head_dim: int, value_dim: int
+) -> None:
+    decodes, chunks = [(0, 0, 1), (1, 70, 1), (2, 31, 1)], [(3, 0, 9), (4, 20, 33)]
+    kv = arena(page_tokens, [*decodes, *chunks], kv_heads=1, head_dim=head_dim, parts=1)
+    q = queries(45, heads, head_dim)
+    how = Heads(scale=0.1, value_dim=value_dim)
+    got = attend(backend(name, heads), kv, 1, q, decodes, chunks, how)
+    assert got.shape == (45, heads, value_dim)
+    right = expected(kv, 1, [*decodes, *chunks], q, how)
+    torch.testing.assert_close(got, right, atol=2e-6, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(pieces.filter(bool), st.sampled_from([1, 4, 16]))
+def test_groups_of_chunks_waste_little(parts: list[tuple[int, int]], page_tokens: int) -> None:
+    segments = [(i, start, n) for i, (start, n) in enumerate(parts)]
+    kv = arena(page_tokens, segments)
+    slots, starts, lengths = np.array(segments).T
+    groups = chunk_groups(kv, slots, starts, lengths, np.cumsum(lengths) - lengths)
+    assert sorted(torch.cat([g.where for g in groups]).tolist()) == list(range(lengths.sum()))
+    for group in groups:
         work = group.mask.shape[2] * group.mask.shape[3]
         assert len(group.pages) == 1 or work * len(group.pages) <= MAX_PADDING * sum(
-            c.length * (c.start + c.length + page_tokens) for c in chunks
+            n * (start + n + page_tokens) for start, n in parts
         )
 
 
+@pytest.mark.parametrize("window", [0, 40])
 @pytest.mark.parametrize("page_tokens", [8, 16, 64])
-def test_a_decoding_row_is_bitwise_the_same_in_every_batch(page_tokens: int) -> None:
+def test_a_decoding_row_is_bitwise_the_same_in_every_batch(page_tokens: int, window: int) -> None:
     generator = np.random.default_rng(0)
     contexts = generator.integers(1, 12 * page_tokens, 64).tolist()
-    kv = arena(page_tokens, sum(-(-c // page_tokens) for c in contexts))
-    segments = [Segment(slot=slot, start=c - 1, length=1) for slot, c in enumerate(contexts)]
-    for s in segments:
-        kv.reserve(s.slot, s.start + 1)
-    q = torch.randn(64, HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(2))
+    segments = [(slot, c - 1, 1) for slot, c in enumerate(contexts)]
+    kv, q = arena(page_tokens, segments), queries(64, seed=2)
+    one, how = TorchBackend([window]), Heads(scale=0.25, window=window)
 
     def run(begin: int, end: int) -> torch.Tensor:
-        zeros = np.zeros(end - begin, dtype=np.int64)
-        pairs = build_batch(kv, zeros, segments[begin:end], []).decode
-        assert pairs is not None
-        return decode_attention(kv, 0, q[begin:end], pairs)
+        return attend(one, kv, 0, q[begin:end], segments[begin:end], [], how)
 
     whole = run(0, 64)
     for size in (1, 2, 3, 7, 33):
@@ -116,65 +186,57 @@ def test_a_decoding_row_is_bitwise_the_same_in_every_batch(page_tokens: int) -> 
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("head_dim", [1, 8, 32, 64, 80, 128, 250])
-@pytest.mark.parametrize("groups", [1, 3, 32])
+@pytest.mark.parametrize("head_dim", [1, 8, 32, 64, 80, 96, 112, 128, 192, 250])
+@pytest.mark.parametrize("groups", [1, 3, 7, 32, 33])
 def test_compiled_attention_covers_every_shape(
     dtype: torch.dtype, head_dim: int, groups: int
 ) -> None:
-    kv = arena(24, 20, head_dim, dtype)
-    segments = [
-        Segment(slot=slot, start=start, length=length)
-        for slot, (start, length) in enumerate(
-            [(0, 1), (31, 1), (32, 1), (95, 1), (0, 40), (70, 33)]
-        )
-    ]
-    for s in segments:
-        kv.reserve(s.slot, s.start + s.length)
-    count = sum(s.length for s in segments)
-    q = torch.randn(
-        count, groups * KV_HEADS, head_dim, generator=torch.Generator().manual_seed(5)
-    ).to(dtype)
-    zeros = np.zeros(count, dtype=np.int64)
-    batch = build_batch(kv, zeros, segments[:4], segments[4:], compiled=True)
-    got = paged_attention(kv, 1, q, batch)
-    places = [(s.slot, s.start + i) for s in segments for i in range(s.length)]
-    expected = torch.stack([textbook(kv, 1, *place, q[i]) for i, place in enumerate(places)])
+    decodes = [(0, 0, 1), (1, 31, 1), (2, 32, 1), (3, 95, 1)]
+    chunks = [(4, 0, 20), (5, 70, 13)]
+    kv = arena(24, [*decodes, *chunks], head_dim=head_dim, dtype=dtype)
+    q = queries(37, groups * KV_HEADS, head_dim, seed=5).to(dtype)
+    how = Heads(scale=head_dim**-0.5)
+    got = attend(CompiledBackend(), kv, 1, q, decodes, chunks, how)
+    right = expected(kv, 1, [*decodes, *chunks], q, how)
     close = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {}
-    torch.testing.assert_close(got, expected.to(dtype), **close)
+    torch.testing.assert_close(got, right.to(dtype), **close)
 
 
-@needs_compiler
+@pytest.mark.parametrize("name", [pytest.param("compiled", marks=needs_compiler), "exact"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_compiled_attention_of_a_token_is_bitwise_the_same_in_every_pass(threads: int) -> None:
+@pytest.mark.parametrize("window", [0, 37])
+def test_attention_of_a_token_is_bitwise_the_same_in_every_pass(
+    name: str, threads: int, window: int
+) -> None:
     """Other pages, other company, one token at a time or all at once: not one bit changes."""
     generator = np.random.default_rng(0)
     lengths = [1, 31, 32, 33, 64, 100]
-    q = torch.randn(sum(lengths), HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(3))
+    firsts = np.cumsum(lengths) - lengths
+    q = queries(sum(lengths), seed=3)
+    how = Heads(scale=0.25, window=window, sinks=torch.arange(4.0))
+    one = backend(name, HEADS // KV_HEADS, window)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         seen = []
         for page_tokens, step in ((8, 1000), (64, 7), (24, 1)):
-            kv = arena(page_tokens, sum(-(-n // page_tokens) for n in lengths))
-            for slot in generator.permutation(len(lengths)):
-                kv.reserve(int(slot), lengths[slot])
-                kv_of_row = torch.Generator().manual_seed(int(slot))
-                values = torch.randn(lengths[slot], 2, KV_HEADS, HEAD_DIM, generator=kv_of_row)
-                places = torch.arange(lengths[slot])
-                pages = torch.tensor(kv.tables.of(int(slot)))[places // page_tokens]
+            order = generator.permutation(len(lengths)).tolist()
+            kv = arena(page_tokens, [(slot, 0, lengths[slot]) for slot in order])
+            for slot, length in enumerate(lengths):
+                of_row = torch.Generator().manual_seed(slot)
+                values = torch.randn(length, 2, KV_HEADS, HEAD_DIM, generator=of_row)
+                places = torch.arange(length)
+                pages = torch.tensor(kv.tables.of(slot))[places // page_tokens]
                 kv.write(0, pages, places % page_tokens, values[:, 0], values[:, 1])
             out = torch.empty_like(q)
-            firsts = np.cumsum(lengths) - lengths
             for start in range(0, max(lengths), step):
                 parts = [
-                    Segment(slot=slot, start=start, length=min(step, n - start))
+                    (slot, start, min(step, n - start))
                     for slot, n in enumerate(lengths)
                     if start < n
                 ]
-                at = [firsts[s.slot] + s.start + i for s in parts for i in range(s.length)]
-                zeros = np.zeros(len(at), dtype=np.int64)
-                batch = build_batch(kv, zeros, [], parts, compiled=True)
-                out[at] = paged_attention(kv, 0, q[at], batch)
+                at = [firsts[slot] + first + i for slot, first, n in parts for i in range(n)]
+                out[at] = attend(one, kv, 0, q[at], [], parts, how)
             seen.append(out)
         assert torch.equal(seen[0], seen[1])
         assert torch.equal(seen[0], seen[2])
@@ -183,15 +245,16 @@ def test_compiled_attention_of_a_token_is_bitwise_the_same_in_every_pass(threads
 
 
 @needs_compiler
-def test_what_lies_behind_a_row_in_its_last_page_is_not_read() -> None:
-    kv = arena(16, 2)
-    kv.reserve(0, 20)
-    kv.storage[kv.tables.of(0)[1], :, :, :, 4:] = torch.nan
-    q = torch.randn(1, HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(4))
-    last = Segment(slot=0, start=19, length=1)
-    batch = build_batch(kv, np.zeros(1, dtype=np.int64), [last], [], compiled=True)
-    got = paged_attention(kv, 1, q, batch)
-    torch.testing.assert_close(got[0], textbook(kv, 1, 0, 19, q[0]), atol=2e-6, rtol=1e-5)
+def test_what_lies_outside_of_what_a_row_sees_is_not_read() -> None:
+    last = (0, 19, 1)
+    for window in (0, 3):
+        kv = arena(16, [last])
+        kv.storage[kv.tables.of(0)[1], :, :, :, 4:] = torch.nan
+        if window:
+            kv.storage[kv.tables.of(0)[0]] = torch.nan
+        q, how = queries(1, seed=4), Heads(scale=0.25, window=window)
+        got = attend(CompiledBackend(), kv, 1, q, [last], [], how)
+        torch.testing.assert_close(got[0], textbook(kv, 1, 0, 19, q[0], how), atol=2e-6, rtol=1e-5)
 
 
 def test_without_a_compiler_or_by_choice_torch_does_the_work(
@@ -204,16 +267,15 @@ def test_without_a_compiler_or_by_choice_torch_does_the_work(
     try:
         with monkeypatch.context() as patch:
             patch.setenv("CXX", str(broken))
-            assert not is_compiled(torch.float32, 2)
+            assert not is_compiled(torch.float32)
         compiled._load.cache_clear()
         with monkeypatch.context() as patch:
             patch.setenv("PATH", str(tmp_path))
             patch.delenv("CXX", raising=False)
-            assert not is_compiled(torch.float32, 2)
+            assert not is_compiled(torch.float32)
     finally:
         compiled._load.cache_clear()
     monkeypatch.setenv("BATCHGEN_COMPILED", "0")
-    assert not is_compiled(torch.float32, 2)
+    assert not is_compiled(torch.float32)
     monkeypatch.delenv("BATCHGEN_COMPILED")
-    assert not is_compiled(torch.float32, 33)
-    assert not is_compiled(torch.float64, 1)
+    assert not is_compiled(torch.float64)

@@ -17,7 +17,7 @@ from batchgen.exec.prepare import prepare
 from batchgen.memory.pool import pages_for
 from batchgen.policy.presets import PARTS, build_policy, find_preset
 
-ARCHS = ("llama", "qwen3", "qwen3-moe")
+ARCHS = ("llama", "qwen3", "qwen3-moe", "deepseek-v3", "gpt-oss")
 SPAN_PS = 2 * 10**11
 """About as long as one of these cases takes on the stub clock."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +11,21 @@ import torch
 import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_cases import FAMILIES, Passes, write_model
 
 from batchgen.errors import UserError
-from batchgen.exec.arena import KvArena
-from batchgen.exec.batch import Segment, build_batch
 from batchgen.exec.compiled import is_compiled
-from batchgen.exec.config import load_config
-from batchgen.exec.exact import ROW_MULTIPLE, check_products, exact_linear, exact_silu
+from batchgen.exec.exact import (
+    ROW_MULTIPLE,
+    check_products,
+    exact_linear,
+    exact_sigmoid,
+    exact_silu,
+)
 from batchgen.exec.init import init_model
-from batchgen.exec.transformer import Transformer
-from batchgen.exec.weights import Checkpoint
+from batchgen.exec.transformer import Transformer, load_model
 from batchgen.exec.worker import Worker
 
-FAMILIES = ("llama", "qwen3", "qwen3-moe")
 SHAPES = [(64, 128), (64, 264), (64, 8), (32, 64), (256, 16), (100, 76), (512, 512)]
 
 
@@ -45,6 +47,7 @@ def test_elementwise_operations_do_not_depend_on_the_place_in_the_vector() -> No
     operations = {
         "exp": torch.exp,
         "silu": exact_silu,
+        "sigmoid": exact_sigmoid,
         "rsqrt": lambda t: torch.rsqrt(t.square() + 1e-6),
         "divide": lambda t: 1.3 / t,
     }
@@ -80,49 +83,13 @@ def test_a_library_that_breaks_the_promise_is_refused(monkeypatch: pytest.Monkey
         check_products([torch.randn(24, 48)])
 
 
-class Passes:
-    """A model in exact mode whose passes return the logits of every token."""
-
-    def __init__(self, directory: Path, page_tokens: int, pages: int = 800) -> None:
-        config = load_config(directory)
-        self.model = Transformer(config, Checkpoint(directory, config), torch.float32, exact=True)
-        self.queries = config.num_heads // config.num_kv_heads
-        self.arena = KvArena(
-            "hbm",
-            pages * 16 // page_tokens,
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
-            page_tokens=page_tokens,
-            head_dim=config.head_dim,
-            dtype=torch.float32,
-        )
-
-    def run(
-        self, rows: Sequence[list[int]], decodes: Sequence[Segment], chunks: Sequence[Segment]
-    ) -> list[torch.Tensor]:
-        segments = [*decodes, *chunks]
-        for s in segments:
-            self.arena.reserve(s.slot, s.start + s.length)
-        flat = [t for s in segments for t in rows[s.slot][s.start : s.start + s.length]]
-        batch = build_batch(
-            self.arena,
-            np.array(flat, dtype=np.int64),
-            decodes,
-            chunks,
-            exact_queries=self.queries,
-            compiled=is_compiled(torch.float32, self.queries),
-        )
-        logits = self.model.forward(self.arena, batch, torch.arange(len(flat)))
-        return list(logits.split([s.length for s in segments]))
-
-
 @pytest.fixture(scope="module", params=["compiled", "torch"], autouse=True)
 def attention(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every promise of this file holds with the compiled attention and with that in torch."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":
             patch.setenv("BATCHGEN_COMPILED", "0")
-        elif not is_compiled(torch.float32, 2):
+        elif not is_compiled(torch.float32):
             pytest.skip("no C++ compiler here")
         yield
 
@@ -133,6 +100,11 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return init_model(tmp_path_factory.mktemp(family) / "m", family, "tiny", seed=1)
 
 
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Transformer:
+    return load_model(directory, dtype="float32", exact=True)
+
+
 def random_rows(count: int, longest: int) -> list[list[int]]:
     generator = np.random.default_rng(0)
     return [
@@ -140,32 +112,29 @@ def random_rows(count: int, longest: int) -> list[list[int]]:
     ]
 
 
-def test_decoding_is_bitwise_the_same_in_batches_of_1_to_64(directory: Path) -> None:
+def test_decoding_is_bitwise_the_same_in_batches_of_1_to_64(model: Transformer) -> None:
     rows = random_rows(64, 150)
-    passes = Passes(directory, 16)
-    prompts = [Segment(slot=i, start=0, length=len(r)) for i, r in enumerate(rows)]
+    passes = Passes(model, 16, tokens=64 * 150)
+    prompts = [(i, 0, len(r)) for i, r in enumerate(rows)]
     whole = passes.run(rows, [], prompts)
-    last = [Segment(slot=i, start=len(r) - 1, length=1) for i, r in enumerate(rows)]
+    last = [(i, len(r) - 1, 1) for i, r in enumerate(rows)]
     # The last token once more as a decode: the same KV is written, the same logits must come out.
     for size in range(1, 65):
         begin = (size * 7) % (65 - size)
-        for segment, logits in zip(
+        for (slot, _, _), logits in zip(
             last[begin : begin + size],
             passes.run(rows, last[begin : begin + size], []),
             strict=True,
         ):
-            assert torch.equal(logits[0], whole[segment.slot][-1]), (size, segment.slot)
+            assert torch.equal(logits[0], whole[slot][-1]), (size, slot)
 
 
 @settings(deadline=None, max_examples=5)
 @given(data=st.data())
-def test_chunking_and_company_change_no_bit(directory: Path, data: st.DataObject) -> None:
+def test_chunking_and_company_change_no_bit(model: Transformer, data: st.DataObject) -> None:
     rows = random_rows(6, 200)
-    whole = [
-        Passes(directory, 64).run([r], [], [Segment(slot=0, start=0, length=len(r))])[0]
-        for r in rows
-    ]
-    passes = Passes(directory, data.draw(st.sampled_from([1, 8, 16, 24, 64, 128])))
+    whole = [Passes(model, 64).run([r], [], [(0, 0, len(r))])[0] for r in rows]
+    passes = Passes(model, data.draw(st.sampled_from([1, 8, 16, 24, 64, 128])))
     done = [0] * len(rows)
     while any(n < len(r) for n, r in zip(done, rows, strict=True)):
         decodes, chunks = [], []
@@ -174,17 +143,15 @@ def test_chunking_and_company_change_no_bit(directory: Path, data: st.DataObject
             if not left or data.draw(st.booleans()):
                 continue
             length = data.draw(st.one_of(st.just(1), st.just(left), st.integers(1, left)))
-            segment = Segment(slot=slot, start=done[slot], length=length)
             alone = length == 1 and data.draw(st.booleans())
-            (decodes if alone else chunks).append(segment)
+            (decodes if alone else chunks).append((slot, done[slot], length))
         if not decodes and not chunks:
             continue
-        for segment, logits in zip(
+        for (slot, start, length), logits in zip(
             [*decodes, *chunks], passes.run(rows, decodes, chunks), strict=True
         ):
-            end = segment.start + segment.length
-            assert torch.equal(logits, whole[segment.slot][segment.start : end])
-            done[segment.slot] = end
+            assert torch.equal(logits, whole[slot][start : start + length])
+            done[slot] = start + length
 
 
 def test_a_restored_row_continues_with_the_same_bits(directory: Path) -> None:
@@ -217,6 +184,29 @@ def test_a_restored_row_continues_with_the_same_bits(directory: Path) -> None:
     assert answers[0][0] == answers[1][0]
     for a, b in zip(answers[0][1], answers[1][1], strict=True):
         assert torch.equal(a, b)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes"),
+    [
+        ("llama", {"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 80}),
+        ("mistral", {"sliding_window": 70, "num_attention_heads": 5, "num_key_value_heads": 5}),
+        ("deepseek-v3", {"num_attention_heads": 40, "num_key_value_heads": 40}),
+        ("gpt-oss", {"num_attention_heads": 12, "num_key_value_heads": 2, "sliding_window": 3}),
+    ],
+)
+def test_awkward_shapes_keep_the_promise_too(
+    arch: str, changes: dict[str, int], tmp_path: Path
+) -> None:
+    model = load_model(write_model(tmp_path / "m", arch, **changes), dtype="float32", exact=True)
+    rows = random_rows(5, 150)
+    whole = Passes(model, 16).run(rows, [], [(i, 0, len(row)) for i, row in enumerate(rows)])
+    passes = Passes(model, 24)
+    for slot, row in enumerate(rows):
+        for start in range(0, len(row), 11):
+            length = min(11, len(row) - start)
+            (part,) = passes.run(rows, [], [(slot, start, length)])
+            assert torch.equal(part, whole[slot][start : start + length])
 
 
 def test_exact_mode_refuses_short_floats(directory: Path) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exec_cases import cost_of, drive_watched
+from model_cases import FAMILIES
 
 from batchgen.exec.init import init_model
 from batchgen.exec.job import ExecJob
 from batchgen.exec.prepare import prepare
 from batchgen.exec.worker import Worker
 
-FAMILIES = ("llama", "qwen3", "qwen3-moe")
 NUM_ROWS = 10
 
 

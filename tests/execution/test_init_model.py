@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import transformers
 
 from batchgen.errors import DataError, UserError
+from batchgen.exec.config import load_config
 from batchgen.exec.init import ARCHITECTURES, init_model
 from batchgen.exec.tokenizer import TemplateError, Tokenizer
+from batchgen.exec.weights import expected_shapes
 from batchgen.exec.worker import Worker
+from batchgen.model import load_model
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -38,6 +42,14 @@ def test_answers_vary_and_many_end_early(arch: str, tmp_path: Path) -> None:
     # Answers of one or two tokens may coincide; those that go on depend on the whole prompt.
     assert len({tuple(worker.tokens(row)) for row in range(count)}) >= count - 6
     assert sum(len(set(worker.tokens(row))) for row in range(count)) >= 0.4 * sum(lengths)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_catalog_counts_the_same_parameters(arch: str, tmp_path: Path) -> None:
+    """Two readers of the same config.json: the executor's and that of the simulator."""
+    model = init_model(tmp_path / "m", arch, "tiny")
+    shapes = expected_shapes(load_config(model))
+    assert sum(map(math.prod, shapes.values())) == load_model(model).total_parameters
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:

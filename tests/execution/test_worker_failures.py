@@ -38,10 +38,10 @@ def too_large(worker: Worker, most: int, row: int = -1, error: Exception | None 
         running[:] = [*decodes, *(chunk[0] for chunk in chunks)]
         return segments(decodes, chunks)
 
-    def limited(arena: object, batch: object, wanted: torch.Tensor) -> torch.Tensor:
-        if len(batch.token_ids) > most or row in running:
+    def limited(arena: object, rows: object) -> torch.Tensor:
+        if len(rows.token_ids) > most or row in running:
             raise error or RuntimeError(SHORT)
-        return forward(arena, batch, wanted)
+        return forward(arena, rows)
 
     worker._segments, worker.model.forward = watched, limited
 
