@@ -216,8 +216,7 @@ class Bench:
         )
 
     def log(self) -> None:
-        """What `--log steps` adds to a run of 100,000 rows on 128 engines, with and without in
-        turns."""
+        """What `--log steps` adds to a run of 100,000 rows on 128 engines, in turns."""
         for preset in PRESETS:
             turns = [
                 [
