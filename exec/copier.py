@@ -97,13 +97,14 @@ class Copier:
         return done
 
     def close(self) -> None:
-        """End the thread, when what was asked for is done."""
+        """End the thread, when what was asked for is done, and forget what is to be told."""
         if self._thread is not None:
             with self._change:
                 self._closing = True
                 self._change.notify_all()
             self._thread.join()
             self._thread, self._closing = None, False
+        self._done.clear()  # nobody is left who has asked
 
     # -- the thread -------------------------------------------------------------------------------
 

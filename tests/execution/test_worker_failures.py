@@ -160,3 +160,15 @@ def test_copies_run_beside_passes(model: Path, tmp_path: Path) -> None:
     assert sum(copier.moved_bytes.values()) > 0
     for row, (number, budget) in enumerate(ROWS):
         check_answer(model, number, ran.tokens[row], budget)
+
+
+def test_a_worker_serves_one_run_after_the_other(model: Path, tmp_path: Path) -> None:
+    """What the copier had left to say of the first run does not reach the second."""
+    prepared = prepare(
+        Case(policy="batchgen", rows=ROWS, hbm_pages=16, host_pages=100).job(model, tmp_path)
+    )
+    for _ in range(3):
+        prepared.table = prepared.fresh_table()
+        ran = drive(prepared, WallClock())
+        for row, (number, budget) in enumerate(ROWS):
+            check_answer(model, number, ran.tokens[row], budget)
