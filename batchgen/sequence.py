@@ -65,6 +65,7 @@ _COLUMNS: tuple[tuple[str, str, Any, int], ...] = (
     ("predicted", "i", np.int32, 0),  # predicted output tokens; 0 = no prediction
     ("preemptions", "i", np.int32, 0),
     ("recomputed", "q", np.int64, 0),  # tokens computed a second time
+    ("adopted", "q", np.int64, 0),  # tokens of shared prefixes that were not computed
     ("suspensions", "i", np.int32, 0),
     ("migrations", "i", np.int32, 0),
 )
@@ -98,6 +99,7 @@ class Table:
     predicted: NDArray[np.int32]
     preemptions: NDArray[np.int32]
     recomputed: NDArray[np.int64]
+    adopted: NDArray[np.int64]
     suspensions: NDArray[np.int32]
     migrations: NDArray[np.int32]
     v_prompt: array[int]
@@ -119,6 +121,7 @@ class Table:
     v_predicted: array[int]
     v_preemptions: array[int]
     v_recomputed: array[int]
+    v_adopted: array[int]
     v_suspensions: array[int]
     v_migrations: array[int]
 

@@ -90,6 +90,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
             "end_ps": driver.record.end_ps,
             "preemptions": table.preemptions,
             "recomputed_tokens": table.recomputed,
+            "adopted_tokens": table.adopted,
             "migrations": table.migrations,
             "suspensions": table.suspensions,
             "status": (table.status != Status.DONE).astype(np.int64),

@@ -238,6 +238,7 @@ class Recorder:
             "end_ps": self.end_ps,
             "preemptions": table.preemptions,
             "recomputed_tokens": table.recomputed,
+            "adopted_tokens": table.adopted,
             "migrations": table.migrations,
             "suspensions": table.suspensions,
             "status": (table.status != Status.DONE).astype(np.int64),

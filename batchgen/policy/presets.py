@@ -125,6 +125,7 @@ PRESETS: dict[str, Preset] = {
                 placement="least-work",
                 tail="partition",
             ),
+            prefix_cache=True,
             fallback={"tail": "run-out"},
             source="BatchGen, OSDI 2026, sections 2.6, 3.1 and 5.3",
         ),

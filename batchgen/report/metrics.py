@@ -127,6 +127,13 @@ def prompt_tokens(record: RunRecord) -> int:
     return int(record.rows["prompt_tokens"][record.rows["status"] == STATUS_DONE].sum())
 
 
+def prefix_hit_fraction(record: RunRecord) -> float:
+    """Prompt tokens taken from shared prefix pages, of all that were taken or computed."""
+    adopted = int(record.rows["adopted_tokens"].sum())
+    computed = int(record.steps["prompt_tokens"].sum())
+    return adopted / (adopted + computed) if adopted else 0.0
+
+
 def kv_peak_fraction(record: RunRecord) -> float | None:
     """KV pages leased / pages of the pool: the largest over engines and step ends."""
     return _kv(record)[0]
@@ -243,6 +250,8 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "tail10_s": tail10_s(record),
         "preemptions": int(rows["preemptions"].sum()),
         "recomputed_tokens": int(rows["recomputed_tokens"].sum()),
+        "adopted_tokens": int(rows["adopted_tokens"].sum()),
+        "prefix_hit_fraction": prefix_hit_fraction(record),
         "migrations": int(rows["migrations"].sum()),
         "suspensions": int(rows["suspensions"].sum()),
         "kv_peak_fraction": kv_peak,

@@ -24,6 +24,7 @@ ROW_COLUMNS = (
     "end_ps",
     "preemptions",
     "recomputed_tokens",
+    "adopted_tokens",
     "migrations",
     "suspensions",
     "status",

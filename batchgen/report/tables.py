@@ -40,6 +40,7 @@ ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
     ("KV pages leased, mean", "kv_mean_fraction", text.percent, ""),
     ("preemptions", "preemptions", text.count, "low"),
     ("recomputed tokens", "recomputed_tokens", text.count, "low"),
+    ("tokens from shared prefixes", "adopted_tokens", text.count, "high"),
     ("suspensions", "suspensions", text.count, ""),
     ("migrations", "migrations", text.count, ""),
     None,
@@ -50,7 +51,9 @@ ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
     ("steps", "steps", text.count, ""),
     ("this run took", "wall_s", text.duration, ""),
 )
-HIDDEN_WHEN_ZERO = frozenset({"failed_rows", "faults", "mixed_s", "prefill_s", "migrations"})
+HIDDEN_WHEN_ZERO = frozenset(
+    {"failed_rows", "faults", "mixed_s", "prefill_s", "migrations", "adopted_tokens"}
+)
 SPLIT = ("decode", "mixed", "prefill", "idle")
 
 

@@ -13,6 +13,7 @@ from batchgen.cost.work import useful_flops
 from batchgen.exec.clock import WallClock
 from batchgen.exec.drive import drive
 from batchgen.exec.init import init_model
+from batchgen.exec.job import ExecJob
 from batchgen.exec.prepare import prepare
 from batchgen.exec.run_record import build_record
 from batchgen.model import load_model
@@ -73,3 +74,27 @@ def _entries(model: Path) -> list[object]:
     from batchgen.exec.weights import read_header
 
     return [e for path in model.glob("*.safetensors") for e in read_header(path).values()]
+
+
+@pytest.mark.parametrize("policy", ["vllm", "batchgen"])
+def test_shared_prompts_are_computed_once(policy: str, model: Path, tmp_path: Path) -> None:
+    """By default where prompts share pages; what was adopted was not computed, and is told."""
+    shared = list(range(1, 49))
+    path = tmp_path / "in.jsonl"
+    path.write_text(
+        "".join(f'{{"prompt": {[*shared, 60 + n]}, "max_tokens": 4}}\n' for n in range(12))
+    )
+    job = ExecJob(
+        model=model,
+        input=path,
+        output=tmp_path / "out",
+        policy=policy,
+        overrides=(("plan.page_tokens", "16"), ("plan.max_num_seqs", "4")),
+        threads=1,
+    )
+    prepared = prepare(job)
+    found = summary(build_record(prepared, drive(prepared, WallClock()), 1.0, None))
+    assert found["finished_rows"] == 12
+    computed = 12 * 49 - found["adopted_tokens"]
+    assert found["adopted_tokens"] == 11 * 48
+    assert np.isclose(found["prefix_hit_fraction"], 11 * 48 / (11 * 48 + computed))

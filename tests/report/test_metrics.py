@@ -31,6 +31,7 @@ def hand_record(synthetic: ModuleType, **changes: Any) -> RunRecord:
     rows["end_ps"][:] = (6 * S, 6 * S, 11 * S, 3 * S)
     rows["preemptions"][:] = (0, 2, 0, 0)
     rows["recomputed_tokens"][:] = (0, 50, 0, 0)
+    rows["adopted_tokens"][:] = (0, 0, 64, 0)
     rows["status"][:] = (0, 0, 0, 1)
     steps = synthetic.empty_columns(synthetic.STEP_COLUMNS, 5)
     steps["engine"][:] = (0, 0, 1, 1, 1)
@@ -40,6 +41,7 @@ def hand_record(synthetic: ModuleType, **changes: Any) -> RunRecord:
     steps["duration_ps"][:] = (1 * S, 4 * S, 3 * S, 7 * S, 2 * S)
     steps["kind"][:] = (2, 0, 1, 0, 0)
     steps["running"][:] = (2, 2, 2, 1, 0)
+    steps["prompt_tokens"][:] = (536, 0, 400, 0, 0)
     steps["output_tokens"][:] = (2, 16, 2, 10, 0)
     steps["kv_pages"][:] = (4, 8, 10, 15, 0)
     steps["flops"][:] = (10.0, 20.0, 30.0, 20.0, 0.0)
@@ -90,6 +92,8 @@ def test_every_metric_of_a_hand_made_record(synthetic: ModuleType) -> None:
         "tail10_s": 0.0,  # 90 % of 4 rows are all 4
         "preemptions": 2,
         "recomputed_tokens": 50,
+        "adopted_tokens": 64,
+        "prefix_hit_fraction": 64 / (64 + 936),
         "migrations": 0,
         "suspensions": 0,
         "kv_peak_fraction": 0.8,  # engine 0: 8 of 10

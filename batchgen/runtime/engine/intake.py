@@ -271,6 +271,7 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
             table.v_reserved[row] = 1
         if hits:
             rank.adopt(row, hits)
+            table.v_adopted[row] += table.v_computed[row]
             out.append(act.Adopt(row, engine.id, hits))
         free -= need
         status[row] = PREFILL
