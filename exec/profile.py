@@ -20,6 +20,7 @@ import batchgen
 from batchgen.cost.overheads import errors_by_kind, fit_overheads
 from batchgen.cost.profile import ProfiledCost, gemm_shapes, parse_profile
 from batchgen.cost.profile_schema import PROFILE_KIND, PROFILE_SCHEMA
+from batchgen.exec.calibration import calibrate
 from batchgen.exec.init import init_model
 from batchgen.exec.profile_operators import (
     Grid,
@@ -40,6 +41,7 @@ from batchgen.model import ModelSpec, load_model
 CATALOG_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 GENERIC_SIZES = (256, 1024, 4096)  # n and k of products that belong to no model
 GENERIC_MODEL = ("qwen3", "small")
+STEADY = 0.10  # a machine whose small job changes by more is not measured in peace
 Say = Callable[[str], None]
 
 
@@ -104,7 +106,16 @@ def measure(
         if prompts is None
         else read_prompts(prompts, directory, worker, grid)
     )
+    before_s = calibrate(worker)
     passes = run_passes(worker, rows, grid)
+    after_s = calibrate(worker)
+    # Beyond the schema: what a small job took then, so that a prediction knows a slower machine.
+    document["calibration"] = {"before_s": before_s, "after_s": after_s}
+    if abs(after_s / before_s - 1) > STEADY:
+        say(
+            f"the machine changed its speed while it was measured: a small job took {before_s:.3f} "
+            f"s before and {after_s:.3f} s after; repeat it on an idle machine"
+        )
     document["overheads"] = asdict(fit_overheads(_cost(spec, document), passes))
     # Beyond the schema, for the reader: how well the fit fits.
     document["fit"] = errors_by_kind(_cost(spec, document), passes)

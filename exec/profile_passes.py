@@ -84,12 +84,12 @@ def run_passes(worker: Worker, prompts: Sequence[Prompt], grid: Grid) -> list[Me
     of the job with the fewest seats. Each kind runs once before it counts: first calls pay for
     what is new."""
     passes: list[MeasuredPass] = []
-    _run(worker, "static", [_first_token(prompts[0])], 1)
-    _run(worker, "vllm", prompts[:4], 2)
+    run_job(worker, "static", [_first_token(prompts[0])], 1)
+    run_job(worker, "vllm", prompts[:4], 2)
     end = time.perf_counter() + grid.patience_s
     for number, (preset, rows, seats) in enumerate(_jobs(prompts, grid)):
         if number < 2 or time.perf_counter() < end:
-            passes += _run(worker, preset, rows, seats)
+            passes += run_job(worker, preset, rows, seats)
     return passes
 
 
@@ -132,7 +132,7 @@ def _prefill_groups(prompts: Sequence[Prompt], most_tokens: int) -> Iterator[lis
         count *= 2
 
 
-def _run(
+def run_job(
     worker: Worker, preset_name: str, prompts: Sequence[Prompt], seats: int
 ) -> list[MeasuredPass]:
     """One job by one preset, with memory for all its rows."""

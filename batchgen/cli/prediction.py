@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,7 +63,8 @@ def prediction(
     # Attention costs depend on the page size, so the runs take that of the profile.
     settings = parse_overrides(overrides or ())
     load_profile(profile)  # refuses what is no profile, in one line and before anything runs
-    page_tokens = json.loads(profile.read_text()).get("model", {}).get("page_tokens")
+    document = json.loads(profile.read_text())
+    page_tokens = document.get("model", {}).get("page_tokens")
     if page_tokens and not any(key == "plan.page_tokens" for key, _ in settings):
         settings = (*settings, ("plan.page_tokens", str(page_tokens)))
     jobs = [
@@ -81,9 +83,10 @@ def prediction(
         for name in parse_names("--policies", policies)
     ]
     # In turn, and again: a machine that changes its speed then does so under every policy.
-    rounds = [[measure(job) for job in jobs] for _ in range(repeats)]
+    speed = Speedometer(jobs[0], document)
+    rounds = [[measure(job, speed) for job in jobs] for _ in range(repeats)]
     runs = [
-        compare(job, [taken[number] for taken in rounds], profile)
+        compare(job, [taken[number] for taken in rounds], profile, speed.slower)
         for number, job in enumerate(jobs)
     ]
     ordered = all(
@@ -93,8 +96,16 @@ def prediction(
         for run in runs:
             _print(run)
     worst = max(abs(run["bct_error"]) for run in runs)
+    if not as_json:
+        print(speed.remark())
     if as_json:
-        report = {"schema": 1, "runs": runs, "order_agrees": ordered, "worst_bct_error": worst}
+        report = {
+            "schema": 1,
+            "runs": runs,
+            "order_agrees": ordered,
+            "worst_bct_error": worst,
+            "machine": speed.remark(),
+        }
         print(json.dumps(report))
     else:
         print(
@@ -110,7 +121,8 @@ def _print(result: dict[str, Any]) -> None:
     print(
         f"{Path(result['input']).name}, {result['policy']}: "
         f"BCT measured {result['measured_bct_s']:.3f} s, predicted "
-        f"{result['predicted_bct_s']:.3f} s ({result['bct_error']:+.1%}); "
+        f"{result['predicted_bct_s']:.3f} s ({result['bct_error']:+.1%}"
+        f"{_corrected(result)}); "
         f"KV peak {result['measured_kv_peak_pages']} pages, predicted "
         f"{result['predicted_kv_peak_pages']}"
     )
@@ -119,6 +131,14 @@ def _print(result: dict[str, Any]) -> None:
             f"  {kind} passes: {entry['count']}, total {entry['measured_s']:.3f} s, predicted "
             f"{entry['error']:+.1%}; median error of a pass {entry['median_error']:.1%}"
         )
+
+
+def _corrected(result: dict[str, Any]) -> str:
+    """What the prediction was corrected by."""
+    slower = result["machine_slower"]
+    if abs(slower - 1) < 0.005:
+        return ""
+    return f", {result['uncorrected_error']:+.1%} for the machine as it was profiled"
 
 
 def orders_agree(runs: list[dict[str, Any]]) -> bool:
@@ -143,15 +163,61 @@ class Measured:
     kv_peak_pages: int
 
 
-def measure(job: ExecJob) -> Measured:
-    """Run a job on the wall clock."""
+class Speedometer:
+    """Times the calibration job of a profile, and says how the machine differs from then."""
+
+    def __init__(self, job: ExecJob, document: dict[str, Any]) -> None:
+        from batchgen.exec.hub import find_model
+        from batchgen.exec.worker import Worker
+
+        then = document.get("calibration", {})
+        self._then_s = statistics.fmean(then.values()) if then else None
+        self._seen: list[float] = []
+        if self._then_s is not None:
+            self._worker = Worker(
+                find_model(job.model),
+                page_tokens=document["model"]["page_tokens"],
+                hbm_pages=0,
+                host_pages=0,
+                dtype=job.dtype,
+                threads=job.threads,
+            )
+
+    def look(self) -> None:
+        """Time the job now."""
+        if self._then_s is not None:
+            from batchgen.exec.calibration import calibrate
+
+            self._seen.append(calibrate(self._worker) / self._then_s)
+
+    @property
+    def slower(self) -> float:
+        """Time of the job over that of then, the median of all looks; 1 if it is not known."""
+        return statistics.median(self._seen) if self._seen else 1.0
+
+    def remark(self) -> str:
+        """The machine, compared with when it was profiled, in one line."""
+        if not self._seen:
+            return "the profile has no calibration: whether the machine is as it was is unknown"
+        least, most = min(self._seen), max(self._seen)
+        return (
+            f"a small job takes {self.slower:.2f} times what it took when the machine was profiled "
+            f"({least:.2f} to {most:.2f} around the runs); predictions are for the machine as it "
+            "is"
+        )
+
+
+def measure(job: ExecJob, speed: Speedometer) -> Measured:
+    """Run a job on the wall clock, and the calibration job before and after."""
     from batchgen.exec.clock import WallClock
     from batchgen.exec.drive import drive
     from batchgen.exec.prepare import prepare
     from batchgen.exec.profile_passes import measured_passes
 
     prepared = prepare(job)
+    speed.look()
     ran = drive(prepared, WallClock())
+    speed.look()
     return Measured(
         bct_ps=int(ran.driver.record.end_ps.max()),
         produced=[len(ran.tokens[row]) for row in range(len(prepared.jobs))],
@@ -161,8 +227,9 @@ def measure(job: ExecJob) -> Measured:
     )
 
 
-def compare(job: ExecJob, runs: list[Measured], profile: Path) -> dict[str, Any]:
-    """The run of median time against its simulation with the profile."""
+def compare(job: ExecJob, runs: list[Measured], profile: Path, slower: float) -> dict[str, Any]:
+    """The run of median time against its simulation with the profile, on a machine that takes
+    `slower` times as long as it did then."""
     from batchgen.cost.build import build_cost
     from batchgen.cost.overheads import errors_by_kind
     from batchgen.hardware import load_gpu
@@ -173,7 +240,8 @@ def compare(job: ExecJob, runs: list[Measured], profile: Path) -> dict[str, Any]
     cost = build_cost(load_model(str(job.model)), load_gpu("h100"), Layout(), profile=profile)
     runs = sorted(runs, key=lambda run: run.bct_ps)
     ran = runs[len(runs) // 2]
-    predicted_ps, predicted_peak = _simulate(job, cost, ran)
+    profiled_ps, predicted_peak = _simulate(job, cost, ran)
+    predicted_ps = profiled_ps * slower
     return {
         "input": str(job.input),
         "policy": job.policy,
@@ -183,6 +251,8 @@ def compare(job: ExecJob, runs: list[Measured], profile: Path) -> dict[str, Any]
         "measured_bct_s_all": [run.bct_ps / PS_PER_S for run in runs],
         "predicted_bct_s": predicted_ps / PS_PER_S,
         "bct_error": predicted_ps / ran.bct_ps - 1,
+        "machine_slower": slower,
+        "uncorrected_error": profiled_ps / ran.bct_ps - 1,
         "passes": errors_by_kind(cost, ran.passes),
         "measured_kv_peak_pages": ran.kv_peak_pages,
         "predicted_kv_peak_pages": predicted_peak,
