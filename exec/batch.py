@@ -47,6 +47,19 @@ class PassRows:
         """Tokens of each row after the pass [S]."""
         return self.starts + self.lengths
 
+    def part(self, begin: int, end: int) -> PassRows:
+        """The segments [begin, end) as a pass of their own, of which nothing is wanted."""
+        first = int(self.firsts[begin])
+        last = first + int(self.lengths[begin:end].sum())
+        return PassRows(
+            slots=self.slots[begin:end],
+            starts=self.starts[begin:end],
+            lengths=self.lengths[begin:end],
+            num_decodes=min(max(self.num_decodes - begin, 0), end - begin),
+            token_ids=self.token_ids[first:last],
+            wanted=self.wanted[:0],
+        )
+
     def flat(self) -> tuple[IntArray, IntArray]:
         """Slot and position of each token, two of [T]."""
         total = int(self.lengths.sum())
@@ -64,10 +77,8 @@ class Batch:
     it leaves out.
     """
 
-    token_ids: torch.Tensor
     pages: torch.Tensor
     offsets: torch.Tensor
-    wanted: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
     backend: Backend

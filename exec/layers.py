@@ -90,7 +90,16 @@ class Layer:
     def __call__(
         self, x_TH: torch.Tensor, eps: float, arena: KvArena, layer: int, batch: Batch
     ) -> torch.Tensor:
-        x_TH = x_TH + self.attention(rms_norm(x_TH, self.norms[0], eps), arena, layer, batch)
+        return self.feed(self.attend(x_TH, eps, arena, layer, batch), eps)
+
+    def attend(
+        self, x_TH: torch.Tensor, eps: float, arena: KvArena, layer: int, batch: Batch
+    ) -> torch.Tensor:
+        """The first half: hidden states [T, H] with attention added."""
+        return x_TH + self.attention(rms_norm(x_TH, self.norms[0], eps), arena, layer, batch)
+
+    def feed(self, x_TH: torch.Tensor, eps: float) -> torch.Tensor:
+        """The second half: hidden states [T, H] with the MLP added. It knows no rows."""
         return x_TH + self.mlp(rms_norm(x_TH, self.norms[1], eps))
 
     def matrices(self) -> Iterator[torch.Tensor]:

@@ -151,6 +151,7 @@ def prepare(job: ExecJob) -> Prepared:
         shared_pages=0 if keys is None else num_shared_pages(keys),
     )
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
+    worker.schedule_by(plan)
     worker.feed(_source(jobs, tokenizer.eos_token_ids))
     return Prepared(
         job=job,

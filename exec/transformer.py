@@ -22,6 +22,7 @@ from batchgen.exec.exact import check_products
 from batchgen.exec.layers import rms_norm
 from batchgen.exec.rotary import RotaryTable
 from batchgen.exec.weights import Checkpoint, read_model
+from batchgen.schedule import ATTENTION, Period
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -79,18 +80,41 @@ class Transformer:
             yield from layer.matrices()
 
     @torch.inference_mode()
-    def forward(self, arena: KvArena, rows: PassRows) -> torch.Tensor:
+    def forward(self, arena: KvArena, rows: PassRows, period: Period | None = None) -> torch.Tensor:
         """Run T tokens, write their KV into `arena`, return float32 logits [R, vocab].
 
-        The head is applied to the R wanted tokens alone.
+        The head is applied to the R wanted tokens alone. `period`: the modules of every layer run
+        in its order, in its parts (None: each once, on everything).
         """
-        batch = self._prepare(arena, rows)
         eps = self.config.rms_eps
-        x_TH = self.embedding.index_select(0, batch.token_ids)
-        for number, layer in enumerate(self.layers):
-            x_TH = layer(x_TH, eps, arena, number, batch)
-        chosen = rms_norm(x_TH.index_select(0, batch.wanted), self.final_norm, eps)
+        x_TH = self.embedding.index_select(0, arena.tensor(rows.token_ids))
+        if period is None or period.whole:
+            batch = self._prepare(arena, rows)
+            for number, layer in enumerate(self.layers):
+                x_TH = layer(x_TH, eps, arena, number, batch)
+        else:
+            x_TH = self._by_modules(x_TH, arena, rows, period)
+        wanted = arena.tensor(rows.wanted)
+        chosen = rms_norm(x_TH.index_select(0, wanted), self.final_norm, eps)
         return self._arithmetic.linear(chosen, self.head).float()
+
+    def _by_modules(
+        self, x_TH: torch.Tensor, arena: KvArena, rows: PassRows, period: Period
+    ) -> torch.Tensor:
+        """All layers, module by module: what attention leaves is parked in `x_TH`, in place."""
+        eps = self.config.rms_eps
+        batches = [
+            self._prepare(arena, rows.part(*node.rows)) if node.module == ATTENTION else None
+            for node in period.nodes
+        ]
+        for number, layer in enumerate(self.layers):
+            for node, batch in zip(period.nodes, batches, strict=True):
+                part = x_TH[slice(*node.tokens)]
+                if batch is not None:
+                    part.copy_(layer.attend(part, eps, arena, number, batch))
+                else:
+                    part.copy_(layer.feed(part, eps))
+        return x_TH
 
     def _prepare(self, arena: KvArena, rows: PassRows) -> Batch:
         slots, positions = rows.flat()
@@ -98,10 +122,8 @@ class Transformer:
         cos, sin = self._rotary.at(arena.tensor(positions), int(positions.max()))
         attended, absorbed, expanded = self._split(arena, rows)
         return Batch(
-            token_ids=arena.tensor(rows.token_ids),
             pages=arena.tensor(arena.tables.pages[slots, columns]),
             offsets=arena.tensor(offsets),
-            wanted=arena.tensor(rows.wanted),
             cos=cos,
             sin=sin,
             backend=self.backend,

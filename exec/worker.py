@@ -26,6 +26,8 @@ from batchgen.exec.sampler import choose
 from batchgen.exec.transformer import DTYPES, load_model
 from batchgen.job.rows import TokenIds
 from batchgen.job.sampling import Sampling
+from batchgen.plan import Plan
+from batchgen.schedule import Period, forward_period
 from batchgen.step import Chunk
 
 DEVICES = ("cpu", "cuda")
@@ -77,6 +79,7 @@ class Worker:
         self.page_tokens = page_tokens
         self.device = device
         self._dtype = DTYPES[dtype]
+        self._b_attn = self._b_moe = 0
         self.rows = Rows(self.config.vocab_size)
         self.copier = Copier()
         # Copies under way: tier that gets them, and what it had of each row before.
@@ -364,11 +367,20 @@ class Worker:
             token_ids=self._token_ids(slots, starts, lengths, len(decodes)),
             wanted=(np.cumsum(lengths) - 1)[samples],
         )
-        logits = self.model.forward(self._hbm, rows)
+        logits = self.model.forward(self._hbm, rows, self._period(lengths))
         alive = columns.ended[slots] == RUNNING  # a ghost's pass counts for nothing
         columns.computed[slots[alive]] = (starts + lengths)[alive]
         sampled = [*decodes, *(row for row, _, _, last in chunks if last)]
         return self._append(sampled, logits)
+
+    def schedule_by(self, plan: Plan) -> None:
+        """Modules run in the sub-batches of the plan from now on."""
+        self._b_attn, self._b_moe = plan.b_attn, plan.b_moe
+
+    def _period(self, lengths: Ints) -> Period | None:
+        if not self._b_attn and not self._b_moe:
+            return None
+        return forward_period(lengths.tolist(), b_attn=self._b_attn, b_moe=self._b_moe)
 
     def _segments(self, decodes: Sequence[int], chunks: Sequence[Chunk]) -> tuple[Ints, Ints, Ints]:
         """Slots, first positions and lengths [S] of what a pass computes, checked."""

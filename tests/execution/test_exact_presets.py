@@ -22,7 +22,8 @@ NUM_ROWS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A way to run the job. `hbm` is in tokens; `forces` names the column that must not be zero."""
+    """A way to run the job. `hbm` is in tokens; `forces` names the column that must not be zero;
+    `modules` are B_attn and B_moe."""
 
     policy: str
     page: int
@@ -32,6 +33,7 @@ class Run:
     seqs: int = 8
     spread_ps: int = 0
     forces: str = ""
+    modules: tuple[int, int] = (0, 0)
 
 
 RUNS = {
@@ -44,13 +46,23 @@ RUNS = {
     "batchgen": Run(policy="batchgen", page=64, host=8192),
     "batchgen-suspend": Run(policy="batchgen", page=16, hbm=512, host=8192, forces="suspensions"),
     "batchgen-cuts": Run(policy="batchgen", page=64, host=8192, spread_ps=2 * 10**11),
+    "static-modules": Run(policy="static", page=64, modules=(3, 5)),
+    "orca-modules": Run(policy="orca", page=16, modules=(1, 0)),
+    "vllm-modules": Run(policy="vllm", page=16, budget=13, modules=(2, 7), forces="adopted"),
+    "vllm-prefix": Run(policy="vllm", page=8, forces="adopted"),
+    "batchgen-prefix": Run(policy="batchgen", page=8, host=8192, forces="adopted"),
+    "batchgen-modules": Run(
+        policy="batchgen", page=16, hbm=512, host=8192, modules=(3, 40), forces="suspensions"
+    ),
 }
 
 
 def rows() -> list[tuple[list[int], int]]:
+    """About half of them begin alike."""
     generator = np.random.default_rng(11)
+    shared = generator.integers(0, 256, 40).tolist()
     return [
-        (generator.integers(0, 256, int(p)).tolist(), int(n))
+        (shared * int(p % 2) + generator.integers(0, 256, int(p)).tolist(), int(n))
         for p, n in zip(
             generator.integers(1, 150, NUM_ROWS), generator.integers(1, 70, NUM_ROWS), strict=True
         )
@@ -102,6 +114,8 @@ def test_tokens_are_those_of_the_row_alone(
                 ("plan.token_budget", str(run.budget)),
                 ("plan.max_num_seqs", str(run.seqs)),
                 ("plan.boundary", "16"),
+                ("plan.b_attn", str(run.modules[0])),
+                ("plan.b_moe", str(run.modules[1])),
             ),
             hbm_pages=run.hbm // run.page,
             host_pages=run.host // run.page,
