@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as functional
 
-SIZE = 768  # of a square product: large enough for full speed, 20 ms in float32 on two slow cores
+ROWS, WIDTH = 1024, 1024  # of a product with square weights: large enough for full speed
 COPY_BYTES = 64 << 20  # beyond a cache of the processor's
 REPEATS = 5
 
@@ -28,12 +29,14 @@ class Ceilings:
 def measure_ceilings(dtype: torch.dtype, device: str = "cpu") -> Ceilings:
     """About a tenth of a second."""
     place = torch.device(device)
-    a, b = (torch.ones(SIZE, SIZE, dtype=dtype, device=place) for _ in range(2))
+    x = torch.ones(ROWS, WIDTH, dtype=dtype, device=place)
+    weight = torch.ones(WIDTH, WIDTH, dtype=dtype, device=place)
     source = torch.ones(COPY_BYTES // dtype.itemsize, dtype=dtype, device=place)
     target = torch.empty_like(source)
-    product_s = _best_s(lambda: torch.mm(a, b), place)
+    product_s = _best_s(lambda: functional.linear(x, weight), place)
     copy_s = _best_s(lambda: target.copy_(source), place)
-    return Ceilings(matmul_flops=2 * SIZE**3 / product_s, memory_bytes_s=2 * COPY_BYTES / copy_s)
+    flops = 2 * ROWS * WIDTH**2 / product_s
+    return Ceilings(matmul_flops=flops, memory_bytes_s=2 * COPY_BYTES / copy_s)
 
 
 def _best_s(work: Callable[[], object], device: torch.device) -> float:
