@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from batchgen.errors import IllegalTransition
 from batchgen.exec.arena import KvArena
-from batchgen.exec.rows import Rows
+from batchgen.exec.rows import Ints, Rows
 
 
 class PrefixPages:
@@ -19,6 +19,8 @@ class PrefixPages:
         self._pages: dict[int, int] = {}  # page key of the runtime -> physical page
         self._promised: set[int] = set()  # keys of pages that the next pass takes and fills
         self._before_pass: list[Callable[[], None]] = []
+        # Physical pages that a row has not filled because it failed; who adopts one fills it.
+        self._unfilled: set[int] = set()
 
     def __bool__(self) -> bool:
         return bool(self._pages)
@@ -82,6 +84,28 @@ class PrefixPages:
         for key, page in zip(keys, pages, strict=True):
             self._arena.pool.retain([page])
             self._pages[key] = page
+
+    def spoil(self, slot: int) -> None:
+        """The row of this slot failed: it fills no more of its pages. The runtime does not know
+        which of them it has published, and lets others begin with them."""
+        whole = int(self._rows.computed[slot]) // self._arena.page_tokens
+        self._unfilled.update(self._arena.tables.of(slot)[whole:])
+
+    def begins(self, slot: int, start: int) -> int:
+        """Where a chunk from `start` on must begin: at the first page that nobody has filled."""
+        if self._unfilled:
+            page = self._arena.page_tokens
+            for number, held in enumerate(self._arena.tables.of(slot)[: -(-start // page)]):
+                if held in self._unfilled:
+                    return number * page
+        return start
+
+    def filled(self, slots: Ints, starts: Ints, ends: Ints) -> None:
+        """Rows have computed the tokens [starts, ends) of these slots."""
+        if self._unfilled:
+            page = self._arena.page_tokens
+            for slot, start, end in zip(*(x.tolist() for x in (slots, starts, ends)), strict=True):
+                self._unfilled -= {*self._arena.tables.of(slot)[start // page : -(-end // page)]}
 
     def forget(self, keys: Sequence[int]) -> None:
         """Withdraw published pages; rows that adopted them keep them."""

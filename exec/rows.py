@@ -197,11 +197,15 @@ class Rows:
         ]
         return np.concatenate(parts)
 
+    def make_room(self, slots: Ints) -> None:
+        """Room for one more token of each of these rows [R]."""
+        if len(slots):
+            self._grow(0, int(self.tail[slots].max()) + 1)
+
     def append(self, slots: Ints, tokens: Ints) -> Ints:
         """One more produced token for each of these rows [R], which have not ended; returns why
         each ended by it (RUNNING if not)."""
-        if len(slots):
-            self._grow(0, int(self.tail[slots].max()) + 1)
+        self.make_room(slots)
         self.tails[slots, self.tail[slots]] = tokens
         self.tail[slots] += 1
         self.last[slots] = tokens

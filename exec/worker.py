@@ -350,6 +350,7 @@ class Worker:
         slot = self.rows.slot(row)
         if self.rows.ended[slot] == RUNNING:
             self.rows.ended[slot] = FAILED
+            self.prefix.spoil(slot)
 
     def _forward(
         self, decodes: Sequence[int], chunks: Sequence[Chunk]
@@ -368,10 +369,12 @@ class Worker:
             wanted=(np.cumsum(lengths) - 1)[samples],
         )
         logits = self.model.forward(self._hbm, rows, self._period(lengths))
+        sampled = [*decodes, *(row for row, _, _, last in chunks if last)]
+        tokens = self._next_tokens(sampled, logits)  # may fail too: rows are as they were until now
         alive = columns.ended[slots] == RUNNING  # a ghost's pass counts for nothing
         columns.computed[slots[alive]] = (starts + lengths)[alive]
-        sampled = [*decodes, *(row for row, _, _, last in chunks if last)]
-        return self._append(sampled, logits)
+        self.prefix.filled(slots[alive], starts[alive], (starts + lengths)[alive])
+        return self._append(sampled, tokens)
 
     def schedule_by(self, plan: Plan) -> None:
         """Modules run in the sub-batches of the plan from now on."""
@@ -409,7 +412,8 @@ class Worker:
                 )
             if last != (end == known[number]) or ended[number]:
                 raise IllegalTransition(f"row {row}: chunk [{start}, {end}) has last={last}")
-            lengths[number] = length
+            starts[number] = self.prefix.begins(int(slots[number]), start)
+            lengths[number] = end - starts[number]
         return slots, starts, lengths
 
     def _reserve(self, slots: Ints, ends: Ints) -> None:
@@ -434,12 +438,10 @@ class Worker:
             parts.append(columns.ids(slot, start, start + length))
         return np.concatenate(parts)
 
-    def _append(
-        self, rows: Sequence[int], logits: torch.Tensor
-    ) -> tuple[list[tuple[int, str]], list[tuple[int, str, str]]]:
-        """Give each row its next token and say which rows ended by it."""
+    def _next_tokens(self, rows: Sequence[int], logits: torch.Tensor) -> Ints:
+        """The next token of each row, and room for it. Changes no row."""
         if not rows:
-            return [], []
+            return np.empty(0, dtype=np.int64)
         columns = self.rows
         slots = columns.slots(rows)
         sampling: list[Sampling | None] = [None] * len(rows)
@@ -447,6 +449,17 @@ class Worker:
             given = columns.inputs[int(slots[number])]
             sampling[number] = given.sampling if given is not None else None
         tokens = np.array(choose(logits, sampling, columns.produced(slots).tolist()))
+        columns.make_room(slots)
+        return tokens
+
+    def _append(
+        self, rows: Sequence[int], tokens: Ints
+    ) -> tuple[list[tuple[int, str]], list[tuple[int, str, str]]]:
+        """Give each row its next token and say which rows ended by it."""
+        if not rows:
+            return [], []
+        columns = self.rows
+        slots = columns.slots(rows)
         running = columns.ended[slots] == RUNNING  # the others are ghosts
         bad = running & (tokens >= self.config.vocab_size)
         columns.ended[slots[bad]] = FAILED

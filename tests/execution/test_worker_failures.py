@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,13 @@ from exec_cases import run as run_case
 
 from batchgen import events as ev
 from batchgen.exec import copier as copies
+from batchgen.exec import sampler
+from batchgen.exec import worker as workers
 from batchgen.exec.clock import WallClock
 from batchgen.exec.drive import drive
 from batchgen.exec.init import init_model
-from batchgen.exec.prepare import prepare
+from batchgen.exec.job import ExecJob
+from batchgen.exec.prepare import Prepared, prepare
 from batchgen.exec.worker import Worker
 
 ROWS = tuple((number, 24) for number in range(8))
@@ -38,10 +43,10 @@ def too_large(worker: Worker, most: int, row: int = -1, error: Exception | None 
         running[:] = [*decodes, *(chunk[0] for chunk in chunks)]
         return segments(decodes, chunks)
 
-    def limited(arena: object, rows: object) -> torch.Tensor:
+    def limited(arena: object, rows: object, *more: object) -> torch.Tensor:
         if len(rows.token_ids) > most or row in running:
             raise error or RuntimeError(SHORT)
-        return forward(arena, rows)
+        return forward(arena, rows, *more)
 
     worker._segments, worker.model.forward = watched, limited
 
@@ -172,3 +177,57 @@ def test_a_worker_serves_one_run_after_the_other(model: Path, tmp_path: Path) ->
         ran = drive(prepared, WallClock())
         for row, (number, budget) in enumerate(ROWS):
             check_answer(model, number, ran.tokens[row], budget)
+
+
+def same_beginning(model: Path, folder: Path, depth: int) -> Prepared:
+    """Six rows that share four pages; the first one computes them for all."""
+    shared = [37 * i % 250 for i in range(64)]
+    lines = [
+        json.dumps({"prompt": [*shared, i, i + 1], "max_tokens": 12, "ignore_eos": True})
+        for i in range(6)
+    ]
+    path = folder / "same.jsonl"
+    path.write_text("\n".join(lines))
+    options = (("plan.page_tokens", "16"), ("plan.depth", str(depth)))
+    return prepare(
+        ExecJob(
+            model=model,
+            input=path,
+            output=folder / "out.jsonl",
+            policy="vllm",
+            exact=True,
+            threads=1,
+            overrides=options,
+        )
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_pages_that_a_failed_row_has_not_filled_are_filled_by_who_adopts_them(
+    depth: int, model: Path, tmp_path: Path
+) -> None:
+    alone = drive(same_beginning(model, tmp_path, depth), WallClock()).tokens
+    prepared = same_beginning(model, tmp_path, depth)
+    too_large(prepared.worker, 1000, row=0)
+    ran = drive(prepared, WallClock())
+    assert ran.reasons[0] == "out_of_memory"
+    assert sum(prepared.table.adopted.tolist()) > 0
+    assert [ran.tokens[row] for row in range(1, 6)] == [alone[row] for row in range(1, 6)]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_memory_that_is_short_while_tokens_are_chosen_costs_nothing(
+    number: int, depth: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that fails after its KV was computed is computed again."""
+    alone = drive(same_beginning(model, tmp_path, depth), WallClock()).tokens
+    choices = itertools.count(1)
+
+    def choose(*args: object) -> object:
+        if next(choices) == number:
+            raise MemoryError
+        return sampler.choose(*args)
+
+    monkeypatch.setattr(workers, "choose", choose)
+    assert drive(same_beginning(model, tmp_path, depth), WallClock()).tokens == alone
