@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 
 import numpy as np
 import numpy.typing as npt
 
+from batchgen.errors import UserError
 from batchgen.job.rows import TokenIds
 
 PIECE_TOKENS = 1 << 20
@@ -43,5 +45,19 @@ class PromptStore:
             return np.empty(tokens, dtype=np.int32)
         self.mapped_bytes += size
         with tempfile.TemporaryFile(prefix="batchgen-prompts-") as file:
-            file.truncate(size)
+            _fill(file.fileno(), size)
             return np.memmap(file, dtype=np.int32, mode="r+", shape=(tokens,))
+
+
+def _fill(descriptor: int, size: int) -> None:
+    """Give a new file its bytes on the disk: if that is full when a mapped page is written, the
+    process ends by SIGBUS. Raises UserError."""
+    try:
+        os.ftruncate(descriptor, size)
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        raise UserError(
+            f"no room for the prompts in {tempfile.gettempdir()}: {error.strerror}",
+            remedy="make room there, or name another folder in TMPDIR",
+        ) from None

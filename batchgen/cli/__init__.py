@@ -38,6 +38,7 @@ EXTRAS = {
 MACHINE = (
     errno.EACCES,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.ENOSPC,
@@ -151,6 +152,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in MACHINE:
         where = f"{str(error.filename)[:MOST_SHOWN]}: " if error.filename is not None else ""
         _say(f"error: {one_line(where + str(error.strerror))}; choose another path or free it")
+        return USAGE
+    if isinstance(error, MemoryError) or "t allocate memory" in str(error):  # torch's, by its text
+        _say("error: memory is short; free some, raise its limit, or choose a smaller model or job")
         return USAGE
     if isinstance(error, BatchgenError):
         what = f"internal error ({error.code}): {one_line(error)}"

@@ -119,6 +119,10 @@ def exec_(
     )
     with users_code(), progress_bar(policy, progress, real=True) as callback:
         record, counts = execute(job, progress=callback)
+    # Said first: the answers are there, whatever becomes of the run directory.
+    if remark := record.config["kernels_remark"]:
+        say(f"note: attention and experts ran in torch, which is slower: {remark}")
+    say(f"wrote {output}: {counts['done']} rows answered, {counts['errors']} error rows")
     if out is not None:
         from batchgen.report.rundir import write_run
 
@@ -127,9 +131,6 @@ def exec_(
         from batchgen.report.metrics import summary as summarise
 
         summary = summarise(record)
-    if remark := record.config["kernels_remark"]:
-        say(f"note: attention and experts ran in torch, which is slower: {remark}")
-    say(f"wrote {output}: {counts['done']} rows answered, {counts['errors']} error rows")
     if as_json:
         print_runs_json([summary])
     else:

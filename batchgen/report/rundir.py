@@ -68,10 +68,11 @@ def write_run(
     with beside(path) as temporary:
         try:
             temporary.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}", remedy="check it") from None
-        _fill(record, result, temporary, plots)
-        _swap(temporary, path)
+            _fill(record, result, temporary, plots)
+            _swap(temporary, path)
+        except OSError as error:  # a full disk, a limit of size: none is a bug of ours
+            why = error.strerror or error
+            raise UserError(f"cannot write {path}: {why}", remedy="check it") from None
     return result
 
 

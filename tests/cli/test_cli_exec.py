@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 from typer.main import get_command
 
 from batchgen.cli import main
+from batchgen.exec import worker as workers
+from batchgen.report import rundir
 
 EXEC_FLAGS = {
     "--model",
@@ -312,6 +316,48 @@ def test_the_run_directory_and_its_replay(
     assert main(["report", str(folder), "--json"]) == 0
     (summary,) = json.loads(capsys.readouterr().out)["runs"]
     assert {"schema": 1, **summary} == json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EIO])
+def test_a_run_directory_that_cannot_be_written_costs_no_answer(
+    code: int,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(rundir, "write_json", refuse)
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "a", "max_tokens": 2}\n')
+    arguments = ["exec", "--model", str(model), "-i", str(path), "-o", str(tmp_path / "o")]
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--progress", "off"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2].startswith(f"wrote {tmp_path / 'o'}: 1 rows answered")
+    assert said[-1] == f"error: cannot write {tmp_path / 'run'}: {os.strerror(code)}; check it"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl", "o"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_short_memory_is_no_bug(
+    error: Exception,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(workers, "load_model", short)
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "a", "max_tokens": 2}\n')
+    assert main(["exec", "--model", str(model), "-i", str(path), "-o", str(tmp_path / "o")]) == 2
+    assert capsys.readouterr().err.startswith("error: memory is short; ")
 
 
 def test_model_init(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

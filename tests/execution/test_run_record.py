@@ -10,6 +10,7 @@ from exec_cases import Case
 
 from batchgen.cost.api import PassLoad
 from batchgen.cost.work import useful_flops
+from batchgen.exec import run_record
 from batchgen.exec.clock import WallClock
 from batchgen.exec.drive import drive
 from batchgen.exec.init import init_model
@@ -98,3 +99,16 @@ def test_shared_prompts_are_computed_once(policy: str, model: Path, tmp_path: Pa
     computed = 12 * 49 - found["adopted_tokens"]
     assert found["adopted_tokens"] == 11 * 48
     assert np.isclose(found["prefix_hit_fraction"], 11 * 48 / (11 * 48 + computed))
+
+
+def test_memory_that_is_too_short_to_measure_the_machine_costs_no_run(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(run_record, "measure_ceilings", short)
+    prepared = prepare(Case(policy="vllm", rows=ROWS).job(model, tmp_path))
+    record = build_record(prepared, drive(prepared, WallClock()), 1.0, None)
+    assert record.config["machine"] == {"matmul_flops": 0.0, "memory_bytes_s": 0.0}
+    assert summary(record)["mfu"] is None

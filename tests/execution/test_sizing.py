@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from batchgen.errors import UserError
 from batchgen.exec.free_memory import free_memory_bytes
 from batchgen.exec.init import init_model
 from batchgen.exec.job import ExecJob
@@ -81,6 +84,17 @@ def test_prompts_are_kept_as_they_were() -> None:
             view[0] = 1
     assert store.held_bytes <= PIECE_TOKENS * 8
     assert store.mapped_bytes > 0
+
+
+def test_a_full_disk_is_met_before_prompts_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapped page without a place on the disk would end the process by a signal."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(UserError, match=r"no room for the prompts in .*TMPDIR"):
+        PromptStore(memory_bytes=0).add([1])
 
 
 def test_arenas_do_not_grow_with_the_job(model: Path, tmp_path: Path) -> None:
