@@ -119,7 +119,7 @@ class Copier:
             try:
                 for part in job.parts:
                     move_pages(*part)
-            except (RuntimeError, MemoryError) as problem:
+            except Exception as problem:  # whatever it is: who waits for the ticket must be told
                 error = f"{problem!s:.200}" or type(problem).__name__
             with self._change:
                 self._finished = job.ticket

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from exec_cases import PRESETS, Case, check_answer
@@ -16,7 +17,9 @@ from batchgen import events as ev
 from batchgen.exec import copier as copies
 from batchgen.exec import sampler
 from batchgen.exec import worker as workers
+from batchgen.exec.arena import KvArena
 from batchgen.exec.clock import WallClock
+from batchgen.exec.config import KvLayout
 from batchgen.exec.drive import drive
 from batchgen.exec.init import init_model
 from batchgen.exec.job import ExecJob
@@ -177,6 +180,24 @@ def test_a_worker_serves_one_run_after_the_other(model: Path, tmp_path: Path) ->
         ran = drive(prepared, WallClock())
         for row, (number, budget) in enumerate(ROWS):
             check_answer(model, number, ran.tokens[row], budget)
+
+
+def test_who_waits_for_a_copy_is_told_whatever_went_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error that nobody expects must not end the thread: all would wait for ever."""
+
+    def wrong(*_: object) -> None:
+        raise IndexError("page 9 of 8")
+
+    monkeypatch.setattr(copies, "move_pages", wrong)
+    copier, layout = copies.Copier(), KvLayout(layers=1, parts=2, heads=1, head_dim=4)
+    arenas = [KvArena(name, 2, layout, page_tokens=2, dtype=torch.float32) for name in "ab"]
+    pages = np.array([0])
+    tickets = [copier.copy(*arenas, [(pages, pages)]) for _ in range(2)]
+    copier.wait_some(10.0)
+    copier.close()
+    assert [copier.error(ticket) for ticket in tickets] == ["page 9 of 8"] * 2
 
 
 def same_beginning(model: Path, folder: Path, depth: int) -> Prepared:
