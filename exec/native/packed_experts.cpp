@@ -16,6 +16,8 @@ using namespace batchgen;
 
 constexpr int64_t CHUNK_ROWS = 256;          // rows that stay in a cache while panels pass by
 constexpr int64_t PIECE_SIZE = 1 << 16;      // weights that a thread takes at a time
+constexpr int64_t MIN_TOKENS = 512;          // of a call are taken together, and more while that gives
+constexpr int64_t GROUP_ROWS = 128;          // an expert fewer rows: what lies between stays in caches
 constexpr int64_t ROUTED_ROWS = 8;           // tokens that share a pass over the router
 constexpr int64_t WORTH_THREADS = 1 << 18;   // multiplications below which other threads stay asleep
 
@@ -30,6 +32,18 @@ struct Job {
   int64_t tokens, hidden, width, experts, top_k;
   bool renormalise;
 };
+
+// Tokens [begin, end).
+Job part(Job job, int64_t begin, int64_t end) {
+  job.x += begin * job.hidden;
+  job.out += begin * job.hidden;
+  if (job.given_experts) {
+    job.given_experts += begin * job.top_k;
+    job.given_weights += begin * job.top_k;
+  }
+  job.tokens = end - begin;
+  return job;
+}
 
 // A matrix of each expert: `panels` panels of `steps` steps.
 struct Matrices {
@@ -189,10 +203,12 @@ extern "C" int batchgen_packed_experts(int way, int threads, const void *x, cons
 #ifdef BATCHGEN_PACKED
   if (way < AVX512 || way > batchgen_packed_way()) return 1;
   const auto bfloats = [](const void *from) { return static_cast<const Bfloat16 *>(from); };
-  run(Job{bfloats(x), bfloats(router), given_experts, given_weights, bfloats(gate_up),
-          bfloats(down), static_cast<Bfloat16 *>(out), sizes[0], sizes[1], sizes[2], sizes[3],
-          sizes[4], sizes[5] != 0},
-      threads, way);
+  const Job job{bfloats(x), bfloats(router), given_experts, given_weights, bfloats(gate_up),
+                bfloats(down), static_cast<Bfloat16 *>(out), sizes[0], sizes[1], sizes[2],
+                sizes[3], sizes[4], sizes[5] != 0};
+  const int64_t most = std::max(MIN_TOKENS, GROUP_ROWS * job.experts / job.top_k);
+  for (int64_t begin = 0; begin < job.tokens; begin += most)
+    run(part(job, begin, std::min(begin + most, job.tokens)), threads, way);
   return 0;
 #else
   return 1;
