@@ -1,8 +1,8 @@
 """Matrices of bfloat16 packed once for the compiled products of the CPU, and these products.
 
-Decides nothing but the way: AMX tiles where the processor and the kernel have them, else AVX-512, else
-none, and then nothing is packed. `exec.arithmetic` and `exec.mlp` do the same in torch with plain
-weights. Shapes as in `exec.mlp`.
+Decides nothing but the way: AMX tiles where the processor and the kernel have them, else AVX-512,
+else none, and then nothing is packed. `exec.arithmetic` and `exec.mlp` do the same in torch with
+plain weights. Shapes as in `exec.mlp`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class PackedMatrix(torch.Tensor):
     """One matrix [outputs, inputs], or one per expert, in the order that `native/packed.h` defines.
 
     The tensor holds its elements [experts, panels, steps, 2, 16, 16, 2], the first dimension only
-    for experts: torch multiplies with no such shape by mistake. `gated`: gates above as many ups, in
-    panels of both; `outputs` counts the gates. `way`: a value of `WAYS`.
+    for experts: torch multiplies with no such shape by mistake. `gated`: gates above as many ups,
+    in panels of both; `outputs` counts the gates. `way`: a value of `WAYS`.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
