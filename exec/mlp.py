@@ -14,9 +14,9 @@ from batchgen.exec.config import ClampedSwiglu
 from batchgen.exec.packed import PackedMatrix, packed_experts
 from batchgen.exec.routing import Router
 
-# Rows of an expert that is not packed. Over torch with one and two threads (hidden 512, width 256): 16 rows 0.94 and
-# 1.24 times as fast, 24 rows 0.89 and 1.14, 32 rows 0.86 and 1.05 (benchmarks/compiled.py
-# --large-groups).
+# Rows of an expert that is not packed. Over torch with one and two threads (hidden 512, width 256):
+# 16 rows 0.94 and 1.24 times as fast, 24 rows 0.89 and 1.14, 32 rows 0.86 and 1.05
+# (benchmarks/compiled.py --large-groups).
 LARGE_GROUP = 24
 
 
