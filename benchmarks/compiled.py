@@ -130,7 +130,10 @@ def expert_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[
         plain = [dataclasses.replace(layer, arithmetic=plain_torch) for layer in layers]
         layers = [
             dataclasses.replace(
-                layer, gate_up=fast.pack(layer.gate_up, gated=True), down=fast.pack(layer.down)
+                layer,
+                router=dataclasses.replace(layer.router, weight=fast.pack(layer.router.weight)),
+                gate_up=fast.pack(layer.gate_up, gated=True),
+                down=fast.pack(layer.down),
             )
             for layer in layers
         ]

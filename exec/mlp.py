@@ -71,8 +71,9 @@ class SparseMlp:
     shared: DenseMlp | None = None
 
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.gate_up, PackedMatrix) and isinstance(self.down, PackedMatrix):
-            routed = self._packed(x_TH, self.gate_up, self.down)
+        gate_up, down = self.gate_up, self.down
+        if isinstance(gate_up, PackedMatrix) and isinstance(down, PackedMatrix):
+            routed = self._packed(x_TH, gate_up, down)
         else:
             routed = self._compiled(x_TH) if self._is_compiled(x_TH) else self._in_torch(x_TH)
         return routed if self.shared is None else routed + self.shared(x_TH)
@@ -86,11 +87,13 @@ class SparseMlp:
     def _packed(
         self, x_TH: torch.Tensor, gate_up: PackedMatrix, down: PackedMatrix
     ) -> torch.Tensor:
-        router, plain = self.router, self.router.config.plain
+        router = self.router
+        packed = router.weight if router.config.plain else None
+        packed = packed if isinstance(packed, PackedMatrix) else None
         return packed_experts(
             x_TH,
-            router.weight if plain else None,
-            None if plain else router(x_TH),
+            packed,
+            router(x_TH) if packed is None else None,
             (gate_up, down),
             router.experts_per_token,
             router.config.normalise,

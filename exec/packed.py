@@ -105,13 +105,13 @@ def packed_linear(
 
 def packed_experts(
     x_TH: torch.Tensor,
-    router: torch.Tensor | None,
+    router: PackedMatrix | None,
     chosen: tuple[torch.Tensor, torch.Tensor] | None,
     matrices: Sequence[PackedMatrix],
     top_k: int,
     renormalise: bool,
 ) -> torch.Tensor:
-    """Routed experts [T, H] by `router` [E, H], or by `chosen` weights and experts [T, K] each.
+    """Routed experts [T, H]: by `router` (E outputs), or `chosen` weights and experts, [T, K] each.
 
     `matrices`: gate_up, gated, and down. Raises ValueError for an x of another width or dtype.
     """

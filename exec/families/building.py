@@ -144,6 +144,7 @@ def dense(read: Reader, config: ModelConfig, one: MlpConfig) -> DenseMlp:
 def experts(read: Reader, config: ModelConfig, one: MoeConfig, names: ExpertNames) -> SparseMlp:
     """Experts in the published layout, or stacked as transformers 5 keeps them in memory."""
     hidden, width, count = config.hidden_size, one.width, one.num_experts
+    pack = read.arithmetic.pack
     stacked = read.under("mlp.experts.")
     is_stacked = stacked.has("gate_up_proj")
     names = COMMON if is_stacked else names
@@ -151,8 +152,8 @@ def experts(read: Reader, config: ModelConfig, one: MoeConfig, names: ExpertName
         config=one.routing,
         experts_per_token=one.experts_per_token,
         arithmetic=read.arithmetic,
-        weight=read(
-            names.router, count, hidden, dtype=torch.float32 if one.routing.float32 else None
+        weight=pack(
+            read(names.router, count, hidden, dtype=torch.float32 if one.routing.float32 else None)
         ),
         correction=read(names.correction, count, dtype=torch.float32)
         if one.routing.correction
@@ -171,7 +172,6 @@ def experts(read: Reader, config: ModelConfig, one: MoeConfig, names: ExpertName
     shared = None
     if one.shared_width:
         shared = dense(read.under("mlp.shared_experts."), config, MlpConfig(width=one.shared_width))
-    pack = read.arithmetic.pack
     return SparseMlp(
         arithmetic=read.arithmetic,
         router=router,

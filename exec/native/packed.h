@@ -215,6 +215,13 @@ inline void write_gated(const Results &block, int64_t count, Bfloat16 *out, int6
   }
 }
 
+// Writes the 32 sums of every row of a block.
+inline void write_floats(const Results &block, int64_t count, float *out, int64_t stride) {
+  for (int64_t r = 0; r < count; r++)
+    for (int64_t half = 0; half < 2; half++)
+      store(out + r * stride + half * TILE, load(block.at[r / TILE][half][r % TILE]));
+}
+
 #endif // BATCHGEN_PACKED
 
 } // namespace batchgen

@@ -3,6 +3,9 @@
 // Does what experts.cpp does, with the products of packed.h: decoding reads each weight once, at the
 // speed of memory. Built and called by exec/compiled.py; knows no torch.
 
+#include <atomic>
+#include <thread>
+
 #include "packed.h"
 #include "routing.h"
 
@@ -18,12 +21,11 @@ constexpr int64_t CHUNK_ROWS = 256;          // rows that stay in a cache while 
 constexpr int64_t PIECE_SIZE = 1 << 16;      // weights that a thread takes at a time
 constexpr int64_t MIN_TOKENS = 512;          // of a call are taken together, and more while that gives
 constexpr int64_t GROUP_ROWS = 128;          // an expert fewer rows: what lies between stays in caches
-constexpr int64_t ROUTED_ROWS = 8;           // tokens that share a pass over the router
 constexpr int64_t WORTH_THREADS = 1 << 18;   // multiplications below which other threads stay asleep
 
 struct Job {
   const Bfloat16 *x;            // [tokens, hidden]
-  const Bfloat16 *router;       // [experts, hidden], unless the next two are given
+  const Bfloat16 *router;       // packed [experts, hidden], unless the next two are given
   const int32_t *given_experts; // [tokens, top_k]
   const float *given_weights;   // [tokens, top_k]
   const Bfloat16 *gate_up;      // [experts], each packed, gated
@@ -64,6 +66,18 @@ struct Scratch {
   Lines<Bfloat16> gathered, inner; // rows by place
   Lines<float> outputs;            // rows by place
   std::vector<Piece> up, down;
+  std::vector<std::atomic<int64_t>> waiting; // [experts] pieces of `up` that are not done
+};
+
+// Waits a little; after a while the processor may go to the thread that is waited for.
+struct Pause {
+  int spins = 0;
+  void operator()() {
+    if (++spins < 1000)
+      _mm_pause();
+    else
+      std::this_thread::yield();
+  }
 };
 
 // All products, expert by expert; pieces small enough that no thread waits long for another.
@@ -78,9 +92,9 @@ void cut(const Slots &slots, int64_t experts, const Matrices &matrices, std::vec
                        std::min(panel + group, matrices.panels)});
 }
 
-// Experts and weights of tokens [begin, end), at most ROUTED_ROWS.
-void route(const Job &job, int64_t begin, int64_t end, Slots &slots) {
-  const int64_t wide = padded(job.hidden), scored = padded(job.experts);
+// Experts and weights of tokens [begin, end), at most BLOCK_ROWS.
+void route(const Job &job, int64_t begin, int64_t end, Multiplier &multiplier, Slots &slots) {
+  const int64_t wide = whole(job.hidden, STEP), scored = whole(job.experts, PANEL);
   int32_t *chosen = slots.chosen.data();
   float *weights = slots.weights.data();
   if (job.given_experts) {
@@ -90,21 +104,26 @@ void route(const Job &job, int64_t begin, int64_t end, Slots &slots) {
               weights + begin * job.top_k);
     return;
   }
-  static thread_local Lines<Product<Bfloat16>::Input> rows;
+  static thread_local Lines<Bfloat16> rows;
   static thread_local Lines<float> scores;
-  rows.assign(ROUTED_ROWS * wide, {});
-  scores.resize(ROUTED_ROWS * scored);
-  const Product<Bfloat16>::Input *inputs[ROUTED_ROWS];
-  float *into[ROUTED_ROWS];
-  for (int64_t t = begin; t < end; t++) {
-    auto *row = rows.data() + (t - begin) * wide;
-    std::copy_n(job.x + t * job.hidden, job.hidden, row);
-    inputs[t - begin] = row;
-    into[t - begin] = scores.data() + (t - begin) * scored;
+  const Bfloat16 *inputs = job.x + begin * job.hidden;
+  if (wide != job.hidden) { // tiles are loaded whole
+    rows.assign(BLOCK_ROWS * wide, Bfloat16{0});
+    for (int64_t t = begin; t < end; t++)
+      std::copy_n(job.x + t * job.hidden, job.hidden, rows.data() + (t - begin) * wide);
+    inputs = rows.data();
   }
-  product(inputs, end - begin, job.router, 0, job.experts, job.hidden, into);
+  scores.resize(BLOCK_ROWS * scored);
+  const auto place = [&](int64_t row, int64_t panel) {
+    return scores.data() + row * scored + panel * PANEL;
+  };
+  multiplier.panels(inputs, wide, 0, end - begin, job.router, wide / STEP, 0, scored / PANEL,
+                    place, scored * 4,
+                    [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
+                      write_floats(block, count, place(row, panel), scored);
+                    });
   for (int64_t t = begin; t < end; t++)
-    choose(job.experts, job.top_k, job.renormalise, into[t - begin], chosen + t * job.top_k,
+    choose(job.experts, job.top_k, job.renormalise, place(t - begin, 0), chosen + t * job.top_k,
            weights + t * job.top_k);
 }
 
@@ -139,14 +158,19 @@ void run(const Job &job, int threads, int way) {
   const bool many = num_slots * inner * wide * 3 > WORTH_THREADS;
 #pragma omp parallel num_threads(threads) if (threads > 1 && many)
   {
+    Multiplier multiplier(way);
 #pragma omp for
-    for (int64_t t = 0; t < job.tokens; t += ROUTED_ROWS)
-      route(job, t, std::min(t + ROUTED_ROWS, job.tokens), slots);
+    for (int64_t t = 0; t < job.tokens; t += BLOCK_ROWS)
+      route(job, t, std::min(t + BLOCK_ROWS, job.tokens), multiplier, slots);
 #pragma omp single
     {
       slots.sort(job.experts, job.top_k);
       cut(slots, job.experts, gate_up, scratch.up);
       cut(slots, job.experts, down, scratch.down);
+      if (static_cast<int64_t>(scratch.waiting.size()) < job.experts)
+        scratch.waiting = std::vector<std::atomic<int64_t>>(job.experts);
+      for (auto &count : scratch.waiting) count = 0;
+      for (const Piece &piece : scratch.up) scratch.waiting[piece.expert]++;
     }
 #pragma omp for
     for (int64_t s = 0; s < num_slots; s++) {
@@ -154,9 +178,10 @@ void run(const Job &job, int threads, int way) {
       std::copy_n(job.x + slots.owners[s] * hidden, hidden, row);
       std::fill(row + hidden, row + wide, Bfloat16{0});
     }
-    Multiplier multiplier(way);
+    // A thread that finds no more of these begins with the next matrix: experts that it needs were
+    // taken before, by threads that wait for nobody.
     const int64_t num_up = static_cast<int64_t>(scratch.up.size());
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
     for (int64_t i = 0; i < num_up; i++) {
       const Piece &piece = scratch.up[i];
       const auto place = [&](int64_t row, int64_t panel) {
@@ -168,21 +193,21 @@ void run(const Job &job, int threads, int way) {
                         [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
                           write_gated(block, count, place(row, panel), inner_stride);
                         });
+      scratch.waiting[piece.expert].fetch_sub(1, std::memory_order_release);
     }
     const int64_t num_down = static_cast<int64_t>(scratch.down.size());
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < num_down; i++) {
       const Piece &piece = scratch.down[i];
+      Pause pause;
+      while (scratch.waiting[piece.expert].load(std::memory_order_acquire)) pause();
       const auto place = [&](int64_t row, int64_t panel) {
         return scratch.outputs.data() + row * wide + panel * PANEL;
       };
       multiplier.panels(scratch.inner.data(), inner_stride, piece.begin, piece.end,
                         down.of(piece.expert), down.steps, piece.first, piece.last, place, wide * 4,
                         [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
-                          for (int64_t r = 0; r < count; r++)
-                            for (int64_t half = 0; half < 2; half++)
-                              store(place(row + r, panel) + half * TILE,
-                                    load(block.at[r / TILE][half][r % TILE]));
+                          write_floats(block, count, place(row, panel), wide);
                         });
     }
 #pragma omp for
