@@ -35,7 +35,9 @@ template <class T> void run(const Job &job, int threads) {
   std::vector<float> outputs(slots * hidden);
   Slots order;
   order.resize(tokens, top_k);
-  auto &[chosen, weights, places, owners, begins] = order;
+  std::vector<int32_t> &chosen = order.chosen, &places = order.places, &owners = order.owners;
+  std::vector<int64_t> &begins = order.begins;
+  std::vector<float> &weights = order.weights;
   std::vector<int64_t> items, pieces; // (expert, first neuron) of each piece of work
   const T *given = static_cast<const T *>(job.x), *router = static_cast<const T *>(job.router);
   const T *gate_up = static_cast<const T *>(job.gate_up), *down = static_cast<const T *>(job.down);

@@ -133,8 +133,11 @@ extern "C" void batchgen_pack(int threads, const void *weight, void *out, int64_
         const int64_t row = gated ? half_of_panel * half + neuron
                                   : panel * PANEL + half_of_panel * TILE + n;
         if (gated ? neuron >= half : row >= outputs) break;
-        for (int64_t i = 0; i < std::min(STEP, inputs - input); i++)
-          tile[i / 2 * STEP + n * 2 + i % 2] = from[row * inputs + input + i];
+        const Bfloat16 *source = from + row * inputs + input;
+        const int64_t count = std::min(STEP, inputs - input);
+        for (int64_t i = 0; i + 1 < count; i += 2) // in pairs
+          std::memcpy(tile + i * TILE + n * 2, source + i, 2 * sizeof *source);
+        if (count % 2) tile[(count - 1) * TILE + n * 2] = source[count - 1];
       }
     }
 }

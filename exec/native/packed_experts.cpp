@@ -18,7 +18,7 @@ using namespace batchgen;
 #ifdef BATCHGEN_PACKED
 
 constexpr int64_t CHUNK_ROWS = 256;          // rows that stay in a cache while panels pass by
-constexpr int64_t PIECE_SIZE = 1 << 16;      // weights that a thread takes at a time
+constexpr int64_t PIECE_SIZE = 1 << 17;      // weights that a thread takes at a time
 constexpr int64_t MIN_TOKENS = 512;          // of a call are taken together, and more while that gives
 constexpr int64_t GROUP_ROWS = 128;          // an expert fewer rows: what lies between stays in caches
 constexpr int64_t WORTH_THREADS = 1 << 18;   // multiplications below which other threads stay asleep
