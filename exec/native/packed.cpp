@@ -16,7 +16,6 @@ namespace {
 
 using namespace batchgen;
 
-constexpr int64_t CHUNK_ROWS = 256;        // rows that stay in a cache while panels pass by
 constexpr int64_t WORTH_THREADS = 1 << 18; // multiplications below which other threads stay asleep
 
 #ifdef BATCHGEN_PACKED
@@ -72,15 +71,15 @@ void run(Job job, int threads, int way) {
   // Pieces: enough of them that a thread which is disturbed holds up no other for long.
   const int64_t group = std::clamp<int64_t>(panels / (threads * 6), 1, 8);
   const int64_t groups = (panels + group - 1) / group;
-  const int64_t chunks = (job.rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
+  const int64_t chunk = chunk_rows(wide), chunks = (job.rows + chunk - 1) / chunk;
   const bool many = job.rows * panels * PANEL * wide > WORTH_THREADS;
 #pragma omp parallel num_threads(threads) if (threads > 1 && many)
   {
     Multiplier multiplier(way);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t piece = 0; piece < groups * chunks; piece++) {
-      const int64_t begin = piece / groups * CHUNK_ROWS, first = piece % groups * group;
-      multiplier.panels(job.x, job.stride, begin, std::min(begin + CHUNK_ROWS, job.rows),
+      const int64_t begin = piece / groups * chunk, first = piece % groups * group;
+      multiplier.panels(job.x, job.stride, begin, std::min(begin + chunk, job.rows),
                         job.weight, steps, first, std::min(first + group, panels),
                         [&](int64_t row, int64_t panel) {
                           return job.out + row * job.outputs + panel * per_panel;

@@ -31,6 +31,12 @@ constexpr int64_t BLOCK_ROWS = 2 * TILE; // rows of a block of results
 
 inline int64_t whole(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+// Rows of so many inputs that stay in the second cache, 1 MiB, while panels pass by. Measured with one
+// thread of 2 MiB: 1024 rows of 4096 inputs 940 GFLOP/s in chunks of 128 rows, 700 in chunks of 256.
+inline int64_t chunk_rows(int64_t inputs) {
+  return std::clamp<int64_t>((1 << 19) / inputs / BLOCK_ROWS * BLOCK_ROWS, BLOCK_ROWS, 512);
+}
+
 enum Way { NO_WAY = 0, AVX512 = 1, AMX = 2 };
 
 #ifdef BATCHGEN_PACKED

@@ -17,7 +17,6 @@ using namespace batchgen;
 
 #ifdef BATCHGEN_PACKED
 
-constexpr int64_t CHUNK_ROWS = 256;          // rows that stay in a cache while panels pass by
 constexpr int64_t PIECE_SIZE = 1 << 17;      // weights that a thread takes at a time
 constexpr int64_t MIN_TOKENS = 512;          // of a call are taken together, and more while that gives
 constexpr int64_t GROUP_ROWS = 128;          // an expert fewer rows: what lies between stays in caches
@@ -83,12 +82,12 @@ struct Pause {
 // All products, expert by expert; pieces small enough that no thread waits long for another.
 void cut(const Slots &slots, int64_t experts, const Matrices &matrices, std::vector<Piece> &out) {
   out.clear();
-  const int64_t size = matrices.steps * 2 * TILE_SIZE;
+  const int64_t size = matrices.steps * 2 * TILE_SIZE, chunk = chunk_rows(matrices.steps * STEP);
   const int64_t group = std::clamp<int64_t>(PIECE_SIZE / size, 1, matrices.panels);
   for (int64_t e = 0; e < experts; e++)
-    for (int64_t row = slots.begins[e]; row < slots.begins[e + 1]; row += CHUNK_ROWS)
+    for (int64_t row = slots.begins[e]; row < slots.begins[e + 1]; row += chunk)
       for (int64_t panel = 0; panel < matrices.panels; panel += group)
-        out.push_back({e, row, std::min(row + CHUNK_ROWS, slots.begins[e + 1]), panel,
+        out.push_back({e, row, std::min(row + chunk, slots.begins[e + 1]), panel,
                        std::min(panel + group, matrices.panels)});
 }
 
