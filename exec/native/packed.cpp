@@ -76,7 +76,7 @@ void run(Job job, int threads, int way) {
 #pragma omp parallel num_threads(threads) if (threads > 1 && many)
   {
     Multiplier multiplier(way);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
     for (int64_t piece = 0; piece < groups * chunks; piece++) {
       const int64_t begin = piece / groups * chunk, first = piece % groups * group;
       multiplier.panels(job.x, job.stride, begin, std::min(begin + chunk, job.rows),

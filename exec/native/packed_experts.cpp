@@ -209,7 +209,7 @@ void run(const Job &job, int threads, int way) {
                           write_floats(block, count, place(row, panel), wide);
                         });
     }
-#pragma omp for
+#pragma omp for nowait
     for (int64_t t = 0; t < job.tokens; t++) add(job, scratch, wide, t);
   }
 }
