@@ -1,6 +1,6 @@
 """What the compiled CPU operations earn over torch, case by case, in one run. Measures no pass.
 
-    python benchmarks/compiled.py [--threads N] [--large-groups] [--output PATH]
+    python benchmarks/compiled.py [--threads N] [--only TEXT] [--large-groups] [--output PATH]
 
 Prints a JSON object: per case the lower quartile of both times and their ratio. Keep the machine
 quiet: threads of one operation wait for each other.
@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,13 @@ ATTENTION: list[tuple[str, tuple[int, int, int], list[int], list[tuple[int, int]
     ("32 decodes of 300 and a prompt of 200", (16, 8, 128), [300] * 32, [(0, 200)]),
 ]
 # hidden, width, experts, top k
-EXPERTS = [("small", (128, 80, 16, 2)), ("medium", (512, 256, 16, 4))]
+EXPERTS = [
+    ("small", (128, 80, 16, 2)),
+    ("medium", (512, 256, 16, 4)),
+    ("wide", (768, 256, 64, 6)),
+]
+# outputs, inputs
+LINEAR = [("qkv", (768, 512)), ("out", (512, 512)), ("down", (512, 1536)), ("head", (4096, 512))]
 TOKENS = (1, 16, 64, 96, 128, 1024)
 
 
@@ -93,7 +100,8 @@ def attention_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callab
 
 
 def expert_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
-    """Name, in torch, compiled (which leaves large groups of bfloat16 to torch)."""
+    """Name, in torch, compiled: with packed weights where the arithmetic packs them (else large
+    groups of bfloat16 are left to torch)."""
     import torch
 
     from batchgen.exec.arithmetic import Arithmetic
@@ -120,6 +128,15 @@ def expert_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[
             for _ in range(LAYERS)
         ]
         plain = [dataclasses.replace(layer, arithmetic=plain_torch) for layer in layers]
+        layers = [
+            dataclasses.replace(
+                layer,
+                router=dataclasses.replace(layer.router, weight=fast.pack(layer.router.weight)),
+                gate_up=fast.pack(layer.gate_up, gated=True),
+                down=fast.pack(layer.down),
+            )
+            for layer in layers
+        ]
         for tokens in TOKENS:
             x = torch.randn(tokens, hidden).to(dtype)
 
@@ -134,17 +151,60 @@ def expert_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[
             )
 
 
-def measure(threads: int) -> list[dict[str, Any]]:
+def linear_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
+    """Name, in torch, with packed weights; none where nothing is packed."""
     import torch
 
-    from batchgen.exec.profile_operators import timed
+    from batchgen.exec.arithmetic import Arithmetic
+
+    arithmetic = Arithmetic(dtype, "cpu")
+    for name, (outputs, inputs) in LINEAR:
+        plain = [torch.randn(outputs, inputs).to(dtype) for _ in range(LAYERS)]
+        packed = [arithmetic.pack(weight) for weight in plain]
+        if packed[0] is plain[0]:
+            return
+        for tokens in TOKENS:
+            x = torch.randn(tokens, inputs).to(dtype)
+
+            def run(weights: list[Any], x: Any = x) -> None:
+                for weight in weights:
+                    arithmetic.linear(x, weight)
+
+            yield (
+                f"linear: {name}, {tokens} tokens",
+                lambda run=run, plain=plain: run(plain),
+                lambda run=run, packed=packed: run(packed),
+            )
+
+
+def in_turns(*runs: Callable[[], Any]) -> list[float]:
+    """Seconds of a layer of each, the lower quartile, measured in turns: a neighbour on the machine
+    that comes or goes meets all of them."""
+    from batchgen.exec.profile_operators import undisturbed
+
+    for run in runs:
+        run()  # the first call pays for caches and allocations
+    samples: list[list[float]] = [[] for _ in runs]
+    end = time.perf_counter() + len(runs) * SECONDS
+    while len(samples[0]) < 3 or time.perf_counter() < end:
+        for run, own in zip(runs, samples, strict=True):
+            begin = time.perf_counter()
+            run()
+            own.append(time.perf_counter() - begin)
+    return [undisturbed(own) / LAYERS for own in samples]
+
+
+def measure(threads: int, only: str) -> list[dict[str, Any]]:
+    import torch
 
     torch.set_num_threads(threads)
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        for cases in (attention_cases, expert_cases):
+        for cases in (attention_cases, expert_cases, linear_cases):
             for name, plain, compiled in cases(dtype):
-                in_torch_s, compiled_s = (timed(run, SECONDS) / LAYERS for run in (plain, compiled))
+                if only not in f"{name} {dtype}":
+                    continue
+                in_torch_s, compiled_s = in_turns(plain, compiled)
                 results.append(
                     {
                         "case": name,
@@ -161,7 +221,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--large-groups", action="store_true", help="leave no group of experts to torch"
+        "--large-groups",
+        action="store_true",
+        help="leave no group of plain experts to torch (with BATCHGEN_PRODUCTS=torch)",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="cases with it in name or dtype, as in 'experts:'",
     )
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     options = parser.parse_args()
@@ -178,7 +246,7 @@ def main() -> int:
     if not is_compiled(torch.float32):
         parser.error("there is no C++ compiler here")
     with torch.inference_mode():
-        cases = measure(options.threads)
+        cases = measure(options.threads, options.only)
     result = {
         "benchmark": "compiled",
         "machine": machine.describe(),

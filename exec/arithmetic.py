@@ -12,20 +12,34 @@ import torch.nn.functional as functional
 
 from batchgen.exec.compiled import is_compiled
 from batchgen.exec.exact import ROW_MULTIPLE, exact_linear, exact_sigmoid, exact_silu, round_up
+from batchgen.exec.packed import PackedMatrix, pack, packed_linear, packed_way
 
 
 class Arithmetic:
-    """The fast one: torch's own operations. `compiled`: experts may run in the CPU library."""
+    """The fast one: torch's own operations, and products of packed weights.
+
+    `compiled`: experts may run in the CPU library.
+    """
 
     exact = False
 
     def __init__(self, dtype: torch.dtype, device: str) -> None:
         self.compiled = device == "cpu" and is_compiled(dtype)
+        self._way = packed_way() if self.compiled and dtype == torch.bfloat16 else 0
+
+    def pack(self, weight: torch.Tensor, *, gated: bool = False) -> torch.Tensor:
+        """`weight` [outputs, inputs], or one per expert, as products here are fastest: maybe a
+        `PackedMatrix`. `gated`: gates above ups, for `silu(gate) * up`."""
+        if self._way and weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
+            return pack(weight, self._way, gated=gated)
+        return weight
 
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """x @ weight.T (+ bias)."""
+        if isinstance(weight, PackedMatrix):
+            return packed_linear(x, weight, bias)
         return functional.linear(x, weight, bias)
 
     def per_head(self, x_TND: torch.Tensor, weight_NDE: torch.Tensor) -> torch.Tensor:

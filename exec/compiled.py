@@ -110,6 +110,7 @@ def _load() -> tuple[Any, str]:
     for function, pointers, floats in (
         ("batchgen_paged_attention", 9, 1),
         ("batchgen_experts", 8, 0),
+        ("batchgen_packed_experts", 8, 0),
     ):
         entry = getattr(library, function)
         entry.restype = ctypes.c_int
@@ -118,4 +119,14 @@ def _load() -> tuple[Any, str]:
             *[ctypes.c_void_p] * pointers,
             *[ctypes.c_float] * floats,
         ]
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.batchgen_packed_way.argtypes = []
+    library.batchgen_pack.restype = None
+    library.batchgen_pack.argtypes = [ctypes.c_int, *[pointer] * 2, *[size] * 2, ctypes.c_int]
+    library.batchgen_linear.argtypes = [
+        *[ctypes.c_int] * 2,
+        *[pointer] * 4,
+        *[size] * 4,
+        ctypes.c_int,
+    ]
     return library, ""

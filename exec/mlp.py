@@ -11,11 +11,12 @@ import torch
 from batchgen.exec import compiled
 from batchgen.exec.arithmetic import Arithmetic, add_in_order
 from batchgen.exec.config import ClampedSwiglu
+from batchgen.exec.packed import PackedMatrix, packed_experts
 from batchgen.exec.routing import Router
 
-# Rows of an expert. Over torch with one and two threads (hidden 512, width 256): 16 rows 0.94 and
-# 1.24 times as fast, 24 rows 0.89 and 1.14, 32 rows 0.86 and 1.05 (benchmarks/compiled.py
-# --large-groups).
+# Rows of an expert that is not packed. Over torch with one and two threads (hidden 512, width 256):
+# 16 rows 0.94 and 1.24 times as fast, 24 rows 0.89 and 1.14, 32 rows 0.86 and 1.05
+# (benchmarks/compiled.py --large-groups).
 LARGE_GROUP = 24
 
 
@@ -32,7 +33,8 @@ def gated(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseMlp:
-    """Gated SiLU MLP. gate_up [2I, H] holds gate above up; down [H, I]."""
+    """Gated SiLU MLP. gate_up [2I, H] holds gate above up; down [H, I]; each may be packed, gate_up
+    as a gated matrix if there is no bias."""
 
     arithmetic: Arithmetic
     gate_up: torch.Tensor
@@ -42,7 +44,9 @@ class DenseMlp:
 
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
         inner = self.arithmetic.linear(x_TH, self.gate_up, self.gate_up_bias)
-        return self.arithmetic.linear(gated(inner, self.arithmetic), self.down, self.down_bias)
+        if not (isinstance(self.gate_up, PackedMatrix) and self.gate_up.gated):
+            inner = gated(inner, self.arithmetic)
+        return self.arithmetic.linear(inner, self.down, self.down_bias)
 
     def matrices(self) -> Iterator[torch.Tensor]:
         """One weight of every shape of product."""
@@ -53,7 +57,8 @@ class DenseMlp:
 class SparseMlp:
     """Routed experts, summed by their weights, and a shared MLP for every token.
 
-    gate_up [E, 2I, H], down [E, H, I], biases [E, 2I] and [E, H].
+    gate_up [E, 2I, H], down [E, H, I], biases [E, 2I] and [E, H]. Both matrices may be packed,
+    gate_up as a gated one, if there are no biases and no clamp.
     """
 
     arithmetic: Arithmetic
@@ -66,7 +71,11 @@ class SparseMlp:
     shared: DenseMlp | None = None
 
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
-        routed = self._compiled(x_TH) if self._is_compiled(x_TH) else self._in_torch(x_TH)
+        gate_up, down = self.gate_up, self.down
+        if isinstance(gate_up, PackedMatrix) and isinstance(down, PackedMatrix):
+            routed = self._packed(x_TH, gate_up, down)
+        else:
+            routed = self._compiled(x_TH) if self._is_compiled(x_TH) else self._in_torch(x_TH)
         return routed if self.shared is None else routed + self.shared(x_TH)
 
     def matrices(self) -> Iterator[torch.Tensor]:
@@ -74,6 +83,21 @@ class SparseMlp:
         yield from (self.router.weight, self.gate_up[0], self.down[0])
         if self.shared is not None:
             yield from self.shared.matrices()
+
+    def _packed(
+        self, x_TH: torch.Tensor, gate_up: PackedMatrix, down: PackedMatrix
+    ) -> torch.Tensor:
+        router = self.router
+        packed = router.weight if router.config.plain else None
+        packed = packed if isinstance(packed, PackedMatrix) else None
+        return packed_experts(
+            x_TH,
+            packed,
+            router(x_TH) if packed is None else None,
+            (gate_up, down),
+            router.experts_per_token,
+            router.config.normalise,
+        )
 
     def _is_compiled(self, x_TH: torch.Tensor) -> bool:
         """Whether the library runs this: it knows no biases, and one kind of gate."""

@@ -100,11 +100,12 @@ def time_gemms(
     shapes: Iterable[tuple[int, int]], num_layers: int, grid: Grid, kind: torch.dtype, name: str
 ) -> Iterable[dict[str, Any]]:
     """Products [m, k] x [k, n]; `name` is the dtype as the catalog spells it."""
-    linear = Arithmetic(kind, "cpu").linear
+    arithmetic = Arithmetic(kind, "cpu")
+    linear = arithmetic.linear
     for n, k in shapes:
         # As many weights in turn as there are layers: caches help as much as in a pass, not more.
         copies = max(1, min(num_layers, MAX_WEIGHT_BYTES // (n * k * kind.itemsize)))
-        weights = [torch.randn(n, k).to(kind) for _ in range(copies)]
+        weights = [arithmetic.pack(torch.randn(n, k).to(kind)) for _ in range(copies)]
         for m in grid.tokens:
             x = torch.randn(m, k).to(kind)
 

@@ -143,7 +143,7 @@ def read_model(
         final_norm=read("model.norm.weight", config.hidden_size),
         head=embedding
         if config.tie_word_embeddings
-        else read("lm_head.weight", config.vocab_size, config.hidden_size),
+        else arithmetic.pack(read("lm_head.weight", config.vocab_size, config.hidden_size)),
         layers=[
             BY_NAME[config.family].layer(read, config, number)
             for number in range(config.num_layers)

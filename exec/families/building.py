@@ -61,17 +61,18 @@ def attention(read: Reader, config: ModelConfig, one: AttentionConfig | LatentCo
 
 def grouped(read: Reader, config: ModelConfig, one: AttentionConfig) -> GroupedAttention:
     hidden = config.hidden_size
+    pack = read.arithmetic.pack
     q_size, kv_size = one.num_heads * one.head_dim, one.num_kv_heads * one.head_dim
     sizes = {"q": q_size, "k": kv_size, "v": kv_size}
     return GroupedAttention(
         config=one,
         eps=config.rms_eps,
         arithmetic=read.arithmetic,
-        qkv=read.joined({f"{x}_proj.weight": rows for x, rows in sizes.items()}, hidden),
+        qkv=pack(read.joined({f"{x}_proj.weight": rows for x, rows in sizes.items()}, hidden)),
         qkv_bias=read.joined({f"{x}_proj.bias": rows for x, rows in sizes.items()})
         if one.qkv_bias
         else None,
-        out=read("o_proj.weight", hidden, q_size),
+        out=pack(read("o_proj.weight", hidden, q_size)),
         out_bias=read("o_proj.bias", hidden) if one.out_bias else None,
         q_norm=read("q_norm.weight", one.head_dim) if one.qk_norm else None,
         k_norm=read("k_norm.weight", one.head_dim) if one.qk_norm else None,
@@ -80,7 +81,7 @@ def grouped(read: Reader, config: ModelConfig, one: AttentionConfig) -> GroupedA
 
 
 def latent(read: Reader, config: ModelConfig, one: LatentConfig) -> LatentAttention:
-    hidden = config.hidden_size
+    hidden, pack = config.hidden_size, read.arithmetic.pack
     q_size = one.num_heads * (one.nope_dim + one.rope_dim)
     q_down = q_down_bias = q_norm = None
     if one.q_rank:
@@ -100,15 +101,15 @@ def latent(read: Reader, config: ModelConfig, one: LatentConfig) -> LatentAttent
         config=one,
         eps=config.rms_eps,
         arithmetic=read.arithmetic,
-        q_down=q_down,
+        q_down=None if q_down is None else pack(q_down),
         q_down_bias=q_down_bias,
         q_norm=q_norm,
-        q_up=q_up,
-        kv_down=kv_down,
+        q_up=pack(q_up),
+        kv_down=pack(kv_down),
         kv_down_bias=kv_bias,
         kv_norm=read("kv_a_layernorm.weight", one.kv_rank),
         kv_up=read("kv_b_proj.weight", one.num_heads * (one.nope_dim + one.v_dim), one.kv_rank),
-        out=read("o_proj.weight", hidden, one.num_heads * one.v_dim),
+        out=pack(read("o_proj.weight", hidden, one.num_heads * one.v_dim)),
         out_bias=read("o_proj.bias", hidden) if one.bias else None,
     )
 
@@ -127,13 +128,15 @@ def _halves_of_pairs(weight: torch.Tensor, head_rows: int, rotary: int) -> torch
 
 
 def dense(read: Reader, config: ModelConfig, one: MlpConfig) -> DenseMlp:
-    hidden, width = config.hidden_size, one.width
+    hidden, width, pack = config.hidden_size, one.width, read.arithmetic.pack
     parts = ("gate", "up")
     return DenseMlp(
         arithmetic=read.arithmetic,
-        gate_up=read.joined({f"{x}_proj.weight": width for x in parts}, hidden),
+        gate_up=pack(
+            read.joined({f"{x}_proj.weight": width for x in parts}, hidden), gated=not one.bias
+        ),
         gate_up_bias=read.joined({f"{x}_proj.bias": width for x in parts}) if one.bias else None,
-        down=read("down_proj.weight", hidden, width),
+        down=pack(read("down_proj.weight", hidden, width)),
         down_bias=read("down_proj.bias", hidden) if one.bias else None,
     )
 
@@ -141,6 +144,7 @@ def dense(read: Reader, config: ModelConfig, one: MlpConfig) -> DenseMlp:
 def experts(read: Reader, config: ModelConfig, one: MoeConfig, names: ExpertNames) -> SparseMlp:
     """Experts in the published layout, or stacked as transformers 5 keeps them in memory."""
     hidden, width, count = config.hidden_size, one.width, one.num_experts
+    pack = read.arithmetic.pack
     stacked = read.under("mlp.experts.")
     is_stacked = stacked.has("gate_up_proj")
     names = COMMON if is_stacked else names
@@ -148,8 +152,8 @@ def experts(read: Reader, config: ModelConfig, one: MoeConfig, names: ExpertName
         config=one.routing,
         experts_per_token=one.experts_per_token,
         arithmetic=read.arithmetic,
-        weight=read(
-            names.router, count, hidden, dtype=torch.float32 if one.routing.float32 else None
+        weight=pack(
+            read(names.router, count, hidden, dtype=torch.float32 if one.routing.float32 else None)
         ),
         correction=read(names.correction, count, dtype=torch.float32)
         if one.routing.correction
@@ -169,5 +173,9 @@ def experts(read: Reader, config: ModelConfig, one: MoeConfig, names: ExpertName
     if one.shared_width:
         shared = dense(read.under("mlp.shared_experts."), config, MlpConfig(width=one.shared_width))
     return SparseMlp(
-        arithmetic=read.arithmetic, router=router, gate_up=gate_up, down=down, shared=shared
+        arithmetic=read.arithmetic,
+        router=router,
+        gate_up=pack(gate_up, gated=True),
+        down=pack(down),
+        shared=shared,
     )

@@ -1,0 +1,233 @@
+// Products with bfloat16 weights that were packed once: AMX tiles, or AVX-512 dot products.
+//
+// Packed, a matrix [outputs, inputs] is a sequence of panels of 32 outputs. A panel holds, for every 32
+// inputs, two tiles of 16 outputs; a tile is [16 pairs of inputs][16 outputs][2], 1 KiB. Both sizes are
+// padded with zeros. So a product reads its weights once, in the order in which they lie.
+//
+// Sums are float32. What comes out for a row depends on the row and the weights, and on the way (AMX or
+// AVX-512: they add in different orders), but on no other row, the number of rows or the threads.
+
+#pragma once
+
+#if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define BATCHGEN_PACKED 1
+#include <immintrin.h>
+#endif
+#if defined(BATCHGEN_PACKED) && defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__)
+#define BATCHGEN_AMX 1
+#endif
+
+#include <algorithm>
+
+#include "dots.h"
+
+namespace batchgen {
+
+constexpr int64_t TILE = 16;             // rows of a tile, and outputs of one
+constexpr int64_t STEP = 32;             // inputs that a tile holds
+constexpr int64_t PANEL = 2 * TILE;      // outputs
+constexpr int64_t TILE_SIZE = TILE * STEP; // elements of a tile of weights
+constexpr int64_t BLOCK_ROWS = 2 * TILE; // rows of a block of results
+
+inline int64_t whole(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Rows of so many inputs that stay in the second cache, 1 MiB, while panels pass by. Measured with one
+// thread of 2 MiB: 1024 rows of 4096 inputs 940 GFLOP/s in chunks of 128 rows, 700 in chunks of 256.
+inline int64_t chunk_rows(int64_t inputs) {
+  return std::clamp<int64_t>((1 << 19) / inputs / BLOCK_ROWS * BLOCK_ROWS, BLOCK_ROWS, 512);
+}
+
+enum Way { NO_WAY = 0, AVX512 = 1, AMX = 2 };
+
+#ifdef BATCHGEN_PACKED
+
+// Results of a block: [2 tiles of rows][2 tiles of outputs][16 rows][16 outputs].
+struct alignas(64) Results {
+  float at[2][2][TILE][TILE];
+};
+
+// Lines of memory to bring into the second cache, so many with each step.
+struct Fetch {
+  const char *from;
+  int64_t lines;
+  void step(int64_t number) const {
+    for (int64_t line = 0; line < lines; line++)
+      _mm_prefetch(from + (number * lines + line) * 64, _MM_HINT_T1);
+  }
+};
+
+inline __m256i rounded(__m512 x) {
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); // to nearest, ties to even
+}
+
+#ifdef BATCHGEN_AMX
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t colsb[16] = {};
+  uint8_t rows[16] = {};
+};
+#endif
+
+// What a thread multiplies with. One per thread, and only while it multiplies.
+class Multiplier {
+public:
+  explicit Multiplier(int way) : way_(way) {}
+  Multiplier(const Multiplier &) = delete;
+  Multiplier &operator=(const Multiplier &) = delete;
+  ~Multiplier() {
+#ifdef BATCHGEN_AMX
+    if (rows_) _tile_release();
+#endif
+  }
+
+  // Products of `count` rows (1 to 32, `stride` elements apart) with one panel of `steps` steps.
+  void block(const Bfloat16 *rows, int64_t stride, int64_t count, const Bfloat16 *panel,
+             int64_t steps, Fetch fetch, Results &out) {
+#ifdef BATCHGEN_AMX
+    if (way_ == AMX) return tiles(rows, stride, count, panel, steps, fetch, out);
+#endif
+    int64_t done = 0;
+    const auto some = [&](auto dots_of, int64_t size) {
+      for (; done + size <= count; done += size) {
+        dots_of(done, fetch);
+        fetch.lines = 0;
+      }
+    };
+    some([&](auto... p) { dots<8>(rows, stride, panel, steps, out, p...); }, 8);
+    some([&](auto... p) { dots<4>(rows, stride, panel, steps, out, p...); }, 4);
+    some([&](auto... p) { dots<2>(rows, stride, panel, steps, out, p...); }, 2);
+    some([&](auto... p) { dots<1>(rows, stride, panel, steps, out, p...); }, 1);
+  }
+
+  // Products of rows [begin, end) with panels [first, last) of `weight`; `write(block, row, count,
+  // panel)` takes the results, which go to `place(row, panel)` and the rows behind it, `apart` bytes
+  // each. The next panel and these places come into the cache while this panel is multiplied.
+  template <class Place, class Write>
+  void panels(const Bfloat16 *rows, int64_t stride, int64_t begin, int64_t end,
+              const Bfloat16 *weight, int64_t steps, int64_t first, int64_t last, Place place, int64_t apart,
+              Write write) {
+    const int64_t blocks = (end - begin + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    const int64_t lines = std::max<int64_t>(1, (STEP_LINES + blocks - 1) / blocks);
+    for (int64_t panel = first; panel < last; panel++) {
+      const Bfloat16 *here = weight + panel * steps * 2 * TILE_SIZE;
+      const char *next = reinterpret_cast<const char *>(here + steps * 2 * TILE_SIZE);
+      int64_t left = panel + 1 < last ? steps * STEP_LINES : 0; // of the next panel, if it is ours
+      for (int64_t row = begin; row < end; row += BLOCK_ROWS) {
+        const int64_t count = std::min(BLOCK_ROWS, end - row);
+        const char *to = reinterpret_cast<const char *>(place(row, panel));
+        for (int64_t r = 0; r < count; r++) __builtin_prefetch(to + r * apart, 1);
+        const Fetch fetch{next, left > 0 ? lines : 0};
+        block(rows + row * stride, stride, count, here, steps, fetch, results_);
+        next += steps * lines * 64;
+        left -= steps * lines;
+        write(results_, row, count, panel);
+      }
+    }
+  }
+
+private:
+  static constexpr int64_t STEP_LINES = 2 * TILE_SIZE * 2 / 64; // cache lines of a step of a panel
+  const int way_;
+  int64_t rows_ = 0; // that the tiles are configured for
+  Results results_;
+
+  template <int ROWS>
+  void dots(const Bfloat16 *rows, int64_t stride, const Bfloat16 *panel, int64_t steps,
+            Results &out, int64_t from, Fetch fetch) {
+    __m512 sums[ROWS][2];
+    for (int r = 0; r < ROWS; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    rows += from * stride;
+    for (int64_t step = 0; step < steps; step++) {
+      const Bfloat16 *tile = panel + step * 2 * TILE_SIZE;
+      fetch.step(step);
+      for (int64_t pair = 0; pair < TILE; pair++) {
+        const auto left = reinterpret_cast<__m512bh>(_mm512_loadu_si512(tile + pair * STEP));
+        const auto right =
+            reinterpret_cast<__m512bh>(_mm512_loadu_si512(tile + TILE_SIZE + pair * STEP));
+        for (int r = 0; r < ROWS; r++) {
+          int32_t bits;
+          std::memcpy(&bits, rows + r * stride + step * STEP + pair * 2, sizeof bits);
+          const auto input = reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits));
+          sums[r][0] = _mm512_dpbf16_ps(sums[r][0], left, input);
+          sums[r][1] = _mm512_dpbf16_ps(sums[r][1], right, input);
+        }
+      }
+    }
+    for (int r = 0; r < ROWS; r++)
+      for (int half = 0; half < 2; half++)
+        _mm512_store_ps(out.at[(from + r) / TILE][half][(from + r) % TILE], sums[r][half]);
+  }
+
+#ifdef BATCHGEN_AMX
+  // Tiles 0 to 3 are results, 4 and 5 rows, 6 and 7 weights. Fewer rows cost less time.
+  void configure(int64_t count) {
+    if (count == rows_) return;
+    TileConfig config;
+    const int64_t low = count < TILE ? count : TILE, high = count > TILE ? count - TILE : 1;
+    for (int tile = 0; tile < 8; tile++) config.colsb[tile] = 64;
+    config.rows[0] = config.rows[1] = config.rows[4] = static_cast<uint8_t>(low);
+    config.rows[2] = config.rows[3] = config.rows[5] = static_cast<uint8_t>(high);
+    config.rows[6] = config.rows[7] = TILE;
+    _tile_loadconfig(&config);
+    rows_ = count;
+  }
+
+  void tiles(const Bfloat16 *rows, int64_t stride, int64_t count, const Bfloat16 *panel,
+             int64_t steps, Fetch fetch, Results &out) {
+    configure(count);
+    const Bfloat16 *lower = rows + TILE * stride;
+    const int64_t apart = stride * 2;
+    _tile_zero(0);
+    _tile_zero(1);
+    if (count <= TILE) {
+      for (int64_t step = 0; step < steps; step++) {
+        fetch.step(step);
+        _tile_loadd(4, rows + step * STEP, apart);
+        _tile_loadd(6, panel + step * 2 * TILE_SIZE, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, panel + (step * 2 + 1) * TILE_SIZE, 64);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+    } else {
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int64_t step = 0; step < steps; step++) {
+        fetch.step(step);
+        _tile_loadd(4, rows + step * STEP, apart);
+        _tile_loadd(6, panel + step * 2 * TILE_SIZE, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, lower + step * STEP, apart);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, panel + (step * 2 + 1) * TILE_SIZE, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_stored(2, out.at[1][0], 64);
+      _tile_stored(3, out.at[1][1], 64);
+    }
+    _tile_stored(0, out.at[0][0], 64);
+    _tile_stored(1, out.at[0][1], 64);
+  }
+#endif
+};
+
+// Writes silu(gate) * up of a block, gate its left and up its right tile; 16 results per row.
+inline void write_gated(const Results &block, int64_t count, Bfloat16 *out, int64_t stride) {
+  for (int64_t r = 0; r < count; r++) {
+    const Vec gate = load(block.at[r / TILE][0][r % TILE]);
+    const Vec up = load(block.at[r / TILE][1][r % TILE]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + r * stride),
+                        rounded(reinterpret_cast<__m512>(silu(gate) * up)));
+  }
+}
+
+// Writes the 32 sums of every row of a block.
+inline void write_floats(const Results &block, int64_t count, float *out, int64_t stride) {
+  for (int64_t r = 0; r < count; r++)
+    for (int64_t half = 0; half < 2; half++)
+      store(out + r * stride + half * TILE, load(block.at[r / TILE][half][r % TILE]));
+}
+
+#endif // BATCHGEN_PACKED
+
+} // namespace batchgen
