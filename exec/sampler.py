@@ -23,10 +23,12 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 BLOCK_TOKENS = 128  # divides the vocabulary of every large model that we know
-TILE_ROWS = 4  # rows whose exponentials are made at once: some megabytes, so that a cache holds them
+TILE_ROWS = (
+    4  # rows whose exponentials are made at once: some megabytes, so that a cache holds them
+)
 TIERS = (64, 512)  # how many blocks are looked at first, and after that; then all
-# Of a flat distribution, tokens are put in bins by how far they lie behind the best, in units of the
-# temperature; e^-64 of 4 million tokens is nothing in float64.
+# Of a flat distribution, tokens are put in bins by how far they lie behind the best, in units of
+# the temperature; e^-64 of 4 million tokens is nothing in float64.
 BINS_PER_UNIT, LAST_BIN = 64.0, 64 * 64
 GROUP_ROWS = 32  # rows whose candidates are in memory at once
 
@@ -100,7 +102,9 @@ def greedy(logits_RV: torch.Tensor) -> torch.Tensor:
     return Blocks.of(logits_RV).greedy()
 
 
-def uniform(seeds: npt.NDArray[np.uint64] | Sequence[int], counters: Ints | Sequence[int]) -> Floats:
+def uniform(
+    seeds: npt.NDArray[np.uint64] | Sequence[int], counters: Ints | Sequence[int]
+) -> Floats:
     """One number in [0, 1) per (seed, counter): two rounds of the splitmix64 finaliser.
 
     Source of the constants: Steele, Lea and Flood, Fast splittable pseudorandom number generators,
@@ -189,9 +193,13 @@ def block_masses(blocks: Blocks, rows: Ints, temperature: Floats) -> npt.NDArray
     for start in range(0, len(rows), TILE_ROWS):
         end = min(start + TILE_ROWS, len(rows))
         tile = buffer[: end - start]
-        torch.index_select(blocks.logits, 0, index[start:end], out=tile)
+        if rows[end - 1] - rows[start] == end - start - 1:  # neighbours need no copy; rows ascend
+            ours = blocks.logits[int(rows[start]) : int(rows[start]) + end - start]
+        else:
+            ours = torch.index_select(blocks.logits, 0, index[start:end], out=tile)
         # Differences to the best are at most 0: a low temperature makes -inf of them, never inf.
-        tile.sub_(best[start:end, None, None]).mul_(scale[start:end, None, None]).exp_()
+        torch.sub(ours, best[start:end, None, None], out=tile)
+        tile.mul_(scale[start:end, None, None]).exp_()
         torch.sum(tile, -1, out=sums[start:end])
     return sums.numpy()
 
@@ -234,7 +242,7 @@ def _from_best(
     Looked at are all tokens that are no worse than the best of the `num_blocks`-th best block: at
     least so many. `mass`: of the whole vocabulary, for rows whose top_p is a share of that.
     """
-    ids, values = _candidates(logits, tops, rows, num_blocks)
+    ids, values = best_tokens(logits, tops, rows, num_blocks)
     whole = num_blocks >= tops.shape[1]
     temperature = draws.temperature[:, None]
     weights = np.exp((values - values[:, :1]) / temperature)
@@ -260,7 +268,7 @@ def _from_best(
     return ids[np.arange(len(rows)), place], held | whole
 
 
-def _candidates(
+def best_tokens(
     logits: npt.NDArray[np.float32], tops: npt.NDArray[np.float32], rows: Ints, num_blocks: int
 ) -> tuple[Ints, Floats]:
     """Ids and logits [P, widest] of the best tokens of each row, the best first, of equals the

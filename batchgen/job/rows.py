@@ -72,7 +72,7 @@ class RowLimits:
     run_seed: int = 0
     max_line_bytes: int = MAX_LINE_BYTES
     keep_requests: bool = False
-    sampling: SamplingDefaults = SamplingDefaults()
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,7 +86,7 @@ class Sampling:
 
     @property
     def plain(self) -> bool:
-        """Whether the next token is the best of the model's own logits, and nothing else is asked."""
+        """Whether the next token is the best of the model's logits, and nothing else is asked."""
         changed = self.penalised or self.logit_bias or self.min_tokens
         return self.greedy and not changed and self.logprobs is None
 
