@@ -13,6 +13,8 @@ import torch
 
 from batchgen.exec.sampler import TIERS, Blocks, best_tokens, block_masses
 
+DECIMALS = 6  # what float32 logits are good for
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -38,9 +40,9 @@ def measure(logits_RV: torch.Tensor, tokens: Ints, num_best: Ints) -> list[Token
     masses = block_masses(blocks, rows, np.ones(len(rows))).sum(axis=1, dtype=np.float64)
     logits, tops = blocks.logits.numpy(), blocks.tops.numpy()
     total = tops.max(axis=1).astype(np.float64) + np.log(masses)
-    chosen = logits.reshape(len(rows), -1)[rows, tokens] - total
+    chosen = (logits.reshape(len(rows), -1)[rows, tokens] - total).round(DECIMALS)
     ids, values = best_tokens(logits, tops, rows, min(TIERS[0], tops.shape[1]))
-    values = values - total[:, None]
+    values = (values - total[:, None]).round(DECIMALS)
     found = []
     for row, count in enumerate(num_best.tolist()):
         best = zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True)

@@ -137,7 +137,8 @@ def choose(logits_RV: torch.Tensor, drawing: Ints, draws: Draws) -> Ints:
 
 
 def draw(blocks: Blocks, rows: Ints, draws: Draws) -> Ints:
-    """One token for each of `rows` [S] of the blocks, whose logits must have a finite maximum."""
+    """One token for each of `rows` [S], ascending, of the blocks: rows whose logits have a finite
+    maximum, and with temperatures of at least LEAST_TEMPERATURE."""
     if blocks.logits.device.type != "cpu":
         blocks, rows = blocks.take(torch.from_numpy(rows)), np.arange(len(rows))
     width = int(blocks.logits.shape[1]) * BLOCK_TOKENS
