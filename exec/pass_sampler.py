@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from batchgen.exec.adjust import adjust
+from batchgen.exec.blocks import Blocks
 from batchgen.exec.logprobs import measure
 from batchgen.exec.rows import FAILED, REASONS, RUNNING, STOP, Ints, Rows
 from batchgen.exec.sampler import choose
@@ -26,15 +27,17 @@ def next_tokens(
         return [], []
     slots, options = columns.slots(rows), columns.options
     running = columns.ended[slots] == RUNNING  # the others are ghosts
-    told = np.flatnonzero(running & (options.logprobs[slots] >= 0))
-    changed = np.flatnonzero(running & options.adjusted[slots])
-    # An index copies: these are the model's own logits, whatever becomes of the others.
-    own = logits_RV[torch.from_numpy(told).to(logits_RV.device)] if len(told) else None
+    adjusted = running & options.adjusted[slots]
+    told = running & (options.logprobs[slots] >= 0)
+    changed, both = np.flatnonzero(adjusted), np.flatnonzero(adjusted & told)
+    # An index copies: log probabilities are of the model's own logits.
+    own = Blocks.of(logits_RV[torch.from_numpy(both).to(logits_RV.device)]) if len(both) else None
     if len(changed):
         adjust(logits_RV, changed, slots[changed], columns)
     drawing = np.flatnonzero(running & options.drawing[slots])
     draws = options.draws(slots[drawing], columns.produced(slots[drawing]))
-    tokens = choose(logits_RV, drawing, draws)
+    blocks = Blocks.of(logits_RV)
+    tokens = choose(blocks, drawing, draws)
     bad = running & (tokens >= logits_RV.shape[-1])
     columns.ended[slots[bad]] = FAILED
     failed = [(rows[number], "non_finite_logits", "") for number in np.flatnonzero(bad).tolist()]
@@ -43,8 +46,12 @@ def next_tokens(
     for number in np.flatnonzero(options.watched[slots[good]] & (why != STOP)).tolist():
         if columns.text_stops(int(slots[good[number]])):
             why[number] = STOP
+    if told.any():
+        untouched = np.flatnonzero(told & ~adjusted & ~bad)
+        _note_logprobs(columns, slots[untouched], blocks, untouched, tokens[untouched])
     if own is not None:
-        _note_logprobs(columns, slots, told, own, tokens, bad)
+        fine = np.flatnonzero(~bad[both])
+        _note_logprobs(columns, slots[both[fine]], own, fine, tokens[both[fine]])
     over = np.flatnonzero(why != RUNNING)
     finished = [
         (rows[number], REASONS[reason])
@@ -53,23 +60,13 @@ def next_tokens(
     return finished, failed
 
 
-def _note_logprobs(
-    columns: Rows,
-    slots: Ints,
-    told: Ints,
-    own: torch.Tensor,
-    tokens: Ints,
-    bad: np.ndarray[tuple[int], np.dtype[np.bool_]],
-) -> None:
-    """Keep the log probabilities of the tokens of rows `told`, whose logits were `own`."""
-    kept = np.flatnonzero(~bad[told])
-    if not len(kept):
+def _note_logprobs(columns: Rows, slots: Ints, blocks: Blocks, rows: Ints, tokens: Ints) -> None:
+    """Keep the log probabilities of tokens of `slots`, whose logits are `rows` of the blocks."""
+    if not len(slots):
         return
-    if len(kept) < len(told):
-        own, told = own[torch.from_numpy(kept).to(own.device)], told[kept]
     options = columns.options
-    found = measure(own, tokens[told], options.logprobs[slots[told]])
-    for slot, one in zip(slots[told].tolist(), found, strict=True):
-        kept_of_row = options.state[slot].logprobs
-        assert kept_of_row is not None
-        kept_of_row.tokens.append(one)
+    found = measure(blocks, rows, tokens, options.logprobs[slots])
+    for slot, one in zip(slots.tolist(), found, strict=True):
+        kept = options.state[slot].logprobs
+        assert kept is not None
+        kept.tokens.append(one)

@@ -370,7 +370,13 @@ class Worker:
         alive = columns.ended[slots] == RUNNING  # a ghost's pass counts for nothing
         columns.computed[slots[alive]] = (starts + lengths)[alive]
         sampled = [*decodes, *(row for row, _, _, last in chunks if last)]
-        return next_tokens(columns, sampled, logits)
+        return self._append(sampled, logits)
+
+    def _append(
+        self, rows: Sequence[int], logits: torch.Tensor
+    ) -> tuple[list[tuple[int, str]], list[tuple[int, str, str]]]:
+        """Give each row its next token and say which rows ended by it, and which failed."""
+        return next_tokens(self.rows, rows, logits)
 
     def _segments(self, decodes: Sequence[int], chunks: Sequence[Chunk]) -> tuple[Ints, Ints, Ints]:
         """Slots, first positions and lengths [S] of what a pass computes, checked."""

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.exec import sampler
+from batchgen.exec.blocks import Blocks, greedy
 from batchgen.exec.logprobs import measure
-from batchgen.exec.sampler import Blocks, Draws, choose, draw, greedy, uniform
+from batchgen.exec.sampler import Draws, choose, draw, uniform
 from batchgen.job.sampling import LEAST_TEMPERATURE, Sampling
 
 NOBODY = np.arange(0)
@@ -34,7 +35,7 @@ def draws_of(rows: Sequence[Sampling], counters: Sequence[int]) -> Draws:
 
 
 def drawn(logits: torch.Tensor, rows: Sequence[Sampling], counters: Sequence[int]) -> list[int]:
-    return choose(logits, np.arange(len(rows)), draws_of(rows, counters)).tolist()
+    return choose(Blocks.of(logits), np.arange(len(rows)), draws_of(rows, counters)).tolist()
 
 
 def kept_probabilities(logits: torch.Tensor, one: Sampling) -> np.ndarray[Any, Any]:
@@ -170,7 +171,9 @@ def test_a_row_is_drawn_alike_in_every_batch(size: int) -> None:
     hot = [Sampling(temperature=1.0, top_p=0.98, seed=i) for i in range(11)]
     hot[2] = Sampling(temperature=1.0, seed=2)
     drawing = np.array([0, 2, 3, 6, 7, 8, 9, 10])
-    together = choose(logits, drawing, draws_of([hot[i] for i in drawing], drawing.tolist()))
+    together = choose(
+        Blocks.of(logits), drawing, draws_of([hot[i] for i in drawing], drawing.tolist())
+    )
     single = [drawn(logits[i : i + 1], [hot[i]], [i])[0] for i in range(11)]
     for row in (1, 4, 5):
         single[row] = int(logits[row].argmax())
@@ -205,7 +208,7 @@ def test_log_probabilities_are_those_of_a_log_softmax(size: int) -> None:
     logits = torch.randn(6, size, generator=torch.Generator().manual_seed(3)) * 3
     logits[2] = logits[2].round()
     tokens = np.array([0, 1, 2, 3, 4, 0])
-    found = measure(logits, tokens, np.array([0, 1, 5, 20, 2, 3]))
+    found = measure(Blocks.of(logits), np.arange(6), tokens, np.array([0, 1, 5, 20, 2, 3]))
     expected = logits.double().log_softmax(-1)
     for row, (one, count) in enumerate(zip(found, (0, 1, 5, 20, 2, 3), strict=True)):
         assert one.chosen == pytest.approx(float(expected[row, tokens[row]]), abs=1e-5)
@@ -213,4 +216,6 @@ def test_log_probabilities_are_those_of_a_log_softmax(size: int) -> None:
         assert [token for token, _ in one.best] == order.tolist()
         for token, logprob in one.best:
             assert logprob == pytest.approx(float(expected[row, token]), abs=1e-5)
-    assert choose(logits, NOBODY, draws_of([], [])).tolist() == logits.argmax(-1).tolist()
+    assert (
+        choose(Blocks.of(logits), NOBODY, draws_of([], [])).tolist() == logits.argmax(-1).tolist()
+    )
