@@ -6,9 +6,9 @@ Prints one JSON object: for each kind of row the median, quartiles and least of 
 `of_head`, the median over that of the product of the LM head, which makes the logits (bfloat16,
 `--hidden` inputs, in turns with the rest). A decode step does that product and many others, so the
 share of a step is smaller. Logits fall with the logarithm of their rank, nearly as those of
-language models do; "flat" ones are normal, which is the worst case: nothing but a look at all of them can
-tell which tokens hold the probability. Other programs stretch the times, of products more than of
-reading memory: `load_average` says how busy it was.
+language models do; "flat" ones are normal, which is the worst case: nothing but a look at all of
+them can tell which tokens hold the probability. Other programs stretch the times, those of products
+more than of reading memory: `load_average` says how busy it was.
 """
 
 from __future__ import annotations

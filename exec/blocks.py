@@ -1,7 +1,7 @@
 """Logits in blocks of the vocabulary: their best tokens and their mass, without sorting any of it.
 
-One read of the logits gives the maximum of every block of `BLOCK_TOKENS` tokens; the best token, and
-the best few, are found by these. All that is added up is added up within a row in a fixed order.
+One read of the logits gives the maximum of every block of `BLOCK_TOKENS` tokens; the best token,
+and the best few, are found by these. What is added up is added up within a row in a fixed order.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 BLOCK_TOKENS = 128  # divides the vocabulary of every large model that we know
-TILE_ROWS = (
-    4  # rows whose exponentials are made at once: some megabytes, so that a cache holds them
-)
+# Rows whose exponentials are made at once: some megabytes, which a cache holds.
+TILE_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
