@@ -12,7 +12,7 @@ import torch
 
 from batchgen.exec.adjust import adjust
 from batchgen.exec.blocks import Blocks
-from batchgen.exec.logprobs import measure
+from batchgen.exec.logprobs import Logprobs, TokenLogprobs, measure
 from batchgen.exec.rows import FAILED, REASONS, RUNNING, STOP, Ints, Rows
 from batchgen.exec.sampler import choose
 
@@ -39,19 +39,20 @@ def next_tokens(
     blocks = Blocks.of(logits_RV)
     tokens = choose(blocks, drawing, draws)
     bad = running & (tokens >= logits_RV.shape[-1])
+    # Before any row changes: a device that has no memory for this gets the pass again, in parts.
+    some, fine = np.flatnonzero(told & ~adjusted & ~bad), np.flatnonzero(~bad[both])
+    noted = _logprobs(columns, slots[some], blocks, some, tokens[some])
+    if own is not None:
+        noted += _logprobs(columns, slots[both[fine]], own, fine, tokens[both[fine]])
     columns.ended[slots[bad]] = FAILED
     failed = [(rows[number], "non_finite_logits", "") for number in np.flatnonzero(bad).tolist()]
     good = np.flatnonzero(running & ~bad)
     why = columns.append(slots[good], tokens[good])
+    for kept, one in noted:
+        kept.tokens.append(one)
     for number in np.flatnonzero(options.watched[slots[good]] & (why != STOP)).tolist():
         if columns.text_stops(int(slots[good[number]])):
             why[number] = STOP
-    if told.any():
-        untouched = np.flatnonzero(told & ~adjusted & ~bad)
-        _note_logprobs(columns, slots[untouched], blocks, untouched, tokens[untouched])
-    if own is not None:
-        fine = np.flatnonzero(~bad[both])
-        _note_logprobs(columns, slots[both[fine]], own, fine, tokens[both[fine]])
     over = np.flatnonzero(why != RUNNING)
     finished = [
         (rows[number], REASONS[reason])
@@ -60,13 +61,14 @@ def next_tokens(
     return finished, failed
 
 
-def _note_logprobs(columns: Rows, slots: Ints, blocks: Blocks, rows: Ints, tokens: Ints) -> None:
-    """Keep the log probabilities of tokens of `slots`, whose logits are `rows` of the blocks."""
+def _logprobs(
+    columns: Rows, slots: Ints, blocks: Blocks, rows: Ints, tokens: Ints
+) -> list[tuple[Logprobs, TokenLogprobs]]:
+    """What the tokens of `slots` add to what is kept of them; their logits are `rows` of the
+    blocks."""
     if not len(slots):
-        return
+        return []
     options = columns.options
+    kept = [options.state[slot].logprobs for slot in slots.tolist()]
     found = measure(blocks, rows, tokens, options.logprobs[slots])
-    for slot, one in zip(slots.tolist(), found, strict=True):
-        kept = options.state[slot].logprobs
-        assert kept is not None
-        kept.tokens.append(one)
+    return [(ours, one) for ours, one in zip(kept, found, strict=True) if ours is not None]
