@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from batchgen.exec.blocks import Blocks, Ints, best_tokens, block_masses
-from batchgen.exec.sampler import TIERS
 
 DECIMALS = 6  # what float32 logits are good for
 
@@ -39,7 +38,9 @@ def measure(blocks: Blocks, rows: Ints, tokens: Ints, num_best: Ints) -> list[To
     logits, tops = blocks.logits.numpy(), blocks.tops.numpy()
     total = tops[rows].max(axis=1).astype(np.float64) + np.log(masses)
     chosen = (logits.reshape(len(logits), -1)[rows, tokens] - total).round(DECIMALS)
-    ids, values = best_tokens(logits, tops, rows, min(TIERS[0], tops.shape[1]))
+    # As many blocks have as many tokens that are no worse than the best of the last of them.
+    num_blocks = min(max(int(num_best.max()), 1), tops.shape[1])
+    ids, values = best_tokens(logits, tops, rows, num_blocks)
     values = (values - total[:, None]).round(DECIMALS)
     found = []
     for place, count in enumerate(num_best.tolist()):

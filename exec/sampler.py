@@ -21,7 +21,8 @@ from batchgen.exec.blocks import BLOCK_TOKENS, Blocks, Floats, Ints, best_tokens
 TILE_ROWS = (
     4  # rows whose exponentials are made at once: some megabytes, so that a cache holds them
 )
-TIERS = (64, 512)  # how many blocks are looked at first, and after that; then all
+TIERS = (64, 512)  # how many blocks are looked at first, and after that; then whole rows
+SMALL_BLOCKS = 8  # so few are sorted at once
 # Of a flat distribution, tokens are put in bins by how far they lie behind the best, in units of
 # the temperature; e^-64 of 4 million tokens is nothing in float64.
 BINS_PER_UNIT, LAST_BIN = 64.0, 64 * 64
@@ -103,7 +104,7 @@ def draw(blocks: Blocks, rows: Ints, draws: Draws) -> Ints:
             logits, tops, rows[free], masses[free], draws.temperature[free], at_random[free]
         )
     left = np.flatnonzero(limited)
-    for tier in TIERS:
+    for tier in tiers_of(tops.shape[1]):
         again = []
         for start in range(0, len(left), GROUP_ROWS):
             some = left[start : start + GROUP_ROWS]
@@ -114,7 +115,7 @@ def draw(blocks: Blocks, rows: Ints, draws: Draws) -> Ints:
                 draws[some],
                 masses[some].sum(axis=1),
                 at_random[some],
-                min(tier, tops.shape[1]),
+                tier,
             )
             tokens[some[held]] = found[held]
             again.append(some[~held])
@@ -122,6 +123,13 @@ def draw(blocks: Blocks, rows: Ints, draws: Draws) -> Ints:
     for row in left.tolist():
         tokens[row] = _from_row(logits[rows[row]].ravel(), draws[np.array([row])], at_random[row])
     return tokens
+
+
+def tiers_of(num_blocks: int) -> Sequence[int]:
+    """How many blocks to look at, one number after the other, before whole rows are."""
+    if num_blocks <= SMALL_BLOCKS:
+        return (num_blocks,)
+    return [tier for tier in TIERS if 2 * tier <= num_blocks] or (num_blocks // 2,)
 
 
 def _from_all(
