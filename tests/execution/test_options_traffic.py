@@ -111,37 +111,43 @@ def test_logits_change_by_the_whole_history(
 BYTES = st.sampled_from([*b"ab \n", *"\u00e9\u20ac\U0001f642".encode(), 0x80, 0xFF, 258, 260, 263])
 
 
+TEXTS = st.text(alphabet="ab \u00e9\u20ac\U0001f642", min_size=1, max_size=12)
+NOISE = st.lists(BYTES, max_size=5)
+
+
 @settings(max_examples=300, deadline=None)
-@given(
-    tokens=st.lists(BYTES, min_size=1, max_size=24),
-    stops=st.lists(
-        st.text(alphabet="ab \n\u00e9\u20ac\U0001f642", min_size=1, max_size=4),
-        min_size=1,
-        max_size=4,
-    ),
-    least=st.integers(0, 12),
-)
+@given(text=TEXTS, noise=st.tuples(NOISE, NOISE), least=st.integers(0, 12), data=st.data())
 def test_a_stop_text_ends_a_row_with_its_first_token_that_completes_one(
-    tokenizer: Tokenizer, tokens: list[int], stops: list[str], least: int
+    tokenizer: Tokenizer, text: str, noise: tuple[list[int], list[int]], least: int, data: Any
 ) -> None:
+    """Stops are pieces of the text, which is a token per byte, between tokens that may be half
+    characters. Two stages: the second begins as if there were no first."""
+    tokens = [*noise[0], *text.encode(), *noise[1]]
+    begin = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(begin + 1, len(text)))
+    stops = [text[begin:end]]
     watch = StopWatch(stops, tokenizer.decode, least)
-    for count in range(1, len(tokens) + 1):
-        some = tokens[:count]
-        cut = cut_text(tokenizer.decode, some, stops, least) if count >= least else None
-        assert watch.hit(0, np.array(some, dtype=np.int32)) == (cut is not None)
-        if cut is not None:
-            text, parts = said(
-                tokenizer.decode,
-                some,
-                ended_by_stop=True,
-                ending=frozenset({258}),
-                stops=stops,
-                min_tokens=least,
-            )
-            assert tokenizer.decode(some).startswith(text)
-            assert len(tokenizer.decode(some[:parts])) >= len(text)
-            assert least > 1 or not any(stop in text for stop in stops)
-            break
+    for stage in (0, 50):
+        for count in range(1, len(tokens) + 1):
+            some = tokens[:count]
+            cut = cut_text(tokenizer.decode, some, stops, least) if count >= least else None
+            assert watch.hit(stage, np.array(some, dtype=np.int32)) == (cut is not None)
+            if cut is not None:
+                found, parts = said(
+                    tokenizer.decode,
+                    some,
+                    ended_by_stop=True,
+                    ending=frozenset({258}),
+                    stops=stops,
+                    min_tokens=least,
+                )
+                assert found == cut
+                assert tokenizer.decode(some).startswith(found)
+                assert len(tokenizer.decode(some[:parts])) >= len(found)
+                assert least > 1 or not any(stop in found for stop in stops)
+                break
+        else:
+            assert least > 1  # without that, the stop is in the text
 
 
 # -- whole rows -----------------------------------------------------------------------------------
