@@ -1,10 +1,13 @@
-"""Rows that ended become objects of the output file. Runs nothing."""
+"""Rows that ended become objects of the output file, with all their samples. Runs nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from batchgen.exec.stops import ending_ids, said
+from batchgen.job.logprobs import TokenLogprob, TokenText
 from batchgen.job.output import (
     OutputWriter,
     StageAnswer,
@@ -13,17 +16,27 @@ from batchgen.job.output import (
     error_object,
 )
 from batchgen.job.rows import BadRow, JobRow
+from batchgen.job.samples import SamplesOfRows
 from batchgen.runtime.cluster.obey import BODY
 
 if TYPE_CHECKING:
+    from batchgen.exec.logprobs import TokenLogprobs
     from batchgen.exec.rows import Stage
     from batchgen.exec.tokenizer import Tokenizer
 
 ENDED_WELL = ("stop", "length", BODY)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """How a sample ended; `error` is a code and a message."""
+
+    stages: list[StageAnswer]
+    error: tuple[str, str] | None = None
+
+
 class Answers:
-    """Writes one object per row. `done` and `errors` count what has been written.
+    """Writes one object per row of the input. `done` and `errors` count what has been written.
 
     `created`: Unix seconds that all answers carry. 0 unless the caller has a time that belongs to
     the job: the time of day would give the same answers other bytes in every run.
@@ -36,6 +49,7 @@ class Answers:
         self._tokenizer = tokenizer
         self._model_name = model_name
         self._created = created
+        self._samples: SamplesOfRows[_Ended] = SamplesOfRows()
         self.done = 0
         self.errors = 0
 
@@ -45,23 +59,57 @@ class Answers:
         self._writer.write(row.index, bad_row_object(row))
 
     def ended(self, row: JobRow, reason: str, why: str | None, stages: Sequence[Stage]) -> None:
-        """A row that ran; `why` says what was wrong if it failed."""
-        if why is not None or reason not in ENDED_WELL:
+        """A sample that ran; `why` says what was wrong if it failed. A row is written when all its
+        samples have ended, and fails with the first that did."""
+        ours = self._samples.add(row, self._ended(row, reason, why, stages))
+        if ours is None:
+            return
+        error = next((one.error for one in ours if one.error is not None), None)
+        if error is not None:
             self.errors += 1
-            message = why or f"row ended with {reason}"
-            self._writer.write(row.index, error_object(row.index, row.custom_id, reason, message))
+            self._writer.write(row.index, error_object(row.index, row.custom_id, *error))
             return
         self.done += 1
-        answers = [self._answer(stage, stage.reason or reason) for stage in stages]
-        value = answer_object(row, answers, model=self._model_name, created=self._created)
+        value = answer_object(
+            row, [one.stages for one in ours], model=self._model_name, created=self._created
+        )
         self._writer.write(row.index, value)
 
-    def _answer(self, stage: Stage, reason: str) -> StageAnswer:
-        said = stage.produced[:-1] if reason == "stop" else stage.produced
+    def _ended(self, row: JobRow, reason: str, why: str | None, stages: Sequence[Stage]) -> _Ended:
+        if why is not None or reason not in ENDED_WELL:
+            return _Ended([], (reason, why or f"row ended with {reason}"))
+        return _Ended([self._answer(row, stage, stage.reason or reason) for stage in stages])
+
+    def _answer(self, row: JobRow, stage: Stage, reason: str) -> StageAnswer:
+        text, count = said(
+            self._tokenizer.decode,
+            stage.produced,
+            ended_by_stop=reason == "stop",
+            ending=ending_ids(row, self._tokenizer.eos_token_ids),
+            stops=row.stop,
+            min_tokens=row.sampling.min_tokens,
+        )
+        told = stage.logprobs
         return StageAnswer(
             follow_up=self._tokenizer.decode(stage.given),
             prompt_tokens=len(stage.given),
-            text=self._tokenizer.decode(said),
+            text=text,
             completion_tokens=len(stage.produced),
             reason=reason,
+            logprobs=None
+            if told is None
+            else [
+                self._logprob(token, one)
+                for token, one in zip(stage.produced[:count], told[:count], strict=True)
+            ],
         )
+
+    def _logprob(self, token: int, one: TokenLogprobs) -> TokenLogprob:
+        return TokenLogprob(
+            token=self._token(token),
+            logprob=one.chosen,
+            best=[(self._token(other), logprob) for other, logprob in one.best],
+        )
+
+    def _token(self, token: int) -> TokenText:
+        return TokenText.of(self._tokenizer.token_bytes(token))

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from batchgen.errors import UserError
 from batchgen.exec.config import ModelConfig, load_config
 from batchgen.exec.families import BY_NAME
+from batchgen.exec.token_bytes import byte_characters
 from batchgen.exec.weights import expected_shapes
 
 SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|end|>", "<|start|>", "<|stop|>")
@@ -176,13 +177,3 @@ def write_byte_tokenizer(directory: Path) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     _write_json(directory / "tokenizer_config.json", settings)
-
-
-def byte_characters() -> list[str]:
-    """The printable stand-in of each byte in byte-level tokenizers.
-
-    Printable Latin-1 bytes stand for themselves; the others take U+0100 and on, in order.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spare = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]

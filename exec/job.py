@@ -15,7 +15,8 @@ class ExecJob:
 
     Page counts None: as much as runs at once, bounded by a quarter of the free memory.
     `max_tokens`: output budget of rows that name none. `exact`: the same tokens whatever the policy
-    does, in float32 on the cpu. `body`: module:function of the body that every row runs.
+    does, in float32 on the cpu. `temperature`: of rows that name none (None: the checkpoint's).
+    `body`: module:function of the body that every row runs.
     """
 
     model: Path
@@ -27,6 +28,7 @@ class ExecJob:
     exact: bool = False
     device: str = "cpu"
     max_tokens: int = 256
+    temperature: float | None = None
     seed: int = 0
     limit: int | None = None
     hbm_pages: int | None = None

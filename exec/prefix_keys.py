@@ -16,7 +16,13 @@ def shared_page_keys(prompts: Sequence[TokenIds], page_tokens: int) -> list[list
     keys: list[list[int]] = []
     seen: set[int] = set()
     shared = False
+    last: TokenIds = ()
     for ids in prompts:
+        if ids is last:  # another sample of the same row
+            shared = shared or bool(keys[-1])
+            keys.append(keys[-1])
+            continue
+        last = ids
         chain: list[int] = []
         digest = b""
         for start in range(0, len(ids) - page_tokens + 1, page_tokens):

@@ -11,17 +11,21 @@ from batchgen.bodies import Bodies
 from batchgen.bodyname import load_body
 from batchgen.coroutine import BodyFactory
 from batchgen.errors import UserError
+from batchgen.exec.generation import sampling_defaults
 from batchgen.exec.hub import find_model
 from batchgen.exec.job import CAPABILITIES, ExecJob
 from batchgen.exec.prefix_keys import num_shared_pages, shared_page_keys
 from batchgen.exec.prompt_store import PromptStore
 from batchgen.exec.rows import RowInput
 from batchgen.exec.sizing import check_weights_fit, make_plan
+from batchgen.exec.stops import ending_ids
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.worker import Worker
 from batchgen.job.jsonl import InputDigest
 from batchgen.job.rows import BadRow, JobRow, RowLimits, read_rows
+from batchgen.job.samples import samples
+from batchgen.job.sampling import SamplingDefaults
 from batchgen.log import Header
 from batchgen.logbook import DecisionLog
 from batchgen.paths import check_input
@@ -46,9 +50,10 @@ class Prepared:
     tokenizer: Tokenizer
     rows: list[JobRow | BadRow]
     digest: InputDigest
-    jobs: list[JobRow]
+    jobs: list[JobRow]  # a row of the scheduler each: one per sample
     table: Table
     load_s: float
+    sampling: SamplingDefaults  # of rows that do not say otherwise
     overrides: dict[str, str] = field(default_factory=dict)
     page_keys: list[list[int]] | None = None  # per row, where rows share prompt pages
     body: BodyFactory | None = None
@@ -106,6 +111,7 @@ def prepare(job: ExecJob) -> Prepared:
     """Load the model, read the rows, size the arenas. Raises UserError for anything wrong."""
     folder = find_model(job.model)
     preset, overrides, options = _checked(job)
+    sampling = sampling_defaults(folder, job.temperature)
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
     check_weights_fit(job, folder)
@@ -127,11 +133,12 @@ def prepare(job: ExecJob) -> Prepared:
         default_max_output=job.max_tokens,
         run_seed=job.seed,
         keep_requests=body is not None,
+        sampling=sampling,
     )
     digest = InputDigest()
     rows, prompts = _read(job, tokenizer, limits, digest)
     tokenizer.release()
-    jobs = [row for row in rows if isinstance(row, JobRow)]
+    jobs = samples(row for row in rows if isinstance(row, JobRow))
     if not jobs:
         bad = next(row for row in rows if isinstance(row, BadRow))
         raise UserError(
@@ -152,7 +159,7 @@ def prepare(job: ExecJob) -> Prepared:
     )
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
     worker.schedule_by(plan)
-    worker.feed(_source(jobs, tokenizer.eos_token_ids))
+    worker.feed(_source(jobs, tokenizer.eos_token_ids), tokenizer.decode)
     return Prepared(
         job=job,
         folder=folder,
@@ -165,6 +172,7 @@ def prepare(job: ExecJob) -> Prepared:
         jobs=jobs,
         table=table_of(jobs),
         load_s=load_s,
+        sampling=sampling,
         overrides=overrides,
         body=body,
         page_keys=keys,
@@ -213,15 +221,15 @@ def _read(
 
 def _source(jobs: Sequence[JobRow], eos_ids: frozenset[int]) -> Callable[[int], RowInput]:
     """What the worker is told of a row when it begins."""
-    never: frozenset[int] = frozenset()
 
     def row_input(row: int) -> RowInput:
         job = jobs[row]
         return RowInput(
             prompt_ids=job.prompt_ids,
             max_output=job.max_output,
-            stop_ids=never if job.ignore_eos else eos_ids,
-            sampling=None if job.sampling.greedy else job.sampling,
+            stop_ids=ending_ids(job, eos_ids),
+            sampling=None if job.sampling.plain else job.sampling,
+            stop=job.stop,
         )
 
     return row_input

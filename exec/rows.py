@@ -15,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgen.errors import IllegalTransition
+from batchgen.exec.logprobs import TokenLogprobs
+from batchgen.exec.row_options import RowOptions
+from batchgen.exec.stops import Decode, StopWatch
 from batchgen.job.rows import TokenIds
 from batchgen.job.sampling import Sampling
 
@@ -26,22 +29,26 @@ REASONS = ("", "stop", "length", "failed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowInput:
-    """What a row brings: its prompt, its output budget, what ends it and how it samples."""
+    """What a row brings: its prompt, its output budget, tokens and texts that end it, and how it
+    samples (None: greedy)."""
 
     prompt_ids: TokenIds
     max_output: int
     stop_ids: frozenset[int]
     sampling: Sampling | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """A follow-up (of the first stage: none), what was produced after it, and why that ended ("" if
-    it has not: "stop", "length", or "body" when its body went on before)."""
+    it has not: "stop", "length", or "body" when its body went on before). `logprobs`: one per
+    produced token, if the row asked."""
 
     given: list[int]
     produced: list[int]
     reason: str
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class Rows:
@@ -49,22 +56,40 @@ class Rows:
 
     `prompt` and `tail` count the tokens of the prompt and those after it, `given` those of the tail
     that are follow-ups; `computed` and `on_host` the leading tokens whose KV is valid in each tier;
-    `budget` is the most tokens that the row may produce. `ended` is one of REASONS by number.
+    `budget` is the most tokens that the row may produce; those of its last stage start in the tail
+    at `began`. `ended` is one of REASONS by number.
     `reads` and `writes` are the last copies that read, or write, its pages.
     """
 
-    COLUMNS = ("prompt", "tail", "given", "computed", "on_host", "budget", "last", "ended", "stops")
+    COLUMNS = (
+        "prompt",
+        "tail",
+        "given",
+        "began",
+        "computed",
+        "on_host",
+        "budget",
+        "last",
+        "ended",
+        "stops",
+    )
     TICKETS = ("reads", "writes")
 
-    def __init__(self, vocab_size: int, source: Callable[[int], RowInput] | None = None) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        source: Callable[[int], RowInput] | None = None,
+        decode: Decode | None = None,
+    ) -> None:
         self._vocab_size = vocab_size
         self._source = source
+        self._decode = decode
+        self.options = RowOptions()
         self._slot_of: npt.NDArray[np.int32] = np.full(0, -1, dtype=np.int32)
         self._free: list[int] = []
         self._ends = 0  # slots that were ever used
         for name in (*self.COLUMNS, *self.TICKETS):
             setattr(self, name, np.zeros(0, dtype=np.int64))
-        self.sampled = np.zeros(0, dtype=bool)
         self.tails: npt.NDArray[np.int32] = np.zeros((0, 0), dtype=np.int32)
         self.inputs: list[RowInput | None] = []
         # Rows of a job have few different sets of stop ids: a column holds the number of the set.
@@ -76,6 +101,7 @@ class Rows:
     prompt: Ints
     tail: Ints
     given: Ints
+    began: Ints
     computed: Ints
     on_host: Ints
     budget: Ints
@@ -127,6 +153,11 @@ class Rows:
         for ids in (checked, known):
             if int(ids.min()) < 0 or int(ids.max()) >= self._vocab_size:
                 raise IllegalTransition(f"row {row} has tokens outside the vocabulary")
+        sampling = given.sampling
+        if produced_ids and sampling is not None and sampling.logprobs is not None:
+            raise IllegalTransition(f"row {row} has tokens without log probabilities")
+        if given.stop and self._decode is None:
+            raise IllegalTransition(f"row {row} stops at a text and there is no tokenizer")
         slot = heapq.heappop(self._free) if self._free else self._ends
         self._ends = max(self._ends, slot + 1)
         self._grow(slot + 1, len(produced_ids))
@@ -137,12 +168,16 @@ class Rows:
         self._slot_of[row] = slot
         self.inputs[slot] = given
         self.stops[slot] = self._stop_set(given.stop_ids)
-        self.sampled[slot] = given.sampling is not None and not given.sampling.greedy
+        watch = None
+        if given.stop and self._decode is not None:
+            least = 0 if sampling is None else sampling.min_tokens
+            watch = StopWatch(given.stop, self._decode, least)
+        self.options.set(slot, sampling, watch)
         self.prompt[slot], self.budget[slot] = prompt_tokens, given.max_output
         self.tail[slot] = len(produced_ids)
         self.tails[slot, : len(produced_ids)] = produced_ids
         self.last[slot] = known[-1]
-        for name in ("given", "computed", "on_host", "ended", *self.TICKETS):
+        for name in ("given", "began", "computed", "on_host", "ended", *self.TICKETS):
             getattr(self, name)[slot] = 0
         return slot
 
@@ -158,17 +193,19 @@ class Rows:
         self._slot_of[row] = -1
         self.inputs[slot] = None
         self._follow_ups.pop(slot, None)
+        self.options.state.pop(slot, None)
         heapq.heappush(self._free, slot)
 
     def _grow(self, slots: int, width: int) -> None:
         have = self.tails.shape
         if slots > have[0]:
             more = max(slots, 2 * have[0], 64)
-            for name in (*self.COLUMNS, *self.TICKETS, "sampled"):
+            for name in (*self.COLUMNS, *self.TICKETS):
                 column = getattr(self, name)
                 larger = np.zeros(more, dtype=column.dtype)
                 larger[: have[0]] = column
                 setattr(self, name, larger)
+            self.options.grow(more)
             self.inputs += [None] * (more - have[0])
         if slots > have[0] or width > have[1]:
             wider = have[1] if width <= have[1] else max(width, 2 * have[1], 64)
@@ -185,6 +222,22 @@ class Rows:
 
     def produced(self, slots: Ints) -> Ints:
         return self.tail[slots] - self.given[slots]
+
+    def stage_produced(self, slot: int) -> int:
+        """Tokens that the row's last stage has produced."""
+        return int(self.tail[slot] - self.began[slot])
+
+    def stop_ids(self, slot: int) -> Ints:
+        """Tokens that end the row."""
+        return self._stop_ids[int(self.stops[slot])]
+
+    def tail_tokens(self, slot: int, begin: int, end: int) -> list[tuple[int, bool]]:
+        """Tail tokens [begin, end) of a row, and whether each was given."""
+        spans = [(first, first + count) for first, count, _ in self._follow_ups.get(slot, ())]
+        return [
+            (token, any(first <= place < last for first, last in spans))
+            for place, token in enumerate(self.tails[slot, begin:end].tolist(), start=begin)
+        ]
 
     def ids(self, slot: int, begin: int, end: int) -> Ints:
         """Known tokens [begin, end) of a row."""
@@ -216,6 +269,17 @@ class Rows:
         self.ended[slots] = ended
         return ended
 
+    def text_stops(self, slot: int) -> bool:
+        """Whether the newest token of a watched row completes one of its stop texts; then the row
+        has ended."""
+        watch = self.options.state[slot].watch
+        assert watch is not None
+        began = int(self.began[slot])
+        if not watch.hit(began, self.tails[slot, began : self.tail[slot]]):
+            return False
+        self.ended[slot] = STOP
+        return True
+
     def extend(self, row: int, ids: Sequence[int] | None, tokens: int, budget: int) -> None:
         """Append a follow-up of `tokens` ids (None: the row's first ids again); the row may then
         produce up to `budget` tokens in all."""
@@ -234,6 +298,7 @@ class Rows:
         self._grow(slot + 1, first + tokens)
         self.tails[slot, first : first + tokens] = ids
         self.tail[slot] += tokens
+        self.began[slot] = self.tail[slot]
         self.last[slot] = self.tails[slot, first + tokens - 1]
         self.budget[slot], self.ended[slot] = budget, RUNNING
 
@@ -243,16 +308,20 @@ class Rows:
             return [Stage(given=[], produced=[], reason="")]
         slot = self.slot(row)
         tail: list[int] = self.tails[slot, : self.tail[slot]].tolist()
+        state = self.options.state.get(slot)
+        told = None if state is None or state.logprobs is None else state.logprobs.tokens
         found: list[Stage] = []
         given: list[int] = []
         begin = 0
-        for first, count, reason in self._follow_ups.get(slot, ()):
-            why = REASONS[reason] or "body"
-            found.append(Stage(given=given, produced=tail[begin:first], reason=why))
-            begin = first + count
+        produced = 0
+        last = (len(tail), 0, int(self.ended[slot]))  # as if nothing were given behind the end
+        for first, count, reason in (*self._follow_ups.get(slot, ()), last):
+            why = REASONS[reason] or ("body" if count else "")
+            size = first - begin
+            ours = None if told is None else told[produced : produced + size]
+            found.append(Stage(given=given, produced=tail[begin:first], reason=why, logprobs=ours))
+            begin, produced = first + count, produced + size
             given = tail[first:begin]
-        why = REASONS[self.ended[slot]]
-        found.append(Stage(given=given, produced=tail[begin:], reason=why))
         return found
 
     def num_produced(self, row: int) -> int:

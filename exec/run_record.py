@@ -66,6 +66,8 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         "kernels": prepared.worker.kernels,
         "kernels_remark": _kernels_remark(prepared),
         "seed": job.seed,
+        # Of rows that say nothing else: the command line's, the checkpoint's, or OpenAI's.
+        "sampling_defaults": asdict(prepared.sampling),
         "load_s": prepared.load_s,
         "machine": asdict(ceilings),
         "memory": _memory(prepared),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchgen.coroutine import BodyError, SequenceView
+from batchgen.exec.stops import ending_ids, said
 from batchgen.oneline import shown
 
 if TYPE_CHECKING:
@@ -57,7 +58,23 @@ class TextView(SequenceView):
 
     @property
     def answers(self) -> list[str]:
-        return [self._tokenizer.decode(ids) for ids in self._stages()]
+        """An answer that a stop text ended, without it; that text is behind it all the same, before
+        a follow-up."""
+        if not self._job.stop:
+            return [self._tokenizer.decode(ids) for ids in self._stages()]
+        ending = ending_ids(self._job, self._tokenizer.eos_token_ids)
+        ends = [stage.reason == "stop" for stage in self._worker.stages(self.row)]
+        return [
+            said(
+                self._tokenizer.decode,
+                ids,
+                ended_by_stop=stopped,
+                ending=ending,
+                stops=self._job.stop,
+                min_tokens=self._job.sampling.min_tokens,
+            )[0]
+            for ids, stopped in zip(self._stages(), ends, strict=True)
+        ]
 
     def _stages(self) -> list[list[int]]:
         left, shown = self.produced_tokens, []

@@ -14,6 +14,7 @@ import tokenizers
 from batchgen.errors import DataError, UserError
 from batchgen.exec.config import load_config, read_json_object
 from batchgen.exec.templates import ChatTemplate, TemplateError, time_of_job
+from batchgen.exec.token_bytes import TokenBytes
 from batchgen.paths import has_file
 
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -37,6 +38,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for any bad file
             raise DataError(f"is not a tokenizer ({error!s:.80})", path=str(path)) from None
+        self._token_bytes = TokenBytes(self._tokenizer)
         config = load_config(directory)
         self.vocab_size = config.vocab_size
         self.eos_token_ids = frozenset(config.eos_token_ids)
@@ -104,6 +106,10 @@ class Tokenizer:
         """Text of produced tokens; special tokens and ids without a text are left out."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token stands for; special tokens as they are written."""
+        return self._token_bytes.of(token)
 
 
 def _token_text(value: object) -> str:

@@ -20,9 +20,10 @@ from batchgen.exec.arena import KvArena
 from batchgen.exec.batch import IntArray, PassRows
 from batchgen.exec.config import ModelConfig
 from batchgen.exec.copier import Copier
+from batchgen.exec.pass_sampler import next_tokens
 from batchgen.exec.prefix import PrefixPages
-from batchgen.exec.rows import FAILED, REASONS, RUNNING, Ints, RowInput, Rows, Stage
-from batchgen.exec.sampler import choose
+from batchgen.exec.rows import FAILED, RUNNING, Ints, RowInput, Rows, Stage
+from batchgen.exec.stops import Decode
 from batchgen.exec.transformer import DTYPES, load_model
 from batchgen.job.rows import TokenIds
 from batchgen.job.sampling import Sampling
@@ -123,11 +124,12 @@ class Worker:
 
     # Rows
 
-    def feed(self, source: Callable[[int], RowInput]) -> None:
-        """Rows that are named and not resident come from here from now on."""
+    def feed(self, source: Callable[[int], RowInput], decode: Decode | None = None) -> None:
+        """Rows that are named and not resident come from here from now on. `decode` makes text of
+        produced tokens, for rows that end at a text."""
         if len(self.rows):
             raise IllegalTransition("rows came before their source")
-        self.rows = Rows(self.config.vocab_size, source)
+        self.rows = Rows(self.config.vocab_size, source, decode)
         self.prefix = PrefixPages(self._hbm, self.rows)
 
     def add_row(
@@ -370,11 +372,11 @@ class Worker:
         )
         logits = self.model.forward(self._hbm, rows, self._period(lengths))
         sampled = [*decodes, *(row for row, _, _, last in chunks if last)]
-        tokens = self._next_tokens(sampled, logits)  # may fail too: rows are as they were until now
         alive = columns.ended[slots] == RUNNING  # a ghost's pass counts for nothing
+        outcome = self._append(sampled, logits)  # may fail too: rows are as they were until then
         columns.computed[slots[alive]] = (starts + lengths)[alive]
         self.prefix.filled(slots[alive], starts[alive], (starts + lengths)[alive])
-        return self._append(sampled, tokens)
+        return outcome
 
     def schedule_by(self, plan: Plan) -> None:
         """Modules run in the sub-batches of the plan from now on."""
@@ -384,6 +386,12 @@ class Worker:
         if not self._b_attn and not self._b_moe:
             return None
         return forward_period(lengths.tolist(), b_attn=self._b_attn, b_moe=self._b_moe)
+
+    def _append(
+        self, rows: Sequence[int], logits: torch.Tensor
+    ) -> tuple[list[tuple[int, str]], list[tuple[int, str, str]]]:
+        """Give each row its next token and say which rows ended by it, and which failed."""
+        return next_tokens(self.rows, rows, logits)
 
     def _segments(self, decodes: Sequence[int], chunks: Sequence[Chunk]) -> tuple[Ints, Ints, Ints]:
         """Slots, first positions and lengths [S] of what a pass computes, checked."""
@@ -437,43 +445,6 @@ class Worker:
         ):
             parts.append(columns.ids(slot, start, start + length))
         return np.concatenate(parts)
-
-    def _next_tokens(self, rows: Sequence[int], logits: torch.Tensor) -> Ints:
-        """The next token of each row, and room for it. Changes no row."""
-        if not rows:
-            return np.empty(0, dtype=np.int64)
-        columns = self.rows
-        slots = columns.slots(rows)
-        sampling: list[Sampling | None] = [None] * len(rows)
-        for number in np.flatnonzero(columns.sampled[slots]).tolist():
-            given = columns.inputs[int(slots[number])]
-            sampling[number] = given.sampling if given is not None else None
-        tokens = np.array(choose(logits, sampling, columns.produced(slots).tolist()))
-        columns.make_room(slots)
-        return tokens
-
-    def _append(
-        self, rows: Sequence[int], tokens: Ints
-    ) -> tuple[list[tuple[int, str]], list[tuple[int, str, str]]]:
-        """Give each row its next token and say which rows ended by it."""
-        if not rows:
-            return [], []
-        columns = self.rows
-        slots = columns.slots(rows)
-        running = columns.ended[slots] == RUNNING  # the others are ghosts
-        bad = running & (tokens >= self.config.vocab_size)
-        columns.ended[slots[bad]] = FAILED
-        failed = [
-            (rows[number], "non_finite_logits", "") for number in np.flatnonzero(bad).tolist()
-        ]
-        good = np.flatnonzero(running & ~bad)
-        why = columns.append(slots[good], tokens[good])
-        over = np.flatnonzero(why != RUNNING)
-        finished = [
-            (rows[number], REASONS[reason])
-            for number, reason in zip(good[over].tolist(), why[over].tolist(), strict=True)
-        ]
-        return finished, failed
 
 
 def _halves(

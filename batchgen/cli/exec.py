@@ -49,6 +49,10 @@ def exec_(
     max_tokens: Annotated[
         int, typer.Option(help="Output budget of rows that name none, in tokens.")
     ] = 256,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Of rows that name none, 0 is greedy; default: the model's, else 1."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampled rows.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
     body: Annotated[
@@ -108,6 +112,7 @@ def exec_(
         exact=exact,
         device=device,
         max_tokens=max_tokens,
+        temperature=temperature,
         seed=seed,
         limit=limit,
         hbm_pages=hbm_pages,

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from batchgen.errors import UserError
+from batchgen.job.logprobs import TokenLogprob, chat_logprobs, completion_logprobs
 from batchgen.job.placing import NotPlaced, place
 from batchgen.job.rows import BadRow, JobRow
 from batchgen.paths import check_new_output, check_output, remove, temporary_name
@@ -26,7 +27,7 @@ class StageAnswer:
     """One stage of a row: the follow-up that began it (none in the first), and its answer.
 
     `completion_tokens` counts the stop token; reason: "stop", "length", or "body" when the row's
-    body went on or ended before.
+    body went on or ended before. `logprobs`: of the tokens of `text`, if the row asked for them.
     """
 
     text: str
@@ -34,46 +35,61 @@ class StageAnswer:
     reason: str
     follow_up: str = ""
     prompt_tokens: int = 0
+    logprobs: Sequence[TokenLogprob] | None = None
 
 
 def answer_object(
-    row: JobRow, stages: Sequence[StageAnswer], *, model: str, created: int = 0
+    row: JobRow, samples: Sequence[Sequence[StageAnswer]], *, model: str, created: int = 0
 ) -> dict[str, Any]:
-    """The output object of a finished row; `created` is Unix seconds, one value for a whole job (0:
-    no time, which clients read as an integer like any other).
+    """The output object of a finished row, from the stages of each of its samples; `created` is
+    Unix seconds, one value for a whole job (0: no time, which clients read as an integer like any
+    other).
 
-    The answer is that of the last stage; usage counts all stages, follow-ups as prompt tokens. A
-    row of several stages has them all under "batchgen", which OpenAI's object does not have.
+    An answer is that of the last stage; usage counts the prompt once and all stages of all samples,
+    follow-ups as prompt tokens. Rows of several stages have them all under "batchgen", which
+    OpenAI's object does not have.
     """
     chat = row.kind == "chat"
-    last = stages[-1]
-    content: dict[str, Any] = (
-        {"message": {"role": "assistant", "content": last.text}} if chat else {"text": last.text}
-    )
-    prompt_tokens = len(row.prompt_ids) + sum(stage.prompt_tokens for stage in stages)
-    produced_tokens = sum(stage.completion_tokens for stage in stages)
-    # A row that its body ended has no reason among OpenAI's; it ended as by a stop sequence.
-    finish_reason = "length" if last.reason == "length" else "stop"
+    every = [stage for stages in samples for stage in stages]
+    prompt_tokens = len(row.prompt_ids) + sum(stage.prompt_tokens for stage in every)
+    produced_tokens = sum(stage.completion_tokens for stage in every)
     body: dict[str, Any] = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{row.index}",
         "object": "chat.completion" if chat else "text_completion",
         "created": created,
         "model": row.model or model,
-        "choices": [{"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}],
+        "choices": [_choice(number, stages[-1], chat) for number, stages in enumerate(samples)],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": produced_tokens,
             "total_tokens": prompt_tokens + produced_tokens,
         },
     }
-    if len(stages) > 1 or last.reason == "body":
-        body["batchgen"] = {"stages": [_stage_object(row, stage) for stage in stages]}
+    if any(len(stages) > 1 or stages[-1].reason == "body" for stages in samples):
+        shown = [[_stage_object(row, stage) for stage in stages] for stages in samples]
+        body["batchgen"] = (
+            {"stages": shown[0]}
+            if len(shown) == 1
+            else {"choices": [{"index": i, "stages": x} for i, x in enumerate(shown)]}
+        )
     return {
         "id": f"batch_req_{row.index}",
         "custom_id": row.custom_id,
         "response": {"status_code": 200, "request_id": f"req_{row.index}", "body": body},
         "error": None,
     }
+
+
+def _choice(index: int, last: StageAnswer, chat: bool) -> dict[str, Any]:
+    # A row that its body ended has no reason among OpenAI's; it ended as by a stop sequence.
+    finish_reason = "length" if last.reason == "length" else "stop"
+    if chat:
+        content: dict[str, Any] = {"message": {"role": "assistant", "content": last.text}}
+        logprobs = None if last.logprobs is None else chat_logprobs(last.logprobs)
+    else:
+        content = {"text": last.text}
+        logprobs = None if last.logprobs is None else completion_logprobs(last.logprobs)
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def _stage_object(row: JobRow, stage: StageAnswer) -> dict[str, Any]:

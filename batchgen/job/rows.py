@@ -7,7 +7,6 @@ tokenizer is passed in, so this file needs neither torch nor a model.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,8 +18,16 @@ import numpy.typing as npt
 
 from batchgen.errors import UserError
 from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, InputDigest, read_objects
+from batchgen.job.options import (
+    OPTIONS,
+    flag,
+    samples_of,
+    sampling_of,
+    stop_token_ids_of,
+    stops_of,
+)
 from batchgen.job.prompts import PromptEncoder, RowError, messages_of, prompt_ids
-from batchgen.job.sampling import Sampling
+from batchgen.job.sampling import Sampling, SamplingDefaults
 
 URLS = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 
@@ -28,24 +35,14 @@ URLS = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 IGNORED = frozenset(
     {"model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
-USED = frozenset(
-    {"prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed"}
-    | {"ignore_eos"}
-)
+USED = frozenset({"prompt", "messages", "max_tokens", "max_completion_tokens"}) | OPTIONS
 # What we cannot do, and the values with which asking for it asks for nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
     "best_of": (None, 1),
     "stream": (None, False),
     "stream_options": (None,),
-    "stop": (None, []),
     "echo": (None, False),
     "suffix": (None, ""),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
     "response_format": (None, {"type": "text"}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
@@ -65,6 +62,7 @@ BATCH_BYTES = 1 << 20
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowLimits:
     """Limits and defaults of a job, in tokens; `default_max_output` None fills the context.
+    `sampling`: what rows get that do not say how they sample.
 
     keep_requests: rows keep their object of the input, for bodies that read it.
     """
@@ -74,12 +72,17 @@ class RowLimits:
     run_seed: int = 0
     max_line_bytes: int = MAX_LINE_BYTES
     keep_requests: bool = False
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRow:
     """A row that can run. `index` counts rows from 0 in input order, `line` lines from 1; `request`
-    is empty unless it was to be kept."""
+    is empty unless it was to be kept.
+
+    `stop` are texts and `stop_token_ids` tokens that end an answer beside the model's own tokens.
+    `num_samples` answers are wanted; a row that `job.samples` made for one of them is `sample`.
+    """
 
     index: int
     line: int
@@ -90,6 +93,10 @@ class JobRow:
     max_output: int
     sampling: Sampling
     ignore_eos: bool
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    num_samples: int = 1
+    sample: int = 0
     request: dict[str, Any] = field(default_factory=dict)
 
 
@@ -244,7 +251,8 @@ def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: Ro
             "token_out_of_vocabulary",
             f"the prompt encodes to token {max(ids)}, the model knows those below {vocab_size}",
         )
-    model = draft.body.get("model")
+    body, model = draft.body, draft.body.get("model")
+    max_output = _max_output(body, len(ids), limits)
     return JobRow(
         index=draft.index,
         line=draft.line,
@@ -252,9 +260,20 @@ def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: Ro
         kind=draft.kind,
         model=model if isinstance(model, str) else None,
         prompt_ids=tuple(ids),
-        max_output=_max_output(draft.body, len(ids), limits),
-        sampling=_sampling(draft.body, draft.custom_id, limits.run_seed),
-        ignore_eos=_flag(draft.body, "ignore_eos"),
+        max_output=max_output,
+        sampling=sampling_of(
+            body,
+            draft.kind,
+            draft.custom_id,
+            run_seed=limits.run_seed,
+            defaults=limits.sampling,
+            vocab_size=vocab_size,
+            max_output=max_output,
+        ),
+        ignore_eos=flag(body, "ignore_eos"),
+        stop=stops_of(body),
+        stop_token_ids=stop_token_ids_of(body, vocab_size),
+        num_samples=samples_of(body),
         request=draft.value if limits.keep_requests else {},
     )
 
@@ -305,34 +324,3 @@ def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> 
             f"{limits.max_context}",
         )
     return given
-
-
-def _sampling(body: dict[str, Any], custom_id: str, run_seed: int) -> Sampling:
-    """Greedy unless the row asks for a temperature; the seed never depends on the row's place."""
-    temperature, top_p = _number(body, "temperature", 0.0), _number(body, "top_p", 1.0)
-    seed = body.get("seed")
-    if seed is None:
-        digest = hashlib.blake2b(f"{run_seed}:{custom_id}".encode(), digest_size=8).digest()
-        seed = int.from_bytes(digest, "little")
-    elif isinstance(seed, bool) or not isinstance(seed, int) or not -(1 << 63) <= seed < 1 << 64:
-        raise RowError("invalid_field", "field 'seed' must be a 64-bit integer")
-    try:
-        return Sampling(temperature=temperature, top_p=top_p, seed=seed)
-    except ValueError as error:
-        raise RowError("invalid_field", str(error)) from None
-
-
-def _number(body: dict[str, Any], name: str, default: float) -> float:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError("invalid_field", f"field '{name}' must be a number")
-    return float(value) if abs(value) < 1e30 else float("inf")
-
-
-def _flag(body: dict[str, Any], name: str) -> bool:
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise RowError("invalid_field", f"field '{name}' must be true or false")
-    return bool(value)

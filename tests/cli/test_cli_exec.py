@@ -29,6 +29,7 @@ EXEC_FLAGS = {
     "--dtype",
     "--exact",
     "--max-tokens",
+    "--temperature",
     "--seed",
     "--limit",
     "--body",
@@ -254,7 +255,7 @@ def test_bad_rows_become_error_rows(
             {"prompt": ""},
             {"prompt": "x" * 5000},
             batch_line("b", "/v1/completions", prompt="x", max_tokens=5000),
-            {"prompt": "x", "n": 2},
+            {"prompt": "x", "best_of": 2},
             {"prompt": "also good", "max_tokens": 3},
         ],
     )

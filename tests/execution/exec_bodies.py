@@ -1,4 +1,4 @@
-"""A body that tests name as `exec_bodies:turns`."""
+"""Bodies that tests name as `exec_bodies:NAME`."""
 
 from __future__ import annotations
 
@@ -20,3 +20,15 @@ def turns(sequence: SequenceView) -> Body:
             continue
         answer = [*sequence.answer_ids]
         outcome = yield Extend([(7 * token) % 256 for token in answer][:23], 5 + len(answer) % 20)
+
+
+def turns_by_id(sequence: SequenceView) -> Body:
+    """One follow-up for each row, of the text of its answer."""
+    outcome = yield DECODE
+    while True:
+        if outcome is Outcome.FINISHED and sequence.stage < 1:
+            outcome = yield Extend(f"{sequence.answer}?"[:20], 12)
+        elif outcome is Outcome.FINISHED:
+            return
+        else:
+            outcome = yield DECODE

@@ -32,15 +32,15 @@ def spoil(row: int, produced: int) -> Callable[[Worker], None]:
     """Make the logits of one row NaN when it has produced so many tokens."""
 
     def tweak(worker: Worker) -> None:
-        next_tokens = worker._next_tokens
+        append = worker._append
 
         def spoiled(rows: list[int], logits: torch.Tensor) -> object:
             if row in rows and len(worker.tokens(row)) == produced:
                 logits = logits.clone()
                 logits[rows.index(row)] = torch.nan
-            return next_tokens(rows, logits)
+            return append(rows, logits)
 
-        worker._next_tokens = spoiled
+        worker._append = spoiled
 
     return tweak
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 from batchgen.errors import UserError
 from batchgen.job.jsonl import BadLine, InputDigest, _no_duplicates, parse_object
 from batchgen.job.rows import BATCH_ROWS, BadRow, JobRow, RowLimits, read_job
+from batchgen.job.samples import SamplesOfRows, samples
+from batchgen.job.sampling import Sampling, SamplingDefaults
 
 
 class ByteEncoder:
@@ -55,6 +59,24 @@ def chat(**body: Any) -> bytes:
 def parts(*content: Any) -> bytes:
     return chat(messages=[{"role": "user", "content": content}])
 
+
+# Below, above and beside what each option may be.
+BAD_VALUES: dict[str, list[Any]] = {
+    "temperature": [-0.1, 100.5, True, "1"],
+    "top_p": [0, 1.01, [1]],
+    "top_k": [-2, 1.0, "5"],
+    "min_p": [-0.1, 1.1],
+    "repetition_penalty": [0, 101],
+    "presence_penalty": [-2.1, 2.1],
+    "frequency_penalty": [-2.1, 2.1, False],
+    "n": [0, 129, 2.0],
+    "stop": ["", [""], ["a"] * 5, [1], 1, "x" * 1001, "\ufffd", {"a": 1}],
+    "stop_token_ids": [5, [-1], [0xF8], [True], [0] * 65],
+    "min_tokens": [-1, 17, 1.5],
+    "logprobs": [1, "true"],
+    "top_logprobs": [1, 21, -1],
+    "logit_bias": [[1], {"a": 1}, {"248": 1}, {"1": 101}, {"1": -101}, {"1": None}, {"-1": 1}],
+}
 
 BAD = {
     "invalid_utf8": [b'{"prompt": "\xff"}'],
@@ -98,15 +120,17 @@ BAD = {
         b'{"prompt": "a", "top_p": 0}',
         b'{"prompt": "a", "seed": 1.5}',
         b'{"prompt": "a", "ignore_eos": 1}',
+        b'{"prompt": "a", "n": true}',
+        b'{"prompt": "a", "logprobs": true}',
+        b'{"prompt": "a", "top_logprobs": 2}',
+        *(chat(**{name: value}) for name, values in BAD_VALUES.items() for value in values),
     ],
     "unsupported_url": [b'{"custom_id": "a", "url": "/v1/embeddings", "body": {"prompt": "a"}}'],
     "unsupported_field": [
-        chat(n=2),
-        chat(stop=["x"]),
         chat(stream=True),
-        chat(logprobs=True),
+        chat(best_of=2),
+        chat(response_format={"type": "json_object"}),
         chat(strange=1),
-        b'{"prompt": "a", "n": true}',
         parts({"type": "image_url"}),
         parts({"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}, "text": "x"}),
         parts({"type": "text", "text": "a", "image_url": {}}),
@@ -172,8 +196,84 @@ def test_the_short_form_may_have_columns_of_its_own(tmp_path: Path) -> None:
     assert isinstance(first, JobRow)
     assert isinstance(second, JobRow)
     assert (first.custom_id, first.prompt_ids, first.max_output) == ("line-1", (1, 2), 16)
-    assert first.sampling.greedy
     assert (second.custom_id, second.index, second.line, second.kind) == ("b", 1, 4, "chat")
+
+
+def test_what_a_row_says_wins_over_the_defaults(tmp_path: Path) -> None:
+    defaults = SamplingDefaults(
+        temperature=0.6, top_p=0.95, top_k=20, min_p=0.01, repetition_penalty=1.1
+    )
+    limits = RowLimits(max_context=64, default_max_output=16, sampling=defaults)
+    own = {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1}
+    data = GOOD + b"\n" + json.dumps({"prompt": "a", **own}).encode()
+    silent, spoken = read(tmp_path / "in.jsonl", data, limits)
+    assert isinstance(silent, JobRow)
+    assert isinstance(spoken, JobRow)
+    assert {name: getattr(silent.sampling, name) for name in own} == asdict(defaults)
+    assert spoken.sampling == Sampling(seed=spoken.sampling.seed)
+    assert spoken.sampling.plain
+    (plain,) = read(tmp_path / "in.jsonl", GOOD)
+    assert isinstance(plain, JobRow)
+    assert plain.sampling.temperature == 1  # OpenAI's
+
+
+def test_generation_options_are_read(tmp_path: Path) -> None:
+    line = chat(
+        n=3,
+        stop="END",
+        stop_token_ids=[7, 9],
+        min_tokens=2,
+        logprobs=True,
+        top_logprobs=20,
+        logit_bias={"5": -100, "3": 1.5, "4": 0},
+        top_k=40,
+        presence_penalty=2,
+        frequency_penalty=-2,
+    )
+    short = b'{"prompt": "a", "logprobs": 0, "stop": ["a", "b", "a"]}'
+    nothing = chat(
+        stop=None, n=None, logprobs=False, logit_bias={}, top_logprobs=0, stop_token_ids=[]
+    )
+    row, text, other = read(
+        tmp_path / "in.jsonl", b"\n".join((line, short, nothing.replace(b'"a"', b'"z"')))
+    )
+    assert isinstance(row, JobRow)
+    assert isinstance(text, JobRow)
+    assert isinstance(other, JobRow)
+    assert (row.num_samples, row.stop, row.stop_token_ids) == (3, ("END",), {7, 9})
+    one = row.sampling
+    assert (one.min_tokens, one.logprobs, one.top_k) == (2, 20, 40)
+    assert one.logit_bias == ((3, 1.5), (5, -100.0))
+    assert (one.presence_penalty, one.frequency_penalty) == (2, -2)
+    assert (text.sampling.logprobs, text.stop) == (0, ("a", "b"))
+    assert other.sampling == Sampling(temperature=1.0, seed=other.sampling.seed)
+    assert (other.stop, other.stop_token_ids, other.num_samples) == ((), frozenset(), 1)
+
+
+def test_samples_are_rows_with_seeds_of_their_own_and_come_together_again(tmp_path: Path) -> None:
+    data = b"\n".join(
+        json.dumps({"prompt": "a", "custom_id": str(n), "n": n}).encode() for n in (1, 3, 2)
+    )
+    rows = [row for row in read(tmp_path / "in.jsonl", data) if isinstance(row, JobRow)]
+    jobs = samples(rows)
+    assert [(one.index, one.sample) for one in jobs] == [
+        (0, 0),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (2, 0),
+        (2, 1),
+    ]
+    assert len({one.sampling.seed for one in jobs}) == 6
+    assert [one.sampling.seed for one in jobs if not one.sample] == [r.sampling.seed for r in rows]
+    for order in itertools.islice(itertools.permutations(range(6)), 0, None, 7):
+        gathered: SamplesOfRows[int] = SamplesOfRows()
+        whole = {}
+        for place in order:
+            ours = gathered.add(jobs[place], place)
+            if ours is not None:
+                whole[jobs[place].index] = ours
+        assert whole == {0: [0], 1: [1, 2, 3], 2: [4, 5]}
 
 
 def test_bom_and_unicode_line_separators_do_not_split_or_spoil(tmp_path: Path) -> None:
