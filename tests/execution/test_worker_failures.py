@@ -15,8 +15,7 @@ from exec_cases import run as run_case
 
 from batchgen import events as ev
 from batchgen.exec import copier as copies
-from batchgen.exec import sampler
-from batchgen.exec import worker as workers
+from batchgen.exec import pass_sampler, sampler
 from batchgen.exec.arena import KvArena
 from batchgen.exec.clock import WallClock
 from batchgen.exec.config import KvLayout
@@ -250,5 +249,5 @@ def test_memory_that_is_short_while_tokens_are_chosen_costs_nothing(
             raise MemoryError
         return sampler.choose(*args)
 
-    monkeypatch.setattr(workers, "choose", choose)
+    monkeypatch.setattr(pass_sampler, "choose", choose)
     assert drive(same_beginning(model, tmp_path, depth), WallClock()).tokens == alone
