@@ -122,12 +122,12 @@ def test_a_stop_text_ends_a_row_with_its_first_token_that_completes_one(
 ) -> None:
     """Stops are pieces of the text, which is a token per byte, between tokens that may be half
     characters. Two stages: the second begins as if there were no first."""
-    tokens = [*noise[0], *text.encode(), *noise[1]]
+    second = [*noise[0], *text.encode(), *noise[1]]
     begin = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(begin + 1, len(text)))
     stops = [text[begin:end]]
     watch = StopWatch(stops, tokenizer.decode, least)
-    for stage in (0, 50):
+    for stage, tokens in ((0, [*b"a ba b", *second]), (50, second)):
         for count in range(1, len(tokens) + 1):
             some = tokens[:count]
             cut = cut_text(tokenizer.decode, some, stops, least) if count >= least else None
