@@ -23,7 +23,7 @@ namespace {
 
 using namespace batchgen;
 
-constexpr int FEW_ROWS = 4; // up to so many, vector instructions take no longer than matrix tiles
+constexpr int FEW_ROWS = 2; // up to so many, vector instructions take no longer than matrix tiles
 
 // Rows of the keys and values at positions [first, first + BLOCK), and those that are zeros.
 struct Located {
