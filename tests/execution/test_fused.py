@@ -184,5 +184,7 @@ def test_a_model_gives_nearly_the_same_logits_as_in_torch(
 
     exact, got = logits("float32"), logits("bfloat16")
     right = in_torch(monkeypatch, lambda: logits("bfloat16"))
-    # As far from float32 as torch is in this dtype, or nearly.
-    assert (got - exact).norm() <= 1.3 * (right - exact).norm()
+    # As far from float32 as torch is in this dtype, or nearly. The median: a token whose router is
+    # undecided takes another expert for the smallest reason.
+    errors, usual = ((x - exact).norm(dim=1).median() for x in (got, right))
+    assert errors <= 1.3 * usual
