@@ -5,6 +5,10 @@
 
 #include <cmath>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include "vectors.h"
 
 namespace {
@@ -14,31 +18,55 @@ using namespace batchgen;
 constexpr int64_t WORTH_THREADS = 1 << 17; // elements below which other threads stay asleep
 constexpr int64_t MOST_DIM = 4096;         // elements of a head
 
-// The first `count` elements, zeros behind them.
-inline Vec load_some(const Bfloat16 *from, int64_t count) {
-  if (count >= LANES) return load_wide(from);
-  Bfloat16 part[LANES] = {};
-  std::memcpy(part, from, count * sizeof *from);
-  return load_wide(part);
+// Sixteen elements of bfloat16: from floats, to floats, and in memory.
+#ifdef __AVX512BF16__
+typedef __m256i Narrow;
+inline Narrow narrowed(Vec value) {
+  return reinterpret_cast<Narrow>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(value)));
 }
-
-inline Shorts narrowed(Vec value) {
+inline Vec widened(Narrow bits) {
+  return reinterpret_cast<Vec>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+#else
+typedef Shorts Narrow;
+inline Narrow narrowed(Vec value) {
   Words bits;
   std::memcpy(&bits, &value, sizeof bits);
   const Words to_nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16; // ties to even
   const Words one = (bits & 0x7fffffffu) > 0x7f800000u ? Words{} + 0x7fc0u : to_nearest;
   return __builtin_convertvector(one, Shorts);
 }
-
-inline void store_some(Bfloat16 *to, Vec value, int64_t count) {
-  const Shorts bits = narrowed(value);
-  std::memcpy(to, &bits, (count < LANES ? count : LANES) * sizeof *to);
-}
-
-inline Vec rounded(Vec value) {
-  const Words wide = __builtin_convertvector(narrowed(value), Words) << 16;
+inline Vec widened(Narrow bits) {
+  const Words wide = __builtin_convertvector(bits, Words) << 16;
+  Vec value;
   std::memcpy(&value, &wide, sizeof value);
   return value;
+}
+#endif
+
+inline Vec rounded(Vec value) { return widened(narrowed(value)); }
+
+// The first `count` elements at most, zeros behind them.
+inline Vec load_some(const float *from, int64_t count) {
+  if (count >= LANES) return load(from);
+  Vec value{};
+  std::memcpy(&value, from, count * sizeof *from);
+  return value;
+}
+inline Vec load_some(const Bfloat16 *from, int64_t count) {
+  Narrow bits{};
+  if (count >= LANES)
+    std::memcpy(&bits, from, sizeof bits); // of a known size: no call
+  else
+    std::memcpy(&bits, from, count * sizeof *from);
+  return widened(bits);
+}
+inline void store_some(Bfloat16 *to, Vec value, int64_t count) {
+  const Narrow bits = narrowed(value);
+  if (count >= LANES)
+    std::memcpy(to, &bits, sizeof bits);
+  else
+    std::memcpy(to, &bits, count * sizeof *to);
 }
 
 struct NormJob {
@@ -92,7 +120,7 @@ struct PlaceJob {
 void turn_head(const PlaceJob &job, const Bfloat16 *x, const Bfloat16 *weight, const float *cosines,
                const float *sines, Bfloat16 *out) {
   const int64_t dim = job.head_dim, half = dim / 2;
-  float values[MOST_DIM];
+  float values[MOST_DIM + LANES];
   Vec squares{};
   for (int64_t i = 0; i < dim; i += LANES) {
     const Vec one = load_some(x + i, dim - i);
@@ -106,10 +134,12 @@ void turn_head(const PlaceJob &job, const Bfloat16 *x, const Bfloat16 *weight, c
       store(values + i, rounded(normed * load_some(weight + i, dim - i)));
     }
   }
-  for (int64_t i = 0; i < half; i++) {
-    const float first = values[i], second = values[half + i];
-    narrow(first * cosines[i] - second * sines[i], out[i]);
-    narrow(second * cosines[i] + first * sines[i], out[half + i]);
+  for (int64_t i = 0; i < half; i += LANES) {
+    const int64_t left = half - i;
+    const Vec first = load(values + i), second = load(values + half + i);
+    const Vec cosine = load_some(cosines + i, left), sine = load_some(sines + i, left);
+    store_some(out + i, first * cosine - second * sine, left);
+    store_some(out + half + i, second * cosine + first * sine, left);
   }
 }
 
@@ -179,7 +209,7 @@ extern "C" int batchgen_place_qkv(int kind, int threads, const void *qkv, const 
                      sizes[5],
                      sizes[6],
                      sizes[7]};
-  if (kind != BFLOAT16 || job.head_dim % 2 || job.head_dim > MOST_DIM - LANES) return 1;
+  if (kind != BFLOAT16 || job.head_dim % 2 || job.head_dim > MOST_DIM) return 1;
   const int64_t elements = (job.heads + 2 * job.kv_heads) * job.head_dim;
   for_all(job.tokens, elements, threads, [&](int64_t token) { place_token(job, token); });
   return 0;
