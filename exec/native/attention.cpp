@@ -160,11 +160,11 @@ void attend_tile(const Job &job, const AttentionTile &tile, Buffers &buffers) {
 }
 
 template <class T, int N> void attend_all(const Job &job, int threads) {
-  const AttentionTiles tiles(job, TILE_QUERIES);
-  const int64_t items = tiles.size();
+  const std::vector<AttentionTile> tiles = attention_tiles(job, TILE_QUERIES);
+  const int64_t items = static_cast<int64_t>(tiles.size());
 #pragma omp parallel num_threads(threads) if (threads > 1 && items > 1)
   {
-    Buffers buffers(tiles.rows(), vectors(job.head_dim) * LANES, vectors(job.value_dim) * LANES,
+    Buffers buffers(TILE_QUERIES, vectors(job.head_dim) * LANES, vectors(job.value_dim) * LANES,
                     job.parts > 1);
 #pragma omp for schedule(dynamic, 4)
     for (int64_t item = 0; item < items; item++) attend_tile<T, N>(job, tiles[item], buffers);

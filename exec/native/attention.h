@@ -26,38 +26,27 @@ struct AttentionTile {
 };
 
 // All tiles of a job in the order in which threads take them, none of more than `most_rows` tokens
-// times query heads. Long tiles of a chunk come first: no thread is left alone with one at the end.
-class AttentionTiles {
-public:
-  AttentionTiles(const AttentionJob &job, int64_t most_rows) : groups(job.heads / job.kv_heads) {
-    // Many query heads of a kv head are taken in slices, each as if it were all of them.
-    slice = groups < most_rows ? groups : most_rows;
-    slices = (groups + slice - 1) / slice;
-    tokens = most_rows / slice;
-    each = job.kv_heads * slices;
-    for (int64_t segment = 0; segment < job.segments; segment++)
-      for (int64_t begin = 0; begin < job.lengths[segment]; begin += tokens) {
-        const int64_t left = job.lengths[segment] - begin;
-        parts.push_back({segment, begin, left < tokens ? left : tokens});
+// times query heads. Tiles that share keys and values follow one another, so that these stay in the
+// caches; of them the long ones come first, so that no thread is left alone with one at the end.
+inline std::vector<AttentionTile> attention_tiles(const AttentionJob &job, int64_t most_rows) {
+  const int64_t groups = job.heads / job.kv_heads;
+  // Many query heads of a kv head are taken in slices, each as if it were all of them.
+  const int64_t slice = groups < most_rows ? groups : most_rows, tokens = most_rows / slice;
+  std::vector<AttentionTile> tiles;
+  for (int64_t segment = job.segments - 1; segment >= 0; segment--) {
+    const int64_t length = job.lengths[segment];
+    for (int64_t head = 0; head < job.heads; head += slice) {
+      const int64_t kv_head = head / groups, left = (kv_head + 1) * groups - head;
+      const int64_t size = left < slice ? left : slice;
+      for (int64_t begin = (length - 1) / tokens * tokens; begin >= 0; begin -= tokens) {
+        const int64_t rest = length - begin;
+        tiles.push_back({segment, kv_head, head, size, begin, rest < tokens ? rest : tokens});
       }
+      head -= slice - size; // the next slice begins with the next kv head
+    }
   }
-  int64_t size() const { return static_cast<int64_t>(parts.size()) * each; }
-  int64_t rows() const { return tokens * slice; } // at most, of a tile
-  AttentionTile operator[](int64_t item) const {
-    const Part &part = parts[parts.size() - 1 - item / each];
-    const int64_t kv_head = item % each / slices, skipped = item % slices * slice;
-    const int64_t left = groups - skipped;
-    return {part.segment,  kv_head, kv_head * groups + skipped, left < slice ? left : slice,
-            part.begin, part.size};
-  }
-
-private:
-  struct Part {
-    int64_t segment, begin, size;
-  };
-  int64_t groups, slice, slices, tokens, each;
-  std::vector<Part> parts;
-};
+  return tiles;
+}
 
 // Where the key (half 0) or value (1) of a position of one kv head lies; those behind it in its page
 // follow.

@@ -152,7 +152,7 @@ void store_outputs(const AttentionJob &job, const AttentionTile &tile, int64_t w
 
 template <int N> // vectors of 32 elements of a head
 void attend_tile(const AttentionJob &job, const AttentionTile &tile, const AttentionTile *following,
-                 bool tiles, Buffers &buffers) {
+                 bool may_tile, Buffers &buffers) {
   constexpr int64_t width = N * 2 * LANES;
   const int64_t *pages = job.tables + tile.segment * job.table_width;
   const int64_t rows = tile.size * tile.groups;
@@ -161,7 +161,7 @@ void attend_tile(const AttentionJob &job, const AttentionTile &tile, const Atten
     return job.window && at + 1 > job.window ? at + 1 - job.window : 0;
   };
   load_queries(job, tile, width, buffers);
-  const bool matrix = tiles && rows > FEW_ROWS;
+  const bool matrix = may_tile && rows > FEW_ROWS;
   if (matrix) turn_queries<N>(rows, buffers);
   Located located[2];
   const int64_t from = hidden(position);
@@ -195,19 +195,17 @@ void attend_tile(const AttentionJob &job, const AttentionTile &tile, const Atten
 }
 
 template <int N> void attend_all(const AttentionJob &job, int threads, bool matrix) {
-  const AttentionTiles tiles(job, MOST_ROWS);
-  const int64_t items = tiles.size();
+  const std::vector<AttentionTile> tiles = attention_tiles(job, MOST_ROWS);
+  const int64_t items = static_cast<int64_t>(tiles.size());
 #pragma omp parallel num_threads(threads) if (threads > 1 && items > 1)
   {
     thread_local Buffers buffers; // kept: fresh memory costs page faults
     buffers.fit(N * 2 * LANES);
     const TileState state(matrix);
 #pragma omp for schedule(dynamic, 4)
-    for (int64_t item = 0; item < items; item++) {
-      AttentionTile following{};
-      if (item + 1 < items) following = tiles[item + 1];
-      attend_tile<N>(job, tiles[item], item + 1 < items ? &following : nullptr, matrix, buffers);
-    }
+    for (int64_t item = 0; item < items; item++)
+      attend_tile<N>(job, tiles[item], item + 1 < items ? &tiles[item + 1] : nullptr, matrix,
+                     buffers);
   }
 }
 
