@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import machine
@@ -27,7 +28,9 @@ LAYERS = 6  # taken in turn, so that caches help as much as in a pass
 # heads, kv heads, head_dim; decoding contexts; (start, length) of chunks
 ATTENTION: list[tuple[str, tuple[int, int, int], list[int], list[tuple[int, int]]]] = [
     ("decode 128 rows of 64 to 192", (8, 4, 64), [64 + i for i in range(128)], []),
+    ("decode 128 rows of 128 to 382", (8, 2, 64), [128 + 2 * i for i in range(128)], []),
     ("decode 16 rows of 1000", (32, 8, 128), [1000] * 16, []),
+    ("decode 16 rows of 1000, 16 heads share", (32, 2, 128), [1000] * 16, []),
     ("decode 1 row of 1000", (32, 8, 128), [1000], []),
     ("32 ragged prompts of 20 to 299", (4, 2, 32), [], [(0, 20 + 9 * i) for i in range(32)]),
     ("2 prompts of 512", (16, 8, 128), [], [(0, 512)] * 2),
@@ -151,6 +154,68 @@ def expert_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[
             )
 
 
+def small_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
+    """Name, in torch, compiled: what lies between the products of a layer, in bfloat16 alone."""
+    import torch
+
+    from batchgen.exec.arena import KvArena
+    from batchgen.exec.arithmetic import Arithmetic
+    from batchgen.exec.compiled import SWITCH
+    from batchgen.exec.config import AttentionConfig, KvLayout
+    from batchgen.exec.layers import GroupedAttention, add_rms_norm
+
+    if dtype != torch.bfloat16:
+        return
+    heads, kv_heads, head_dim, hidden, eps, page = 8, 4, 64, 512, 1e-6, 64
+    norm = torch.ones(head_dim).to(dtype)
+    attention = GroupedAttention(
+        config=AttentionConfig(
+            num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5
+        ),
+        eps=eps,
+        arithmetic=Arithmetic(dtype, "cpu"),
+        qkv=torch.empty(0),
+        out=torch.empty(0),
+        q_norm=norm,
+        k_norm=norm,
+    )
+
+    def in_torch(run: Callable[[], None]) -> Callable[[], None]:
+        def switched() -> None:
+            os.environ[SWITCH] = "0"
+            try:
+                run()
+            finally:
+                del os.environ[SWITCH]
+
+        return switched
+
+    for tokens in (16, 128, 1024):
+        layout = KvLayout(layers=LAYERS, parts=2, heads=kv_heads, head_dim=head_dim)
+        arena = KvArena("benchmark", tokens, layout, page_tokens=page, dtype=dtype)
+        x, added = (torch.randn(tokens, hidden).to(dtype) for _ in range(2))
+        weight = torch.ones(hidden).to(dtype)
+        qkv = torch.randn(tokens, heads + 2 * kv_heads, head_dim).to(dtype)
+        angles = torch.rand(tokens, 1, head_dim // 2)
+        batch: Any = SimpleNamespace(
+            pages=torch.arange(tokens),
+            offsets=torch.arange(tokens) % page,
+            cos=angles.cos(),
+            sin=angles.sin(),
+        )
+
+        def norms(x: Any = x, added: Any = added, weight: Any = weight) -> None:
+            for _ in range(LAYERS):
+                add_rms_norm(x, added, weight, eps)
+
+        def place(qkv: Any = qkv, arena: KvArena = arena, batch: Any = batch) -> None:
+            for layer in range(LAYERS):
+                attention._place(qkv, arena, layer, batch)
+
+        yield f"add and norm: {tokens} tokens", in_torch(norms), norms
+        yield f"norm, rotary, KV write: {tokens} tokens", in_torch(place), place
+
+
 def linear_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
     """Name, in torch, with packed weights; none where nothing is packed."""
     import torch
@@ -200,7 +265,7 @@ def measure(threads: int, only: str) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        for cases in (attention_cases, expert_cases, linear_cases):
+        for cases in (attention_cases, expert_cases, linear_cases, small_cases):
             for name, plain, compiled in cases(dtype):
                 if only not in f"{name} {dtype}":
                     continue

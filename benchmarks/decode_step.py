@@ -104,7 +104,9 @@ class Stopwatch:
 
 def measure(rows: int, context: int, threads: int, steps: int, dtype: str, exact: bool) -> Any:
     """Run `steps` decode passes of `rows` rows whose contexts average about `context` tokens."""
+    from batchgen.exec import layers
     from batchgen.exec.arithmetic import Arithmetic
+    from batchgen.exec.layers import GroupedAttention
     from batchgen.exec.mlp import SparseMlp
     from batchgen.exec.worker import Worker
 
@@ -143,7 +145,8 @@ def measure(rows: int, context: int, threads: int, steps: int, dtype: str, exact
         parts.over(type(worker.model.backend), "run", "attention"),
         parts.over(SparseMlp, "__call__", "experts"),
         parts.over(Arithmetic, "linear", "linear"),
-        parts.over(worker._hbm, "write", "kv_write"),
+        parts.over(GroupedAttention, "_place", "norm_rotary_kv_write"),
+        parts.over(layers, "add_rms_norm", "add_and_norm"),
     ):
         for _ in range(steps):
             worker.run_pass(numbers, [])

@@ -111,6 +111,8 @@ def _load() -> tuple[Any, str]:
         ("batchgen_paged_attention", 9, 1),
         ("batchgen_experts", 8, 0),
         ("batchgen_packed_experts", 8, 0),
+        ("batchgen_rms_norm", 6, 1),
+        ("batchgen_place_qkv", 10, 1),
     ):
         entry = getattr(library, function)
         entry.restype = ctypes.c_int

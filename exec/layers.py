@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from batchgen.exec import fused
 from batchgen.exec.arena import KvArena
 from batchgen.exec.arithmetic import Arithmetic
 from batchgen.exec.attention import Heads
@@ -23,9 +24,21 @@ from batchgen.exec.rotary import apply_rope
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMS norm over the last dimension, statistics in float32."""
+    if fused.is_fused(x):
+        return fused.rms_norm(x, weight, eps)
     wide = x.float()
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return wide.to(x.dtype) * weight
+
+
+def add_rms_norm(
+    x_TH: torch.Tensor, added_TH: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of both, and its RMS norm."""
+    if fused.is_fused(x_TH):
+        return fused.add_rms_norm(x_TH, added_TH, weight, eps)
+    x_TH = x_TH + added_TH
+    return x_TH, rms_norm(x_TH, weight, eps)
 
 
 class Attention(Protocol):
@@ -58,17 +71,25 @@ class GroupedAttention:
     def __call__(
         self, x_TH: torch.Tensor, arena: KvArena, layer: int, batch: Batch
     ) -> torch.Tensor:
-        config = self.config
-        heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv = self.arithmetic.linear(x_TH, self.qkv, self.qkv_bias)
-        qkv = qkv.view(len(x_TH), -1, config.head_dim)
-        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
-        q, k = apply_rope(q, batch.cos, batch.sin), apply_rope(k, batch.cos, batch.sin)
-        arena.write(layer, batch.pages, batch.offsets, k, v)
+        q = self._place(qkv.view(len(x_TH), -1, self.config.head_dim), arena, layer, batch)
         attended = batch.backend.run(arena, layer, q, batch.attention, self.heads)
         return self.arithmetic.linear(attended.flatten(1), self.out, self.out_bias)
+
+    def _place(self, qkv: torch.Tensor, arena: KvArena, layer: int, batch: Batch) -> torch.Tensor:
+        """Queries [T, N, D] from projections [T, N + 2 V, D]; keys and values go into the arena."""
+        norms = None
+        if self.q_norm is not None and self.k_norm is not None:
+            norms = self.q_norm, self.k_norm
+        if fused.is_fused(qkv) and fused.is_fused(arena.storage):
+            return fused.place_qkv(qkv, norms, self.eps, arena, layer, batch)
+        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
+        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+        if norms is not None:
+            q, k = rms_norm(q, norms[0], self.eps), rms_norm(k, norms[1], self.eps)
+        q, k = apply_rope(q, batch.cos, batch.sin), apply_rope(k, batch.cos, batch.sin)
+        arena.write(layer, batch.pages, batch.offsets, k, v)
+        return q
 
     @property
     def heads(self) -> Heads:
@@ -90,16 +111,18 @@ class Layer:
     def __call__(
         self, x_TH: torch.Tensor, eps: float, arena: KvArena, layer: int, batch: Batch
     ) -> torch.Tensor:
-        return self.feed(self.attend(x_TH, eps, arena, layer, batch), eps)
+        attended = self.attention(rms_norm(x_TH, self.norms[0], eps), arena, layer, batch)
+        x_TH, normed = add_rms_norm(x_TH, attended, self.norms[1], eps)
+        return x_TH + self.mlp(normed)
 
     def attend(
         self, x_TH: torch.Tensor, eps: float, arena: KvArena, layer: int, batch: Batch
     ) -> torch.Tensor:
-        """The first half: hidden states [T, H] with attention added."""
+        """The first half alone: hidden states [T, H] with attention added."""
         return x_TH + self.attention(rms_norm(x_TH, self.norms[0], eps), arena, layer, batch)
 
     def feed(self, x_TH: torch.Tensor, eps: float) -> torch.Tensor:
-        """The second half: hidden states [T, H] with the MLP added. It knows no rows."""
+        """The second half alone: hidden states [T, H] with the MLP added. It knows no rows."""
         return x_TH + self.mlp(rms_norm(x_TH, self.norms[1], eps))
 
     def matrices(self) -> Iterator[torch.Tensor]:

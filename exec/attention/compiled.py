@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -17,26 +18,57 @@ from batchgen.exec.compiled import KINDS, load_library
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentTable:
     """All S segments: `tables` [S, W] physical pages, and [S] first flat token, its position,
-    number of tokens."""
+    number of tokens. `addresses` are theirs in this order, found once per pass."""
 
     tables: IntArray
     firsts: IntArray
     starts: IntArray
     lengths: IntArray
+    addresses: tuple[int, int, int, int]
+
+
+class Instructions(IntEnum):
+    """What the processor may be asked for, each with those before it; a machine that has less uses
+    less. They matter in bfloat16 alone."""
+
+    PORTABLE = 0
+    DOT_PRODUCTS = 1  # of pairs of bfloat16
+    TILES = 2  # matrix tiles of bfloat16
 
 
 class CompiledBackend:
-    """Only where `compiled.is_compiled` says yes. Threads are those of torch."""
+    """Only where `compiled.is_compiled` says yes. Threads are those of torch.
+
+    In bfloat16 the weights of the softmax are rounded to bfloat16 where `instructions` are used.
+    """
 
     name = "compiled"
 
+    def __init__(self, instructions: Instructions = Instructions.TILES) -> None:
+        self._instructions = int(instructions)
+
     def prepare(self, arena: KvArena, rows: PassRows) -> SegmentTable:
         width = (int(rows.ends.max()) - 1) // arena.page_tokens + 1
+        tables, firsts, starts, lengths = (
+            np.ascontiguousarray(array)
+            for array in (
+                arena.tables.pages[rows.slots, :width],
+                rows.firsts,
+                rows.starts,
+                rows.lengths,
+            )
+        )
         return SegmentTable(
-            tables=np.ascontiguousarray(arena.tables.pages[rows.slots, :width]),
-            firsts=np.ascontiguousarray(rows.firsts),
-            starts=np.ascontiguousarray(rows.starts),
-            lengths=np.ascontiguousarray(rows.lengths),
+            tables=tables,
+            firsts=firsts,
+            starts=starts,
+            lengths=lengths,
+            addresses=(
+                tables.ctypes.data,
+                firsts.ctypes.data,
+                starts.ctypes.data,
+                lengths.ctypes.data,
+            ),
         )
 
     def run(
@@ -51,7 +83,7 @@ class CompiledBackend:
         q_TND = q_TND.contiguous()
         value_dim = heads.value_dim or layout.head_dim
         out_TND = q_TND.new_empty(*q_TND.shape[:2], value_dim)
-        sizes = (ctypes.c_int64 * 11)(
+        sizes = (ctypes.c_int64 * 12)(
             *prepared.tables.shape,
             layer,
             layout.layers,
@@ -62,6 +94,7 @@ class CompiledBackend:
             layout.head_dim,
             value_dim,
             heads.window,
+            self._instructions,
         )
         kind = KINDS.get(q_TND.dtype, -1) if q_TND.dtype == arena.storage.dtype else -1
         if library is None or library.batchgen_paged_attention(
@@ -70,10 +103,7 @@ class CompiledBackend:
             q_TND.data_ptr(),
             arena.storage.data_ptr(),
             out_TND.data_ptr(),
-            prepared.tables.ctypes.data,
-            prepared.firsts.ctypes.data,
-            prepared.starts.ctypes.data,
-            prepared.lengths.ctypes.data,
+            *prepared.addresses,
             0 if heads.sinks is None else heads.sinks.data_ptr(),
             sizes,
             heads.scale,

@@ -7,7 +7,7 @@
 // position, the window, and BLOCK: not on the other tokens of the pass, the page size or the threads. Keys are
 // taken in blocks of BLOCK that begin at multiples of BLOCK, with a running maximum and sum.
 
-#include "vectors.h"
+#include "attention.h"
 
 namespace {
 
@@ -17,19 +17,7 @@ constexpr int BLOCK = 32;        // keys that share one rescaling of the running
 constexpr int TILE_QUERIES = 32; // query heads times tokens that share a block in the cache
 constexpr float LOWEST = -1e30f; // finite: the difference of two of them must not be NaN
 
-struct Job {
-  const void *queries;   // [tokens, heads, head_dim]
-  const void *storage;   // [pages, layers, parts, kv_heads, page_tokens, head_dim]
-  void *out;             // [tokens, heads, value_dim]
-  const int64_t *tables; // [segments, table_width]: pages of each segment
-  const int64_t *firsts, *starts, *lengths; // [segments]: flat token, position, tokens
-  const float *sinks;    // [heads], or null
-  float scale;           // of the products of queries and keys
-  // parts: keys and values, or one in which values are the first value_dim elements of the keys.
-  // window: a token sees so many, itself the last; 0: all.
-  int64_t segments, table_width, layer, layers, parts, heads, kv_heads, page_tokens, head_dim,
-      value_dim, window;
-};
+using Job = AttentionJob;
 
 inline int64_t vectors(int64_t elements) { return (elements + LANES - 1) / LANES; }
 
@@ -39,14 +27,6 @@ struct Buffers {
       : queries(rows * width), keys(BLOCK * width), values(own_values ? BLOCK * width : 0),
         outputs(rows * value_width) {}
 };
-
-// Where the key or value of a position of one kv head lies; those behind it in its page follow.
-template <class T>
-const T *place(const Job &job, const int64_t *pages, int64_t half, int64_t head, int64_t position) {
-  int64_t page = pages[position / job.page_tokens], offset = position % job.page_tokens;
-  int64_t plane = ((page * job.layers + job.layer) * job.parts + half) * job.kv_heads + head;
-  return static_cast<const T *>(job.storage) + (plane * job.page_tokens + offset) * job.head_dim;
-}
 
 // Keys or values of positions [begin, end) of one kv head as floats, `width` apart; zeros beyond.
 template <class T>
@@ -131,10 +111,9 @@ inline void attend_block(const float *query, const float *block_keys, const floa
   }
 }
 
-// Tokens [begin, begin + size) of a segment, `groups` query heads of one kv head from `first_head` on.
 template <class T, int N>
-void attend_tile(const Job &job, int64_t segment, int64_t kv_head, int64_t first_head,
-                 int64_t groups, int64_t begin, int64_t size, Buffers &buffers) {
+void attend_tile(const Job &job, const AttentionTile &tile, Buffers &buffers) {
+  const auto [segment, kv_head, first_head, groups, begin, size] = tile;
   const int count = static_cast<int>(vectors(job.head_dim));
   const int value_count = static_cast<int>(vectors(job.value_dim));
   const int64_t width = count * LANES, value_width = value_count * LANES, rows = size * groups;
@@ -181,32 +160,14 @@ void attend_tile(const Job &job, int64_t segment, int64_t kv_head, int64_t first
 }
 
 template <class T, int N> void attend_all(const Job &job, int threads) {
-  const int64_t groups = job.heads / job.kv_heads;
-  // Many query heads of a kv head are taken in slices, each as if it were all of them.
-  const int64_t slice = groups < TILE_QUERIES ? groups : TILE_QUERIES;
-  const int64_t slices = (groups + slice - 1) / slice, tokens = TILE_QUERIES / slice;
-  std::vector<int64_t> owners, begins;
-  for (int64_t segment = 0; segment < job.segments; segment++)
-    for (int64_t begin = 0; begin < job.lengths[segment]; begin += tokens) {
-      owners.push_back(segment);
-      begins.push_back(begin);
-    }
-  const int64_t tiles = static_cast<int64_t>(owners.size()), each = job.kv_heads * slices;
-  const int64_t items = tiles * each;
+  const std::vector<AttentionTile> tiles = attention_tiles(job, TILE_QUERIES);
+  const int64_t items = static_cast<int64_t>(tiles.size());
 #pragma omp parallel num_threads(threads) if (threads > 1 && items > 1)
   {
-    Buffers buffers(tokens * slice, vectors(job.head_dim) * LANES, vectors(job.value_dim) * LANES,
+    Buffers buffers(TILE_QUERIES, vectors(job.head_dim) * LANES, vectors(job.value_dim) * LANES,
                     job.parts > 1);
-    // Long tiles of a chunk come last: taken first, no thread is left alone with one at the end.
 #pragma omp for schedule(dynamic, 4)
-    for (int64_t item = 0; item < items; item++) {
-      int64_t tile = tiles - 1 - item / each, kv_head = item % each / slices;
-      int64_t skipped = item % slices * slice, segment = owners[tile];
-      int64_t left = job.lengths[segment] - begins[tile];
-      attend_tile<T, N>(job, segment, kv_head, kv_head * groups + skipped,
-                        groups - skipped < slice ? groups - skipped : slice, begins[tile],
-                        left < tokens ? left : tokens, buffers);
-    }
+    for (int64_t item = 0; item < items; item++) attend_tile<T, N>(job, tiles[item], buffers);
   }
 }
 
@@ -225,7 +186,8 @@ template <class T> void attend(const Job &job, int threads) {
 
 } // namespace
 
-// Returns 0, or 1 for a kind or a shape that it does not know.
+// Returns 0, or 1 for a kind or a shape that it does not know. The last of the sizes: the most
+// Instructions that it may use.
 extern "C" int batchgen_paged_attention(int kind, int threads, const void *queries,
                                         const void *storage, void *out, const int64_t *tables,
                                         const int64_t *firsts, const int64_t *starts,
@@ -237,7 +199,9 @@ extern "C" int batchgen_paged_attention(int kind, int threads, const void *queri
   if (job.heads % job.kv_heads || job.value_dim > job.head_dim) return 1;
   switch (kind) {
   case FLOAT32: attend<float>(job, threads); return 0;
-  case BFLOAT16: attend<Bfloat16>(job, threads); return 0;
+  case BFLOAT16:
+    if (!attend_bfloat16(job, threads, static_cast<int>(sizes[11]))) attend<Bfloat16>(job, threads);
+    return 0;
   case FLOAT16: attend<_Float16>(job, threads); return 0;
   default: return 1;
   }

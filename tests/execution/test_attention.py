@@ -4,26 +4,32 @@ batch."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from attention_cases import (
+    BFLOAT16,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    arena,
+    attend,
+    expected,
+    queries,
+    textbook,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import Segment, pass_rows
 
 from batchgen.exec import compiled
-from batchgen.exec.arena import KvArena
 from batchgen.exec.attention import Backend, Heads
 from batchgen.exec.attention.chunks import MAX_PADDING, chunk_groups
 from batchgen.exec.attention.compiled import CompiledBackend
 from batchgen.exec.attention.exact import ExactBackend
 from batchgen.exec.attention.reference import TorchBackend
 from batchgen.exec.compiled import is_compiled
-from batchgen.exec.config import KvLayout
 
-HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
 needs_compiler = pytest.mark.skipif(not is_compiled(torch.float32), reason="no C++ compiler here")
 BACKENDS = [pytest.param("compiled", marks=needs_compiler), "torch", "exact"]
 
@@ -32,71 +38,6 @@ def backend(name: str, groups: int, window: int = 0) -> Backend:
     if name == "compiled":
         return CompiledBackend()
     return TorchBackend([window]) if name == "torch" else ExactBackend(groups, [window])
-
-
-def arena(
-    page_tokens: int,
-    segments: list[Segment],
-    *,
-    kv_heads: int = KV_HEADS,
-    head_dim: int = HEAD_DIM,
-    parts: int = 2,
-    dtype: torch.dtype = torch.float32,
-) -> KvArena:
-    """An arena of random KV with pages for these segments, handed out in another order."""
-    pages = sum(-(-(start + n) // page_tokens) for _, start, n in segments)
-    layout = KvLayout(layers=2, parts=parts, heads=kv_heads, head_dim=head_dim)
-    kv = KvArena("hbm", pages, layout, page_tokens=page_tokens, dtype=dtype)
-    kv.storage.normal_(generator=torch.Generator().manual_seed(0))
-    for slot, start, length in reversed(segments):
-        kv.reserve(slot, start + length)
-    return kv
-
-
-def queries(count: int, heads: int = HEADS, head_dim: int = HEAD_DIM, seed: int = 1) -> Any:
-    return torch.randn(count, heads, head_dim, generator=torch.Generator().manual_seed(seed))
-
-
-def attend(
-    one: Backend,
-    kv: KvArena,
-    layer: int,
-    q: torch.Tensor,
-    decodes: list[Segment],
-    chunks: list[Segment],
-    heads: Heads,
-) -> torch.Tensor:
-    rows = pass_rows([*decodes, *chunks], len(decodes), [0] * len(q))
-    return one.run(kv, layer, q, one.prepare(kv, rows), heads)
-
-
-def textbook(
-    kv: KvArena, layer: int, slot: int, position: int, q: torch.Tensor, how: Heads
-) -> torch.Tensor:
-    """One query over the positions that it sees, head by head, in float64."""
-    pages = torch.tensor(kv.tables.of(slot))
-    first = max(0, position + 1 - how.window) if how.window else 0
-    parts = [
-        kv.storage[pages, layer, which].transpose(1, 2).flatten(0, 1)[first : position + 1].double()
-        for which in range(kv.layout.parts)
-    ]
-    keys, values = parts[0], parts[-1][..., : how.value_dim]
-    found = []
-    for head in range(len(q)):
-        shared = head // (len(q) // kv.layout.heads)
-        scores = keys[:, shared] @ q[head].double() * how.scale
-        if how.sinks is not None:
-            scores = torch.cat((scores, how.sinks[head : head + 1].double()))
-        weights = torch.softmax(scores, 0)[: len(keys)]
-        found.append(weights @ values[:, shared])
-    return torch.stack(found).float()
-
-
-def expected(
-    kv: KvArena, layer: int, segments: list[Segment], q: torch.Tensor, how: Heads
-) -> torch.Tensor:
-    places = [(slot, start + i) for slot, start, n in segments for i in range(n)]
-    return torch.stack([textbook(kv, layer, *place, q[i], how) for i, place in enumerate(places)])
 
 
 pieces = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30)), max_size=4)
@@ -198,7 +139,7 @@ def test_compiled_attention_covers_every_shape(
     how = Heads(scale=head_dim**-0.5)
     got = attend(CompiledBackend(), kv, 1, q, decodes, chunks, how)
     right = expected(kv, 1, [*decodes, *chunks], q, how)
-    close = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {}
+    close = {torch.float32: {"atol": 2e-6, "rtol": 1e-5}, torch.bfloat16: BFLOAT16}.get(dtype, {})
     torch.testing.assert_close(got, right.to(dtype), **close)
 
 
