@@ -12,7 +12,6 @@ very run. Other programs stretch the times: `load_average` says how busy it was,
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 
 import machine
 import numpy as np
+from checkpoints import write_random
 
 SHAPE = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -53,28 +53,6 @@ SHAPE = {
 }
 TARGET_S = 0.060
 TARGET_OUTSIDE = 0.10
-
-
-def write_model(directory: Path) -> int:
-    """A random checkpoint of SHAPE; returns its number of parameters."""
-    import torch
-    from safetensors.torch import save_file
-
-    from batchgen.exec.config import load_config
-    from batchgen.exec.weights import expected_shapes
-
-    (directory / "config.json").write_text(json.dumps(SHAPE), encoding="utf-8")
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: (
-            torch.ones(shape)
-            if "norm" in name
-            else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
-        ).bfloat16()
-        for name, shape in expected_shapes(load_config(directory)).items()
-    }
-    save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    return sum(weight.numel() for weight in weights.values())
 
 
 class Stopwatch:
@@ -111,7 +89,7 @@ def measure(rows: int, context: int, threads: int, steps: int, dtype: str, exact
     from batchgen.exec.worker import Worker
 
     with tempfile.TemporaryDirectory() as folder:
-        parameters = write_model(Path(folder))
+        parameters = write_random(SHAPE, Path(folder))
         page, warm = 64, 3
         lengths = np.random.default_rng(0).integers(context // 2, context * 3 // 2 + 1, rows)
         pages = int(sum(-(-(int(n) + 2 * (steps + warm) + 2) // page) for n in lengths))

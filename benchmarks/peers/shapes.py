@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -81,27 +80,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def write_model(name: str, directory: Path) -> int:
     """A random bfloat16 checkpoint of a shape; returns its number of parameters."""
-    import torch
-    from safetensors.torch import save_file
+    from checkpoints import write_random
 
-    from batchgen.exec.config import load_config
     from batchgen.exec.init import write_byte_tokenizer
-    from batchgen.exec.weights import expected_shapes
 
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(SHAPES[name]), encoding="utf-8")
     write_byte_tokenizer(directory)
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        tensor: (
-            torch.ones(shape)
-            if "norm" in tensor
-            else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
-        ).bfloat16()
-        for tensor, shape in expected_shapes(load_config(directory)).items()
-    }
-    save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    return sum(weight.numel() for weight in weights.values())
+    return write_random(SHAPES[name], directory)
 
 
 def requests(name: str) -> list[dict[str, Any]]:
