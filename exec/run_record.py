@@ -157,7 +157,7 @@ def _memory(prepared: Prepared) -> dict[str, int]:
     page_bytes = worker.config.kv_page_elements(worker.page_tokens) * itemsize(prepared.job)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "weight_bytes": weight_bytes(prepared.job, prepared.folder),
+        "weight_bytes": weight_bytes(prepared.job, worker.config),
         "hbm_pages_bytes": engine.hbm_pages * page_bytes,
         "host_pages_bytes": engine.host_pages * page_bytes,
         "prompt_bytes": prepared.prompts.held_bytes,

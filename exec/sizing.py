@@ -98,14 +98,14 @@ def itemsize(job: ExecJob) -> int:
     return 4 if job.dtype == "float32" else 2
 
 
-def weight_bytes(job: ExecJob, folder: Path) -> int:
+def weight_bytes(job: ExecJob, config: ModelConfig) -> int:
     """Bytes of the model's weights in the dtype of the job, from its config alone."""
-    return sum(map(math.prod, expected_shapes(load_config(folder)).values())) * itemsize(job)
+    return sum(map(math.prod, expected_shapes(config).values())) * itemsize(job)
 
 
 def check_weights_fit(job: ExecJob, folder: Path) -> None:
     """Refuse a model that memory cannot hold, before the system kills the process for it."""
-    need, free = weight_bytes(job, folder), free_memory_bytes()
+    need, free = weight_bytes(job, load_config(folder)), free_memory_bytes()
     if need > free:
         raise UserError(
             f"model {job.model} needs {need / 1e9:.1f} GB in {job.dtype}, "
