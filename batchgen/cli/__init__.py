@@ -82,14 +82,17 @@ class _Interrupted(KeyboardInterrupt):
 def _ended_by_signals() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP end a command alike: temporary files go, exit code 3. A second one
     kills."""
+    is_ending = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal is_ending
         if _is_finaliser(frame):
             again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
             return
         signal.signal(number, before[number])
+        is_ending = True
         raise _Interrupted
 
     before: dict[int, Any] = {}
@@ -102,6 +105,10 @@ def _ended_by_signals() -> Iterator[None]:
                 signal.signal(number, interrupt)
     try:
         yield
+    except Exception as error:
+        if is_ending:  # what it became on its way: CPython wraps what `__set_name__` raises
+            raise _Interrupted from error
+        raise
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
