@@ -73,14 +73,9 @@ void gather_keys(const AttentionJob &job, const Located &located, int64_t width,
   }
 }
 
-inline void prefetch_row(const Bfloat16 *row, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64)
-    _mm_prefetch(reinterpret_cast<const char *>(row) + at, _MM_HINT_T0);
-}
-
-// Pairs of tokens of the values, [BLOCK / 2, width, 2], and on the way the next block's lines.
-void interleave_values(const AttentionJob &job, const Located &located, const Located *next,
-                       int64_t width, Bfloat16 *out) {
+// Pairs of tokens of the values, [BLOCK / 2, width, 2].
+void interleave_values(const AttentionJob &job, const Located &located, int64_t width, Ahead &ahead,
+                       Bfloat16 *out) {
   alignas(64) uint16_t low[32], high[32];
   for (int i = 0; i < 16; i++) {
     low[2 * i] = i, low[2 * i + 1] = i + 32;
@@ -88,16 +83,10 @@ void interleave_values(const AttentionJob &job, const Located &located, const Lo
   }
   const __m512i low_order = _mm512_load_si512(low), high_order = _mm512_load_si512(high);
   const int64_t pairs = (located.end - located.first + 31) / 32 * 16;
-  const int64_t bytes = job.head_dim * sizeof(Bfloat16);
   const int64_t rest = job.head_dim % 32;
   const __mmask32 tail = rest ? (1u << rest) - 1 : ~0u;
-  for (int64_t pair = 0; pair < BLOCK / 2; pair++) {
-    if (next)
-      for (int64_t k = 2 * pair; k < 2 * pair + 2; k++) {
-        prefetch_row(next->keys[k], bytes);
-        prefetch_row(next->values[k], bytes);
-      }
-    if (pair >= pairs) continue;
+  for (int64_t pair = 0; pair < pairs; pair++) {
+    ahead.step();
     const Bfloat16 *one = located.values[2 * pair], *other = located.values[2 * pair + 1];
     for (int64_t d = 0; d < width; d += 32, out += 64) {
       const __mmask32 mask = d + 32 < width ? ~0u : tail;
@@ -113,8 +102,10 @@ void load_queries(const AttentionJob &job, const AttentionTile &tile, int64_t wi
                   Buffers &buffers) {
   const int64_t rows = tile.size * tile.groups;
   const int64_t token = job.firsts[tile.segment] + tile.begin;
-  std::memset(buffers.outputs.data(), 0, buffers.outputs.size() * sizeof(float));
-  for (int64_t row = 0; row < MOST_ROWS; row++) {
+  // Matrix tiles take sixteen rows at a time: those behind the last are zeros.
+  const int64_t padded = (rows + LANES - 1) / LANES * LANES;
+  std::memset(buffers.outputs.data(), 0, padded * width * sizeof(float));
+  for (int64_t row = 0; row < padded; row++) {
     Bfloat16 *query = buffers.queries.data() + row * width;
     std::memset(query, 0, width * sizeof(Bfloat16));
     buffers.top[row] = LOWEST;
@@ -155,7 +146,7 @@ void attend_tile(const AttentionJob &job, const AttentionTile &tile, const Atten
                  bool may_tile, Buffers &buffers) {
   constexpr int64_t width = N * 2 * LANES;
   const int64_t *pages = job.tables + tile.segment * job.table_width;
-  const int64_t rows = tile.size * tile.groups;
+  const int64_t rows = tile.size * tile.groups, row_bytes = job.head_dim * sizeof(Bfloat16);
   const int64_t position = job.starts[tile.segment] + tile.begin, end = position + tile.size;
   const auto hidden = [&](int64_t at) {
     return job.window && at + 1 > job.window ? at + 1 - job.window : 0;
@@ -178,8 +169,10 @@ void attend_tile(const AttentionJob &job, const AttentionTile &tile, const Atten
     } else {
       next = nullptr;
     }
+    Ahead ahead;
+    if (next) ahead = {next->keys, next->values, next->end - next->first, row_bytes};
     gather_keys(job, located[turn], width, buffers);
-    interleave_values(job, located[turn], next, width, buffers.values.data());
+    interleave_values(job, located[turn], width, ahead, buffers.values.data());
     const int64_t keys = located[turn].end - first;
     for (int64_t row = 0; row < rows; row++) {
       const int64_t at = position + row / tile.groups;
@@ -189,7 +182,7 @@ void attend_tile(const AttentionJob &job, const AttentionTile &tile, const Atten
     if (matrix)
       attend_block_in_tiles<N>(rows, keys, job.scale * LOG2_E, buffers);
     else
-      attend_block<N>(rows, keys, job.scale * LOG2_E, buffers);
+      attend_block<N>(rows, keys, job.scale * LOG2_E, ahead, buffers);
   }
   store_outputs(job, tile, width, buffers);
 }

@@ -2,7 +2,9 @@
 
 #pragma once
 
+#include <algorithm>
 #include <immintrin.h>
+#include <type_traits>
 
 #include "attention.h"
 
@@ -11,6 +13,7 @@ namespace {
 using namespace batchgen;
 
 constexpr int BLOCK = 64;        // keys that share one rescaling of the running sums
+constexpr int PARTS = BLOCK / LANES;
 constexpr int MOST_ROWS = 32;    // query heads times tokens of a tile
 constexpr int MOST_DIM = 256;    // elements of a head
 constexpr float LOWEST = -1e30f; // finite: the difference of two of them must not be NaN
@@ -21,16 +24,19 @@ struct Buffers {
   Lines<Bfloat16> queries;         // [MOST_ROWS, width]
   Lines<Bfloat16> turned;          // [MOST_ROWS / 16, width / 2, 16, 2]: pairs of elements of 16 rows
   Lines<Bfloat16> keys, values;    // [BLOCK, width] and [BLOCK / 2, width, 2]
-  const Bfloat16 *key_parts[BLOCK / LANES]; // sixteen keys each, in `keys` or as they are kept
+  Lines<Bfloat16> turned_keys;     // [width / 2, PARTS, 16, 2]: pairs of elements of 16 keys
+  const Bfloat16 *key_parts[PARTS]; // sixteen keys each, in `keys` or as they are kept
   Lines<float> outputs;            // [MOST_ROWS, width]
   Lines<float> scores;             // [MOST_ROWS / 16, BLOCK, 16]
   Lines<Bfloat16> weights;         // [MOST_ROWS, BLOCK]; in 32 keys after another for matrix tiles
   alignas(64) float top[MOST_ROWS], norm[MOST_ROWS]; // of scores times log2(e), running
+  alignas(64) float factor[MOST_ROWS];               // of the sums until this block
   alignas(64) int32_t seen[MOST_ROWS], from[MOST_ROWS]; // keys [from, seen) of the block count
 
   void fit(int64_t width) {
     queries.resize(MOST_ROWS * width), turned.resize(MOST_ROWS * width);
     keys.resize(BLOCK * width), values.resize(BLOCK * width);
+    turned_keys.resize(BLOCK * width);
     outputs.resize(MOST_ROWS * width), scores.resize(MOST_ROWS * BLOCK);
     weights.resize(MOST_ROWS * BLOCK);
   }
@@ -52,6 +58,22 @@ inline __m512bh load_pairs(const Bfloat16 *from) {
   return reinterpret_cast<__m512bh>(_mm512_loadu_si512(from));
 }
 
+// Two elements of bfloat16 in every lane.
+inline __m512bh both_everywhere(const Bfloat16 *from) {
+  int32_t both;
+  std::memcpy(&both, from, sizeof both);
+  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+}
+
+// Which keys of a part lie in [from, seen) of the block.
+inline __mmask16 counted(int part, int32_t seen, int32_t from) {
+  const __m512i number =
+      _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                       _mm512_set1_epi32(part * LANES));
+  return _mm512_cmplt_epi32_mask(number, _mm512_set1_epi32(seen)) &
+         _mm512_cmpge_epi32_mask(number, _mm512_set1_epi32(from));
+}
+
 // Bits of weights rounded to bfloat16 (not negative, no NaN among those that count), low half zero.
 inline __m512i rounded(__m512 weight) {
   const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(weight), _mm512_set1_epi32(0x8000));
@@ -63,94 +85,188 @@ inline void rescale(float *output, int64_t width, float factor) {
   for (int64_t d = 0; d < width; d += LANES) store(output + d, load(output + d) * factor);
 }
 
-// One query row: its weights of the block's keys into `weights`, its running sums brought up to date.
-template <int N>
-inline void weigh(int64_t row, int64_t keys, float scale, Buffers &buffers) {
-  constexpr int64_t width = N * 2 * LANES;
-  const Bfloat16 *query = buffers.queries.data() + row * width;
-  const int64_t parts = (keys + LANES - 1) / LANES;
-  __m512 scores[BLOCK / LANES];
-  __mmask16 counts[BLOCK / LANES];
-  float top = buffers.top[row];
-  __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (int64_t part = 0; part < parts; part++) {
-    Vec products[LANES];
-    for (int k = 0; k < LANES; k++) {
-      const Bfloat16 *key = buffers.key_parts[part] + k * width;
-      __m512 sum = _mm512_setzero_ps();
-      for (int n = 0; n < N; n++)
-        sum = _mm512_dpbf16_ps(sum, load_pairs(query + n * 32), load_pairs(key + n * 32));
-      products[k] = reinterpret_cast<Vec>(sum);
+// Rows and columns of sixteen vectors of 32 bits, exchanged.
+inline void turn(__m512i *v) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#pragma GCC unroll 4
+  for (int step = 1; step < 16; step *= 2) {
+    // Lanes with the bit `step` of the first vector change places with those without of the second.
+    const __mmask16 with = _mm512_test_epi32_mask(lanes, _mm512_set1_epi32(step));
+    const __m512i crossed = _mm512_xor_si512(lanes, _mm512_set1_epi32(step));
+    const __m512i other = _mm512_or_si512(crossed, _mm512_set1_epi32(16));
+    const __m512i into_first = _mm512_mask_mov_epi32(lanes, with, other);
+    const __m512i into_second =
+        _mm512_mask_mov_epi32(crossed, with, _mm512_or_si512(lanes, _mm512_set1_epi32(16)));
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+      if (i & step) continue;
+      const __m512i first = v[i], second = v[i + step];
+      v[i] = _mm512_permutex2var_epi32(first, into_first, second);
+      v[i + step] = _mm512_permutex2var_epi32(first, into_second, second);
     }
-    scores[part] = _mm512_mul_ps(reinterpret_cast<__m512>(sums(products)), _mm512_set1_ps(scale));
-    counts[part] = _mm512_cmplt_epi32_mask(number, _mm512_set1_epi32(buffers.seen[row])) &
-                   _mm512_cmpge_epi32_mask(number, _mm512_set1_epi32(buffers.from[row]));
-    number = _mm512_add_epi32(number, _mm512_set1_epi32(LANES));
-    const __m512 counted = _mm512_mask_mov_ps(_mm512_set1_ps(LOWEST), counts[part], scores[part]);
-    const float highest = largest(reinterpret_cast<Vec>(counted));
-    top = highest > top ? highest : top;
   }
-  const __m512 tops = _mm512_set1_ps(top);
-  const __m512 change = power_of_two(_mm512_sub_ps(_mm512_set1_ps(buffers.top[row]), tops));
-  Vec added{};
-  for (int64_t part = 0; part < BLOCK / LANES; part++) {
-    __m512i weight = _mm512_setzero_si512();
-    if (part < parts) {
-      const __m512 power = power_of_two(_mm512_sub_ps(scores[part], tops));
-      weight = _mm512_maskz_mov_epi32(counts[part], rounded(power));
-      added += reinterpret_cast<Vec>(weight);
-    }
-    _mm256_storeu_si256(
-        reinterpret_cast<__m256i *>(buffers.weights.data() + row * BLOCK + part * LANES),
-        _mm512_cvtepi32_epi16(_mm512_srli_epi32(weight, 16)));
-  }
-  const float factor = _mm512_cvtss_f32(change);
-  buffers.norm[row] = buffers.norm[row] * factor + total(added);
-  buffers.top[row] = top;
-  rescale(buffers.outputs.data() + row * width, width, factor);
 }
 
-// Outputs of R rows, V vectors of each, plus their weights times the values.
-template <int R, int V>
-inline void add_values(const Bfloat16 *weights, const Bfloat16 *values, int64_t pairs,
-                       int64_t width, float *outputs) {
-  __m512 sum[R][V];
+// Rows of keys and values that the next block will read, brought into the cache one by one between the
+// products of this one: a core waits for few lines at a time, and for more of them it would stand still.
+class Ahead {
+public:
+  Ahead() = default;
+  Ahead(const Bfloat16 *const *keys, const Bfloat16 *const *values, int64_t rows, int64_t bytes)
+      : keys_(keys), values_(values), left_(2 * rows), bytes_(bytes) {}
+  template <bool IS_FIRST = true> void step() {
+    if (!IS_FIRST || left_ <= 0) return;
+    left_--;
+    const Bfloat16 *const *row = left_ & 1 ? keys_++ : values_++;
+    for (int64_t at = 0; at < bytes_; at += 64)
+      _mm_prefetch(reinterpret_cast<const char *>(*row) + at, _MM_HINT_T0);
+  }
+
+private:
+  const Bfloat16 *const *keys_ = nullptr, *const *values_ = nullptr;
+  int64_t left_ = 0, bytes_ = 0; // rows of both, and bytes of a row
+};
+
+// Keys of a block by pairs of elements: so scores of sixteen keys are one vector, and no sum is folded.
+template <int N> void turn_keys(int64_t parts, Ahead &ahead, Buffers &buffers) {
+  constexpr int64_t width = N * 2 * LANES;
+  for (int64_t part = 0; part < parts; part++)
+    for (int n = 0; n < N; n++) {
+      __m512i v[LANES];
+      for (int k = 0; k < LANES; k++)
+        v[k] = _mm512_loadu_si512(buffers.key_parts[part] + k * width + n * 32);
+      turn(v);
+      for (int i = 0; i < 4; i++) ahead.step();
+      Bfloat16 *to = buffers.turned_keys.data() + (n * LANES * PARTS + part) * 32;
+      for (int k = 0; k < LANES; k++) _mm512_store_si512(to + k * PARTS * 32, v[k]);
+    }
+}
+
+// Weights of R rows for the P parts of a block, and their running sums brought up to date.
+template <int N, int R, int P, bool IS_FIRST>
+inline void weigh(int64_t row, bool masked, float scale, Ahead &ahead, Buffers &buffers) {
+  constexpr int64_t width = N * 2 * LANES;
+  const Bfloat16 *queries = buffers.queries.data() + row * width;
+  const Bfloat16 *keys = buffers.turned_keys.data();
+  __m512 scores[R][P];
+#pragma GCC unroll 4
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) sum[r][v] = _mm512_loadu_ps(outputs + r * width + v * LANES);
+    for (int part = 0; part < P; part++) scores[r][part] = _mm512_setzero_ps();
+  for (int64_t pair = 0; pair < width / 2; pair++, keys += PARTS * 32) {
+    __m512bh key[P];
+    for (int part = 0; part < P; part++) key[part] = load_pairs(keys + part * 32);
+    ahead.template step<IS_FIRST>();
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      const __m512bh query = both_everywhere(queries + r * width + 2 * pair);
+      for (int part = 0; part < P; part++)
+        scores[r][part] = _mm512_dpbf16_ps(scores[r][part], key[part], query);
+    }
+  }
+  const __m512 scales = _mm512_set1_ps(scale);
+  const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++) {
+    __mmask16 counts[P];
+    __m512 highest = _mm512_set1_ps(LOWEST);
+    for (int part = 0; part < P; part++) {
+      counts[part] = 0xffff;
+      __m512 score = scores[r][part] = _mm512_mul_ps(scores[r][part], scales);
+      if (masked) {
+        counts[part] = counted(part, buffers.seen[row + r], buffers.from[row + r]);
+        score = _mm512_mask_mov_ps(_mm512_set1_ps(LOWEST), counts[part], score);
+      }
+      highest = _mm512_max_ps(highest, score);
+    }
+    const float before = buffers.top[row + r];
+    const float top = std::max(before, _mm512_reduce_max_ps(highest));
+    const __m512 tops = _mm512_set1_ps(top);
+    __m512 powers[P];
+    for (int part = 0; part < P; part++) {
+      powers[part] = power_of_two(_mm512_sub_ps(scores[r][part], tops));
+      if (masked) powers[part] = _mm512_maskz_mov_ps(counts[part], powers[part]);
+    }
+    Bfloat16 *weights = buffers.weights.data() + (row + r) * BLOCK;
+    __m512 added = _mm512_setzero_ps();
+    for (int part = 0; part < P; part += 2) {
+      const __m512 right = part + 1 < P ? powers[part + 1 < P ? part + 1 : part] : _mm512_setzero_ps();
+      const __m512bh both = _mm512_cvtne2ps_pbh(right, powers[part]); // to nearest, ties to even
+      added = _mm512_dpbf16_ps(added, both, ones);
+      _mm512_store_si512(weights + part * LANES, reinterpret_cast<__m512i>(both));
+    }
+    const float factor = _mm512_cvtss_f32(power_of_two(_mm512_set1_ps(before - top)));
+    buffers.norm[row + r] = buffers.norm[row + r] * factor + _mm512_reduce_add_ps(added);
+    buffers.top[row + r] = top;
+    buffers.factor[row + r] = factor;
+  }
+}
+
+// Outputs of R rows from `row` on, V vectors of each from element `d` on, by their factors and plus
+// their weights times the values.
+template <int R, int V, bool IS_FIRST>
+inline void add_values(int64_t row, int64_t d, int64_t pairs, int64_t width, Ahead &ahead,
+                       Buffers &buffers) {
+  const Bfloat16 *weights = buffers.weights.data() + row * BLOCK;
+  const Bfloat16 *values = buffers.values.data() + 2 * d;
+  float *outputs = buffers.outputs.data() + row * width + d;
+  __m512 sum[R][V];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++) {
+    const __m512 factor = _mm512_set1_ps(buffers.factor[row + r]);
+    for (int v = 0; v < V; v++)
+      sum[r][v] = _mm512_mul_ps(_mm512_load_ps(outputs + r * width + v * LANES), factor);
+  }
   for (int64_t pair = 0; pair < pairs; pair++, values += 2 * width) {
     __m512bh value[V];
     for (int v = 0; v < V; v++) value[v] = load_pairs(values + v * 32);
+    ahead.template step<IS_FIRST>();
+#pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
-      int32_t both;
-      std::memcpy(&both, weights + r * BLOCK + 2 * pair, sizeof both);
-      const __m512bh weight = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+      const __m512bh weight = both_everywhere(weights + r * BLOCK + 2 * pair);
       for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], weight, value[v]);
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) _mm512_storeu_ps(outputs + r * width + v * LANES, sum[r][v]);
+    for (int v = 0; v < V; v++) _mm512_store_ps(outputs + r * width + v * LANES, sum[r][v]);
 }
 
-template <int R, int N>
-inline void add_values_of_rows(int64_t row, int64_t pairs, Buffers &buffers) {
+template <auto VALUE> using Constant = std::integral_constant<decltype(VALUE), VALUE>;
+
+// R rows against one block.
+template <int N, int R, bool IS_FIRST>
+inline void attend_rows(int64_t row, int64_t keys, bool masked, float scale, Ahead &ahead,
+                        Buffers &buffers) {
   constexpr int64_t width = N * 2 * LANES;
-  const Bfloat16 *weights = buffers.weights.data() + row * BLOCK, *values = buffers.values.data();
-  float *outputs = buffers.outputs.data() + row * width;
+  if (keys <= LANES)
+    weigh<N, R, 1, IS_FIRST>(row, masked, scale, ahead, buffers);
+  else if (keys <= 2 * LANES)
+    weigh<N, R, 2, IS_FIRST>(row, masked, scale, ahead, buffers);
+  else
+    weigh<N, R, PARTS, IS_FIRST>(row, masked, scale, ahead, buffers);
+  const int64_t pairs = (keys + 1) / 2;
   int n = 0;
-  for (; n + 2 <= N; n += 2) // four vectors
-    add_values<R, 4>(weights, values + n * 64, pairs, width, outputs + n * 32);
-  if (n < N) add_values<R, 2>(weights, values + n * 64, pairs, width, outputs + n * 32);
+  for (; n + 2 <= N; n += 2) add_values<R, 4, IS_FIRST>(row, n * 32, pairs, width, ahead, buffers);
+  if (n < N) add_values<R, 2, IS_FIRST>(row, n * 32, pairs, width, ahead, buffers);
 }
 
 // All rows of a tile against one block of `keys` keys. Scores are `scale` times the products, and
 // powers of two.
-template <int N> void attend_block(int64_t rows, int64_t keys, float scale, Buffers &buffers) {
-  for (int64_t row = 0; row < rows; row++) weigh<N>(row, keys, scale, buffers);
-  const int64_t pairs = (keys + 1) / 2;
-  int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) add_values_of_rows<4, N>(row, pairs, buffers);
-  for (; row + 2 <= rows; row += 2) add_values_of_rows<2, N>(row, pairs, buffers);
-  if (row < rows) add_values_of_rows<1, N>(row, pairs, buffers);
+template <int N>
+void attend_block(int64_t rows, int64_t keys, float scale, Ahead &ahead, Buffers &buffers) {
+  bool masked = keys % LANES != 0 || (keys > 2 * LANES && keys < BLOCK); // keys behind them are zeros
+  for (int64_t row = 0; row < rows; row++)
+    masked = masked || buffers.seen[row] < keys || buffers.from[row] > 0;
+  turn_keys<N>(keys > 2 * LANES ? PARTS : (keys + LANES - 1) / LANES, ahead, buffers);
+  const auto some = [&](auto rows_of, auto is_first, int64_t row) {
+    attend_rows<N, rows_of.value, is_first.value>(row, keys, masked, scale, ahead, buffers);
+  };
+  const auto at = [&](int64_t row, auto is_first) { // returns the row behind those that it took
+    if (row + 4 <= rows) return some(Constant<4>(), is_first, row), row + 4;
+    if (row + 2 <= rows) return some(Constant<2>(), is_first, row), row + 2;
+    return some(Constant<1>(), is_first, row), row + 1;
+  };
+  for (int64_t row = at(0, Constant<true>()); row < rows;) row = at(row, Constant<false>());
 }
 
 } // namespace

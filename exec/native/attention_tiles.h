@@ -46,28 +46,6 @@ private:
   bool used;
 };
 
-// Rows and columns of sixteen vectors of 32 bits, exchanged.
-inline void turn(__m512i *v) {
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-#pragma GCC unroll 4
-  for (int step = 1; step < 16; step *= 2) {
-    // Lanes with the bit `step` of the first vector change places with those without of the second.
-    const __mmask16 with = _mm512_test_epi32_mask(lanes, _mm512_set1_epi32(step));
-    const __m512i crossed = _mm512_xor_si512(lanes, _mm512_set1_epi32(step));
-    const __m512i other = _mm512_or_si512(crossed, _mm512_set1_epi32(16));
-    const __m512i into_first = _mm512_mask_mov_epi32(lanes, with, other);
-    const __m512i into_second =
-        _mm512_mask_mov_epi32(crossed, with, _mm512_or_si512(lanes, _mm512_set1_epi32(16)));
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) {
-      if (i & step) continue;
-      const __m512i first = v[i], second = v[i + step];
-      v[i] = _mm512_permutex2var_epi32(first, into_first, second);
-      v[i + step] = _mm512_permutex2var_epi32(first, into_second, second);
-    }
-  }
-}
-
 template <int N> void turn_queries(int64_t rows, Buffers &buffers) {
   constexpr int64_t width = N * 2 * LANES;
   for (int64_t row = 0; row < rows; row += LANES)
