@@ -60,11 +60,35 @@ class PassRows:
             wanted=self.wanted[:0],
         )
 
+    def of_wanted(self) -> PassRows:
+        """The wanted tokens, each a segment of its own."""
+        segments = np.searchsorted(self.firsts, self.wanted, side="right") - 1
+        return PassRows(
+            slots=self.slots[segments],
+            starts=self.starts[segments] + self.wanted - self.firsts[segments],
+            lengths=np.ones_like(self.wanted),
+            num_decodes=len(self.wanted),
+            token_ids=self.token_ids[self.wanted],
+            wanted=np.arange(len(self.wanted)),
+        )
+
     def flat(self) -> tuple[IntArray, IntArray]:
         """Slot and position of each token, two of [T]."""
         total = int(self.lengths.sum())
         within = np.arange(total, dtype=np.int64) - np.repeat(self.firsts, self.lengths)
         return np.repeat(self.slots, self.lengths), np.repeat(self.starts, self.lengths) + within
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The tokens of a pass whose logits are wanted: all that the last layer must attend from.
+
+    `tokens` [R] are flat token numbers, `attention` is what the backend prepared for them (None if
+    there are none).
+    """
+
+    tokens: torch.Tensor
+    attention: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

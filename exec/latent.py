@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from batchgen.exec.arena import KvArena
 from batchgen.exec.arithmetic import Arithmetic
-from batchgen.exec.attention import Heads
+from batchgen.exec.attention import Backend, Heads
 from batchgen.exec.attention.chunks import ChunkGroup, attend_group
-from batchgen.exec.batch import Batch
+from batchgen.exec.batch import Batch, Wanted
 from batchgen.exec.config import LatentConfig
 from batchgen.exec.layers import rms_norm
 from batchgen.exec.rotary import apply_rope
@@ -48,6 +49,24 @@ class LatentAttention:
     def __call__(
         self, x_TH: torch.Tensor, arena: KvArena, layer: int, batch: Batch
     ) -> torch.Tensor:
+        q_TNX, q_TNP = self._place(x_TH, arena, layer, batch)
+        out_TND = self._attend(q_TNX, q_TNP, arena, layer, batch)
+        return self.arithmetic.linear(out_TND.flatten(1), self.out, self.out_bias)
+
+    def of_wanted(
+        self, x_TH: torch.Tensor, arena: KvArena, layer: int, batch: Batch, wanted: Wanted
+    ) -> torch.Tensor:
+        q_TNX, q_TNP = self._place(x_TH, arena, layer, batch)
+        if not len(wanted.tokens):
+            return x_TH[:0]
+        q_RNX, q_RNP = (q.index_select(0, wanted.tokens) for q in (q_TNX, q_TNP))
+        out_RND = self._absorbed(q_RNX, q_RNP, arena, layer, batch.backend, wanted.attention)
+        return self.arithmetic.linear(out_RND.flatten(1), self.out, self.out_bias)
+
+    def _place(
+        self, x_TH: torch.Tensor, arena: KvArena, layer: int, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries [T, N, X] and [T, N, P]; latents and rotary keys go into the arena."""
         config, linear = self.config, self.arithmetic.linear
         q_in = x_TH
         if self.q_down is not None and self.q_norm is not None:
@@ -60,8 +79,7 @@ class LatentAttention:
         latent_TL = rms_norm(latent_TL, self.kv_norm, self.eps)
         key_TP = apply_rope(key_TP[:, None], batch.cos, batch.sin)[:, 0]
         arena.write(layer, batch.pages, batch.offsets, torch.cat((latent_TL, key_TP), -1)[:, None])
-        out_TND = self._attend(q_TNX, q_TNP, arena, layer, batch)
-        return linear(out_TND.flatten(1), self.out, self.out_bias)
+        return q_TNX, q_TNP
 
     def _attend(
         self,
@@ -72,24 +90,31 @@ class LatentAttention:
         batch: Batch,
     ) -> torch.Tensor:
         if batch.absorbed is None and not batch.expanded:
-            return self._absorbed(q_TNX, q_TNP, arena, layer, batch)
+            return self._absorbed(q_TNX, q_TNP, arena, layer, batch.backend, batch.attention)
         out_TND = q_TNX.new_empty(*q_TNX.shape[:2], self.config.v_dim)
         if batch.absorbed is not None:
             chosen = batch.absorbed
-            part = self._absorbed(q_TNX[chosen], q_TNP[chosen], arena, layer, batch)
-            out_TND[chosen] = part
+            out_TND[chosen] = self._absorbed(
+                q_TNX[chosen], q_TNP[chosen], arena, layer, batch.backend, batch.attention
+            )
         q_TNE = torch.cat((q_TNX, q_TNP), -1)
         for group in batch.expanded:
             self._expanded(q_TNE, arena, layer, group, out_TND)
         return out_TND
 
     def _absorbed(
-        self, q_TNX: torch.Tensor, q_TNP: torch.Tensor, arena: KvArena, layer: int, batch: Batch
+        self,
+        q_TNX: torch.Tensor,
+        q_TNP: torch.Tensor,
+        arena: KvArena,
+        layer: int,
+        backend: Backend,
+        prepared: Any,
     ) -> torch.Tensor:
         to_keys_NXL, to_values_NDL = self._by_head()
         q_TNL = self.arithmetic.per_head(q_TNX, to_keys_NXL)
         q = torch.cat((q_TNL, q_TNP), -1)
-        out_TNL = batch.backend.run(arena, layer, q, batch.attention, self.heads)
+        out_TNL = backend.run(arena, layer, q, prepared, self.heads)
         return self.arithmetic.per_head(out_TNL, to_values_NDL.transpose(1, 2))
 
     def _expanded(

@@ -16,7 +16,7 @@ from batchgen.exec import fused
 from batchgen.exec.arena import KvArena
 from batchgen.exec.arithmetic import Arithmetic
 from batchgen.exec.attention import Heads
-from batchgen.exec.batch import Batch
+from batchgen.exec.batch import Batch, Wanted
 from batchgen.exec.config import AttentionConfig
 from batchgen.exec.mlp import Mlp
 from batchgen.exec.rotary import apply_rope
@@ -48,6 +48,12 @@ class Attention(Protocol):
         self, x_TH: torch.Tensor, arena: KvArena, layer: int, batch: Batch
     ) -> torch.Tensor: ...
 
+    def of_wanted(
+        self, x_TH: torch.Tensor, arena: KvArena, layer: int, batch: Batch, wanted: Wanted
+    ) -> torch.Tensor:
+        """The same, [R, H], for the wanted tokens alone; KV of all."""
+        ...
+
     def matrices(self) -> Iterator[torch.Tensor]:
         """One weight of every shape of product."""
         ...
@@ -71,13 +77,22 @@ class GroupedAttention:
     def __call__(
         self, x_TH: torch.Tensor, arena: KvArena, layer: int, batch: Batch
     ) -> torch.Tensor:
-        qkv = self.arithmetic.linear(x_TH, self.qkv, self.qkv_bias)
-        q = self._place(qkv.view(len(x_TH), -1, self.config.head_dim), arena, layer, batch)
+        q = self._place(x_TH, arena, layer, batch)
         attended = batch.backend.run(arena, layer, q, batch.attention, self.heads)
         return self.arithmetic.linear(attended.flatten(1), self.out, self.out_bias)
 
-    def _place(self, qkv: torch.Tensor, arena: KvArena, layer: int, batch: Batch) -> torch.Tensor:
-        """Queries [T, N, D] from projections [T, N + 2 V, D]; keys and values go into the arena."""
+    def of_wanted(
+        self, x_TH: torch.Tensor, arena: KvArena, layer: int, batch: Batch, wanted: Wanted
+    ) -> torch.Tensor:
+        q = self._place(x_TH, arena, layer, batch).index_select(0, wanted.tokens)
+        if len(q):
+            q = batch.backend.run(arena, layer, q, wanted.attention, self.heads)
+        return self.arithmetic.linear(q.flatten(1), self.out, self.out_bias)
+
+    def _place(self, x_TH: torch.Tensor, arena: KvArena, layer: int, batch: Batch) -> torch.Tensor:
+        """Queries [T, N, D]; keys and values go into the arena."""
+        qkv = self.arithmetic.linear(x_TH, self.qkv, self.qkv_bias)
+        qkv = qkv.view(len(x_TH), -1, self.config.head_dim)
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = self.q_norm, self.k_norm
@@ -114,6 +129,24 @@ class Layer:
         attended = self.attention(rms_norm(x_TH, self.norms[0], eps), arena, layer, batch)
         x_TH, normed = add_rms_norm(x_TH, attended, self.norms[1], eps)
         return x_TH + self.mlp(normed)
+
+    def last(
+        self,
+        x_TH: torch.Tensor,
+        eps: float,
+        arena: KvArena,
+        layer: int,
+        batch: Batch,
+        wanted: Wanted,
+    ) -> torch.Tensor:
+        """Hidden states [R, H] of the wanted tokens, behind which nothing needs the others."""
+        normed = rms_norm(x_TH, self.norms[0], eps)
+        attended = self.attention.of_wanted(normed, arena, layer, batch, wanted)
+        x_RH = x_TH.index_select(0, wanted.tokens)
+        if not len(x_RH):
+            return x_RH
+        x_RH, normed = add_rms_norm(x_RH, attended, self.norms[1], eps)
+        return x_RH + self.mlp(normed)
 
     def attend(
         self, x_TH: torch.Tensor, eps: float, arena: KvArena, layer: int, batch: Batch

@@ -16,7 +16,7 @@ from batchgen.exec.arena import KvArena
 from batchgen.exec.arithmetic import Arithmetic, ExactArithmetic
 from batchgen.exec.attention import choose_backend
 from batchgen.exec.attention.chunks import ChunkGroup, chunk_groups
-from batchgen.exec.batch import Batch, IntArray, PassRows
+from batchgen.exec.batch import Batch, IntArray, PassRows, Wanted
 from batchgen.exec.config import LatentConfig, ModelConfig, load_config
 from batchgen.exec.exact import check_products
 from batchgen.exec.layers import rms_norm
@@ -83,20 +83,32 @@ class Transformer:
     def forward(self, arena: KvArena, rows: PassRows, period: Period | None = None) -> torch.Tensor:
         """Run T tokens, write their KV into `arena`, return float32 logits [R, vocab].
 
-        The head is applied to the R wanted tokens alone. `period`: the modules of every layer run
-        in its order, in its parts (None: each once, on everything).
+        The head is applied to the R wanted tokens alone, and so is the last layer but for its KV.
+        `period`: the modules of every layer run in its order, in its parts (None: each once, on
+        everything).
         """
         eps = self.config.rms_eps
         x_TH = self.embedding.index_select(0, arena.tensor(rows.token_ids))
         if period is None or period.whole:
-            batch = self._prepare(arena, rows)
-            for number, layer in enumerate(self.layers):
-                x_TH = layer(x_TH, eps, arena, number, batch)
+            x_RH = self._by_layers(x_TH, arena, rows)
         else:
             x_TH = self._by_modules(x_TH, arena, rows, period)
-        wanted = arena.tensor(rows.wanted)
-        chosen = rms_norm(x_TH.index_select(0, wanted), self.final_norm, eps)
-        return self._arithmetic.linear(chosen, self.head).float()
+            x_RH = x_TH.index_select(0, arena.tensor(rows.wanted))
+        return self._arithmetic.linear(rms_norm(x_RH, self.final_norm, eps), self.head).float()
+
+    def _by_layers(self, x_TH: torch.Tensor, arena: KvArena, rows: PassRows) -> torch.Tensor:
+        """All layers one after another; what the wanted tokens [R, H] leave behind."""
+        eps = self.config.rms_eps
+        batch, last = self._prepare(arena, rows), len(self.layers) - 1
+        for number, layer in enumerate(self.layers[:last]):
+            x_TH = layer(x_TH, eps, arena, number, batch)
+        if len(rows.wanted) == len(x_TH):
+            return self.layers[last](x_TH, eps, arena, last, batch)
+        wanted = Wanted(
+            tokens=arena.tensor(rows.wanted),
+            attention=self.backend.prepare(arena, rows.of_wanted()) if len(rows.wanted) else None,
+        )
+        return self.layers[last].last(x_TH, eps, arena, last, batch, wanted)
 
     def _by_modules(
         self, x_TH: torch.Tensor, arena: KvArena, rows: PassRows, period: Period

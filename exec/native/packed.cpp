@@ -84,7 +84,7 @@ void run(Job job, int threads, int way) {
                         [&](int64_t row, int64_t panel) {
                           return job.out + row * job.outputs + panel * per_panel;
                         },
-                        job.outputs * 2,
+                        job.outputs * 2, 1,
                         [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
                           if (job.gated)
                             write_gates(block, job, row, count, panel * TILE);

@@ -54,6 +54,11 @@ struct Fetch {
     for (int64_t line = 0; line < lines; line++)
       _mm_prefetch(from + (number * lines + line) * 64, _MM_HINT_T1);
   }
+  // The same in 16 parts: a core waits for few lines at a time, and for more of them it stands still.
+  void pair(int64_t number, int64_t part) const {
+    for (int64_t line = part; line < lines; line += TILE)
+      _mm_prefetch(from + (number * lines + line) * 64, _MM_HINT_T1);
+  }
 };
 
 inline __m256i rounded(__m512 x) {
@@ -86,26 +91,23 @@ public:
 #ifdef BATCHGEN_AMX
     if (way_ == AMX) return tiles(rows, stride, count, panel, steps, fetch, out);
 #endif
-    int64_t done = 0;
-    const auto some = [&](auto dots_of, int64_t size) {
-      for (; done + size <= count; done += size) {
-        dots_of(done, fetch);
-        fetch.lines = 0;
-      }
-    };
-    some([&](auto... p) { dots<8>(rows, stride, panel, steps, out, p...); }, 8);
-    some([&](auto... p) { dots<4>(rows, stride, panel, steps, out, p...); }, 4);
-    some([&](auto... p) { dots<2>(rows, stride, panel, steps, out, p...); }, 2);
-    some([&](auto... p) { dots<1>(rows, stride, panel, steps, out, p...); }, 1);
+    // Groups of nearly equal size: a small one at the end would wait for its own sums.
+    const int64_t groups = (count + MOST_AT_ONCE - 1) / MOST_AT_ONCE;
+    for (int64_t group = 0, from = 0; group < groups; group++) {
+      const int64_t size = (count - from + groups - group - 1) / (groups - group);
+      some_dots<MOST_AT_ONCE>(size, rows, stride, panel, steps, out, from, fetch);
+      fetch.lines = 0;
+      from += size;
+    }
   }
 
   // Products of rows [begin, end) with panels [first, last) of `weight`; `write(block, row, count,
-  // panel)` takes the results, which go to `place(row, panel)` and the rows behind it, `apart` bytes
-  // each. The next panel and these places come into the cache while this panel is multiplied.
+  // panel)` takes the results, which go to `lines_to` lines at `place(row, panel)` and at the rows
+  // behind it, `apart` bytes each. The next panel and these places come into the cache while this panel is multiplied.
   template <class Place, class Write>
   void panels(const Bfloat16 *rows, int64_t stride, int64_t begin, int64_t end,
-              const Bfloat16 *weight, int64_t steps, int64_t first, int64_t last, Place place, int64_t apart,
-              Write write) {
+              const Bfloat16 *weight, int64_t steps, int64_t first, int64_t last, Place place,
+              int64_t apart, int64_t lines_to, Write write) {
     const int64_t blocks = (end - begin + BLOCK_ROWS - 1) / BLOCK_ROWS;
     const int64_t lines = std::max<int64_t>(1, (STEP_LINES + blocks - 1) / blocks);
     for (int64_t panel = first; panel < last; panel++) {
@@ -115,7 +117,9 @@ public:
       for (int64_t row = begin; row < end; row += BLOCK_ROWS) {
         const int64_t count = std::min(BLOCK_ROWS, end - row);
         const char *to = reinterpret_cast<const char *>(place(row, panel));
-        for (int64_t r = 0; r < count; r++) __builtin_prefetch(to + r * apart, 1);
+        for (int64_t r = 0; r < count; r++)
+          for (int64_t line = 0; line < lines_to; line++)
+            __builtin_prefetch(to + r * apart + line * 64, 1);
         const Fetch fetch{next, left > 0 ? lines : 0};
         block(rows + row * stride, stride, count, here, steps, fetch, results_);
         next += steps * lines * 64;
@@ -131,19 +135,32 @@ private:
   int64_t rows_ = 0; // that the tiles are configured for
   Results results_;
 
+  static constexpr int MOST_AT_ONCE = 12; // rows: two registers each, of 32
+
+  template <int MOST, class... P> void some_dots(int64_t count, P &&...p) {
+    if constexpr (MOST == 1) {
+      dots<1>(p...);
+    } else {
+      if (count == MOST) return dots<MOST>(p...);
+      some_dots<MOST - 1>(count, p...);
+    }
+  }
+
   template <int ROWS>
   void dots(const Bfloat16 *rows, int64_t stride, const Bfloat16 *panel, int64_t steps,
             Results &out, int64_t from, Fetch fetch) {
     __m512 sums[ROWS][2];
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     rows += from * stride;
     for (int64_t step = 0; step < steps; step++) {
       const Bfloat16 *tile = panel + step * 2 * TILE_SIZE;
-      fetch.step(step);
       for (int64_t pair = 0; pair < TILE; pair++) {
+        fetch.pair(step, pair);
         const auto left = reinterpret_cast<__m512bh>(_mm512_loadu_si512(tile + pair * STEP));
         const auto right =
             reinterpret_cast<__m512bh>(_mm512_loadu_si512(tile + TILE_SIZE + pair * STEP));
+#pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++) {
           int32_t bits;
           std::memcpy(&bits, rows + r * stride + step * STEP + pair * 2, sizeof bits);
@@ -153,6 +170,7 @@ private:
         }
       }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++)
       for (int half = 0; half < 2; half++)
         _mm512_store_ps(out.at[(from + r) / TILE][half][(from + r) % TILE], sums[r][half]);

@@ -117,7 +117,7 @@ void route(const Job &job, int64_t begin, int64_t end, Multiplier &multiplier, S
     return scores.data() + row * scored + panel * PANEL;
   };
   multiplier.panels(inputs, wide, 0, end - begin, job.router, wide / STEP, 0, scored / PANEL,
-                    place, scored * 4,
+                    place, scored * 4, 2,
                     [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
                       write_floats(block, count, place(row, panel), scored);
                     });
@@ -188,7 +188,7 @@ void run(const Job &job, int threads, int way) {
       };
       multiplier.panels(scratch.gathered.data(), stride, piece.begin, piece.end,
                         gate_up.of(piece.expert), gate_up.steps, piece.first, piece.last, place,
-                        inner_stride * 2,
+                        inner_stride * 2, 1,
                         [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
                           write_gated(block, count, place(row, panel), inner_stride);
                         });
@@ -205,6 +205,7 @@ void run(const Job &job, int threads, int way) {
       };
       multiplier.panels(scratch.inner.data(), inner_stride, piece.begin, piece.end,
                         down.of(piece.expert), down.steps, piece.first, piece.last, place, wide * 4,
+                        2,
                         [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
                           write_floats(block, count, place(row, panel), wide);
                         });
