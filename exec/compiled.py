@@ -131,4 +131,5 @@ def _load() -> tuple[Any, str]:
         *[size] * 4,
         ctypes.c_int,
     ]
+    library.batchgen_layers.argtypes = [pointer, size, pointer]
     return library, ""

@@ -84,12 +84,16 @@ class SparseMlp:
         if self.shared is not None:
             yield from self.shared.matrices()
 
+    @property
+    def packed_router(self) -> PackedMatrix | None:
+        """The router, if the library can choose experts by it."""
+        weight = self.router.weight
+        return weight if self.router.config.plain and isinstance(weight, PackedMatrix) else None
+
     def _packed(
         self, x_TH: torch.Tensor, gate_up: PackedMatrix, down: PackedMatrix
     ) -> torch.Tensor:
-        router = self.router
-        packed = router.weight if router.config.plain else None
-        packed = packed if isinstance(packed, PackedMatrix) else None
+        router, packed = self.router, self.packed_router
         return packed_experts(
             x_TH,
             packed,

@@ -19,6 +19,7 @@ from batchgen.exec.attention.chunks import ChunkGroup, chunk_groups
 from batchgen.exec.batch import Batch, IntArray, PassRows, Wanted
 from batchgen.exec.config import LatentConfig, ModelConfig, load_config
 from batchgen.exec.exact import check_products
+from batchgen.exec.layer_stack import stack_layers
 from batchgen.exec.layers import rms_norm
 from batchgen.exec.rotary import RotaryTable
 from batchgen.exec.weights import Checkpoint, read_model
@@ -66,6 +67,7 @@ class Transformer:
         self.head, self.layers = weights.head, weights.layers
         self._rotary = RotaryTable(config.rope, torch.device(device))
         self.backend = choose_backend(config, dtype, exact=exact, device=device)
+        self._stack = stack_layers(self.layers, self.backend)
         if exact:
             check_products(self._matrices())
 
@@ -100,10 +102,15 @@ class Transformer:
         """All layers one after another; what the wanted tokens [R, H] leave behind."""
         eps = self.config.rms_eps
         batch, last = self._prepare(arena, rows), len(self.layers) - 1
-        for number, layer in enumerate(self.layers[:last]):
-            x_TH = layer(x_TH, eps, arena, number, batch)
-        if len(rows.wanted) == len(x_TH):
-            return self.layers[last](x_TH, eps, arena, last, batch)
+        all_wanted = len(rows.wanted) == len(x_TH)
+        count = len(self.layers) if all_wanted else last
+        if self._stack is not None and count:
+            x_TH = self._stack.run(x_TH, arena, batch, count)
+        else:
+            for number, layer in enumerate(self.layers[:count]):
+                x_TH = layer(x_TH, eps, arena, number, batch)
+        if all_wanted:
+            return x_TH
         wanted = Wanted(
             tokens=arena.tensor(rows.wanted),
             attention=self.backend.prepare(arena, rows.of_wanted()) if len(rows.wanted) else None,

@@ -45,7 +45,7 @@ class CompiledBackend:
     name = "compiled"
 
     def __init__(self, instructions: Instructions = Instructions.TILES) -> None:
-        self._instructions = int(instructions)
+        self.instructions = instructions
 
     def prepare(self, arena: KvArena, rows: PassRows) -> SegmentTable:
         width = (int(rows.ends.max()) - 1) // arena.page_tokens + 1
@@ -94,7 +94,7 @@ class CompiledBackend:
             layout.head_dim,
             value_dim,
             heads.window,
-            self._instructions,
+            int(self.instructions),
         )
         kind = KINDS.get(q_TND.dtype, -1) if q_TND.dtype == arena.storage.dtype else -1
         if library is None or library.batchgen_paged_attention(

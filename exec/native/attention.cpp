@@ -8,6 +8,7 @@
 // taken in blocks of BLOCK that begin at multiples of BLOCK, with a running maximum and sum.
 
 #include "attention.h"
+#include "layers.h"
 
 namespace {
 

@@ -183,6 +183,7 @@ void attend_tile(const AttentionJob &job, const AttentionTile &tile, const Atten
       attend_block_in_tiles<N>(rows, keys, job.scale * LOG2_E, buffers);
     else
       attend_block<N>(rows, keys, job.scale * LOG2_E, ahead, buffers);
+    ahead.rest();
   }
   store_outputs(job, tile, width, buffers);
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "layers.h"
 #include "packed.h"
 
 #ifdef BATCHGEN_AMX
@@ -56,7 +57,7 @@ void write_gates(const Results &block, const Job &job, int64_t row, int64_t coun
     std::copy_n(whole_rows + r * TILE, real, job.out + (row + r) * job.outputs + begin);
 }
 
-void run(Job job, int threads, int way) {
+void multiply(Job job, int threads, int way) {
   static thread_local Lines<Bfloat16> padded;
   const int64_t wide = whole(job.inputs, STEP), steps = wide / STEP;
   if (wide != job.inputs) { // tiles are loaded whole
@@ -147,7 +148,7 @@ extern "C" int batchgen_linear(int way, int threads, const void *x, const void *
                                int64_t outputs, int64_t stride, int gated) {
 #ifdef BATCHGEN_PACKED
   if (way < AVX512 || way > batchgen_packed_way()) return 1;
-  run(Job{static_cast<const Bfloat16 *>(x), static_cast<const Bfloat16 *>(weight),
+  multiply(Job{static_cast<const Bfloat16 *>(x), static_cast<const Bfloat16 *>(weight),
           static_cast<const Bfloat16 *>(bias), static_cast<Bfloat16 *>(out), rows, inputs, outputs,
           stride, gated != 0},
       threads, way);

@@ -147,7 +147,7 @@ private:
   }
 
   template <int ROWS>
-  void dots(const Bfloat16 *rows, int64_t stride, const Bfloat16 *panel, int64_t steps,
+  [[gnu::noinline]] void dots(const Bfloat16 *rows, int64_t stride, const Bfloat16 *panel, int64_t steps,
             Results &out, int64_t from, Fetch fetch) {
     __m512 sums[ROWS][2];
 #pragma GCC unroll 16

@@ -6,10 +6,9 @@
 #include <atomic>
 #include <thread>
 
+#include "layers.h"
 #include "packed.h"
 #include "routing.h"
-
-extern "C" int batchgen_packed_way();
 
 namespace {
 
@@ -141,7 +140,7 @@ void add(const Job &job, const Scratch &scratch, int64_t stride, int64_t token) 
   }
 }
 
-void run(const Job &job, int threads, int way) {
+void feed(const Job &job, int threads, int way) {
   static thread_local Scratch kept;
   Scratch &scratch = kept; // of the caller, for all threads
   const int64_t hidden = job.hidden, wide = whole(hidden, STEP), inner = whole(job.width, STEP);
@@ -233,7 +232,7 @@ extern "C" int batchgen_packed_experts(int way, int threads, const void *x, cons
                 sizes[3], sizes[4], sizes[5] != 0};
   const int64_t most = std::max(MIN_TOKENS, GROUP_ROWS * job.experts / job.top_k);
   for (int64_t begin = 0; begin < job.tokens; begin += most)
-    run(part(job, begin, std::min(begin + most, job.tokens)), threads, way);
+    feed(part(job, begin, std::min(begin + most, job.tokens)), threads, way);
   return 0;
 #else
   return 1;

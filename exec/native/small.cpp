@@ -9,13 +9,16 @@
 #include <immintrin.h>
 #endif
 
+#include <algorithm>
+
+#include "layers.h"
 #include "vectors.h"
 
 namespace {
 
 using namespace batchgen;
 
-constexpr int64_t WORTH_THREADS = 1 << 17; // elements below which other threads stay asleep
+constexpr int64_t WORTH_THREADS = 1 << 14; // elements below which other threads stay asleep
 constexpr int64_t MOST_DIM = 4096;         // elements of a head
 
 // Sixteen elements of bfloat16: from floats, to floats, and in memory.
@@ -182,6 +185,20 @@ extern "C" int batchgen_rms_norm(int kind, int threads, const void *x, const voi
                     sizes[1],
                     sizes[2]};
   for_all(job.rows, job.width, threads, [&](int64_t row) { norm_row(job, row); });
+  return 0;
+}
+
+// Sums of `count` elements, which may take the place of `x`. Returns as above.
+extern "C" int batchgen_add(int kind, int threads, const void *x, const void *added, void *out,
+                            int64_t count) {
+  if (kind != BFLOAT16) return 1;
+  constexpr int64_t PIECE = 512;
+  const auto *one = static_cast<const Bfloat16 *>(x), *other = static_cast<const Bfloat16 *>(added);
+  auto *to = static_cast<Bfloat16 *>(out);
+  for_all((count + PIECE - 1) / PIECE, PIECE, threads, [&](int64_t piece) {
+    for (int64_t i = piece * PIECE; i < std::min(count, piece * PIECE + PIECE); i += LANES)
+      store_some(to + i, load_some(one + i, count - i) + load_some(other + i, count - i), count - i);
+  });
   return 0;
 }
 
