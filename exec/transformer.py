@@ -67,7 +67,7 @@ class Transformer:
         self.head, self.layers = weights.head, weights.layers
         self._rotary = RotaryTable(config.rope, torch.device(device))
         self.backend = choose_backend(config, dtype, exact=exact, device=device)
-        self._stack = stack_layers(self.layers, self.backend)
+        self.stack = stack_layers(self.layers, self.backend)
         if exact:
             check_products(self._matrices())
 
@@ -104,8 +104,8 @@ class Transformer:
         batch, last = self._prepare(arena, rows), len(self.layers) - 1
         all_wanted = len(rows.wanted) == len(x_TH)
         count = len(self.layers) if all_wanted else last
-        if self._stack is not None and count:
-            x_TH = self._stack.run(x_TH, arena, batch, count)
+        if self.stack is not None and count:
+            x_TH = self.stack.run(x_TH, arena, batch, count)
         else:
             for number, layer in enumerate(self.layers[:count]):
                 x_TH = layer(x_TH, eps, arena, number, batch)

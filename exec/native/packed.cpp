@@ -74,14 +74,18 @@ void multiply(Job job, int threads, int way) {
   const int64_t groups = (panels + group - 1) / group;
   const int64_t chunk = chunk_rows(wide), chunks = (job.rows + chunk - 1) / chunk;
   const bool many = job.rows * panels * PANEL * wide > WORTH_THREADS;
+  const auto first_of = [&](int64_t piece) { return piece % groups * group; };
+  std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads) if (threads > 1 && many)
   {
     Multiplier multiplier(way);
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t piece = 0; piece < groups * chunks; piece++) {
-      const int64_t begin = piece / groups * chunk, first = piece % groups * group;
-      multiplier.panels(job.x, job.stride, begin, std::min(begin + chunk, job.rows),
-                        job.weight, steps, first, std::min(first + group, panels),
+    take(next, groups * chunks, [&](int64_t piece, int64_t following) {
+      const int64_t begin = piece / groups * chunk, first = first_of(piece);
+      const Panel after = following < 0
+                              ? Panel{}
+                              : Panel{job.weight + first_of(following) * steps * 2 * TILE_SIZE, steps};
+      multiplier.panels(job.x, job.stride, begin, std::min(begin + chunk, job.rows), job.weight,
+                        steps, first, std::min(first + group, panels), after,
                         [&](int64_t row, int64_t panel) {
                           return job.out + row * job.outputs + panel * per_panel;
                         },
@@ -92,7 +96,7 @@ void multiply(Job job, int threads, int way) {
                           else
                             write_plain(block, job, row, count, panel * PANEL);
                         });
-    }
+    });
   }
 }
 

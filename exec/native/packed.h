@@ -18,6 +18,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 
 #include "dots.h"
 
@@ -73,6 +74,22 @@ struct alignas(64) TileConfig {
 };
 #endif
 
+// Weights that will be read soon: so many steps, or none.
+struct Panel {
+  const Bfloat16 *weights = nullptr;
+  int64_t steps = 0;
+};
+
+// Pieces [0, count), one at a time and each by one thread; a thread knows which one it will do next, or
+// that it is its last (-1).
+template <class Work> void take(std::atomic<int64_t> &next, int64_t count, Work work) {
+  for (int64_t piece = next++; piece < count;) {
+    const int64_t following = next++;
+    work(piece, following < count ? following : -1);
+    piece = following;
+  }
+}
+
 // What a thread multiplies with. One per thread, and only while it multiplies.
 class Multiplier {
 public:
@@ -103,17 +120,19 @@ public:
 
   // Products of rows [begin, end) with panels [first, last) of `weight`; `write(block, row, count,
   // panel)` takes the results, which go to `lines_to` lines at `place(row, panel)` and at the rows
-  // behind it, `apart` bytes each. The next panel and these places come into the cache while this panel is multiplied.
+  // behind it, `apart` bytes each. The next panel and these places come into the cache while this panel
+  // is multiplied; `after` are the weights behind the last one.
   template <class Place, class Write>
   void panels(const Bfloat16 *rows, int64_t stride, int64_t begin, int64_t end,
-              const Bfloat16 *weight, int64_t steps, int64_t first, int64_t last, Place place,
-              int64_t apart, int64_t lines_to, Write write) {
+              const Bfloat16 *weight, int64_t steps, int64_t first, int64_t last, Panel after,
+              Place place, int64_t apart, int64_t lines_to, Write write) {
     const int64_t blocks = (end - begin + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    const int64_t lines = std::max<int64_t>(1, (STEP_LINES + blocks - 1) / blocks);
     for (int64_t panel = first; panel < last; panel++) {
       const Bfloat16 *here = weight + panel * steps * 2 * TILE_SIZE;
-      const char *next = reinterpret_cast<const char *>(here + steps * 2 * TILE_SIZE);
-      int64_t left = panel + 1 < last ? steps * STEP_LINES : 0; // of the next panel, if it is ours
+      const Panel following = panel + 1 < last ? Panel{here + steps * 2 * TILE_SIZE, steps} : after;
+      const char *next = reinterpret_cast<const char *>(following.weights);
+      int64_t left = following.steps * STEP_LINES;
+      const int64_t lines = (left + steps * blocks - 1) / (steps * blocks);
       for (int64_t row = begin; row < end; row += BLOCK_ROWS) {
         const int64_t count = std::min(BLOCK_ROWS, end - row);
         const char *to = reinterpret_cast<const char *>(place(row, panel));

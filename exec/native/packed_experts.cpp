@@ -64,6 +64,7 @@ struct Scratch {
   Lines<Bfloat16> gathered, inner; // rows by place
   Lines<float> outputs;            // rows by place
   std::vector<Piece> up, down;
+  std::atomic<int64_t> next;                 // piece, the first ones of `up`
   std::vector<std::atomic<int64_t>> waiting; // [experts] pieces of `up` that are not done
 };
 
@@ -115,7 +116,7 @@ void route(const Job &job, int64_t begin, int64_t end, Multiplier &multiplier, S
   const auto place = [&](int64_t row, int64_t panel) {
     return scores.data() + row * scored + panel * PANEL;
   };
-  multiplier.panels(inputs, wide, 0, end - begin, job.router, wide / STEP, 0, scored / PANEL,
+  multiplier.panels(inputs, wide, 0, end - begin, job.router, wide / STEP, 0, scored / PANEL, {},
                     place, scored * 4, 2,
                     [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
                       write_floats(block, count, place(row, panel), scored);
@@ -167,6 +168,7 @@ void feed(const Job &job, int threads, int way) {
       cut(slots, job.experts, down, scratch.down);
       if (static_cast<int64_t>(scratch.waiting.size()) < job.experts)
         scratch.waiting = std::vector<std::atomic<int64_t>>(job.experts);
+      scratch.next = 0;
       for (auto &count : scratch.waiting) count = 0;
       for (const Piece &piece : scratch.up) scratch.waiting[piece.expert]++;
     }
@@ -176,39 +178,52 @@ void feed(const Job &job, int threads, int way) {
       std::copy_n(job.x + slots.owners[s] * hidden, hidden, row);
       std::fill(row + hidden, row + wide, Bfloat16{0});
     }
-    // A thread that finds no more of these begins with the next matrix: experts that it needs were
-    // taken before, by threads that wait for nobody.
+    // The second matrices follow the first ones: experts that a thread needs were taken before, by
+    // threads that wait for nobody.
     const int64_t num_up = static_cast<int64_t>(scratch.up.size());
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t i = 0; i < num_up; i++) {
-      const Piece &piece = scratch.up[i];
+    const auto piece_of = [&](int64_t i) -> const Piece & {
+      return i < num_up ? scratch.up[i] : scratch.down[i - num_up];
+    };
+    const auto weights_of = [&](int64_t i) {
+      if (i < 0) return Panel{};
+      const Piece &piece = piece_of(i);
+      const Matrices &matrices = i < num_up ? gate_up : down;
+      return Panel{matrices.of(piece.expert) + piece.first * matrices.steps * 2 * TILE_SIZE,
+                   matrices.steps};
+    };
+    const auto up_piece = [&](const Piece &piece, Panel after) {
       const auto place = [&](int64_t row, int64_t panel) {
         return scratch.inner.data() + row * inner_stride + panel * TILE;
       };
       multiplier.panels(scratch.gathered.data(), stride, piece.begin, piece.end,
-                        gate_up.of(piece.expert), gate_up.steps, piece.first, piece.last, place,
-                        inner_stride * 2, 1,
+                        gate_up.of(piece.expert), gate_up.steps, piece.first, piece.last, after,
+                        place, inner_stride * 2, 1,
                         [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
                           write_gated(block, count, place(row, panel), inner_stride);
                         });
       scratch.waiting[piece.expert].fetch_sub(1, std::memory_order_release);
-    }
-    const int64_t num_down = static_cast<int64_t>(scratch.down.size());
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < num_down; i++) {
-      const Piece &piece = scratch.down[i];
+    };
+    const auto down_piece = [&](const Piece &piece, Panel after) {
       Pause pause;
       while (scratch.waiting[piece.expert].load(std::memory_order_acquire)) pause();
       const auto place = [&](int64_t row, int64_t panel) {
         return scratch.outputs.data() + row * wide + panel * PANEL;
       };
       multiplier.panels(scratch.inner.data(), inner_stride, piece.begin, piece.end,
-                        down.of(piece.expert), down.steps, piece.first, piece.last, place, wide * 4,
-                        2,
+                        down.of(piece.expert), down.steps, piece.first, piece.last, after, place,
+                        wide * 4, 2,
                         [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
                           write_floats(block, count, place(row, panel), wide);
                         });
-    }
+    };
+    take(scratch.next, num_up + static_cast<int64_t>(scratch.down.size()),
+         [&](int64_t i, int64_t following) {
+           if (i < num_up)
+             up_piece(piece_of(i), weights_of(following));
+           else
+             down_piece(piece_of(i), weights_of(following));
+         });
+#pragma omp barrier
 #pragma omp for nowait
     for (int64_t t = 0; t < job.tokens; t++) add(job, scratch, wide, t);
   }
