@@ -21,6 +21,7 @@ import torch
 from batchgen.errors import IllegalTransition
 from batchgen.exec.batch import IntArray
 from batchgen.exec.config import KvLayout
+from batchgen.exec.huge_pages import ask_huge_pages
 
 
 class PagePool:
@@ -253,4 +254,5 @@ def _zeros(
         untouched = np.zeros(size, dtype=np.uint8)
     except MemoryError as error:
         raise RuntimeError(f"no memory for {size} bytes: {error}") from None
+    ask_huge_pages(untouched.ctypes.data, size)
     return torch.from_numpy(untouched).view(dtype).view(shape)

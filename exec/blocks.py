@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as functional
 
+from batchgen.exec.compiled import block_tops, is_compiled
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -23,11 +25,13 @@ TILE_ROWS = 4
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Logits [R, blocks, BLOCK_TOKENS], padded with -inf, and the maximum of each block."""
+    """Logits [R, blocks, BLOCK_TOKENS], padded with -inf, and the maximum of each block (NaN if it
+    holds one). `best` [R] is what `greedy` says, where it was found on the way."""
 
     logits: torch.Tensor
     tops: torch.Tensor
     vocab_size: int
+    best: torch.Tensor | None = None
 
     @staticmethod
     def of(logits_RV: torch.Tensor) -> Blocks:
@@ -37,6 +41,13 @@ class Blocks:
             pad = BLOCK_TOKENS - size % BLOCK_TOKENS
             logits_RV = functional.pad(logits_RV, (0, pad), value=float("-inf"))
         logits = logits_RV.reshape(rows, -1, BLOCK_TOKENS)
+        if (
+            logits.device.type == "cpu"
+            and logits.dtype == torch.float32
+            and is_compiled(logits.dtype)
+        ):
+            tops_RB, best_R = block_tops(logits, size)
+            return Blocks(logits, tops_RB, size, best_R)
         return Blocks(logits, logits.amax(-1), size)
 
     def greedy(self) -> torch.Tensor:
@@ -44,6 +55,8 @@ class Blocks:
 
         A row is bad when its maximum is not finite: then no choice means anything.
         """
+        if self.best is not None:
+            return self.best
         top_R = self.tops.amax(-1)
         block_R = _first(self.tops == top_R[:, None])
         inside = self.logits[torch.arange(len(top_R), device=top_R.device), block_R]

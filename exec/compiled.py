@@ -93,6 +93,29 @@ def _experts(
     return out_TH
 
 
+def block_tops(logits_RBL: torch.Tensor, none: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Highest logit of each block [R, B], and of each row [R] the first of the highest: `none` where
+    it is not finite. Float32 logits [R, B, L], L a multiple of 16.
+
+    Raises ValueError where `is_compiled` says no.
+    """
+    library = load_library()
+    if library is None:
+        raise ValueError("no compiled library")
+    logits_RBL = logits_RBL.contiguous()
+    tops_RB = torch.empty(logits_RBL.shape[:2])
+    best_R = torch.empty(len(logits_RBL), dtype=torch.int64)
+    library.batchgen_block_tops(
+        torch.get_num_threads(),
+        logits_RBL.data_ptr(),
+        *logits_RBL.shape,
+        none,
+        tops_RB.data_ptr(),
+        best_R.data_ptr(),
+    )
+    return tops_RB, best_R
+
+
 def load_library() -> Any:
     """The library, or None."""
     return _load()[0]
@@ -131,5 +154,7 @@ def _load() -> tuple[Any, str]:
         *[size] * 4,
         ctypes.c_int,
     ]
+    library.batchgen_block_tops.restype = None
+    library.batchgen_block_tops.argtypes = [ctypes.c_int, pointer, *[size] * 4, *[pointer] * 2]
     library.batchgen_layers.argtypes = [pointer, size, pointer]
     return library, ""

@@ -15,6 +15,7 @@ import torch
 
 from batchgen.errors import UserError
 from batchgen.exec.compiled import is_compiled, load_library
+from batchgen.exec.huge_pages import empty_in_huge_pages
 
 SWITCH = "BATCHGEN_PRODUCTS"
 WAYS = {"torch": 0, "avx512": 1, "amx": 2}
@@ -57,7 +58,7 @@ def pack(weight: torch.Tensor, way: int, *, gated: bool = False) -> PackedMatrix
         outputs //= 2
     panels = _up(outputs, 32) // (16 if gated else 32)
     shape = (*experts, panels, _up(inputs, 32) // 32, 2, 16, 16, 2)
-    plain = torch.empty(shape, dtype=torch.bfloat16)
+    plain = empty_in_huge_pages(shape, torch.bfloat16)
     parts = zip(weight, plain, strict=True) if experts else ((weight, plain),)
     for source, target in parts:
         library.batchgen_pack(

@@ -98,13 +98,14 @@ void interleave_values(const AttentionJob &job, const Located &located, int64_t 
   }
 }
 
-void load_queries(const AttentionJob &job, const AttentionTile &tile, int64_t width,
+void load_queries(const AttentionJob &job, const AttentionTile &tile, int64_t width, bool matrix,
                   Buffers &buffers) {
   const int64_t rows = tile.size * tile.groups;
   const int64_t token = job.firsts[tile.segment] + tile.begin;
   // Matrix tiles take sixteen rows at a time: those behind the last are zeros.
   const int64_t padded = (rows + LANES - 1) / LANES * LANES;
   std::memset(buffers.outputs.data(), 0, padded * width * sizeof(float));
+  std::memset(buffers.norms.data(), 0, padded * LANES * sizeof(float));
   for (int64_t row = 0; row < padded; row++) {
     Bfloat16 *query = buffers.queries.data() + row * width;
     std::memset(query, 0, width * sizeof(Bfloat16));
@@ -117,7 +118,7 @@ void load_queries(const AttentionJob &job, const AttentionTile &tile, int64_t wi
                 job.head_dim * sizeof(Bfloat16));
     if (job.sinks) { // a key that was seen first, with a value of zeros
       buffers.top[row] = job.sinks[head] * LOG2_E;
-      buffers.norm[row] = 1;
+      (matrix ? buffers.norm[row] : buffers.norms[row * LANES]) = 1;
     }
   }
 }
@@ -130,7 +131,7 @@ void store_outputs(const AttentionJob &job, const AttentionTile &tile, int64_t w
     const int64_t at = ((token + row / tile.groups) * job.heads + head) * job.head_dim;
     const float *from = buffers.outputs.data() + row * width;
     Bfloat16 *to = static_cast<Bfloat16 *>(job.out) + at;
-    const Vec norm = all(buffers.norm[row]);
+    const Vec norm = all(buffers.norm[row] + total(load(buffers.norms.data() + row * LANES)));
     for (int64_t d = 0; d < job.head_dim; d += LANES) {
       const int64_t left = job.head_dim - d;
       const __mmask16 mask = left < LANES ? (1u << left) - 1 : 0xffff;
@@ -151,8 +152,8 @@ void attend_tile(const AttentionJob &job, const AttentionTile &tile, const Atten
   const auto hidden = [&](int64_t at) {
     return job.window && at + 1 > job.window ? at + 1 - job.window : 0;
   };
-  load_queries(job, tile, width, buffers);
   const bool matrix = may_tile && rows > FEW_ROWS;
+  load_queries(job, tile, width, matrix, buffers);
   if (matrix) turn_queries<N>(rows, buffers);
   Located located[2];
   const int64_t from = hidden(position);

@@ -27,6 +27,7 @@ struct Buffers {
   Lines<Bfloat16> turned_keys;     // [width / 2, PARTS, 16, 2]: pairs of elements of 16 keys
   const Bfloat16 *key_parts[PARTS]; // sixteen keys each, in `keys` or as they are kept
   Lines<float> outputs;            // [MOST_ROWS, width]
+  Lines<float> norms;              // [MOST_ROWS, 16]: parts of `norm`, where no matrix tiles are used
   Lines<float> scores;             // [MOST_ROWS / 16, BLOCK, 16]
   Lines<Bfloat16> weights;         // [MOST_ROWS, BLOCK]; in 32 keys after another for matrix tiles
   alignas(64) float top[MOST_ROWS], norm[MOST_ROWS]; // of scores times log2(e), running
@@ -37,6 +38,7 @@ struct Buffers {
     queries.resize(MOST_ROWS * width), turned.resize(MOST_ROWS * width);
     keys.resize(BLOCK * width), values.resize(BLOCK * width);
     turned_keys.resize(BLOCK * width);
+    norms.resize(MOST_ROWS * LANES);
     outputs.resize(MOST_ROWS * width), scores.resize(MOST_ROWS * BLOCK);
     weights.resize(MOST_ROWS * BLOCK);
   }
@@ -56,6 +58,16 @@ inline __m512 power_of_two(__m512 x) {
 
 inline __m512bh load_pairs(const Bfloat16 *from) {
   return reinterpret_cast<__m512bh>(_mm512_loadu_si512(from));
+}
+
+// 2^x for x <= 0, within 1e-4 of it: for what is rounded to bfloat16, forty times as coarse.
+inline __m512 coarse_power_of_two(__m512 x) {
+  const __m512 rest = _mm512_reduce_ps(x, 0);
+  __m512 sum = _mm512_set1_ps(5.5171669e-2f);
+  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(0.24261113f));
+  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(0.69326099f));
+  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(0.99992807f));
+  return _mm512_scalef_ps(sum, _mm512_sub_ps(x, rest));
 }
 
 // Two elements of bfloat16 in every lane.
@@ -176,26 +188,26 @@ inline void weigh(int64_t row, bool masked, float scale, Ahead &ahead, Buffers &
     }
   }
   const __m512 scales = _mm512_set1_ps(scale);
+  const auto lowest = _mm512_set1_ps(LOWEST);
   const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
 #pragma GCC unroll 4
   for (int r = 0; r < R; r++) {
     __mmask16 counts[P];
-    __m512 highest = _mm512_set1_ps(LOWEST);
+    __m512 highest = lowest;
     for (int part = 0; part < P; part++) {
-      counts[part] = 0xffff;
-      __m512 score = scores[r][part] = _mm512_mul_ps(scores[r][part], scales);
+      __m512 score = scores[r][part];
       if (masked) {
         counts[part] = counted(part, buffers.seen[row + r], buffers.from[row + r]);
-        score = _mm512_mask_mov_ps(_mm512_set1_ps(LOWEST), counts[part], score);
+        score = _mm512_mask_mov_ps(lowest, counts[part], score);
       }
       highest = _mm512_max_ps(highest, score);
     }
     const float before = buffers.top[row + r];
-    const float top = std::max(before, _mm512_reduce_max_ps(highest));
+    const float top = std::max(before, _mm512_reduce_max_ps(highest) * scale);
     const __m512 tops = _mm512_set1_ps(top);
     __m512 powers[P];
     for (int part = 0; part < P; part++) {
-      powers[part] = power_of_two(_mm512_sub_ps(scores[r][part], tops));
+      powers[part] = coarse_power_of_two(_mm512_fmsub_ps(scores[r][part], scales, tops));
       if (masked) powers[part] = _mm512_maskz_mov_ps(counts[part], powers[part]);
     }
     Bfloat16 *weights = buffers.weights.data() + (row + r) * BLOCK;
@@ -206,8 +218,10 @@ inline void weigh(int64_t row, bool masked, float scale, Ahead &ahead, Buffers &
       added = _mm512_dpbf16_ps(added, both, ones);
       _mm512_store_si512(weights + part * LANES, reinterpret_cast<__m512i>(both));
     }
-    const float factor = _mm512_cvtss_f32(power_of_two(_mm512_set1_ps(before - top)));
-    buffers.norm[row + r] = buffers.norm[row + r] * factor + _mm512_reduce_add_ps(added);
+    const float factor =
+        before == top ? 1 : _mm512_cvtss_f32(power_of_two(_mm512_set1_ps(before - top)));
+    float *norms = buffers.norms.data() + (row + r) * LANES;
+    _mm512_store_ps(norms, _mm512_fmadd_ps(_mm512_load_ps(norms), _mm512_set1_ps(factor), added));
     buffers.top[row + r] = top;
     buffers.factor[row + r] = factor;
   }

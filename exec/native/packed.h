@@ -248,13 +248,26 @@ private:
 #endif
 };
 
+// x / (1 + e^-x) within 1e-6 of it, for what is rounded to bfloat16: a division takes as long as all else.
+inline __m512 quick_silu(__m512 x) {
+  const __m512 size = _mm512_abs_ps(x);
+  const Vec power = exponential(-reinterpret_cast<Vec>(size)); // of what is at most 0
+  const __m512 below = reinterpret_cast<__m512>(power + 1.0f);
+  __m512 inverse = _mm512_rcp14_ps(below);
+  inverse = _mm512_mul_ps(inverse, _mm512_fnmadd_ps(below, inverse, _mm512_set1_ps(2.0f)));
+  const __mmask16 negative = _mm512_movepi32_mask(reinterpret_cast<__m512i>(x));
+  const __m512 share =
+      _mm512_mask_mul_ps(inverse, negative, inverse, reinterpret_cast<__m512>(power));
+  return _mm512_mul_ps(x, share);
+}
+
 // Writes silu(gate) * up of a block, gate its left and up its right tile; 16 results per row.
 inline void write_gated(const Results &block, int64_t count, Bfloat16 *out, int64_t stride) {
   for (int64_t r = 0; r < count; r++) {
-    const Vec gate = load(block.at[r / TILE][0][r % TILE]);
-    const Vec up = load(block.at[r / TILE][1][r % TILE]);
+    const __m512 gate = quick_silu(_mm512_load_ps(block.at[r / TILE][0][r % TILE]));
+    const __m512 up = _mm512_load_ps(block.at[r / TILE][1][r % TILE]);
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + r * stride),
-                        rounded(reinterpret_cast<__m512>(silu(gate) * up)));
+                        rounded(_mm512_mul_ps(gate, up)));
   }
 }
 

@@ -9,6 +9,10 @@
 #include <new>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace batchgen {
 
 constexpr int LANES = 16;        // of a vector; the compiler splits them where registers are shorter
@@ -16,16 +20,27 @@ constexpr int LANES = 16;        // of a vector; the compiler splits them where 
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 
-// Vectors whose elements begin on a cache line: a load across two lines costs two.
+// Vectors whose elements begin on a cache line, because a load across two lines costs two, and large
+// ones in huge pages where the system gives them.
 template <class T> struct LineAllocator {
   using value_type = T;
   static constexpr std::align_val_t LINE{64};
   LineAllocator() = default;
   template <class U> LineAllocator(const LineAllocator<U> &) {}
+  static constexpr std::size_t HUGE_PAGE = 2 << 20, LARGE = 1 << 17;
+  static bool is_large(std::size_t count) { return count * sizeof(T) >= LARGE; }
   T *allocate(std::size_t count) {
-    return static_cast<T *>(::operator new(count * sizeof(T), LINE));
+    if (!is_large(count)) return static_cast<T *>(::operator new(count * sizeof(T), LINE));
+    const std::size_t bytes = (count * sizeof(T) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    void *at = ::operator new(bytes, std::align_val_t{HUGE_PAGE});
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    madvise(at, bytes, MADV_HUGEPAGE); // a wish: refused where the system has none
+#endif
+    return static_cast<T *>(at);
   }
-  void deallocate(T *at, std::size_t) { ::operator delete(at, LINE); }
+  void deallocate(T *at, std::size_t count) {
+    ::operator delete(at, is_large(count) ? std::align_val_t{HUGE_PAGE} : LINE);
+  }
   template <class U> bool operator==(const LineAllocator<U> &) const { return true; }
   template <class U> bool operator!=(const LineAllocator<U> &) const { return false; }
 };

@@ -219,3 +219,23 @@ def test_log_probabilities_are_those_of_a_log_softmax(size: int) -> None:
     assert (
         choose(Blocks.of(logits), NOBODY, draws_of([], [])).tolist() == logits.argmax(-1).tolist()
     )
+
+
+@pytest.mark.parametrize("rows", [1, 7, 130])
+@pytest.mark.parametrize("size", [5, 128, 264, 4096])
+def test_compiled_blocks_are_those_of_torch(
+    rows: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = torch.Generator().manual_seed(size + rows)
+    logits = (torch.randn(rows, size, generator=source) * 3).round()  # many are equal
+    for strange in (torch.nan, torch.inf, -torch.inf):
+        at = torch.randint(size, (rows,), generator=source)
+        some = torch.rand(rows, generator=source) < 0.2
+        logits[some, at[some]] = strange
+    logits[rows // 2] = -torch.inf
+    got = Blocks.of(logits)
+    monkeypatch.setenv("BATCHGEN_COMPILED", "0")
+    wanted = Blocks.of(logits)
+    assert wanted.best is None
+    assert torch.equal(got.greedy(), wanted.greedy())
+    assert torch.equal(got.tops.nan_to_num(123), wanted.tops.nan_to_num(123))
