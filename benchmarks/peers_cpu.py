@@ -111,7 +111,8 @@ class Peer:
 
 def compare(model: str, load: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One model and one load: every system cold, then warm in turns."""
-    from shapes import requests, write_model
+    from floor import floor_s
+    from shapes import SHAPES, requests, write_model
 
     directory = folder / model
     if not directory.exists():
@@ -159,6 +160,10 @@ def compare(model: str, load: str, options: argparse.Namespace, folder: Path) ->
         for name, result in results.items()
         if ours and "warm_s" in result and name != "batchgen"
     }
+    matmul, memory = (
+        max(one[name] for one in ceilings) for name in ("matmul_flops", "memory_bytes_s")
+    )
+    least = floor_s(SHAPES[model], rows, matmul, memory)
     return {
         "model": model,
         "load": load,
@@ -168,6 +173,8 @@ def compare(model: str, load: str, options: argparse.Namespace, folder: Path) ->
         "systems": results,
         "times_faster": ratios,
         "target": TARGETS.get((model, load)),
+        "least_s": least,
+        "share_of_ceiling": sum(least.values()) / ours if ours else None,
         "ceilings": ceilings,
     }
 
@@ -237,6 +244,10 @@ def show(case: dict[str, Any]) -> None:
         if name == "vllm" and faster and target:
             ratio += f" (target {target})"
         print(f"  {name:24s} warm {result['warm_s']:7.2f} s  cold {result['cold_s']:7.2f} s{ratio}")
+    least = sum(case["least_s"].values())
+    share = case["share_of_ceiling"]
+    print(f"  {'the ceilings allow':24s}      {least:7.2f} s", end="")
+    print(f"  batchgen is at {share:.0%} of them" if share else "")
 
 
 def main() -> int:

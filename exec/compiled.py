@@ -94,8 +94,8 @@ def _experts(
 
 
 def block_tops(logits_RBL: torch.Tensor, none: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Highest logit of each block [R, B], and of each row [R] the first of the highest: `none` where
-    it is not finite. Float32 logits [R, B, L], L a multiple of 16.
+    """Highest logit of each block [R, B]; of each row [R] the first of the highest, or `none` where
+    that is not finite. Float32 logits [R, B, L], L a multiple of 16.
 
     Raises ValueError where `is_compiled` says no.
     """
@@ -157,4 +157,10 @@ def _load() -> tuple[Any, str]:
     library.batchgen_block_tops.restype = None
     library.batchgen_block_tops.argtypes = [ctypes.c_int, pointer, *[size] * 4, *[pointer] * 2]
     library.batchgen_layers.argtypes = [pointer, size, pointer]
+    library.batchgen_logits.argtypes = [
+        *[ctypes.c_int] * 2,
+        *[pointer] * 4,
+        *[size] * 3,
+        ctypes.c_float,
+    ]
     return library, ""

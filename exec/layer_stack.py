@@ -91,6 +91,29 @@ class LayerStack:
             raise ValueError(f"no compiled layers for {tuple(x_TH.shape)} {x_TH.dtype}")
         return x_TH
 
+    def logits(
+        self, x_RH: torch.Tensor, norm: torch.Tensor, head: PackedMatrix, eps: float
+    ) -> torch.Tensor:
+        """Float32 logits [R, vocab] of hidden states behind the last layer, rounded as in bfloat16.
+
+        Raises ValueError as `run` does.
+        """
+        x_RH = x_RH.contiguous()
+        logits_RV = torch.empty(len(x_RH), head.outputs)
+        if load_library().batchgen_logits(
+            head.way,
+            torch.get_num_threads(),
+            x_RH.data_ptr(),
+            norm.data_ptr(),
+            head.data_ptr(),
+            logits_RV.data_ptr(),
+            *x_RH.shape,
+            head.outputs,
+            eps,
+        ):
+            raise ValueError(f"no compiled head for {tuple(x_RH.shape)} {x_RH.dtype}")
+        return logits_RV
+
 
 def stack_layers(layers: Sequence[Any], backend: Any) -> LayerStack | None:
     """The layers as a stack; None unless the library knows all that they do."""

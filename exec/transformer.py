@@ -21,6 +21,7 @@ from batchgen.exec.config import LatentConfig, ModelConfig, load_config
 from batchgen.exec.exact import check_products
 from batchgen.exec.layer_stack import stack_layers
 from batchgen.exec.layers import rms_norm
+from batchgen.exec.packed import PackedMatrix
 from batchgen.exec.rotary import RotaryTable
 from batchgen.exec.weights import Checkpoint, read_model
 from batchgen.schedule import ATTENTION, Period
@@ -96,6 +97,8 @@ class Transformer:
         else:
             x_TH = self._by_modules(x_TH, arena, rows, period)
             x_RH = x_TH.index_select(0, arena.tensor(rows.wanted))
+        if self.stack is not None and isinstance(self.head, PackedMatrix):
+            return self.stack.logits(x_RH, self.final_norm, self.head, eps)
         return self._arithmetic.linear(rms_norm(x_RH, self.final_norm, eps), self.head).float()
 
     def _by_layers(self, x_TH: torch.Tensor, arena: KvArena, rows: PassRows) -> torch.Tensor:

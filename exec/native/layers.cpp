@@ -104,3 +104,14 @@ extern "C" int batchgen_layers(const BatchgenLayer *layers, int64_t count,
                               pass.tokens * pass.hidden)
                : 0;
 }
+
+// Logits [rows, outputs] of hidden states [rows, hidden]: the last norm and the head. Returns as above.
+extern "C" int batchgen_logits(int way, int threads, const void *x, const void *norm,
+                               const void *head, float *logits, int64_t rows, int64_t hidden,
+                               int64_t outputs, float eps) {
+  static thread_local Lines<Bfloat16> normed;
+  normed.resize(rows * hidden);
+  const int64_t sizes[] = {rows, hidden, hidden};
+  return batchgen_rms_norm(BFLOAT16, threads, x, nullptr, norm, nullptr, normed.data(), sizes, eps) ||
+         batchgen_linear_floats(way, threads, normed.data(), head, logits, rows, hidden, outputs);
+}

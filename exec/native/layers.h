@@ -20,6 +20,8 @@ int batchgen_packed_way();
 int batchgen_linear(int way, int threads, const void *x, const void *weight, const void *bias,
                     void *out, int64_t rows, int64_t inputs, int64_t outputs, int64_t stride,
                     int gated);
+int batchgen_linear_floats(int way, int threads, const void *x, const void *weight, float *out,
+                           int64_t rows, int64_t inputs, int64_t outputs);
 int batchgen_packed_experts(int way, int threads, const void *x, const void *router,
                             const int32_t *given_experts, const float *given_weights,
                             const void *gate_up, const void *down, void *out, const int64_t *sizes);

@@ -25,7 +25,8 @@ struct Job {
   const Bfloat16 *x;    // [rows, inputs], `stride` elements apart
   const Bfloat16 *weight;
   const Bfloat16 *bias; // [outputs] or null; never of a gated product
-  Bfloat16 *out;        // [rows, outputs]
+  Bfloat16 *out;        // [rows, outputs], or null
+  float *floats;        // the same, rounded to bfloat16 all the same; never of a gated product
   int64_t rows, inputs, outputs, stride;
   bool gated;           // a panel holds 16 gates and their 16 ups, and gives 16 outputs
 };
@@ -42,6 +43,12 @@ void write_plain(const Results &block, const Job &job, int64_t row, int64_t coun
   for (int64_t r = 0; r < count; r++) { // a row's 32 results are a cache line: written at once
     const __m512 low = _mm512_load_ps(block.at[r / TILE][0][r % TILE]) + left;
     const __m512 high = _mm512_load_ps(block.at[r / TILE][1][r % TILE]) + right;
+    if (job.floats) {
+      float *to = job.floats + (row + r) * job.outputs + begin;
+      _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), widened(rounded(low)));
+      _mm512_mask_storeu_ps(to + TILE, static_cast<__mmask16>(mask >> TILE), widened(rounded(high)));
+      continue;
+    }
     _mm512_mask_storeu_epi16(job.out + (row + r) * job.outputs + begin, mask,
                              reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
   }
@@ -75,6 +82,12 @@ void multiply(Job job, int threads, int way) {
   const int64_t chunk = chunk_rows(wide), chunks = (job.rows + chunk - 1) / chunk;
   const bool many = job.rows * panels * PANEL * wide > WORTH_THREADS;
   const auto first_of = [&](int64_t piece) { return piece % groups * group; };
+  char *const out = job.floats ? reinterpret_cast<char *>(job.floats)
+                               : reinterpret_cast<char *>(job.out);
+  const int64_t size = job.floats ? 4 : 2;
+  const auto place = [&](int64_t row, int64_t panel) {
+    return out + (row * job.outputs + panel * per_panel) * size;
+  };
   std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads) if (threads > 1 && many)
   {
@@ -86,10 +99,7 @@ void multiply(Job job, int threads, int way) {
                               : Panel{job.weight + first_of(following) * steps * 2 * TILE_SIZE, steps};
       multiplier.panels(job.x, job.stride, begin, std::min(begin + chunk, job.rows), job.weight,
                         steps, first, std::min(first + group, panels), after,
-                        [&](int64_t row, int64_t panel) {
-                          return job.out + row * job.outputs + panel * per_panel;
-                        },
-                        job.outputs * 2, 1,
+                        place, job.outputs * size, job.floats ? 2 : 1,
                         [&](const Results &block, int64_t row, int64_t count, int64_t panel) {
                           if (job.gated)
                             write_gates(block, job, row, count, panel * TILE);
@@ -146,6 +156,21 @@ extern "C" void batchgen_pack(int threads, const void *weight, void *out, int64_
     }
 }
 
+// Products as float32, with the values that they have in bfloat16. Returns 0, or 1 where there is no such
+// way.
+extern "C" int batchgen_linear_floats(int way, int threads, const void *x, const void *weight,
+                                      float *out, int64_t rows, int64_t inputs, int64_t outputs) {
+#ifdef BATCHGEN_PACKED
+  if (way < AVX512 || way > batchgen_packed_way()) return 1;
+  multiply(Job{static_cast<const Bfloat16 *>(x), static_cast<const Bfloat16 *>(weight), nullptr,
+               nullptr, out, rows, inputs, outputs, inputs, false},
+           threads, way);
+  return 0;
+#else
+  return 1;
+#endif
+}
+
 // Returns 0, or 1 where there is no such way. `stride`: elements between rows of x.
 extern "C" int batchgen_linear(int way, int threads, const void *x, const void *weight,
                                const void *bias, void *out, int64_t rows, int64_t inputs,
@@ -153,9 +178,9 @@ extern "C" int batchgen_linear(int way, int threads, const void *x, const void *
 #ifdef BATCHGEN_PACKED
   if (way < AVX512 || way > batchgen_packed_way()) return 1;
   multiply(Job{static_cast<const Bfloat16 *>(x), static_cast<const Bfloat16 *>(weight),
-          static_cast<const Bfloat16 *>(bias), static_cast<Bfloat16 *>(out), rows, inputs, outputs,
-          stride, gated != 0},
-      threads, way);
+          static_cast<const Bfloat16 *>(bias), static_cast<Bfloat16 *>(out), nullptr, rows,
+               inputs, outputs, stride, gated != 0},
+           threads, way);
   return 0;
 #else
   return 1;

@@ -66,6 +66,10 @@ inline __m256i rounded(__m512 x) {
   return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); // to nearest, ties to even
 }
 
+inline __m512 widened(__m256i x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
 #ifdef BATCHGEN_AMX
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
