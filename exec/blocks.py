@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as functional
 
-from batchgen.exec.compiled import block_tops, is_compiled
+from batchgen.exec import compiled
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -44,9 +44,9 @@ class Blocks:
         if (
             logits.device.type == "cpu"
             and logits.dtype == torch.float32
-            and is_compiled(logits.dtype)
+            and compiled.is_compiled(logits.dtype)
         ):
-            tops_RB, best_R = block_tops(logits, size)
+            tops_RB, best_R = compiled.block_tops(logits, size)
             return Blocks(logits, tops_RB, size, best_R)
         return Blocks(logits, logits.amax(-1), size)
 
@@ -84,7 +84,7 @@ def greedy(logits_RV: torch.Tensor) -> torch.Tensor:
 def block_masses(blocks: Blocks, rows: Ints, temperature: Floats) -> npt.NDArray[np.float32]:
     """Sums of exp((logit - best) / temperature) over each block of `rows` [S], [S, blocks].
 
-    A few rows at a time, in a buffer that stays in the cache.
+    In torch a few rows at a time, in a buffer that stays in the cache.
     """
     _, num_blocks, _ = blocks.logits.shape
     sums = torch.empty((len(rows), num_blocks))
@@ -93,6 +93,11 @@ def block_masses(blocks: Blocks, rows: Ints, temperature: Floats) -> npt.NDArray
     index = torch.from_numpy(rows)
     best = blocks.tops[index].amax(-1)
     scale = torch.from_numpy((1.0 / temperature).astype(np.float32))
+    if blocks.best is not None and blocks.logits.is_contiguous():
+        compiled_sums: npt.NDArray[np.float32] = compiled.block_masses(
+            blocks.logits, index.contiguous(), best, scale
+        ).numpy()
+        return compiled_sums
     buffer = torch.empty((TILE_ROWS, num_blocks, BLOCK_TOKENS))
     for start in range(0, len(rows), TILE_ROWS):
         end = min(start + TILE_ROWS, len(rows))

@@ -116,6 +116,30 @@ def block_tops(logits_RBL: torch.Tensor, none: int) -> tuple[torch.Tensor, torch
     return tops_RB, best_R
 
 
+def block_masses(
+    logits_RBL: torch.Tensor, rows_S: torch.Tensor, best_S: torch.Tensor, scales_S: torch.Tensor
+) -> torch.Tensor:
+    """Sums of exp((logit - best) * scale) over each block of some rows [S, B]; shapes as above.
+
+    Raises ValueError where `is_compiled` says no.
+    """
+    library = load_library()
+    if library is None:
+        raise ValueError("no compiled library")
+    sums_SB = torch.empty(len(rows_S), logits_RBL.shape[1])
+    library.batchgen_block_masses(
+        torch.get_num_threads(),
+        logits_RBL.data_ptr(),
+        rows_S.data_ptr(),
+        len(rows_S),
+        *logits_RBL.shape[1:],
+        best_S.data_ptr(),
+        scales_S.data_ptr(),
+        sums_SB.data_ptr(),
+    )
+    return sums_SB
+
+
 def load_library() -> Any:
     """The library, or None."""
     return _load()[0]
@@ -156,6 +180,13 @@ def _load() -> tuple[Any, str]:
     ]
     library.batchgen_block_tops.restype = None
     library.batchgen_block_tops.argtypes = [ctypes.c_int, pointer, *[size] * 4, *[pointer] * 2]
+    library.batchgen_block_masses.restype = None
+    library.batchgen_block_masses.argtypes = [
+        ctypes.c_int,
+        *[pointer] * 2,
+        *[size] * 3,
+        *[pointer] * 3,
+    ]
     library.batchgen_layers.argtypes = [pointer, size, pointer]
     library.batchgen_logits.argtypes = [
         *[ctypes.c_int] * 2,

@@ -18,9 +18,6 @@ import torch
 
 from batchgen.exec.blocks import BLOCK_TOKENS, Blocks, Floats, Ints, best_tokens, block_masses
 
-TILE_ROWS = (
-    4  # rows whose exponentials are made at once: some megabytes, so that a cache holds them
-)
 TIERS = (64, 512)  # how many blocks are looked at first, and after that; then whole rows
 SMALL_BLOCKS = 8  # so few are sorted at once
 # Of a flat distribution, tokens are put in bins by how far they lie behind the best, in units of

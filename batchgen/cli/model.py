@@ -24,6 +24,11 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+# Those of exec.families, which needs torch.
+ARCHITECTURES = (
+    *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3-moe"),
+    *("deepseek-v2", "deepseek-v3", "gpt-oss"),
+)
 
 
 @app.command("list")
@@ -163,7 +168,7 @@ def hardware_command(as_json: Json = False) -> None:
 @app.command("init")
 def init_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
-    arch: Annotated[str, typer.Option(help="llama, qwen3 or qwen3-moe.")] = "qwen3",
+    arch: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "qwen3",
     size: Annotated[str, typer.Option(help="tiny (tests) or small (demonstrations).")] = "tiny",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
     force: Annotated[

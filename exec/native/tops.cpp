@@ -1,4 +1,5 @@
-// The highest logit of every block of the vocabulary, and the best token of every row: one read.
+// The highest logit of every block of the vocabulary, and the best token of every row, in one read; and
+// the mass of every block, in another.
 //
 // Does what exec/blocks.py does in torch; called by it. A row's result depends on no other row.
 
@@ -52,4 +53,20 @@ extern "C" void batchgen_block_tops(int threads, const float *logits, int64_t ro
     const float *inside = ours + found * block;
     best[row] = found * block + (std::find(inside, inside + block, top[found]) - inside);
   }
+}
+
+// Sums of e^((logit - best) * scale) over every block of `count` rows that are named by `rows`; best and
+// scales [count], and no logit above its row's best.
+extern "C" void batchgen_block_masses(int threads, const float *logits, const int64_t *rows,
+                                      int64_t count, int64_t blocks, int64_t block,
+                                      const float *best, const float *scales, float *sums) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && count * blocks * block > WORTH_THREADS)
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t b = 0; b < blocks; b++) {
+      const float *ours = logits + (rows[i] * blocks + b) * block;
+      Vec sum{};
+      for (int64_t at = 0; at < block; at += LANES)
+        sum += exponential((load(ours + at) - best[i]) * scales[i]);
+      sums[i * blocks + b] = total(sum);
+    }
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+from batchgen.cli import model as model_command
 from batchgen.errors import DataError, UserError
 from batchgen.exec.config import load_config
 from batchgen.exec.init import ARCHITECTURES, init_model
@@ -15,6 +16,10 @@ from batchgen.exec.tokenizer import TemplateError, Tokenizer
 from batchgen.exec.weights import expected_shapes
 from batchgen.exec.worker import Worker
 from batchgen.model import load_model
+
+
+def test_the_help_names_all_families() -> None:
+    assert sorted(model_command.ARCHITECTURES) == sorted(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.exec import sampler
-from batchgen.exec.blocks import Blocks, greedy
+from batchgen.exec.blocks import Blocks, block_masses, greedy
 from batchgen.exec.logprobs import measure
 from batchgen.exec.sampler import Draws, choose, draw, uniform
 from batchgen.job.sampling import LEAST_TEMPERATURE, Sampling
@@ -237,5 +237,9 @@ def test_compiled_blocks_are_those_of_torch(
     monkeypatch.setenv("BATCHGEN_COMPILED", "0")
     wanted = Blocks.of(logits)
     assert wanted.best is None
+    fine = np.flatnonzero((got.greedy() < size).numpy())
+    temperature = np.random.default_rng(size).uniform(0.1, 3, len(fine))
+    masses = block_masses(got, fine, temperature), block_masses(wanted, fine, temperature)
+    np.testing.assert_allclose(*masses, rtol=1e-5, atol=1e-30)
     assert torch.equal(got.greedy(), wanted.greedy())
     assert torch.equal(got.tops.nan_to_num(123), wanted.tops.nan_to_num(123))
