@@ -18,6 +18,7 @@ from batchgen.oneline import one_line
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SWITCH = "BATCHGEN_COMPILED"
+NO_MEMORY = 2
 
 
 def is_compiled(dtype: torch.dtype) -> bool:
@@ -79,7 +80,10 @@ def _experts(
     out_TH = torch.empty_like(x_TH)
     experts, hidden, width = down.shape
     sizes = (ctypes.c_int64 * 6)(len(x_TH), hidden, width, experts, top_k, renormalise)
-    if library is None or library.batchgen_experts(
+    problem = f"no compiled experts for {x_TH.dtype}"
+    if library is None:
+        raise ValueError(problem)
+    failure = library.batchgen_experts(
         KINDS.get(x_TH.dtype, -1),
         torch.get_num_threads(),
         x_TH.data_ptr(),
@@ -88,9 +92,18 @@ def _experts(
         down.data_ptr(),
         out_TH.data_ptr(),
         sizes,
-    ):
-        raise ValueError(f"no compiled experts for {x_TH.dtype}")
+    )
+    check(failure, problem)
     return out_TH
+
+
+def check(failure: int, problem: str) -> None:
+    """Raise what an operation of the library returned (`native/failures.h`): MemoryError, or
+    ValueError with the problem."""
+    if failure == NO_MEMORY:
+        raise MemoryError("no memory for the compiled operations of a pass")
+    if failure:
+        raise ValueError(problem)
 
 
 def block_tops(logits_RBL: torch.Tensor, none: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ import torch
 from batchgen.exec.arena import KvArena
 from batchgen.exec.attention.compiled import CompiledBackend
 from batchgen.exec.batch import Batch
-from batchgen.exec.compiled import load_library
+from batchgen.exec.compiled import check, load_library
 from batchgen.exec.layers import GroupedAttention, Layer
 from batchgen.exec.mlp import SparseMlp
 from batchgen.exec.packed import PackedMatrix
@@ -64,7 +64,7 @@ class LayerStack:
     def run(self, x_TH: torch.Tensor, arena: KvArena, batch: Batch, count: int) -> torch.Tensor:
         """Hidden states behind the first `count` layers, in place of `x_TH`; KV goes into `arena`.
 
-        Raises ValueError for a shape that the library does not know.
+        Raises ValueError for a shape that the library does not know, MemoryError without memory.
         """
         layout, prepared = arena.layout, batch.attention
         asked = _Pass(
@@ -87,8 +87,8 @@ class LayerStack:
             torch.get_num_threads(),
             self._eps,
         )
-        if load_library().batchgen_layers(self._table, count, ctypes.byref(asked)):
-            raise ValueError(f"no compiled layers for {tuple(x_TH.shape)} {x_TH.dtype}")
+        failure = load_library().batchgen_layers(self._table, count, ctypes.byref(asked))
+        check(failure, f"no compiled layers for {tuple(x_TH.shape)} {x_TH.dtype}")
         return x_TH
 
     def logits(
@@ -100,7 +100,7 @@ class LayerStack:
         """
         x_RH = x_RH.contiguous()
         logits_RV = torch.empty(len(x_RH), head.outputs)
-        if load_library().batchgen_logits(
+        failure = load_library().batchgen_logits(
             head.way,
             torch.get_num_threads(),
             x_RH.data_ptr(),
@@ -110,8 +110,8 @@ class LayerStack:
             *x_RH.shape,
             head.outputs,
             eps,
-        ):
-            raise ValueError(f"no compiled head for {tuple(x_RH.shape)} {x_RH.dtype}")
+        )
+        check(failure, f"no compiled head for {tuple(x_RH.shape)} {x_RH.dtype}")
         return logits_RV
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from batchgen.errors import UserError
-from batchgen.exec.compiled import is_compiled, load_library
+from batchgen.exec.compiled import check, is_compiled, load_library
 from batchgen.exec.huge_pages import empty_in_huge_pages
 
 SWITCH = "BATCHGEN_PRODUCTS"
@@ -87,7 +87,7 @@ def packed_linear(
     if flat.stride(1) != 1:
         flat = flat.contiguous()
     out = torch.empty(len(flat), outputs, dtype=torch.bfloat16)
-    failed = load_library().batchgen_linear(
+    failure = load_library().batchgen_linear(
         weight.way,
         torch.get_num_threads(),
         flat.data_ptr(),
@@ -100,7 +100,7 @@ def packed_linear(
         flat.stride(0),
         weight.gated,
     )
-    assert not failed, "packed on a machine of another kind"
+    check(failure, "packed on a machine of another kind")
     return out if x.dim() == 2 else out.view(*x.shape[:-1], outputs)
 
 
@@ -128,7 +128,7 @@ def packed_experts(
     sizes = (ctypes.c_int64 * 6)(
         len(x_TH), gate_up.inputs, gate_up.outputs, len(gate_up), top_k, renormalise
     )
-    failed = load_library().batchgen_packed_experts(
+    failure = load_library().batchgen_packed_experts(
         gate_up.way,
         torch.get_num_threads(),
         x_TH.data_ptr(),
@@ -138,5 +138,5 @@ def packed_experts(
         out_TH.data_ptr(),
         sizes,
     )
-    assert not failed, "packed on a machine of another kind"
+    check(failure, "packed on a machine of another kind")
     return out_TH

@@ -12,7 +12,7 @@ import torch
 from batchgen.exec.arena import KvArena
 from batchgen.exec.attention.base import Heads
 from batchgen.exec.batch import IntArray, PassRows
-from batchgen.exec.compiled import KINDS, load_library
+from batchgen.exec.compiled import KINDS, check, load_library
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,10 @@ class CompiledBackend:
             int(self.instructions),
         )
         kind = KINDS.get(q_TND.dtype, -1) if q_TND.dtype == arena.storage.dtype else -1
-        if library is None or library.batchgen_paged_attention(
+        problem = f"no compiled attention for {tuple(q_TND.shape)} {q_TND.dtype}"
+        if library is None:
+            raise ValueError(problem)
+        failure = library.batchgen_paged_attention(
             kind,
             torch.get_num_threads(),
             q_TND.data_ptr(),
@@ -107,6 +110,6 @@ class CompiledBackend:
             0 if heads.sinks is None else heads.sinks.data_ptr(),
             sizes,
             heads.scale,
-        ):
-            raise ValueError(f"no compiled attention for {tuple(q_TND.shape)} {q_TND.dtype}")
+        )
+        check(failure, problem)
         return out_TND

@@ -198,12 +198,15 @@ extern "C" int batchgen_paged_attention(int kind, int threads, const void *queri
           sinks,    scale,    sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
           sizes[5], sizes[6], sizes[7], sizes[8], sizes[9], sizes[10]};
   if (job.heads % job.kv_heads || job.value_dim > job.head_dim) return 1;
-  switch (kind) {
-  case FLOAT32: attend<float>(job, threads); return 0;
-  case BFLOAT16:
-    if (!attend_bfloat16(job, threads, static_cast<int>(sizes[11]))) attend<Bfloat16>(job, threads);
-    return 0;
-  case FLOAT16: attend<_Float16>(job, threads); return 0;
-  default: return 1;
-  }
+  return guarded([&]() -> int {
+    switch (kind) {
+    case FLOAT32: attend<float>(job, threads); return 0;
+    case BFLOAT16:
+      if (!attend_bfloat16(job, threads, static_cast<int>(sizes[11])))
+        attend<Bfloat16>(job, threads);
+      return 0;
+    case FLOAT16: attend<_Float16>(job, threads); return 0;
+    default: return UNKNOWN;
+    }
+  });
 }

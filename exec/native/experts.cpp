@@ -7,6 +7,7 @@
 // Every product is a dot product added in one order (LANES partial sums, folded in a tree), so what
 // comes out for a token does not depend on the other tokens or the threads.
 
+#include "failures.h"
 #include "routing.h"
 
 namespace {
@@ -125,17 +126,19 @@ template <class T> void run(const Job &job, int threads) {
 
 } // namespace
 
-// Returns 0, or 1 for a kind that it does not know.
+// Returns 0, or a failure.
 extern "C" int batchgen_experts(int kind, int threads, const void *x, const void *router,
                                 const int32_t *given_experts, const float *given_weights,
                                 const void *gate_up, const void *down, void *out,
                                 const int64_t *sizes) {
   Job job{x,        router,   given_experts, given_weights, gate_up,  down,     out,
           sizes[0], sizes[1], sizes[2],      sizes[3],      sizes[4], sizes[5]};
-  switch (kind) {
-  case FLOAT32: run<float>(job, threads); return 0;
-  case BFLOAT16: run<Bfloat16>(job, threads); return 0;
-  case FLOAT16: run<_Float16>(job, threads); return 0;
-  default: return 1;
-  }
+  return guarded([&]() -> int {
+    switch (kind) {
+    case FLOAT32: run<float>(job, threads); return 0;
+    case BFLOAT16: run<Bfloat16>(job, threads); return 0;
+    case FLOAT16: run<_Float16>(job, threads); return 0;
+    default: return UNKNOWN;
+    }
+  });
 }

@@ -42,22 +42,24 @@ int attend(const BatchgenLayer &layer, const BatchgenPass &pass, int64_t number,
   between.qkv.resize(pass.tokens * qkv_width);
   between.queries.resize(pass.tokens * q_width);
   between.attended.resize(pass.tokens * q_width);
-  if (batchgen_linear(way, threads, between.normed.data(), layer.qkv, layer.qkv_bias,
-                      between.qkv.data(), pass.tokens, pass.hidden, qkv_width, pass.hidden, 0))
-    return 1;
+  if (const int failed =
+          batchgen_linear(way, threads, between.normed.data(), layer.qkv, layer.qkv_bias,
+                          between.qkv.data(), pass.tokens, pass.hidden, qkv_width, pass.hidden, 0))
+    return failed;
   const int64_t placing[] = {pass.tokens,   qkv_width, pass.heads,  pass.kv_heads,
                              pass.head_dim, number,    pass.layers, pass.page_tokens};
-  if (batchgen_place_qkv(BFLOAT16, threads, between.qkv.data(), layer.q_norm, layer.k_norm,
-                         pass.cosines, pass.sines, pass.pages, pass.offsets, pass.storage,
-                         between.queries.data(), placing, pass.eps))
-    return 1;
+  if (const int failed =
+          batchgen_place_qkv(BFLOAT16, threads, between.qkv.data(), layer.q_norm, layer.k_norm,
+                             pass.cosines, pass.sines, pass.pages, pass.offsets, pass.storage,
+                             between.queries.data(), placing, pass.eps))
+    return failed;
   const int64_t attending[] = {pass.segments, pass.table_width, number,           pass.layers,
                                2,             pass.heads,       pass.kv_heads,    pass.page_tokens,
                                pass.head_dim, pass.head_dim,    layer.window,     pass.instructions};
-  if (batchgen_paged_attention(BFLOAT16, threads, between.queries.data(), pass.storage,
-                               between.attended.data(), pass.tables, pass.firsts, pass.starts,
-                               pass.lengths, layer.sinks, attending, layer.scale))
-    return 1;
+  if (const int failed = batchgen_paged_attention(
+          BFLOAT16, threads, between.queries.data(), pass.storage, between.attended.data(),
+          pass.tables, pass.firsts, pass.starts, pass.lengths, layer.sinks, attending, layer.scale))
+    return failed;
   return batchgen_linear(way, threads, between.attended.data(), layer.out, layer.out_bias,
                          between.added.data(), pass.tokens, q_width, pass.hidden, q_width, 0);
 }
@@ -71,20 +73,16 @@ int feed(const BatchgenLayer &layer, const BatchgenPass &pass, Between &between)
                                    nullptr, layer.gate_up, layer.down, between.added.data(), sizes);
   }
   between.inner.resize(pass.tokens * layer.width);
-  if (batchgen_linear(way, threads, between.normed.data(), layer.gate_up, nullptr,
-                      between.inner.data(), pass.tokens, pass.hidden, layer.width, pass.hidden, 1))
-    return 1;
+  if (const int failed =
+          batchgen_linear(way, threads, between.normed.data(), layer.gate_up, nullptr,
+                          between.inner.data(), pass.tokens, pass.hidden, layer.width, pass.hidden, 1))
+    return failed;
   return batchgen_linear(way, threads, between.inner.data(), layer.down, layer.down_bias,
                          between.added.data(), pass.tokens, layer.width, pass.hidden, layer.width,
                          0);
 }
 
-} // namespace
-
-// Layers [0, count). Returns 0, or 1 for a shape or a machine that one of the operations does not know.
-extern "C" int batchgen_layers(const BatchgenLayer *layers, int64_t count,
-                               const BatchgenPass *given) {
-  const BatchgenPass &pass = *given;
+int run(const BatchgenLayer *layers, int64_t count, const BatchgenPass &pass) {
   static thread_local Between between; // fresh memory of this size would cost page faults each time
   between.normed.resize(pass.tokens * pass.hidden);
   between.added.resize(pass.tokens * pass.hidden);
@@ -96,22 +94,36 @@ extern "C" int batchgen_layers(const BatchgenLayer *layers, int64_t count,
   };
   for (int64_t number = 0; number < count; number++) {
     const BatchgenLayer &layer = layers[number];
-    if (norm(layer.norm, number == 0) || attend(layer, pass, number, between) ||
-        norm(layer.feed_norm, false) || feed(layer, pass, between))
-      return 1;
+    int failed = norm(layer.norm, number == 0);
+    if (!failed) failed = attend(layer, pass, number, between);
+    if (!failed) failed = norm(layer.feed_norm, false);
+    if (!failed) failed = feed(layer, pass, between);
+    if (failed) return failed;
   }
-  return count ? batchgen_add(BFLOAT16, threads, pass.x, between.added.data(), pass.x,
-                              pass.tokens * pass.hidden)
-               : 0;
+  if (!count) return 0;
+  return batchgen_add(BFLOAT16, threads, pass.x, between.added.data(), pass.x,
+                      pass.tokens * pass.hidden);
+}
+
+} // namespace
+
+// Layers [0, count). Returns 0, or a failure.
+extern "C" int batchgen_layers(const BatchgenLayer *layers, int64_t count,
+                               const BatchgenPass *pass) {
+  return guarded([&] { return run(layers, count, *pass); });
 }
 
 // Logits [rows, outputs] of hidden states [rows, hidden]: the last norm and the head. Returns as above.
 extern "C" int batchgen_logits(int way, int threads, const void *x, const void *norm,
                                const void *head, float *logits, int64_t rows, int64_t hidden,
                                int64_t outputs, float eps) {
-  static thread_local Lines<Bfloat16> normed;
-  normed.resize(rows * hidden);
-  const int64_t sizes[] = {rows, hidden, hidden};
-  return batchgen_rms_norm(BFLOAT16, threads, x, nullptr, norm, nullptr, normed.data(), sizes, eps) ||
-         batchgen_linear_floats(way, threads, normed.data(), head, logits, rows, hidden, outputs);
+  return guarded([&]() -> int {
+    static thread_local Lines<Bfloat16> normed;
+    normed.resize(rows * hidden);
+    const int64_t sizes[] = {rows, hidden, hidden};
+    if (const int failed = batchgen_rms_norm(BFLOAT16, threads, x, nullptr, norm, nullptr,
+                                             normed.data(), sizes, eps))
+      return failed;
+    return batchgen_linear_floats(way, threads, normed.data(), head, logits, rows, hidden, outputs);
+  });
 }

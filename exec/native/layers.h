@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "failures.h"
+
 extern "C" {
 int batchgen_rms_norm(int kind, int threads, const void *x, const void *added, const void *weight,
                       void *sum, void *out, const int64_t *sizes, float eps);

@@ -156,33 +156,30 @@ extern "C" void batchgen_pack(int threads, const void *weight, void *out, int64_
     }
 }
 
-// Products as float32, with the values that they have in bfloat16. Returns 0, or 1 where there is no such
-// way.
+// Products as float32, with the values that they have in bfloat16. Returns 0, or a failure.
 extern "C" int batchgen_linear_floats(int way, int threads, const void *x, const void *weight,
                                       float *out, int64_t rows, int64_t inputs, int64_t outputs) {
 #ifdef BATCHGEN_PACKED
-  if (way < AVX512 || way > batchgen_packed_way()) return 1;
-  multiply(Job{static_cast<const Bfloat16 *>(x), static_cast<const Bfloat16 *>(weight), nullptr,
-               nullptr, out, rows, inputs, outputs, inputs, false},
-           threads, way);
-  return 0;
+  if (way < AVX512 || way > batchgen_packed_way()) return UNKNOWN;
+  const Job job{static_cast<const Bfloat16 *>(x), static_cast<const Bfloat16 *>(weight), nullptr,
+                nullptr, out, rows, inputs, outputs, inputs, false};
+  return guarded([&] { return multiply(job, threads, way), 0; });
 #else
-  return 1;
+  return UNKNOWN;
 #endif
 }
 
-// Returns 0, or 1 where there is no such way. `stride`: elements between rows of x.
+// Returns 0, or a failure. `stride`: elements between rows of x.
 extern "C" int batchgen_linear(int way, int threads, const void *x, const void *weight,
                                const void *bias, void *out, int64_t rows, int64_t inputs,
                                int64_t outputs, int64_t stride, int gated) {
 #ifdef BATCHGEN_PACKED
-  if (way < AVX512 || way > batchgen_packed_way()) return 1;
-  multiply(Job{static_cast<const Bfloat16 *>(x), static_cast<const Bfloat16 *>(weight),
-          static_cast<const Bfloat16 *>(bias), static_cast<Bfloat16 *>(out), nullptr, rows,
-               inputs, outputs, stride, gated != 0},
-           threads, way);
-  return 0;
+  if (way < AVX512 || way > batchgen_packed_way()) return UNKNOWN;
+  const Job job{static_cast<const Bfloat16 *>(x), static_cast<const Bfloat16 *>(weight),
+                static_cast<const Bfloat16 *>(bias), static_cast<Bfloat16 *>(out), nullptr, rows,
+                inputs, outputs, stride, gated != 0};
+  return guarded([&] { return multiply(job, threads, way), 0; });
 #else
-  return 1;
+  return UNKNOWN;
 #endif
 }

@@ -233,23 +233,25 @@ void feed(const Job &job, int threads, int way) {
 
 } // namespace
 
-// Returns 0, or 1 where there is no such way. sizes: tokens, hidden, width, experts, top_k, whether
-// weights of a token are made to sum to 1.
+// Returns 0, or a failure. sizes: tokens, hidden, width, experts, top_k, whether weights of a token are
+// made to sum to 1.
 extern "C" int batchgen_packed_experts(int way, int threads, const void *x, const void *router,
                                        const int32_t *given_experts, const float *given_weights,
                                        const void *gate_up, const void *down, void *out,
                                        const int64_t *sizes) {
 #ifdef BATCHGEN_PACKED
-  if (way < AVX512 || way > batchgen_packed_way()) return 1;
+  if (way < AVX512 || way > batchgen_packed_way()) return UNKNOWN;
   const auto bfloats = [](const void *from) { return static_cast<const Bfloat16 *>(from); };
   const Job job{bfloats(x), bfloats(router), given_experts, given_weights, bfloats(gate_up),
                 bfloats(down), static_cast<Bfloat16 *>(out), sizes[0], sizes[1], sizes[2],
                 sizes[3], sizes[4], sizes[5] != 0};
   const int64_t most = std::max(MIN_TOKENS, GROUP_ROWS * job.experts / job.top_k);
-  for (int64_t begin = 0; begin < job.tokens; begin += most)
-    feed(part(job, begin, std::min(begin + most, job.tokens)), threads, way);
-  return 0;
+  return guarded([&] {
+    for (int64_t begin = 0; begin < job.tokens; begin += most)
+      feed(part(job, begin, std::min(begin + most, job.tokens)), threads, way);
+    return 0;
+  });
 #else
-  return 1;
+  return UNKNOWN;
 #endif
 }

@@ -4,6 +4,8 @@ as layer by layer on everything."""
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,3 +102,44 @@ def test_what_is_not_wanted_changes_nothing(arch: str, exact: bool, tmp_path: Pa
             else:
                 torch.testing.assert_close(one, right, rtol=0, atol=1e-4)
         assert torch.equal(kv, right_kv) if exact else torch.allclose(kv, right_kv, atol=1e-4)
+
+
+WITHOUT_MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import torch
+from batchgen.exec.arena import KvArena
+from batchgen.exec.batch import PassRows
+from batchgen.exec.transformer import load_model
+
+torch.set_num_threads(1)
+model = load_model(Path(sys.argv[1]), dtype="bfloat16")
+tokens = 60_000
+kv = KvArena("hbm", tokens // 8, model.config.kv_layout, page_tokens=8, dtype=torch.bfloat16)
+kv.reserve(0, tokens)
+rows = PassRows(
+    slots=np.array([0]), starts=np.array([0]), lengths=np.array([tokens]), num_decodes=0,
+    token_ids=np.ones(tokens, dtype=np.int64), wanted=np.arange(tokens),
+)
+batch = model._prepare(kv, rows)
+x = model.embedding.index_select(0, torch.from_numpy(rows.token_ids))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 3_000_000, resource.RLIM_INFINITY))
+try:
+    model.stack.run(x, kv, batch, len(model.layers))
+except MemoryError as error:
+    print(error)
+"""
+
+
+def test_a_pass_without_memory_is_an_error_and_no_abort(tmp_path: Path) -> None:
+    if not packed_way():
+        pytest.skip("no packed products on this machine")
+    if sys.platform != "linux":
+        pytest.skip("no limit of address space")
+    path = write_model(tmp_path / "m", "qwen3")
+    command = [sys.executable, "-P", "-c", WITHOUT_MEMORY, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "no memory for the compiled operations of a pass\n"
