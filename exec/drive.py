@@ -88,6 +88,7 @@ def drive(
     # Bodies of users may go elsewhere; paths of the job are relative.
     with chdir("."), _frozen_objects():
         driver.run()
+    driver.on_finish = None  # it holds the driver: a cycle would keep arenas until it is found
     return Ran(driver=driver, tokens=tokens, reasons=driver.reasons)
 
 

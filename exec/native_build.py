@@ -25,7 +25,7 @@ COMPILERS = ("g++", "c++", "clang++")
 # __builtin_shufflevector came with g++ 12, _Float16 without AVX-512 with clang 15.
 NEEDED = "needed: g++ 12 or newer, or clang++ 15 or newer"
 NO_OPENMP = "its OpenMP is missing; for clang install libomp-dev"
-BUILD_TIMEOUT_S = 120.0
+BUILD_TIMEOUT_S = 300.0
 MOST_SHOWN = 200  # characters of what a compiler says
 _OPENMP = re.compile(r"-l[gi]?omp|\bomp\.h|fopenmp|libg?omp", re.IGNORECASE)
 _TELLING = re.compile(r"\berror\b|cannot find|undefined|not found", re.IGNORECASE)

@@ -72,7 +72,7 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def choose(blocks: Blocks, drawing: Ints, draws: Draws) -> Ints:
     """Next token of each row; `drawing` are the rows that draw, and `draws` how. The vocabulary
     size marks a row whose logits are not finite."""
-    chosen: Ints = blocks.greedy().cpu().numpy()
+    chosen: Ints = blocks.greedy().cpu().numpy().copy()
     fine = np.flatnonzero(chosen[drawing] < blocks.vocab_size)
     if len(fine):
         rows = drawing[fine]

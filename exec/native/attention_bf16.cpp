@@ -8,6 +8,9 @@
 //
 // What a query gives depends on its segment of the pass, not on the other segments or the threads.
 
+#include <atomic>
+#include <new>
+
 #include "attention.h"
 
 #ifndef __AVX512BF16__
@@ -192,16 +195,24 @@ void attend_tile(const AttentionJob &job, const AttentionTile &tile, const Atten
 template <int N> void attend_all(const AttentionJob &job, int threads, bool matrix) {
   const std::vector<AttentionTile> tiles = attention_tiles(job, MOST_ROWS);
   const int64_t items = static_cast<int64_t>(tiles.size());
+  std::atomic<bool> failed{false};
 #pragma omp parallel num_threads(threads) if (threads > 1 && items > 1)
   {
     thread_local Buffers buffers; // kept: fresh memory costs page faults
-    buffers.fit(N * 2 * LANES);
+    try {
+      buffers.fit(N * 2 * LANES);
+    } catch (const std::bad_alloc &) { // must not leave the region
+      failed = true;
+    }
+#pragma omp barrier
     const TileState state(matrix);
 #pragma omp for schedule(dynamic, 4)
     for (int64_t item = 0; item < items; item++)
-      attend_tile<N>(job, tiles[item], item + 1 < items ? &tiles[item + 1] : nullptr, matrix,
-                     buffers);
+      if (!failed)
+        attend_tile<N>(job, tiles[item], item + 1 < items ? &tiles[item + 1] : nullptr, matrix,
+                       buffers);
   }
+  if (failed) throw std::bad_alloc();
 }
 
 } // namespace

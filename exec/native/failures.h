@@ -14,6 +14,8 @@ template <class Work> int guarded(Work work) {
     return work();
   } catch (const std::bad_alloc &) {
     return NO_MEMORY;
+  } catch (...) {
+    return UNKNOWN;
   }
 }
 

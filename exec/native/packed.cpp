@@ -92,7 +92,7 @@ void multiply(Job job, int threads, int way) {
 #pragma omp parallel num_threads(threads) if (threads > 1 && many)
   {
     Multiplier multiplier(way);
-    take(next, groups * chunks, [&](int64_t piece, int64_t following) {
+    take(next, groups * chunks, threads, [&](int64_t piece, int64_t following) {
       const int64_t begin = piece / groups * chunk, first = first_of(piece);
       const Panel after = following < 0
                               ? Panel{}

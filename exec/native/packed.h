@@ -84,13 +84,14 @@ struct Panel {
   int64_t steps = 0;
 };
 
-// Pieces [0, count), one at a time and each by one thread; a thread knows which one it will do next, or
-// that it is its last (-1).
-template <class Work> void take(std::atomic<int64_t> &next, int64_t count, Work work) {
+// Pieces [0, count), one at a time and each by one thread; a thread knows which one it will do next. The
+// last pieces are not taken in advance (-1), so that no thread is without work while one waits.
+template <class Work> void take(std::atomic<int64_t> &next, int64_t count, int threads, Work work) {
   for (int64_t piece = next++; piece < count;) {
-    const int64_t following = next++;
+    const bool early = piece + threads < count;
+    int64_t following = early ? next++ : -1;
     work(piece, following < count ? following : -1);
-    piece = following;
+    piece = early ? following : next++;
   }
 }
 

@@ -216,7 +216,7 @@ void feed(const Job &job, int threads, int way) {
                           write_floats(block, count, place(row, panel), wide);
                         });
     };
-    take(scratch.next, num_up + static_cast<int64_t>(scratch.down.size()),
+    take(scratch.next, num_up + static_cast<int64_t>(scratch.down.size()), threads,
          [&](int64_t i, int64_t following) {
            if (i < num_up)
              up_piece(piece_of(i), weights_of(following));

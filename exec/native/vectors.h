@@ -27,7 +27,7 @@ template <class T> struct LineAllocator {
   static constexpr std::align_val_t LINE{64};
   LineAllocator() = default;
   template <class U> LineAllocator(const LineAllocator<U> &) {}
-  static constexpr std::size_t HUGE_PAGE = 2 << 20, LARGE = 1 << 17;
+  static constexpr std::size_t HUGE_PAGE = 2 << 20, LARGE = 1 << 20;
   static bool is_large(std::size_t count) { return count * sizeof(T) >= LARGE; }
   T *allocate(std::size_t count) {
     if (!is_large(count)) return static_cast<T *>(::operator new(count * sizeof(T), LINE));
