@@ -9,6 +9,7 @@ from typing import Any
 from protocol import job, serve
 
 BATCH = 32
+PAGE_TOKENS, BATCH_TOKENS = 256, 2048
 
 
 def load() -> Callable[[], Sequence[int]]:
@@ -53,11 +54,18 @@ def _static(model: Any, requests: list[dict[str, Any]]) -> Callable[[], Sequence
 
 
 def _continuous(model: Any, requests: list[dict[str, Any]]) -> Callable[[], Sequence[int]]:
-    """Its manager of continuous batching; every request has its own number of tokens."""
+    """Its manager of continuous batching; every request has its own number of tokens. KV for all of
+    them at once: left to itself it takes nearly all memory of the machine, and is killed for it."""
+    from transformers import ContinuousBatchingConfig
+
+    pages = sum(-(-(len(row["prompt"]) + row["max_tokens"]) // PAGE_TOKENS) for row in requests)
+    sizes = ContinuousBatchingConfig(
+        page_size=PAGE_TOKENS, num_blocks=pages + 8, max_batch_tokens=BATCH_TOKENS
+    )
 
     def run() -> Sequence[int]:
         counts: dict[str, int] = {}
-        manager = model.init_continuous_batching()
+        manager = model.init_continuous_batching(continuous_batching_config=sizes)
         manager.start()
         try:
             names = [
