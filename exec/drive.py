@@ -27,8 +27,8 @@ class Ran:
 
 @contextmanager
 def _frozen_objects() -> Iterator[None]:
-    """The collector leaves alone what was there before: walking through all of torch again and
-    again took 2 % of the time of a small model."""
+    """The collector leaves alone what was there before: it would walk through all of torch again
+    and again."""
     if gc.get_freeze_count():  # somebody else's; his way of freezing stays
         yield
         return

@@ -1,8 +1,8 @@
 """The layers of a model in one call of the compiled library: packed bfloat16 on the CPU.
 
 Does what the layers do one by one, in the same operations and the same order, so with the same bits
-(`native/layers.cpp`); between the operations of a small model the interpreter would take a tenth of
-the time. Models that it does not know run layer by layer.
+(`native/layers.cpp`); between the operations of a small model the interpreter takes time. Models
+that it does not know run layer by layer.
 """
 
 from __future__ import annotations

@@ -127,7 +127,12 @@ class Layer:
         self, x_TH: torch.Tensor, eps: float, arena: KvArena, layer: int, batch: Batch
     ) -> torch.Tensor:
         attended = self.attention(rms_norm(x_TH, self.norms[0], eps), arena, layer, batch)
-        x_TH, normed = add_rms_norm(x_TH, attended, self.norms[1], eps)
+        return self._behind_attention(x_TH, attended, eps)
+
+    def _behind_attention(
+        self, x_TH: torch.Tensor, attended_TH: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        x_TH, normed = add_rms_norm(x_TH, attended_TH, self.norms[1], eps)
         return x_TH + self.mlp(normed)
 
     def last(
@@ -143,10 +148,7 @@ class Layer:
         normed = rms_norm(x_TH, self.norms[0], eps)
         attended = self.attention.of_wanted(normed, arena, layer, batch, wanted)
         x_RH = x_TH.index_select(0, wanted.tokens)
-        if not len(x_RH):
-            return x_RH
-        x_RH, normed = add_rms_norm(x_RH, attended, self.norms[1], eps)
-        return x_RH + self.mlp(normed)
+        return self._behind_attention(x_RH, attended, eps) if len(x_RH) else x_RH
 
     def attend(
         self, x_TH: torch.Tensor, eps: float, arena: KvArena, layer: int, batch: Batch

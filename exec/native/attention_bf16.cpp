@@ -183,11 +183,13 @@ void attend_tile(const AttentionJob &job, const AttentionTile &tile, const Atten
       buffers.seen[row] = static_cast<int32_t>(at + 1 - first < BLOCK ? at + 1 - first : BLOCK);
       buffers.from[row] = static_cast<int32_t>(hidden(at) > first ? hidden(at) - first : 0);
     }
-    if (matrix)
+    if (matrix) {
+      ahead.rest(); // before the products, which bring in nothing themselves
       attend_block_in_tiles<N>(rows, keys, job.scale * LOG2_E, buffers);
-    else
+    } else {
       attend_block<N>(rows, keys, job.scale * LOG2_E, ahead, buffers);
-    ahead.rest();
+      ahead.rest();
+    }
   }
   store_outputs(job, tile, width, buffers);
 }

@@ -60,7 +60,7 @@ inline __m512bh load_pairs(const Bfloat16 *from) {
   return reinterpret_cast<__m512bh>(_mm512_loadu_si512(from));
 }
 
-// 2^x for x <= 0, within 1e-4 of it: for what is rounded to bfloat16, forty times as coarse.
+// 2^x for x <= 0, within 1e-4 of it: for what is rounded to bfloat16, whose steps are far coarser.
 inline __m512 coarse_power_of_two(__m512 x) {
   const __m512 rest = _mm512_reduce_ps(x, 0);
   __m512 sum = _mm512_set1_ps(5.5171669e-2f);
