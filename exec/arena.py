@@ -21,7 +21,7 @@ import torch
 from batchgen.errors import IllegalTransition
 from batchgen.exec.batch import IntArray
 from batchgen.exec.config import KvLayout
-from batchgen.exec.huge_pages import ask_huge_pages
+from batchgen.exec.system_pages import ask_huge_pages, take_now
 
 
 class PagePool:
@@ -246,7 +246,8 @@ class KvArena:
 def _zeros(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, pinned: bool
 ) -> torch.Tensor:
-    """Zeros; in plain memory of the CPU a page of them is taken from the system when it is used."""
+    """Zeros; in plain memory of the CPU only the first are taken from the system now, others when
+    they are used."""
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or pinned or not size:
         return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
@@ -255,4 +256,5 @@ def _zeros(
     except MemoryError as error:
         raise RuntimeError(f"no memory for {size} bytes: {error}") from None
     ask_huge_pages(untouched.ctypes.data, size)
+    take_now(untouched.ctypes.data, size)
     return torch.from_numpy(untouched).view(dtype).view(shape)

@@ -1,4 +1,4 @@
-"""A small fixed job, timed: whether the machine is as fast as when it was profiled."""
+"""A small fixed job, timed again and again: how fast the machine is, and whether it stays so."""
 
 from __future__ import annotations
 
@@ -10,25 +10,50 @@ from batchgen.exec.profile_passes import Prompt, run_job
 from batchgen.exec.worker import Worker
 
 ROWS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, 48, 24
-FEWEST, MOST, ENOUGH_S = 4, 24, 0.4
+FEWEST, ENOUGH_S = 4, 0.4
 
 
-def calibrate(worker: Worker) -> float:
-    """Seconds of the job: the median of some runs (more of a short one), the first not counted.
+class Calibration:
+    """Looks at a machine through `worker`, which must have no rows at each; its arenas are made
+    anew. The first look pays for what is new and does not count."""
 
-    The worker must have no rows; its arenas are made anew.
-    """
-    generator = np.random.default_rng(5)
-    prompts = [
-        Prompt(
-            ids=generator.integers(0, worker.config.vocab_size, PROMPT_TOKENS).tolist(),
-            max_output=OUTPUT_TOKENS,
-            stop_ids=frozenset(),
-        )
-        for _ in range(ROWS)
-    ]
-    times: list[float] = []
-    while len(times) < FEWEST or (sum(times) < ENOUGH_S and len(times) < MOST):
-        passes = run_job(worker, "vllm", prompts, ROWS)
-        times.append(sum(one.seconds for one in passes))
-    return statistics.median(times[1:])
+    def __init__(self, worker: Worker) -> None:
+        generator = np.random.default_rng(5)
+        self._worker = worker
+        self._prompts = [
+            Prompt(
+                ids=generator.integers(0, worker.config.vocab_size, PROMPT_TOKENS).tolist(),
+                max_output=OUTPUT_TOKENS,
+                stop_ids=frozenset(),
+            )
+            for _ in range(ROWS)
+        ]
+        self.times_s: list[float] = []
+        self._once()
+
+    def look(self) -> None:
+        """Time the job once."""
+        self.times_s.append(self._once())
+
+    def look_long(self) -> None:
+        """Some looks, more at a short job."""
+        spent = 0.0
+        for number in range(10**6):
+            if number >= FEWEST and spent >= ENOUGH_S:
+                return
+            self.look()
+            spent += self.times_s[-1]
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.times_s)
+
+    @property
+    def drift(self) -> float:
+        """Median of the later half of the looks over that of the earlier half, less 1."""
+        half = len(self.times_s) // 2
+        return statistics.median(self.times_s[half:]) / statistics.median(self.times_s[:half]) - 1
+
+    def _once(self) -> float:
+        passes = run_job(self._worker, "vllm", self._prompts, ROWS)
+        return sum(one.seconds for one in passes)

@@ -153,6 +153,27 @@ def block_masses(
     return sums_SB
 
 
+def copy_pages(
+    source: torch.Tensor, theirs: torch.Tensor, target: torch.Tensor, ours: torch.Tensor
+) -> None:
+    """target[ours] = source[theirs]: contiguous arenas [pages, ...] of one dtype on the CPU, page
+    numbers int64.
+
+    Raises ValueError where `is_compiled` says no.
+    """
+    library = load_library()
+    if library is None:
+        raise ValueError("no compiled library")
+    library.batchgen_copy_pages(
+        source.data_ptr(),
+        theirs.contiguous().data_ptr(),
+        target.data_ptr(),
+        ours.contiguous().data_ptr(),
+        len(ours),
+        source[0].nbytes,
+    )
+
+
 def load_library() -> Any:
     """The library, or None."""
     return _load()[0]
@@ -200,6 +221,8 @@ def _load() -> tuple[Any, str]:
         *[size] * 3,
         *[pointer] * 3,
     ]
+    library.batchgen_copy_pages.restype = None
+    library.batchgen_copy_pages.argtypes = [*[pointer] * 4, *[size] * 2]
     library.batchgen_layers.argtypes = [pointer, size, pointer]
     library.batchgen_logits.argtypes = [
         *[ctypes.c_int] * 2,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from batchgen.exec import compiled
 from batchgen.exec.arena import KvArena
 from batchgen.exec.batch import IntArray
 
@@ -30,7 +31,10 @@ class CopyDone:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     ticket: int
-    parts: list[tuple[torch.Tensor, IntArray, torch.Tensor, IntArray]]
+    source: torch.Tensor
+    theirs: IntArray
+    target: torch.Tensor
+    ours: IntArray
 
 
 class Copier:
@@ -54,13 +58,22 @@ class Copier:
 
     def copy(self, source: KvArena, target: KvArena, pages: list[tuple[IntArray, IntArray]]) -> int:
         """Copy pages (numbers in the source, numbers in the target); returns the ticket."""
-        count = sum(len(theirs) for theirs, _ in pages)
+        none = np.zeros(0, dtype=np.int64)
+        theirs = np.concatenate([none, *(part[0] for part in pages)])
+        ours = np.concatenate([none, *(part[1] for part in pages)])
         key = (source.name, target.name)
-        self.moved_bytes[key] = self.moved_bytes.get(key, 0) + count * source.page_bytes
-        parts = [(source.storage, theirs, target.storage, ours) for theirs, ours in pages]
+        self.moved_bytes[key] = self.moved_bytes.get(key, 0) + len(ours) * source.page_bytes
         with self._change:
             self.asked += 1
-            self._jobs.append(_Job(ticket=self.asked, parts=parts))
+            self._jobs.append(
+                _Job(
+                    ticket=self.asked,
+                    source=source.storage,
+                    theirs=theirs,
+                    target=target.storage,
+                    ours=ours,
+                )
+            )
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="copies", daemon=True)
                 self._thread.start()
@@ -117,8 +130,7 @@ class Copier:
                 job = self._jobs.popleft()
             error = ""
             try:
-                for part in job.parts:
-                    move_pages(*part)
+                move_pages(job.source, job.theirs, job.target, job.ours)
             except Exception as problem:  # whatever it is: who waits for the ticket must be told
                 error = f"{problem!s:.200}" or type(problem).__name__
             with self._change:
@@ -133,15 +145,16 @@ class Copier:
 def move_pages(
     source: torch.Tensor, theirs: IntArray, target: torch.Tensor, ours: IntArray
 ) -> None:
-    """target[ours] = source[theirs], where tensors are [pages, ...]."""
-    if source.device.type == "cpu" and target.device.type == "cpu":
-        # Page by page as bytes: NumPy lets go of the interpreter for each, and needs no third copy.
-        src, dst = (x.view(torch.uint8).flatten(1).numpy() for x in (source, target))
-        for a, b in zip(theirs.tolist(), ours.tolist(), strict=True):
-            np.copyto(dst[b], src[a])
+    """target[ours] = source[theirs], where tensors are [pages, ...]; ours and theirs may be empty.
+
+    In few calls that let go of the interpreter: a pass that computes beside it keeps the lock for
+    milliseconds, and a copy would wait for it in each.
+    """
+    index, place = torch.from_numpy(theirs), torch.from_numpy(ours)
+    if source.device.type == target.device.type == "cpu" and compiled.is_compiled(source.dtype):
+        compiled.copy_pages(source, index, target, place)
         return
-    index = torch.from_numpy(theirs).to(source.device)
-    place = torch.from_numpy(ours).to(target.device)
-    target.index_copy_(0, place, source.index_select(0, index).to(target.device))
-    if target.device.type == "cpu" or source.device.type == "cpu":
+    moved = source.index_select(0, index.to(source.device)).to(target.device)
+    target.index_copy_(0, place.to(target.device), moved)
+    if source.device.type != target.device.type:
         torch.cuda.synchronize()

@@ -1,8 +1,11 @@
-"""How much memory this process may still take: of the machine, and of the container it is in."""
+"""How much memory this process may still take, of the machine and of the container it is in; and
+how much it has."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,21 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
     """
     limits = [_machine_bytes(root), *_group_bytes(root)]
     return max(0, min(limits))
+
+
+def resident_bytes(root: Path = Path("/")) -> int:
+    """Memory of this process now; where the system does not tell, the most that it has had."""
+    try:
+        pages = (root / "proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _machine_bytes(root: Path) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from batchgen.errors import UserError
 from batchgen.exec.compiled import check, is_compiled, load_library
-from batchgen.exec.huge_pages import empty_in_huge_pages
+from batchgen.exec.system_pages import empty_in_huge_pages
 
 SWITCH = "BATCHGEN_PRODUCTS"
 WAYS = {"torch": 0, "avx512": 1, "amx": 2}

@@ -11,6 +11,7 @@ from batchgen.bodies import Bodies
 from batchgen.bodyname import load_body
 from batchgen.coroutine import BodyFactory
 from batchgen.errors import UserError
+from batchgen.exec.free_memory import resident_bytes
 from batchgen.exec.generation import sampling_defaults
 from batchgen.exec.hub import find_model
 from batchgen.exec.job import CAPABILITIES, ExecJob
@@ -53,6 +54,7 @@ class Prepared:
     jobs: list[JobRow]  # a row of the scheduler each: one per sample
     table: Table
     load_s: float
+    process_bytes: int  # what the process took before it had anything of the job
     sampling: SamplingDefaults  # of rows that do not say otherwise
     overrides: dict[str, str] = field(default_factory=dict)
     page_keys: list[list[int]] | None = None  # per row, where rows share prompt pages
@@ -115,6 +117,7 @@ def prepare(job: ExecJob) -> Prepared:
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
     check_weights_fit(job, folder)
+    process_bytes = resident_bytes()
     began = time.perf_counter()
     tokenizer = Tokenizer(folder)
     worker = Worker(
@@ -172,6 +175,7 @@ def prepare(job: ExecJob) -> Prepared:
         jobs=jobs,
         table=table_of(jobs),
         load_s=load_s,
+        process_bytes=process_bytes,
         sampling=sampling,
         overrides=overrides,
         body=body,

@@ -20,7 +20,7 @@ import batchgen
 from batchgen.cost.overheads import errors_by_kind, fit_overheads
 from batchgen.cost.profile import ProfiledCost, gemm_shapes, parse_profile
 from batchgen.cost.profile_schema import PROFILE_KIND, PROFILE_SCHEMA
-from batchgen.exec.calibration import calibrate
+from batchgen.exec.calibration import Calibration
 from batchgen.exec.init import init_model
 from batchgen.exec.profile_operators import (
     Grid,
@@ -106,15 +106,21 @@ def measure(
         if prompts is None
         else read_prompts(prompts, directory, worker, grid)
     )
-    before_s = calibrate(worker)
-    passes = run_passes(worker, rows, grid)
-    after_s = calibrate(worker)
-    # Beyond the schema: what a small job took then, so that a prediction knows a slower machine.
-    document["calibration"] = {"before_s": before_s, "after_s": after_s}
-    if abs(after_s / before_s - 1) > STEADY:
+    calibration = Calibration(worker)
+    calibration.look_long()
+    passes = run_passes(worker, rows, grid, calibration.look)
+    calibration.look_long()
+    # Beyond the schema: what a small job took meanwhile; so a prediction knows a slower machine.
+    document["calibration"] = {
+        "median_s": calibration.median_s,
+        "least_s": min(calibration.times_s),
+        "most_s": max(calibration.times_s),
+        "looks": len(calibration.times_s),
+    }
+    if abs(calibration.drift) > STEADY:
         say(
-            f"the machine changed its speed while it was measured: a small job took {before_s:.3f} "
-            f"s before and {after_s:.3f} s after; repeat it on an idle machine"
+            "the machine changed its speed while it was measured: a small job took "
+            f"{calibration.drift:+.0%} of its time in the later half; repeat it on an idle machine"
         )
     document["overheads"] = asdict(fit_overheads(_cost(spec, document), passes))
     # Beyond the schema, for the reader: how well the fit fits.

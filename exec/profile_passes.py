@@ -8,7 +8,7 @@ such as the model will meet, which decides how many experts a pass wakes; withou
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,16 +79,19 @@ def random_prompts(worker: Worker, grid: Grid) -> list[Prompt]:
     ]
 
 
-def run_passes(worker: Worker, prompts: Sequence[Prompt], grid: Grid) -> list[MeasuredPass]:
+def run_passes(
+    worker: Worker, prompts: Sequence[Prompt], grid: Grid, between: Callable[[], None]
+) -> list[MeasuredPass]:
     """Every pass of the jobs that `grid.patience_s` is enough for, at least of one prompt alone and
-    of the job with the fewest seats. Each kind runs once before it counts: first calls pay for
-    what is new."""
+    of the job with the fewest seats; `between` is called before each. Each kind runs once before it
+    counts: first calls pay for what is new."""
     passes: list[MeasuredPass] = []
     run_job(worker, "static", [_first_token(prompts[0])], 1)
     run_job(worker, "vllm", prompts[:4], 2)
     end = time.perf_counter() + grid.patience_s
     for number, (preset, rows, seats) in enumerate(_jobs(prompts, grid)):
         if number < 2 or time.perf_counter() < end:
+            between()
             passes += run_job(worker, preset, rows, seats)
     return passes
 

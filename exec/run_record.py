@@ -4,8 +4,6 @@ them."""
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from batchgen.exec.ceilings import Ceilings, measure_ceilings
 from batchgen.exec.compiled import why_not
 from batchgen.exec.drive import Ran
 from batchgen.exec.driver import Driver
+from batchgen.exec.free_memory import peak_resident_bytes
 from batchgen.exec.prepare import Prepared
 from batchgen.exec.sizing import itemsize, weight_bytes
 from batchgen.exec.transformer import DTYPES
@@ -152,16 +151,19 @@ def _work(prepared: Prepared, driver: Driver) -> dict[str, FloatArray]:
 
 
 def _memory(prepared: Prepared) -> dict[str, int]:
-    """What was planned, and the most that the process has had."""
+    """What was planned, by parts and together, and the most that the process has had."""
     engine, worker = prepared.plan.engines[0], prepared.worker
     page_bytes = worker.config.kv_page_elements(worker.page_tokens) * itemsize(prepared.job)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
+    parts = {
+        "process_bytes": prepared.process_bytes,
         "weight_bytes": weight_bytes(prepared.job, worker.config),
         "hbm_pages_bytes": engine.hbm_pages * page_bytes,
         "host_pages_bytes": engine.host_pages * page_bytes,
         "prompt_bytes": prepared.prompts.held_bytes,
-        "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
+    }
+    return parts | {
+        "planned_bytes": sum(parts.values()),
+        "peak_rss_bytes": peak_resident_bytes(),
     }
 
 

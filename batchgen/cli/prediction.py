@@ -7,6 +7,7 @@ time, the pass times by kind (the cost model on the very loads that ran) and the
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from dataclasses import dataclass
@@ -167,14 +168,14 @@ class Speedometer:
     """Times the calibration job of a profile, and says how the machine differs from then."""
 
     def __init__(self, job: ExecJob, document: dict[str, Any]) -> None:
+        from batchgen.exec.calibration import Calibration
         from batchgen.exec.hub import find_model
         from batchgen.exec.worker import Worker
 
-        then = document.get("calibration", {})
-        self._then_s = statistics.fmean(then.values()) if then else None
-        self._seen: list[float] = []
-        if self._then_s is not None:
-            self._worker = Worker(
+        self._then_s = _then_s(document)
+        self._now = None
+        if self._then_s:
+            worker = Worker(
                 find_model(job.model),
                 page_tokens=document["model"]["page_tokens"],
                 hbm_pages=0,
@@ -182,29 +183,38 @@ class Speedometer:
                 dtype=job.dtype,
                 threads=job.threads,
             )
+            self._now = Calibration(worker)
 
     def look(self) -> None:
         """Time the job now."""
-        if self._then_s is not None:
-            from batchgen.exec.calibration import calibrate
-
-            self._seen.append(calibrate(self._worker) / self._then_s)
+        if self._now is not None:
+            self._now.look_long()
 
     @property
     def slower(self) -> float:
         """Time of the job over that of then, the median of all looks; 1 if it is not known."""
-        return statistics.median(self._seen) if self._seen else 1.0
+        return 1.0 if self._now is None else self._now.median_s / self._then_s
 
     def remark(self) -> str:
         """The machine, compared with when it was profiled, in one line."""
-        if not self._seen:
+        if self._now is None:
             return "the profile has no calibration: whether the machine is as it was is unknown"
-        least, most = min(self._seen), max(self._seen)
+        tenths = statistics.quantiles(self._now.times_s, n=10)
+        least, most = tenths[0] / self._then_s, tenths[-1] / self._then_s
         return (
             f"a small job takes {self.slower:.2f} times what it took when the machine was profiled "
-            f"({least:.2f} to {most:.2f} around the runs); predictions are for the machine as it "
-            "is"
+            f"({least:.2f} to {most:.2f} in eight looks of ten); predictions are for the machine as"
+            " it is"
         )
+
+
+def _then_s(document: dict[str, Any]) -> float:
+    """Seconds of the calibration job when the profile was made; 0 if it does not say."""
+    then = document.get("calibration")
+    seconds = then.get("median_s") if isinstance(then, dict) else None
+    if isinstance(seconds, int | float) and 0 < seconds < math.inf:
+        return float(seconds)
+    return 0.0
 
 
 def measure(job: ExecJob, speed: Speedometer) -> Measured:

@@ -12,6 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from batchgen.catalog.hf_config import spec_from_config
+from batchgen.cost.experts import touched_experts
+from batchgen.model import ModelSpec
+
 ELEMENT_BYTES = 2  # bfloat16
 
 
@@ -34,47 +40,42 @@ def floor_s(
 ) -> dict[str, float]:
     """Seconds by operation of a model of `shapes.SHAPES` on some requests."""
     floor = Floor(matmul_flops, memory)
+    model = spec_from_config(config, name="peer", place="shapes")
     prompts = [len(row["prompt"]) for row in requests]
     outputs = [row["max_tokens"] for row in requests]
     attended = sum(size * (size + 1) / 2 for size in prompts)
     last_attended = sum(prompts)  # in the last layer by each prompt's last token alone
-    for layer in range(config["num_hidden_layers"]):
-        is_last = layer == config["num_hidden_layers"] - 1
+    for layer in range(model.num_layers):
+        is_last = layer == model.num_layers - 1
         tokens = len(prompts) if is_last else sum(prompts)
-        _layer(floor, config, tokens, sum(prompts), last_attended if is_last else attended, 0)
-    _head(floor, config, len(prompts))
+        _layer(floor, model, tokens, sum(prompts), last_attended if is_last else attended, 0)
+    _head(floor, model, len(prompts))
     for step in range(1, max(outputs)):
         contexts = [p + step for p, n in zip(prompts, outputs, strict=True) if n > step]
-        for _ in range(config["num_hidden_layers"]):
-            _layer(floor, config, len(contexts), len(contexts), sum(contexts), sum(contexts))
-        _head(floor, config, len(contexts))
+        for _ in range(model.num_layers):
+            _layer(floor, model, len(contexts), len(contexts), sum(contexts), sum(contexts))
+        _head(floor, model, len(contexts))
     return floor.seconds
 
 
 def _layer(
-    floor: Floor, config: dict[str, Any], tokens: int, kept: int, attended: float, read: int
+    floor: Floor, model: ModelSpec, tokens: int, kept: int, attended: float, read: int
 ) -> None:
     """One layer of a pass: `tokens` go through it, `kept` leave KV, queries and keys meet
     `attended` times, KV of `read` tokens comes from memory."""
-    hidden, dim = config["hidden_size"], config["head_dim"]
-    q, kv = config["num_attention_heads"] * dim, 2 * config["num_key_value_heads"] * dim
-    floor.add(
-        "projections",
-        2 * hidden * (tokens * 2 * q + kept * kv),
-        hidden * (2 * q + kv),
-    )
-    floor.add("attention", 4 * q * attended, kv * read)
-    if "num_experts" not in config:
-        weights = 3 * hidden * config["intermediate_size"]
-        floor.add("mlp", 2 * weights * tokens, weights)
+    weights, kv = model.attention_matmul_parameters, model.kv_values_per_layer
+    kv_weights = model.hidden * kv
+    flops = 2 * ((weights - kv_weights) * tokens + kv_weights * kept)
+    floor.add("projections", flops, weights)
+    floor.add("attention", model.decode_flops_per_context_token * attended, kv * read)
+    if not model.is_moe:
+        floor.add("mlp", 2 * model.ffn_parameters * tokens, model.ffn_parameters)
         return
-    count, chosen = config["num_experts"], config["num_experts_per_tok"]
-    weights = 3 * hidden * config["moe_intermediate_size"]
-    touched = count * (1 - (1 - chosen / count) ** tokens)
-    floor.add("router", 2 * hidden * count * tokens, hidden * count)
-    floor.add("experts", 2 * weights * chosen * tokens, weights * touched)
+    touched = float(touched_experts(np.array(float(tokens)), model.num_experts, model.top_k))
+    one, router = model.expert_matmul_parameters, model.router_parameters
+    floor.add("router", 2 * router * tokens, router)
+    floor.add("experts", 2 * one * model.top_k * tokens, one * touched)
 
 
-def _head(floor: Floor, config: dict[str, Any], rows: int) -> None:
-    weights = config["hidden_size"] * config["vocab_size"]
-    floor.add("head", 2 * weights * rows, weights)
+def _head(floor: Floor, model: ModelSpec, rows: int) -> None:
+    floor.add("head", 2 * model.embedding_parameters * rows, model.embedding_parameters)

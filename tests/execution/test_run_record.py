@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,45 @@ def test_memory_and_copies_are_told(model: Path, tmp_path: Path) -> None:
     assert config["copied_bytes"]["hbm to host"] > 0
     assert config["machine"]["matmul_flops"] > 1e6
     assert config["machine"]["memory_bytes_s"] > 1e6
+
+
+CHILD = """
+import json, sys
+import json
+import subprocess
+import sys
+from pathlib import Path
+import numpy as np
+from batchgen.exec.clock import WallClock
+from batchgen.exec.drive import drive
+from batchgen.exec.job import ExecJob
+from batchgen.exec.prepare import prepare
+from batchgen.exec.run_record import build_record
+model, rows = map(Path, sys.argv[1:])
+prepared = prepare(ExecJob(model=model, input=rows, output=Path("out"), dtype="bfloat16"))
+ran = drive(prepared, WallClock())
+print(json.dumps(build_record(prepared, ran, 1.0, None).config["memory"]))
+"""
+
+
+def test_peak_memory_is_that_of_the_plan(model: Path, tmp_path: Path) -> None:
+    """Within 10 % or 150 MB, whichever is more, of all parts together."""
+    rows = tmp_path / "in.jsonl"
+    with rows.open("w") as file:
+        for number in range(64):
+            file.write(json.dumps({"prompt": [1 + number] * 400, "max_tokens": 4}) + "\n")
+    child = subprocess.run(
+        [sys.executable, "-P", "-c", CHILD, str(model), str(rows)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = json.loads(child.stdout)
+    peak = told.pop("peak_rss_bytes")
+    assert told.pop("planned_bytes") == sum(told.values())
+    planned = sum(told.values())
+    assert told["process_bytes"] > 50e6  # torch alone is more
+    assert abs(peak - planned) <= max(0.1 * planned, 150e6)
 
 
 def _entries(model: Path) -> list[object]:

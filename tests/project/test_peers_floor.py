@@ -13,6 +13,8 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 DENSE = {
+    "model_type": "qwen3",
+    "max_position_embeddings": 4096,
     "hidden_size": 32,
     "head_dim": 8,
     "num_attention_heads": 4,
@@ -21,7 +23,12 @@ DENSE = {
     "intermediate_size": 48,
     "vocab_size": 100,
 }
-SPARSE = DENSE | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+SPARSE = DENSE | {
+    "model_type": "qwen3_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
 
 
 def load() -> ModuleType:
