@@ -12,7 +12,7 @@ same as a layer-major layout (measured; an index_select on a strided layer view 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,18 @@ from batchgen.exec.system_pages import ask_huge_pages, take_now
 
 
 class PagePool:
-    """Physical pages of one tier with reference counts. A page is free when its count is zero."""
+    """Physical pages of one tier with reference counts. A page is free when its count is zero.
 
-    def __init__(self, name: str, num_pages: int) -> None:
+    `clean` is called for pages of `soiled` that become free.
+    """
+
+    def __init__(
+        self, name: str, num_pages: int, clean: Callable[[list[int]], None] = lambda pages: None
+    ) -> None:
         self.name = name
         self.num_pages = num_pages
+        self.soiled: set[int] = set()
+        self._clean = clean
         self.references: IntArray = np.zeros(num_pages, dtype=np.int64)
         self._free = list(range(num_pages - 1, -1, -1))  # a stack; the lowest page comes first
 
@@ -62,6 +69,9 @@ class PagePool:
                 raise IllegalTransition(f"{self.name} pool: a free page was dropped")
             self.references[page] -= 1
             if self.references[page] == 0:
+                if page in self.soiled:
+                    self.soiled.discard(page)
+                    self._clean([page])
                 self._free.append(page)
 
 
@@ -139,7 +149,7 @@ class KvArena:
         self._vectors = self.storage.view(-1, layout.head_dim)
         # Per part one buffer for it as stored and one for it in float32: see `load`.
         self._buffers: dict[str, torch.Tensor] = {}
-        self.pool = PagePool(name, num_pages)
+        self.pool = PagePool(name, num_pages, self._clean)
         self.tables = BlockTables()
 
     @property
@@ -155,10 +165,12 @@ class KvArena:
             self.tables.append(slot, self.pool.allocate(missing))
 
     def erase(self, slot: int) -> None:
-        """Write zeros over the pages that are the slot's alone: a NaN left behind would reach the
-        next owner."""
-        pages = np.array(self.tables.of(slot), dtype=np.int64)
-        self.storage[self.tensor(pages[self.pool.references[pages] == 1])] = 0
+        """Zeros over the pages of the slot as soon as nobody has them: a NaN left behind would
+        reach the next owner."""
+        self.pool.soiled.update(self.tables.of(slot))
+
+    def _clean(self, pages: Sequence[int]) -> None:
+        self.storage[self.tensor(np.array(pages, dtype=np.int64))] = 0
 
     def tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         """An array as a tensor where this arena is."""

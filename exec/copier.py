@@ -18,6 +18,8 @@ from batchgen.exec import compiled
 from batchgen.exec.arena import KvArena
 from batchgen.exec.batch import IntArray
 
+TOGETHER = 32  # pages that torch moves at once, which takes memory for them once more
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyDone:
@@ -31,6 +33,7 @@ class CopyDone:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     ticket: int
+    tiers: tuple[str, str]
     source: torch.Tensor
     theirs: IntArray
     target: torch.Tensor
@@ -61,13 +64,12 @@ class Copier:
         none = np.zeros(0, dtype=np.int64)
         theirs = np.concatenate([none, *(part[0] for part in pages)])
         ours = np.concatenate([none, *(part[1] for part in pages)])
-        key = (source.name, target.name)
-        self.moved_bytes[key] = self.moved_bytes.get(key, 0) + len(ours) * source.page_bytes
         with self._change:
             self.asked += 1
             self._jobs.append(
                 _Job(
                     ticket=self.asked,
+                    tiers=(source.name, target.name),
                     source=source.storage,
                     theirs=theirs,
                     target=target.storage,
@@ -134,9 +136,12 @@ class Copier:
             except Exception as problem:  # whatever it is: who waits for the ticket must be told
                 error = f"{problem!s:.200}" or type(problem).__name__
             with self._change:
-                self._finished = job.ticket
-                if error:
+                if error:  # known before the ticket is over: others look without the lock
                     self._errors[job.ticket] = error
+                else:
+                    moved = len(job.ours) * job.target[:1].nbytes
+                    self.moved_bytes[job.tiers] = self.moved_bytes.get(job.tiers, 0) + moved
+                self._finished = job.ticket
                 at_ns = time.perf_counter_ns()
                 self._done.append(CopyDone(ticket=job.ticket, at_ns=at_ns, error=error))
                 self._change.notify_all()
@@ -154,7 +159,8 @@ def move_pages(
     if source.device.type == target.device.type == "cpu" and compiled.is_compiled(source.dtype):
         compiled.copy_pages(source, index, target, place)
         return
-    moved = source.index_select(0, index.to(source.device)).to(target.device)
-    target.index_copy_(0, place.to(target.device), moved)
+    for some, there in zip(index.split(TOGETHER), place.split(TOGETHER), strict=True):
+        moved = source.index_select(0, some.to(source.device)).to(target.device)
+        target.index_copy_(0, there.to(target.device), moved)
     if source.device.type != target.device.type:
         torch.cuda.synchronize()

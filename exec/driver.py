@@ -96,7 +96,7 @@ class Driver:
                     if self._pass is None and self._step is not None:
                         self._begin()
                         self._at_once()
-                elif self._heap or self._copies:
+                elif self._heap or (self._copies and not self.clock.simulated):
                     self._wait()
                 else:
                     break
@@ -354,6 +354,7 @@ class Driver:
             known = [row for row in rows if worker.rows.resident(row)]
             computed = [worker.computed_tokens(row) for row in known]
             upto = computed if whole else [tokens - tokens % page for tokens in computed]
-            self._streams[worker.checkpoint(known, upto)] = known
+            ticket = worker.checkpoint(known, upto)
+            self._streams[ticket] = worker.copied_rows(ticket)
 
         self._runner.do(stream)

@@ -29,7 +29,14 @@ def resident_bytes(root: Path = Path("/")) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has had."""
+    """The most memory that this program has had; where the system tells only that, the process,
+    which may have been a larger program before."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -113,6 +113,7 @@ def prepare(job: ExecJob) -> Prepared:
     """Load the model, read the rows, size the arenas. Raises UserError for anything wrong."""
     folder = find_model(job.model)
     preset, overrides, options = _checked(job)
+    policy = build_policy(preset, overrides, CAPABILITIES)
     sampling = sampling_defaults(folder, job.temperature)
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
@@ -158,6 +159,7 @@ def prepare(job: ExecJob) -> Prepared:
         worker.config,
         jobs,
         page_tokens=page_tokens,
+        uses_host=any("host" in part.needs for part in policy.parts.values()),
         shared_pages=0 if keys is None else num_shared_pages(keys),
     )
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)

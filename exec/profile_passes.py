@@ -80,7 +80,10 @@ def random_prompts(worker: Worker, grid: Grid) -> list[Prompt]:
 
 
 def run_passes(
-    worker: Worker, prompts: Sequence[Prompt], grid: Grid, between: Callable[[], None]
+    worker: Worker,
+    prompts: Sequence[Prompt],
+    grid: Grid,
+    between: Callable[[], None] = lambda: None,
 ) -> list[MeasuredPass]:
     """Every pass of the jobs that `grid.patience_s` is enough for, at least of one prompt alone and
     of the job with the fewest seats; `between` is called before each. Each kind runs once before it

@@ -184,7 +184,9 @@ class Rows:
     def _stop_set(self, ids: frozenset[int]) -> int:
         if ids not in self._stop_sets:
             self._stop_sets[ids] = len(self._stop_ids)
-            self._stop_ids.append(np.array(sorted(ids), dtype=np.int64))
+            # A checkpoint may name tokens that its model cannot produce: they end nothing.
+            real = [one for one in sorted(ids) if one < self._vocab_size]
+            self._stop_ids.append(np.array(real, dtype=np.int64))
         return self._stop_sets[ids]
 
     def drop(self, row: int) -> None:

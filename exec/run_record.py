@@ -39,6 +39,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         name: np.array(values, dtype=np.int64) for name, values in driver.record.steps.items()
     }
     steps |= _work(prepared, driver)
+    memory = _memory(prepared)  # before the ceilings, which take some
     try:
         ceilings = measure_ceilings(DTYPES[job.dtype], job.device)
     except (RuntimeError, MemoryError):  # no room for it; the answers are written all the same
@@ -53,6 +54,8 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
             "hbm_pages": plan.engines[0].hbm_pages,
             "host_pages": plan.engines[0].host_pages,
             "depth": plan.depth,
+            "b_attn": plan.b_attn,
+            "b_moe": plan.b_moe,
         },
         "model_folder": str(prepared.folder),
         # Of what was read: the whole file, or with --limit its first input_bytes bytes.
@@ -69,7 +72,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         "sampling_defaults": asdict(prepared.sampling),
         "load_s": prepared.load_s,
         "machine": asdict(ceilings),
-        "memory": _memory(prepared),
+        "memory": memory,
         "copied_bytes": {
             f"{source} to {target}": moved
             for (source, target), moved in prepared.worker.copier.moved_bytes.items()

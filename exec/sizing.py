@@ -41,10 +41,12 @@ def make_plan(
     rows: Sequence[JobRow],
     *,
     page_tokens: int,
+    uses_host: bool = True,
     shared_pages: int = 0,
 ) -> Plan:
     """The plan. Arenas hold what can run at once, however long the job is; `shared_pages` come on
-    top of that. Raises UserError for sizes that do not fit."""
+    top of that. `uses_host`: the policy has a use for a host tier. Raises UserError for sizes that
+    do not fit."""
     boundary = options.boundary or (CPU_BOUNDARY if job.device == "cpu" else preset.boundary)
     seats = options.max_num_seqs or preset.max_num_seqs or CPU_MAX_NUM_SEQS
     longest = [len(row.prompt_ids) + row.max_output for row in rows]
@@ -58,7 +60,8 @@ def make_plan(
         hbm = min(room, shared_pages + pages_wanted(longest, page_tokens, boundary, seats))
     if host is None:
         stock = seats * HOST_ROWS_PER_SEAT
-        host = min(room, pages_wanted(longest, page_tokens, boundary, stock))
+        wanted = pages_wanted(longest, page_tokens, boundary, stock) if uses_host else 0
+        host = min(room, wanted)
     if not options.host:
         host = 0
     if hbm < 2 or host < 0:

@@ -85,7 +85,10 @@ class TextView(SequenceView):
 
     def ids(self, tokens: str | Sequence[int]) -> Sequence[int]:
         if isinstance(tokens, str):
-            return self._tokenizer.encode_more(tokens)
+            try:
+                return self._tokenizer.encode_more(tokens)
+            except ValueError as error:
+                raise BodyError(f"its body extends by a text that fails: {error}") from None
         size, ids = self._tokenizer.vocab_size, list(tokens)
         bad = [one for one in ids if not isinstance(one, int) or not 0 <= one < size]
         if bad:

@@ -15,6 +15,7 @@ from batchgen.errors import DataError, UserError
 from batchgen.exec.config import load_config, read_json_object
 from batchgen.exec.templates import ChatTemplate, TemplateError, time_of_job
 from batchgen.exec.token_bytes import TokenBytes
+from batchgen.oneline import one_line
 from batchgen.paths import has_file
 
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -66,13 +67,22 @@ class Tokenizer:
         return self._template is not None
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of plain text, with the special tokens that the tokenizer itself adds."""
-        ids: list[int] = self._tokenizer.encode(text).ids
-        return ids
+        """Tokens of plain text, with the special tokens that the tokenizer itself adds.
+
+        Raises ValueError for a text that the tokenizer cannot encode.
+        """
+        return self._encode(text, True)
 
     def encode_more(self, text: str) -> list[int]:
-        """Tokens of a text that goes on after others: special tokens only where it writes them."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Tokens of a text that goes on after others: special tokens only where it writes them.
+        Raises ValueError as `encode`."""
+        return self._encode(text, False)
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        except Exception as error:  # the library has no class of its own for them
+            raise ValueError(f"the tokenizer cannot encode it ({one_line(error)})") from None
         return ids
 
     def encode_messages(self, messages: Sequence[dict[str, Any]]) -> list[int]:
@@ -92,10 +102,15 @@ class Tokenizer:
         if self._template is None:
             why = "the model has no chat template; send a prompt instead"
             return [TemplateError(why) for _ in conversations]
-        return [
-            self.encode_more(text) if isinstance(text, str) else text
-            for text in self._template.render(conversations)
-        ]
+        return [self._rendered(one) for one in self._template.render(conversations)]
+
+    def _rendered(self, text: str | ValueError) -> list[int] | ValueError:
+        if isinstance(text, ValueError):
+            return text
+        try:
+            return self.encode_more(text)
+        except ValueError as error:
+            return error
 
     def release(self) -> None:
         """End the process of the chat template, if it runs; the next message starts another."""

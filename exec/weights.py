@@ -133,17 +133,18 @@ class Weights:
 def read_model(
     config: ModelConfig, source: Source, dtype: torch.dtype, arithmetic: Arithmetic
 ) -> Weights:
-    """Every tensor of a model, layer by layer."""
+    """Every tensor of a model; those of the layers last, layer by layer."""
     from batchgen.exec.families import BY_NAME  # families build on this module
 
     read = Reader(source, dtype, arithmetic, config.fp8_block)
-    embedding = read("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+    shape = config.vocab_size, config.hidden_size
+    # The head first: while it is packed it is there twice, and nothing else is yet.
+    head = None if config.tie_word_embeddings else arithmetic.pack(read("lm_head.weight", *shape))
+    embedding = read("model.embed_tokens.weight", *shape)
     return Weights(
         embedding=embedding,
         final_norm=read("model.norm.weight", config.hidden_size),
-        head=embedding
-        if config.tie_word_embeddings
-        else arithmetic.pack(read("lm_head.weight", config.vocab_size, config.hidden_size)),
+        head=embedding if head is None else head,
         layers=[
             BY_NAME[config.family].layer(read, config, number)
             for number in range(config.num_layers)

@@ -254,6 +254,11 @@ class Worker:
         self._before_copy[ticket] = (pool, before)
         return ticket
 
+    def copied_rows(self, ticket: int) -> list[int]:
+        """The rows of which a copy that was just asked for moves anything."""
+        _, before = self._before_copy[ticket]
+        return [row for row, _ in before]
+
     def undo(self, ticket: int) -> None:
         """A copy failed: nothing of it has arrived."""
         pool, before = self._before_copy.pop(ticket)

@@ -100,7 +100,13 @@ def compare_backends(
         settings += small_pages(prepared)
         prepared = prepare(job(None))
         prepared = prepare(job(scarce_pages(prepared)))
-    cost = build_cost(load_model(model), machine, Layout())
+    cost = build_cost(
+        load_model(prepared.folder),
+        machine,
+        Layout(),
+        plan_b_attn=prepared.plan.b_attn,
+        plan_b_moe=prepared.plan.b_moe,
+    )
     load = make_load(prepared.table, cost, rate=rate, cancel=cancel, seed=seed)
     ran, exec_log = clocked(
         prepared, cost, arrivals_ps=load.arrivals_ps, events=load.events, reference=reference

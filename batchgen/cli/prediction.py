@@ -63,6 +63,13 @@ def prediction(
 
     # Attention costs depend on the page size, so the runs take that of the profile.
     settings = parse_overrides(overrides or ())
+    for name in ("plan.b_attn", "plan.b_moe"):
+        if any(key == name for key, _ in settings):
+            raise UserError(
+                f"--set {name}: a profile is of whole batches and predicts no sub-batches",
+                remedy="leave it out",
+                code="capability",
+            )
     load_profile(profile)  # refuses what is no profile, in one line and before anything runs
     document = json.loads(profile.read_text())
     page_tokens = document.get("model", {}).get("page_tokens")
@@ -242,12 +249,15 @@ def compare(job: ExecJob, runs: list[Measured], profile: Path, slower: float) ->
     `slower` times as long as it did then."""
     from batchgen.cost.build import build_cost
     from batchgen.cost.overheads import errors_by_kind
+    from batchgen.exec.hub import find_model
     from batchgen.hardware import load_gpu
     from batchgen.layout import Layout
     from batchgen.model import load_model
 
     # The GPU only fills a slot of the signature: with a profile no number of it is used.
-    cost = build_cost(load_model(str(job.model)), load_gpu("h100"), Layout(), profile=profile)
+    cost = build_cost(
+        load_model(find_model(job.model)), load_gpu("h100"), Layout(), profile=profile
+    )
     runs = sorted(runs, key=lambda run: run.bct_ps)
     ran = runs[len(runs) // 2]
     profiled_ps, predicted_peak = _simulate(job, cost, ran)

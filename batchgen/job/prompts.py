@@ -26,7 +26,9 @@ class PromptEncoder(Protocol):
 
     vocab_size: int
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Raises ValueError for a text that it cannot encode."""
+        ...
 
     def encode_conversations(
         self, conversations: Sequence[list[dict[str, Any]]]
@@ -36,7 +38,10 @@ class PromptEncoder(Protocol):
 def prompt_ids(prompt: object, encoder: PromptEncoder) -> list[int]:
     """Tokens of a text, or ids as they are given. Raises RowError for anything else."""
     if isinstance(prompt, str):
-        return encoder.encode(prompt)
+        try:
+            return encoder.encode(prompt)
+        except ValueError as error:
+            raise RowError("invalid_prompt", f"{error!s:.200}") from None
     return _token_ids(prompt, encoder.vocab_size)
 
 

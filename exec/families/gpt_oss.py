@@ -58,7 +58,7 @@ def read(fields: Fields) -> ModelConfig:
     if not (fields.values.get("rope_scaling") or fields.values.get("rope_parameters")):
         fields = Fields(fields.path, fields.values | {"rope_scaling": YARN})
     rope = parsing.rope(fields, heads.head_dim, 150000.0)
-    return parsing.model_config(fields, "gpt-oss", layers, rope)
+    return parsing.model_config(fields, "gpt-oss", layers, rope, eps=1e-5)
 
 
 def layer(model: Reader, config: ModelConfig, number: int) -> Layer:

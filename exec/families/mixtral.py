@@ -24,7 +24,7 @@ def read(fields: Fields) -> ModelConfig:
     )
     layers = parsing.uniform(heads, [mlp] * parsing.num_layers(fields))
     rope = parsing.rope(fields, heads.head_dim, 1e6)
-    return parsing.model_config(fields, "mixtral", layers, rope)
+    return parsing.model_config(fields, "mixtral", layers, rope, eps=1e-5)
 
 
 PUBLISHED = building.ExpertNames(

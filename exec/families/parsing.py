@@ -34,9 +34,12 @@ def model_config(
     family: str,
     layers: Sequence[LayerConfig],
     rope: RopeConfig,
+    *,
+    eps: float = 1e-6,
     **others: Any,
 ) -> ModelConfig:
-    """A `ModelConfig` from the fields that mean the same everywhere."""
+    """A `ModelConfig` from the fields that mean the same everywhere. `eps`: of the norms, if the
+    file says nothing."""
     if (activation := fields.values.get("hidden_act", "silu")) != "silu":
         raise fields.error("hidden_act", f"only silu is supported, got {activation!r:.60}")
     return ModelConfig(
@@ -45,7 +48,7 @@ def model_config(
         hidden_size=fields.integer("hidden_size"),
         layers=tuple(layers),
         max_context=fields.integer("max_position_embeddings", high=MAX_CONTEXT),
-        rms_eps=fields.number("rms_norm_eps", 1e-6),
+        rms_eps=fields.number("rms_norm_eps", eps),
         rope=rope,
         tie_word_embeddings=fields.flag("tie_word_embeddings", False),
         **others,

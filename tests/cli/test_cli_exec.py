@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from typer.main import get_command
 
-from batchgen.cli import main
+from batchgen.cli import common, main
 from batchgen.exec import worker as workers
 from batchgen.report import rundir
 
@@ -189,6 +191,54 @@ def test_a_tokenizer_that_knows_more_than_the_model(model: Path, tmp_path: Path)
     assert run(larger, rows, tmp_path / "out.jsonl") == 1
     codes = [a["error"] and a["error"]["code"] for a in read(tmp_path / "out.jsonl")]
     assert codes == ["token_out_of_vocabulary", None, "token_out_of_vocabulary"]
+
+
+def test_a_text_that_the_tokenizer_cannot_encode_costs_one_row(model: Path, tmp_path: Path) -> None:
+    """Some kinds of tokenizer raise where a text holds what they do not know."""
+    poor = tmp_path / "model"
+    shutil.copytree(model, poor)
+    kind = tokenizers.models.WordLevel({"a": 5, "b": 6}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(kind)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(poor / "tokenizer.json"))
+    (poor / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    rows = write(
+        tmp_path / "in.jsonl",
+        [
+            {"prompt": "a b", "max_tokens": 2},
+            {"prompt": "a z", "max_tokens": 2},
+            {"messages": [{"role": "user", "content": "b z"}], "max_tokens": 2},
+            {"messages": [{"role": "user", "content": "b a"}], "max_tokens": 2},
+        ],
+    )
+    assert run(poor, rows, tmp_path / "out.jsonl") == 1
+    codes = [a["error"] and a["error"]["code"] for a in read(tmp_path / "out.jsonl")]
+    assert codes == [None, "invalid_prompt", "invalid_messages", None]
+
+
+def test_what_a_killed_run_left_refuses_no_other(model: Path, tmp_path: Path) -> None:
+    """In a container the next run has the same process id; what was left is not its own."""
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}])
+    names = [f".out.jsonl.{what}.tmp" for what in (os.getpid(), 0, 1, "0" * 12)]
+    names += [f".out.jsonl.{os.getpid()}", f"out.jsonl.{os.getpid()}.tmp", ".out.jsonl.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("left")
+    assert run(model, rows, tmp_path / "out.jsonl") == 0
+    assert len(read(tmp_path / "out.jsonl")) == 1
+    assert all((tmp_path / name).read_text() == "left" for name in names)
+    assert {p.name for p in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", *names}
+
+
+def test_progress_counts_the_time_that_passed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = functools.partial(common.PlainProgress, every_s=0.0)
+    monkeypatch.setattr(common, "PlainProgress", eager)
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}] * 3)
+    assert run(model, rows, tmp_path / "out.jsonl") == 0
+    said = capsys.readouterr().err
+    assert "elapsed" in said
+    assert "simulated" not in said
 
 
 def test_a_template_that_wants_too_much_costs_one_row(model: Path, tmp_path: Path) -> None:

@@ -96,6 +96,42 @@ def test_pages_of_a_failed_row_poison_nobody(policy: str, model: Path, tmp_path:
         check_answer(model, number, outcome.tokens[row], budget)
 
 
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_a_published_page_of_a_failed_row_is_clean_when_it_is_free(
+    compiled: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index holds it longer than the row, and another row may hold it longer than both."""
+    monkeypatch.setenv("BATCHGEN_COMPILED", compiled)
+    worker = Worker(model, page_tokens=4, hbm_pages=16, host_pages=0, threads=1)
+    worker.model.embedding[7] = torch.nan
+    ids = [1, 2, 3, 7, 5, 6, 1, 2, 3]
+    worker.add_row(0, ids, max_output=4, stop_ids=frozenset())
+    worker.publish(0, 0, [10, 11])
+    assert worker.run_pass([], [(0, 0, 9, True)]).failed == ((0, CODE, ""),)
+    storage = worker._hbm.storage
+    worker.add_row(1, ids, max_output=4, stop_ids=frozenset())
+    worker.adopt(1, [10])
+    worker.forget_row(0)
+    assert not storage.isfinite().all()
+    worker.forget([10, 11])
+    assert not storage.isfinite().all()  # row 1 has the first page still
+    worker.forget_row(1)
+    assert storage.isfinite().all()
+    assert worker.pages_used("hbm") == 0
+
+
+def test_copies_that_nobody_asks_about_hold_up_no_clock(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a simulated clock the clock says when copies are over; the copier may tell it later."""
+    monkeypatch.setattr(Driver, "_collect_copies", lambda self, until_ps: None)
+    case = Case(policy="batchgen", rows=ROWS, hbm_pages=16, host_pages=100)
+    outcome = run_case(case, model, tmp_path)
+    assert outcome.driver._copies
+    for row, (number, budget) in enumerate(ROWS):
+        check_answer(model, number, outcome.tokens[row], budget)
+
+
 def test_all_rows_fail(model: Path, tmp_path: Path) -> None:
     def tweak(worker: Worker) -> None:
         worker.model.final_norm[:] = torch.nan

@@ -34,8 +34,13 @@ class Run:
     spread_ps: int = 0
     forces: str = ""
     modules: tuple[int, int] = (0, 0)
+    more: tuple[tuple[str, str], ...] = ()
 
 
+SUSPENDING = (("memory.part", "suspend-most-decoded"),)
+DEPTH_2 = (("plan.depth", "2"),)
+
+# `static` and `orca` reserve the worst case: no row of theirs ever suspends, and none shares pages.
 RUNS = {
     "static": Run(policy="static", page=64),
     "orca": Run(policy="orca", page=16),
@@ -49,6 +54,13 @@ RUNS = {
     "static-modules": Run(policy="static", page=64, modules=(3, 5)),
     "orca-modules": Run(policy="orca", page=16, modules=(1, 0)),
     "vllm-modules": Run(policy="vllm", page=16, budget=13, modules=(2, 7), forces="adopted"),
+    "vllm-suspend": Run(
+        policy="vllm", page=16, hbm=512, host=8192, forces="suspensions", more=SUSPENDING
+    ),
+    "vllm-depth-2": Run(policy="vllm", page=16, hbm=512, forces="recomputed", more=DEPTH_2),
+    "batchgen-depth-2": Run(
+        policy="batchgen", page=16, hbm=512, host=8192, forces="suspensions", more=DEPTH_2
+    ),
     "vllm-prefix": Run(policy="vllm", page=8, forces="adopted"),
     "batchgen-prefix": Run(policy="batchgen", page=8, host=8192, forces="adopted"),
     "batchgen-modules": Run(
@@ -116,6 +128,7 @@ def test_tokens_are_those_of_the_row_alone(
                 ("plan.boundary", "16"),
                 ("plan.b_attn", str(run.modules[0])),
                 ("plan.b_moe", str(run.modules[1])),
+                *run.more,
             ),
             hbm_pages=run.hbm // run.page,
             host_pages=run.host // run.page,

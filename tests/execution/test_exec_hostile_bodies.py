@@ -13,7 +13,7 @@ from batchgen.cli import main
 sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 from core_hostile import BREAK
 
-OTHERS = {"odd_follow_up": "its body raised "}
+OTHERS = {"odd_follow_up": "its body extends by a text that fails: "}
 """Bodies whose reason is another where there is text."""
 
 

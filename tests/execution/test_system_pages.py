@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import sys
 
 import pytest
 import torch
 
 from batchgen.exec import system_pages
+from batchgen.exec.arena import KvArena
+from batchgen.exec.config import KvLayout
+from batchgen.exec.free_memory import resident_bytes
 from batchgen.exec.system_pages import HUGE_PAGE_BYTES, LEAST_BYTES, empty_in_huge_pages
 
 
@@ -20,6 +24,31 @@ def test_a_tensor_is_whole_and_begins_with_a_huge_page_if_large(size: int) -> No
         assert tensor.data_ptr() % HUGE_PAGE_BYTES == 0
     tensor.fill_(3)
     assert int((tensor == 3).sum()) == size
+
+
+def test_pages_that_are_taken_at_once_are_whole_and_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(system_pages, "_advise", lambda: lambda *args: asked.append(args))
+    system_pages.take_now(mmap.PAGESIZE - 1, 3 * mmap.PAGESIZE)
+    system_pages.take_now(0, 2 * system_pages.MOST_TAKEN_BYTES)
+    system_pages.take_now(1, mmap.PAGESIZE)  # no whole page
+    page, populate = mmap.PAGESIZE, system_pages.POPULATE_WRITE
+    assert asked == [(page, 2 * page, populate), (0, system_pages.MOST_TAKEN_BYTES, populate)]
+    monkeypatch.setattr(system_pages, "_advise", lambda: None)
+    system_pages.take_now(0, 10 * page)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has no such call")
+def test_an_arena_has_its_first_pages_from_the_start() -> None:
+    layout = KvLayout(layers=1, parts=2, heads=1, head_dim=64)
+    before = resident_bytes()
+    arena = KvArena("hbm", 512, layout, page_tokens=64, dtype=torch.float32)
+    grown = resident_bytes() - before
+    assert not arena.storage.any()
+    if system_pages._advise() is not None and grown:  # a kernel before 5.14 refuses
+        assert grown >= 0.9 * arena.storage.nbytes
 
 
 def test_a_system_that_refuses_or_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

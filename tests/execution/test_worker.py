@@ -102,6 +102,23 @@ def test_a_stop_token_ends_a_row_and_is_kept(model: Path) -> None:
     assert w.tokens(0) == answer[: answer.index(stop) + 1]
 
 
+def test_stop_tokens_that_the_model_cannot_produce_end_nothing(model: Path) -> None:
+    """A checkpoint may name them; with min_tokens they are not masked either."""
+    size = 264
+    answers = []
+    for stop_ids in (frozenset(), frozenset({size, size + 5, 1 << 20})):
+        worker = Worker(model, page_tokens=8, hbm_pages=8, host_pages=0, threads=1)
+        assert worker.config.vocab_size == size
+        sampling = Sampling(min_tokens=3)
+        worker.add_row(0, [1, 2, 3], max_output=6, stop_ids=stop_ids, sampling=sampling)
+        result = worker.run_pass([], [(0, 0, 3, True)])
+        while not result.finished:
+            result = worker.run_pass([0], [])
+        assert result.finished == ((0, "length"),)
+        answers.append(worker.tokens(0))
+    assert answers[0] == answers[1]
+
+
 def test_a_row_resumes_with_its_produced_tokens(model: Path) -> None:
     ids = prompt(4, 11)
     answer = alone(model, ids, 10)

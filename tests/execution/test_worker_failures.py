@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -137,10 +137,26 @@ def test_a_stream_that_fails_costs_its_rows(
 ) -> None:
     """`batchgen` streams closed pages to the host: a row whose page is lost there fails by name."""
     watch = failing_copies(monkeypatch, lambda number: number == 5, up=False)
+    moved: list[list[int]] = []
+
+    def tweak(worker: Worker) -> Callable[..., object]:
+        checkpoint, columns = worker.checkpoint, worker.rows
+
+        def watched(rows: Sequence[int], upto: Sequence[int]) -> int:
+            before = [int(columns.on_host[columns.slot(row)]) for row in rows]
+            ticket = checkpoint(rows, upto)
+            now = [int(columns.on_host[columns.slot(row)]) for row in rows]
+            moved.append([row for row, a, b in zip(rows, before, now, strict=True) if a != b])
+            return ticket
+
+        worker.checkpoint = watched
+        return watch(worker)
+
     case = Case(policy="batchgen", rows=ROWS, hbm_pages=200, host_pages=100, depth=depth)
-    outcome = run_case(case, model, tmp_path, tweak=watch)
+    outcome = run_case(case, model, tmp_path, tweak=tweak)
     bad = [row for row, reason in outcome.reasons.items() if reason == "copy_failed"]
     assert bad
+    assert set(bad) <= set(moved[4])
     assert all("the link is down" in outcome.driver.why[row] for row in bad)
     for row, (number, budget) in enumerate(ROWS):
         if row not in bad:

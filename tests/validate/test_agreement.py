@@ -10,9 +10,10 @@ import pytest
 
 from batchgen.cli import main
 from batchgen.cli.agreement import compare_backends, make_load
+from batchgen.exec.init import ARCHITECTURES
 
 PRESETS = ("static", "orca", "vllm", "batchgen")
-FAMILIES = ("llama", "qwen3", "qwen3-moe")
+FAMILIES = tuple(ARCHITECTURES)
 SMALL_PAGES = (("plan.page_tokens", "8"), ("plan.boundary", "16"), ("plan.token_budget", "512"))
 
 

@@ -16,6 +16,7 @@ from batchgen.cli import main
 from batchgen.errors import ReplayMismatch, UserError
 from batchgen.exec.clock import WallClock
 from batchgen.exec.drive import drive
+from batchgen.exec.init import ARCHITECTURES
 from batchgen.exec.job import ExecJob
 from batchgen.exec.prepare import prepare
 from batchgen.log import Entry, Header, read_log
@@ -26,7 +27,7 @@ from batchgen.sim.run import simulate
 from batchgen.simjob import SimJob
 
 PRESETS = ("static", "orca", "vllm", "batchgen")
-FAMILIES = ("llama", "qwen3", "qwen3-moe")
+FAMILIES = tuple(ARCHITECTURES)
 ROOT = Path(__file__).parents[2]
 
 
