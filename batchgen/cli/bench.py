@@ -1,4 +1,4 @@
-"""`batchgen bench`: runs benchmarks/run.py of the checkout. It measures nothing itself.
+"""`batchgen bench`: runs benchmarks/run.py of the checkout, and `bench costs`. It measures nothing.
 
 The benchmarks are part of the repository, not of the installed package: their results are committed
 beside the code that they measured.
@@ -13,13 +13,16 @@ from typing import Annotated
 
 import typer
 
+from batchgen.cli.bench_costs import costs
 from batchgen.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command(name="costs")(costs)
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     only: Annotated[
         str | None,
         typer.Option(
@@ -35,7 +38,10 @@ def bench(
         bool, typer.Option("--python", help="Measure plain Python, not what 'make compiled' made.")
     ] = False,
 ) -> int:
-    """Measure batchgen's own speed; exit code 1 when a target is missed."""
+    """Measure batchgen's own speed; exit code 1 when a target is missed. `bench costs`: how true
+    its costs are."""
+    if context.invoked_subcommand is not None:
+        return 0
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"
     if not script.is_file():
         raise UserError(

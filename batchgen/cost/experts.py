@@ -7,7 +7,9 @@ import numpy as np
 from batchgen.cost.api import FloatArray
 
 
-def touched_experts(tokens: FloatArray, num_experts: int, top_k: int) -> FloatArray:
+def touched_experts(
+    tokens: FloatArray, num_experts: FloatArray | int, top_k: FloatArray | int
+) -> FloatArray:
     """Expected number of distinct experts under uniform independent routing.
 
     E (1 - (1 - k/E)^tokens); an upper bound, since real routing is correlated.

@@ -1,0 +1,10 @@
+"""The kinds of kernels, by name."""
+
+from __future__ import annotations
+
+from batchgen.cost.operators.attention import DECODE, PREFILL
+from batchgen.cost.operators.base import Operator
+from batchgen.cost.operators.experts import EXPERTS
+from batchgen.cost.operators.gemm import GEMM
+
+OPERATORS: dict[str, Operator] = {one.name: one for one in (GEMM, DECODE, PREFILL, EXPERTS)}
