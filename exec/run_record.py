@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from batchgen.exec.free_memory import peak_resident_bytes
 from batchgen.exec.prepare import Prepared
 from batchgen.exec.sizing import itemsize, weight_bytes
 from batchgen.exec.transformer import DTYPES
+from batchgen.job.rows import BadRow
 from batchgen.layout import Layout
 from batchgen.logbook import DecisionLog
 from batchgen.model import load_model
@@ -68,6 +70,8 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         "kernels": prepared.worker.kernels,
         "kernels_remark": _kernels_remark(prepared),
         "seed": job.seed,
+        # Rows of the input that could not run, by code; the record has those that could.
+        "refused_rows": dict(Counter(row.code for row in prepared.rows if isinstance(row, BadRow))),
         # Of rows that say nothing else: the command line's, the checkpoint's, or OpenAI's.
         "sampling_defaults": asdict(prepared.sampling),
         "load_s": prepared.load_s,

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -21,6 +21,7 @@ from batchgen.oneline import named, one_line
 
 OK, ERROR_ROWS, USAGE, INTERRUPTED, INTERNAL = range(5)
 MOST = 1000  # characters of an error's text
+UNREAD = 141  # what a shell says of a program that SIGPIPE ended
 SIGINT_EXIT = 130  # what typer makes of Ctrl-C
 AGAIN_S = 0.01  # until a signal that came at a bad moment comes again
 
@@ -60,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = build().main(args=args, prog_name="batchgen", standalone_mode=False)
     except KeyboardInterrupt:
         code = SIGINT_EXIT
+    except BrokenPipeError:  # whoever read what we print has had enough
+        return _unread()
     except SystemExit as error:  # not ours: the command line is parsed without it
+        if isinstance(error.__context__, BrokenPipeError):  # what rich makes of it
+            return _unread()
         _say(f"error: code of a part or a body left by {named(error)}; take that out of it")
         return USAGE
     except Exception as error:
@@ -71,6 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("interrupted")
         return INTERRUPTED
     return code if isinstance(code, int) else OK
+
+
+def _unread() -> int:
+    """Nobody reads standard output any more: the rest goes nowhere, and Python's last flush too."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return UNREAD
 
 
 class _Interrupted(KeyboardInterrupt):

@@ -72,6 +72,7 @@ def prediction(
             )
     load_profile(profile)  # refuses what is no profile, in one line and before anything runs
     document = json.loads(profile.read_text())
+    dtype, threads = _as_profiled(document, profile, threads)
     page_tokens = document.get("model", {}).get("page_tokens")
     if page_tokens and not any(key == "plan.page_tokens" for key, _ in settings):
         settings = (*settings, ("plan.page_tokens", str(page_tokens)))
@@ -85,6 +86,7 @@ def prediction(
             max_tokens=max_tokens,
             hbm_pages=hbm_pages,
             limit=limit,
+            dtype=dtype,
             threads=threads,
         )
         for input_ in inputs
@@ -123,6 +125,25 @@ def prediction(
     if worst > tolerance:
         say(f"an error of {worst:.1%} is above the tolerance of {tolerance:.0%}")
     return 0 if ordered and worst <= tolerance else 1
+
+
+def _as_profiled(
+    document: dict[str, Any], profile: Path, threads: int | None
+) -> tuple[str, int | None]:
+    """Dtype and threads of the runs: those of the profile. UserError for other threads."""
+    machine = document.get("machine")
+    machine = machine if isinstance(machine, dict) else {}
+    profiled = machine.get("threads")
+    if isinstance(profiled, int) and threads not in (None, profiled):
+        raise UserError(
+            f"{profile} was measured with {profiled} threads, not with {threads}",
+            remedy=f"give --threads {profiled}, or profile with --threads {threads}",
+        )
+    dtype = machine.get("dtype")
+    return (
+        dtype if isinstance(dtype, str) else "float32",
+        profiled if isinstance(profiled, int) else threads,
+    )
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -185,7 +185,7 @@ def find_preset(name: str) -> Preset:
                 remedy="it must load a batchgen.policy.presets.Preset",
             )
         return preset
-    close = difflib.get_close_matches(name, preset_names(), n=2)
+    close = difflib.get_close_matches(name, preset_names(), n=2, cutoff=0.7)
     hint = f"did you mean {' or '.join(close)}" if close else "choose one of"
     raise UserError(
         f"unknown policy '{name}'",

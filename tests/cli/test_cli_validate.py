@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typer.main import get_command
 
 from batchgen.cli import main
+from batchgen.errors import UserError
 
 FLAGS = {
     "replay": {"--fresh", "--json"},
@@ -64,3 +67,18 @@ def test_mistakes_are_one_line(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
+
+
+def test_a_prediction_runs_as_its_profile_was_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchgen.cli.prediction import _as_profiled
+
+    document = {"machine": {"threads": 2, "dtype": "bfloat16"}}
+    path = tmp_path / "p.json"
+    assert _as_profiled(document, path, None) == ("bfloat16", 2)
+    assert _as_profiled(document, path, 2) == ("bfloat16", 2)
+    assert _as_profiled({}, path, 3) == ("float32", 3)
+    with pytest.raises(UserError, match="measured with 2 threads, not with 1") as caught:
+        _as_profiled(document, path, 1)
+    assert "--threads 2" in str(caught.value)
