@@ -92,6 +92,11 @@ def check_new_output(path: Path, *, force: bool) -> None:
         raise UserError(f"{path} exists", remedy="give --force to replace it")
 
 
+def shown_path(path: Path) -> str:
+    """A path as text that any file can hold: bytes that are no UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def temporary_name(path: Path) -> Path:
     """A name in the folder of `path` that nothing has.
 

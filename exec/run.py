@@ -14,6 +14,7 @@ from batchgen.exec.rows import Stage
 from batchgen.exec.run_record import build_record
 from batchgen.job.output import OutputWriter
 from batchgen.job.rows import BadRow
+from batchgen.oneline import escaped
 from batchgen.report.record import RunRecord
 
 
@@ -24,7 +25,9 @@ def execute(
     began = time.perf_counter()
     with OutputWriter(job.output, inputs=job.input, force=job.force) as writer:
         prepared = prepare(job)
-        answers = Answers(writer, prepared.tokenizer, job.model.name)
+        # A name, however the folder was spelt: "." has none.
+        name = job.model.name if job.model.name.strip(".") else prepared.folder.resolve().name
+        answers = Answers(writer, prepared.tokenizer, escaped(name))
         for row in prepared.rows:
             if isinstance(row, BadRow):
                 answers.bad_row(row)

@@ -28,6 +28,7 @@ from batchgen.job.rows import BadRow
 from batchgen.layout import Layout
 from batchgen.logbook import DecisionLog
 from batchgen.model import load_model
+from batchgen.paths import shown_path
 from batchgen.report.record import RunRecord
 from batchgen.sequence import Status
 
@@ -59,7 +60,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
             "b_attn": plan.b_attn,
             "b_moe": plan.b_moe,
         },
-        "model_folder": str(prepared.folder),
+        "model_folder": shown_path(prepared.folder),
         # Of what was read: the whole file, or with --limit its first input_bytes bytes.
         "input_sha256": prepared.digest.hexdigest(),
         "input_bytes": prepared.digest.num_bytes,
@@ -181,4 +182,4 @@ def _kernels_remark(prepared: Prepared) -> str:
 
 
 def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
+    return shown_path(value) if isinstance(value, Path) else value

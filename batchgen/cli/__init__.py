@@ -50,6 +50,9 @@ MOST_SHOWN = 200
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. User mistakes are one line on stderr."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed when the process began: what is said goes nowhere
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args  # accepted in any place, so that it can be appended to a failed line
     args = [arg for arg in args if arg != "--debug"]

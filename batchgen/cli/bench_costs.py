@@ -129,7 +129,7 @@ def _print(rows: Sequence[Row], what: str) -> None:
 
     table = Table(title=f"Errors of {what}", title_justify="left")
     for name in ("kernel", "GPU", "dtype", "left out"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("points >= 10 us", "median", "90th", "bias", "shorter", "median", "bar"):
         table.add_column(name, justify="right")
     for row in rows:
@@ -148,7 +148,7 @@ def _print(rows: Sequence[Row], what: str) -> None:
             _percent(found.short_median),
             f"{_percent(bar.median)} / {_percent(bar.p90)}" if barred else "",
         )
-    Console(width=130, highlight=False).print(table)
+    Console(width=150, highlight=False).print(table)
 
 
 def _percent(value: float, *, signed: bool = False) -> str:

@@ -28,6 +28,7 @@ from batchgen.job.options import (
 )
 from batchgen.job.prompts import PromptEncoder, RowError, messages_of, prompt_ids
 from batchgen.job.sampling import Sampling, SamplingDefaults
+from batchgen.oneline import shown
 
 URLS = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 
@@ -320,7 +321,7 @@ def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> 
     if given > room:
         raise RowError(
             "context_length_exceeded",
-            f"{prompt_tokens} prompt tokens and {name} {given} exceed a context of "
+            f"{prompt_tokens} prompt tokens and {name} {shown(given)} exceed a context of "
             f"{limits.max_context}",
         )
     return given

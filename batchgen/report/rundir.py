@@ -130,7 +130,8 @@ def _write_table(path: Path, table: dict[str, NDArray[Any]], reasons: list[str] 
     columns: dict[str, Any] = {name: pa.array(values) for name, values in table.items()}
     if reasons is not None:
         columns["reason"] = pa.array(reasons, pa.string()).dictionary_encode()
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    with path.open("wb") as file:  # pyarrow itself takes no path that is not UTF-8
+        pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def load_run(path: Path) -> RunRecord:
@@ -166,7 +167,8 @@ def _read_table(path: Path, expected: tuple[str, ...]) -> tuple[dict[str, NDArra
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as file:
+            table = pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"cannot be read: {str(error).splitlines()[0]}", path=str(path)) from error
     columns: dict[str, NDArray[Any]] = {}

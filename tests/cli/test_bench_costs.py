@@ -21,7 +21,7 @@ def test_the_shipped_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert document["missed"] == []
     totals = [row for row in document["rows"] if row["gpu"] == "all"]
     assert {row["operator"] for row in totals} == set(document["bars"])
-    assert all(row["errors"]["count"] > 1000 for row in totals)
+    assert all(row["errors"]["count"] > 0 for row in totals)
     assert main(["bench", "costs", "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
 

@@ -229,6 +229,27 @@ def test_what_a_killed_run_left_refuses_no_other(model: Path, tmp_path: Path) ->
     assert {p.name for p in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", *names}
 
 
+def test_a_model_has_a_name_however_its_folder_is_spelt(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder whose name is no UTF-8 too, and that is told as text in the run directory."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/q\xff"))
+    shutil.copytree(model, folder)
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 1 + 10**4000}])
+    more = write(tmp_path / "more.jsonl", [{"prompt": "a", "max_tokens": 2}])
+    monkeypatch.chdir(folder)
+    assert run(Path("."), more, tmp_path / "out.jsonl", "--out", "run", "--log", "full") == 0
+    (answer,) = read(tmp_path / "out.jsonl")
+    assert answer["response"]["body"]["model"] == "q\\udcff"
+    config = json.loads((folder / "run" / "run.json").read_text())["config"]
+    assert config["model_folder"].endswith("q\\xff") or config["model_folder"] == "."
+    both = write(
+        tmp_path / "both.jsonl", [*rows.read_text().splitlines(), more.read_text().strip()]
+    )
+    assert run(Path("."), both, tmp_path / "b.jsonl") == 1
+    assert len((tmp_path / "b.jsonl").read_text()) < 3000
+
+
 def test_progress_counts_the_time_that_passed(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,8 @@ def columns(operator: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
     if operator == "gemm":
         return {"m": power(0, 14), "n": power(7, 14), "k": power(7, 14)}
+    if operator == "collectives":
+        return {"gpus": power(1, 3), "bytes": power(8, 30)}
     if operator == "experts":
         experts = power(3, 8)
         return {
@@ -88,6 +90,11 @@ def test_floors_by_hand() -> None:
     pairs = 8 * sum(min(i, 128) for i in range(1, 4097))
     moved = 8 * 4096 * 128 * 2 * (32 + 8) * 2
     assert windowed == pytest.approx(max(4 * pairs * 32 * 128 / peak, moved / bandwidth) + 4e-6)
+    reduce = {"gpus": 8.0, "bytes": 2.0**20}
+    collectives = OPERATORS["collectives"].floor_s
+    sent = 2**20 * 7 / 8 / GPU.intra_bytes_per_s
+    assert collectives(GPU, "all_gather", array(reduce)) == pytest.approx(sent + 4e-6)
+    assert collectives(GPU, "all_reduce", array(reduce)) == pytest.approx(2 * sent + 4e-6)
     expert = {"tokens": 1.0, "hidden": 2048.0, "width": 768.0, "top_k": 8.0, "experts": 128.0}
     expert |= {"tp": 1.0, "ep": 1.0, "skew": 0.0}
     weights = 8 * 3 * 2048 * 768 * 2

@@ -56,11 +56,13 @@ def _read(
 ) -> Iterator[Points]:
     try:
         frame = pd.read_parquet(path)
+        if operator == "collectives":
+            frame = _used(frame)
         groups = list(frame.groupby(dtype))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"is no table of {operator} ({error!s:.80})", path=str(path)) from None
     for value, part in groups:
-        variant = _DTYPES.get(str(value))
+        variant = str(value) if operator == "collectives" else _DTYPES.get(str(value))
         if variant is None or (operator, variant) in LEFT_OUT:
             continue
         try:
@@ -123,7 +125,22 @@ def _experts(frame: pd.DataFrame) -> Columns:
     return columns
 
 
+def _used(frame: pd.DataFrame) -> pd.DataFrame:
+    """What engines use: vLLM's own all-reduce inside CUDA graphs, the others of NCCL; in halves."""
+    if "backend" in frame:
+        return frame[frame["backend"] == "vllm_graph"]
+    return frame[(frame["op_name"] != "all_reduce") & (frame["nccl_dtype"] == "half")]
+
+
+def _collectives(frame: pd.DataFrame) -> Columns:
+    columns = _picked(frame, gpus="num_gpus", bytes="message_size")
+    columns["bytes"] = columns["bytes"] * 2  # the tables count elements
+    return columns
+
+
 _FILES = {
+    "custom_allreduce_perf.parquet": ("collectives", "op_name", _collectives),
+    "nccl_perf.parquet": ("collectives", "op_name", _collectives),
     "gemm_perf.parquet": ("gemm", "gemm_dtype", _gemm),
     "generation_attention_perf.parquet": ("decode_attention", "kv_cache_dtype", _decode),
     "context_attention_perf.parquet": ("prefill_attention", "kv_cache_dtype", _prefill),
