@@ -54,6 +54,8 @@ class GpuSpec:
         if weight_dtype == "mxfp4":
             usable = "fp4" in self.peak_flops and "fp8" in self.peak_flops
             return self.peak_flops["fp8" if usable else "bf16"]
+        if weight_dtype == "nvfp4":
+            return self.peak_flops.get("fp4", self.peak_flops["bf16"])
         if weight_dtype == "fp32":
             return self.peak_flops.get("fp32", self.peak_flops["bf16"])
         return self.peak_flops.get(weight_dtype, self.peak_flops["bf16"])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ARRIVALS = ("batch", "trace")
 LOGS = ("off", "steps", "full")
+COSTS = ("roofline", "measured")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,8 @@ class SimJob:
     gpus_per_node None: the catalog's node. layout None: the default rule, reported in the record.
     overrides: ("part.option", "value") pairs in the order given. arrivals "batch" puts every row at
     time 0. max_output_tokens None: the largest output of the trace is every row's budget. oracle:
-    the policy sees true output lengths. profile: JSON of `batchgen profile`; None: the roofline.
+    the policy sees true output lengths. profile: JSON of `batchgen profile`; None: what `costs`
+    says, the roofline or measured kernels.
     limit: only the first rows of the trace. body: module:function of a sequence body; None: rows go
     through the stages that the trace has for them.
     """
@@ -43,6 +45,7 @@ class SimJob:
     max_output_tokens: int | None = None
     oracle: bool = False
     profile: str | None = None
+    costs: str = "roofline"
     seed: int = 0
     log: str = "off"
     limit: int | None = None
@@ -57,6 +60,10 @@ class SimJob:
         if self.arrivals not in ARRIVALS:
             raise UserError(
                 f"--arrivals is '{self.arrivals}'", remedy=f"choose one of {', '.join(ARRIVALS)}"
+            )
+        if self.costs not in COSTS:
+            raise UserError(
+                f"--costs is '{self.costs}'", remedy=f"choose one of {', '.join(COSTS)}"
             )
         if self.log not in LOGS:
             raise UserError(f"--log is '{self.log}'", remedy=f"choose one of {', '.join(LOGS)}")

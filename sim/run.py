@@ -41,6 +41,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         config={
             "job": {**asdict(job), "overrides": [list(pair) for pair in job.overrides]},
             "layout_reason": machine.layout_reason,
+            "cost": machine.planner.home.describe(),
             "plan": plan_summary(plan),
             "capacity": asdict(ready.sizes),
             "policy": describe_policy(ready.policy),

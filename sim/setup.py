@@ -175,6 +175,7 @@ def resolve(job: SimJob, options: PlanOptions, expert_skew: float, page_tokens: 
         expert_skew=expert_skew,
         profile=job.profile,
         gpus_per_node=per_node,
+        costs=job.costs,
     )
     planner = PartitionPlanner(
         model=model,
@@ -184,6 +185,7 @@ def resolve(job: SimJob, options: PlanOptions, expert_skew: float, page_tokens: 
         gpus_per_node=per_node,
         expert_skew=expert_skew,
         page_tokens=page_tokens,
+        costs=job.costs,
     )
     return Machine(
         model=model,

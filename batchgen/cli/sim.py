@@ -23,7 +23,7 @@ from batchgen.cli.common import (
 )
 from batchgen.errors import UserError
 from batchgen.paths import check_input
-from batchgen.simjob import ARRIVALS, LOGS, SimJob, Simulate
+from batchgen.simjob import ARRIVALS, COSTS, LOGS, SimJob, Simulate
 
 if TYPE_CHECKING:
     from batchgen.report.record import RunRecord
@@ -86,6 +86,13 @@ def sim(
     profile: Annotated[
         str | None, typer.Option(help="Profile of 'batchgen profile' instead of the roofline.")
     ] = None,
+    costs: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(COSTS),
+            help="Times of passes: a roofline, or sums of measured kernels.",
+        ),
+    ] = DEFAULTS["costs"],
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = DEFAULTS["seed"],
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the trace.")] = None,
     body: Annotated[
@@ -137,6 +144,7 @@ def sim(
         max_output_tokens=max_output_tokens,
         oracle=oracle,
         profile=profile,
+        costs=costs,
         seed=seed,
         log=log,
         limit=limit,

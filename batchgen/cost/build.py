@@ -1,8 +1,10 @@
-"""Makes the cost model of a run: from a profile if one is given, else the roofline."""
+"""Makes the cost model of a run: a profile, the roofline, or measured kernels."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
 
 from batchgen.cost.api import CostModel
 from batchgen.cost.efficiency import Efficiency
@@ -11,6 +13,9 @@ from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout, check_layout
 from batchgen.model import ModelSpec
+
+# Exponents of the popularity of experts with which they were measured.
+MEASURED_SKEWS = (0.0, 1.01, 1.2)
 
 
 def build_cost(
@@ -24,10 +29,12 @@ def build_cost(
     profile: str | Path | None = None,
     gpus_per_node: int | None = None,
     efficiency: Efficiency | None = None,
+    costs: str = "roofline",
 ) -> CostModel:
     """The cost of one engine of `layout`; identical engines should share the object.
 
-    `gpus_per_node` None takes that of the GPU. A `profile` (path to the JSON of `batchgen profile`)
+    `costs`: "roofline", or "measured" for sums of measured kernels. `gpus_per_node` None takes that
+    of the GPU. A `profile` (path to the JSON of `batchgen profile`)
     replaces the roofline and needs a layout of one-GPU engines. Raises UserError otherwise, for a
     layout the model cannot take, and for negative options.
     """
@@ -39,6 +46,10 @@ def build_cost(
         from batchgen.cost.profile import ProfiledCost, load_profile
 
         return ProfiledCost(model, load_profile(profile), layout)
+    if costs == "measured":
+        return _measured(
+            model, gpu, layout, plan_b_attn, plan_b_moe, expert_skew, gpus_per_node, efficiency
+        )
     return RooflineCost(
         model,
         gpu,
@@ -47,5 +58,33 @@ def build_cost(
         b_attn=plan_b_attn,
         b_moe=plan_b_moe,
         expert_skew=expert_skew,
+        gpus_per_node=gpus_per_node or gpu.gpus_per_node,
+    )
+
+
+def _measured(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    layout: Layout,
+    b_attn: int,
+    b_moe: int,
+    expert_skew: float,
+    gpus_per_node: int | None,
+    efficiency: Efficiency | None,
+) -> CostModel:
+    from batchgen.cost.measured import MeasuredCost
+
+    if b_attn or b_moe:
+        raise UserError(
+            "plan.b_attn and plan.b_moe: measured costs know no sub-batches",
+            remedy="leave out --costs measured, or the options",
+        )
+    skew = float(np.interp(expert_skew, MEASURED_SKEWS, range(len(MEASURED_SKEWS))))
+    return MeasuredCost(
+        model,
+        gpu,
+        layout,
+        efficiency=efficiency,
+        skew=skew,
         gpus_per_node=gpus_per_node or gpu.gpus_per_node,
     )

@@ -43,6 +43,7 @@ class PartitionPlanner:
     gpus_per_node: int
     expert_skew: float = 0.0
     page_tokens: int = 64
+    costs: str = "roofline"
     _costs: dict[str, CostModel] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
 
@@ -55,6 +56,7 @@ class PartitionPlanner:
                 self._layouts()[name],
                 expert_skew=self.expert_skew,
                 gpus_per_node=self.gpus_per_node,
+                costs=self.costs,
             )
         return self._costs[name]
 

@@ -270,5 +270,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "output_tokens": out,
         "faults": sum(mark["kind"] == "fault" for mark in record.marks),
+        # Kernels whose measured times are of other GPUs.
+        "guessed_kernels": ", ".join(record.config.get("cost", {}).get("extrapolated", ())),
         "wall_s": record.wall_s,
     }

@@ -154,7 +154,9 @@ def why_lines(summaries: Sequence[Summary]) -> list[str]:
         if i != fastest:
             line += "; " + _gap(run, summaries[fastest], names[fastest])
         lines.append(line)
-    return lines
+    guessed = sorted({str(run.get("guessed_kernels", "")) for run in summaries} - {""})
+    told = "not measured on this GPU, guessed by its peaks from others"
+    return lines + [f"{told}: {kernels}" for kernels in guessed]
 
 
 def _gap(run: Summary, best: Summary, best_name: str) -> str:

@@ -30,6 +30,7 @@ SIM_FLAGS = {
     "--max-output-tokens",
     "--oracle",
     "--profile",
+    "--costs",
     "--seed",
     "--limit",
     "--body",
@@ -64,7 +65,7 @@ def test_every_flag_reaches_the_job(
     line = (
         "--model qwen3-8b --gpus 16 --gpu h100 --gpus-per-node 8 --layout tp2 --policy orca "
         "--set batching.max_tokens=4096 --set order.key=a=b --arrivals trace "
-        "--max-output-tokens 77 --oracle --seed 5 --limit 9 --log full --body m:f"
+        "--max-output-tokens 77 --oracle --costs measured --seed 5 --limit 9 --log full --body m:f"
     )
     files = ["--faults", trace_file, "--profile", trace_file, "--out", str(tmp_path / "o")]
     assert main(["sim", "--trace", trace_file, *files, *line.split()]) == 0
@@ -82,6 +83,7 @@ def test_every_flag_reaches_the_job(
             faults=trace_file,
             max_output_tokens=77,
             oracle=True,
+            costs="measured",
             profile=trace_file,
             seed=5,
             limit=9,
@@ -167,6 +169,7 @@ def test_failed_rows_exit_1(toy_simulator: SimpleNamespace, trace_file: str) -> 
         (["--log", "all"], "--log is 'all'"),
         (["--log", "full"], "--log full has nowhere to go; add --out DIR"),
         (["--progress", "loud"], "--progress is 'loud'"),
+        (["--costs", "fast"], "--costs is 'fast'; choose one of roofline, measured"),
         (["--policy", "a/b", "--out", "x"], "policy 'a/b' cannot name a folder"),
     ],
 )

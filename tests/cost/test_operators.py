@@ -31,6 +31,13 @@ def columns(operator: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
     if operator == "gemm":
         return {"m": power(0, 14), "n": power(7, 14), "k": power(7, 14)}
+    if operator.startswith("mla"):
+        return {
+            "rows": power(0, 8),
+            "tokens": power(4, 13),
+            "heads": power(3, 7),
+            "kv_bytes": rng.integers(1, 3, count).astype(float),
+        }
     if operator == "collectives":
         return {"gpus": power(1, 3), "bytes": power(8, 30)}
     if operator == "experts":

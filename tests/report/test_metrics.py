@@ -112,6 +112,7 @@ def test_every_metric_of_a_hand_made_record(synthetic: ModuleType) -> None:
         "prompt_tokens": 600,
         "output_tokens": 27,
         "faults": 1,
+        "guessed_kernels": "",
         "wall_s": 0.25,
     }
     result = metrics.summary(hand_record(synthetic))

@@ -34,6 +34,8 @@ BARS = {
     "gemm": Bar(median=0.06, p90=0.20, short_median=0.15),
     "decode_attention": Bar(median=0.06, p90=0.20, short_median=0.15),
     "prefill_attention": Bar(median=0.06, p90=0.20, short_median=0.15),
+    "mla_decode": Bar(median=0.06, p90=0.20, short_median=0.15),
+    "mla_prefill": Bar(median=0.06, p90=0.20, short_median=0.15),
     "experts": Bar(median=0.10, p90=0.25),
     "collectives": Bar(median=0.06, p90=0.20, short_median=0.15),  # ours: as for products
 }

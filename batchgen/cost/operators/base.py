@@ -12,8 +12,8 @@ from batchgen.hardware import GpuSpec
 from batchgen.model import DTYPE_BYTES
 
 # Dtypes of tables that the catalog of models does not have: bytes per element, and what computes.
-_OWN_BYTES = {"fp8_block": DTYPE_BYTES["fp8"], "nvfp4": 0.5 + 1.0 / 16}
-_COMPUTED_AS = {"fp8_block": "fp8", "nvfp4": "fp4"}
+_OWN_BYTES = {"fp8_block": DTYPE_BYTES["fp8"]}
+_COMPUTED_AS = {"fp8_block": "fp8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

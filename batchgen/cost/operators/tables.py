@@ -58,6 +58,8 @@ def _read(
         frame = pd.read_parquet(path)
         if operator == "collectives":
             frame = _used(frame)
+        if operator.startswith("mla"):
+            frame = frame[frame["mla_dtype"] == "bfloat16"]
         groups = list(frame.groupby(dtype))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"is no table of {operator} ({error!s:.80})", path=str(path)) from None
@@ -132,6 +134,20 @@ def _used(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[(frame["op_name"] != "all_reduce") & (frame["nccl_dtype"] == "half")]
 
 
+def _latent(frame: pd.DataFrame, tokens: str) -> Columns:
+    columns = _picked(frame, rows="batch_size", tokens=tokens, heads="num_heads")
+    columns["kv_bytes"] = np.where(frame["kv_cache_dtype"] == "fp8", 1.0, 2.0)
+    return columns
+
+
+def _latent_decode(frame: pd.DataFrame) -> Columns:
+    return _latent(frame, "step")  # which is the context here
+
+
+def _latent_prefill(frame: pd.DataFrame) -> Columns:
+    return _latent(frame, "isl")
+
+
 def _collectives(frame: pd.DataFrame) -> Columns:
     columns = _picked(frame, gpus="num_gpus", bytes="message_size")
     columns["bytes"] = columns["bytes"] * 2  # the tables count elements
@@ -139,6 +155,8 @@ def _collectives(frame: pd.DataFrame) -> Columns:
 
 
 _FILES = {
+    "mla_generation_module_perf.parquet": ("mla_decode", "gemm_type", _latent_decode),
+    "mla_context_module_perf.parquet": ("mla_prefill", "gemm_type", _latent_prefill),
     "custom_allreduce_perf.parquet": ("collectives", "op_name", _collectives),
     "nccl_perf.parquet": ("collectives", "op_name", _collectives),
     "gemm_perf.parquet": ("gemm", "gemm_dtype", _gemm),

@@ -1,0 +1,312 @@
+"""A cost model from measured kernels (`CostModel`): a pass is the sum of its kernels.
+
+    own layers     qkv, output and dense products, element-wise kernels, all-reduce
+    experts        the table of routed experts on the union, gather and scatter between ranks
+    decodes        attention at the rows' mean context: a constant and a slope for each row count
+    prompts        attention by pairs at long chunks, and what short chunks take beyond that
+    head           the product with the vocabulary, and sampling
+    step           host work of an engine
+
+Element-wise kernels are not in the tables: bytes over bandwidth and a launch each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from batchgen.cost.api import PS_PER_S, FloatArray, IntArray, PassLoad
+from batchgen.cost.efficiency import Efficiency
+from batchgen.cost.operators import latent
+from batchgen.cost.operators.kernels import Kernels
+from batchgen.cost.tabled import ChunkRates, CopyRates, TabledCost
+from batchgen.cost.terms import Terms
+from batchgen.errors import UserError
+from batchgen.hardware import GpuSpec
+from batchgen.layout import Layout
+from batchgen.model import DTYPE_BYTES, ModelSpec
+
+STATE_BYTES = 2  # hidden states are bf16
+SMALL_KERNELS = 5  # of a layer: two norms with residuals, rotary with cache write, activation, ...
+SMALL_KERNEL_S = 2.5e-6  # a launch inside a CUDA graph
+SMALL_BANDWIDTH = 0.7  # of the peak that they reach
+SHORT_CONTEXT, LONG_CONTEXT = 1024, 8192  # between which the slope of decode attention is taken
+LONG_CHUNK = 8192
+MEASURED_LATENT = (latent.HIDDEN, latent.Q_RANK, latent.KV_RANK, latent.ROPE, latent.VALUE)
+SAMPLED_BYTES = 3 * 4  # per logit: written, read for the maximum, read for the sum
+
+
+class MeasuredCost(TabledCost):
+    """`CostModel` of one engine of `layout`.
+
+    `skew`: 0 even routing of experts, 1 and 2 popularity by rank^-1.01 and rank^-1.2. Latent
+    attention is measured as whole modules with the sizes of DeepSeek-V3: UserError for others.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        gpu: GpuSpec,
+        layout: Layout,
+        *,
+        kernels: Kernels | None = None,
+        efficiency: Efficiency | None = None,
+        skew: float = 1.0,
+        gpus_per_node: int = 8,
+    ) -> None:
+        self._is_latent = model.attention == "mla"
+        if self._is_latent and _latent_sizes(model) != MEASURED_LATENT:
+            raise UserError(
+                f"{model.name}: latent attention was measured with the sizes of DeepSeek-V3 only",
+                remedy="use the roofline: leave out --costs",
+            )
+        self.kernels = Kernels(gpu) if kernels is None else kernels
+        self.gpu, self.skew = gpu, skew
+        self._efficiency = eff = efficiency or Efficiency()
+        terms = Terms(
+            model=model, gpu=gpu, layout=layout, efficiency=eff, gpus_per_node=gpus_per_node
+        )
+        self._tp = layout.tp
+        self._heads: dict[str, Any] = {
+            "heads": max(1, model.num_heads // layout.tp),
+            "kv_heads": max(1, model.num_kv_heads // layout.tp),
+            "head_dim": model.head_dim,
+            "dtype": model.kv_dtype,
+        }
+        self._latent: dict[str, Any] = {
+            "heads": max(1, model.num_heads // layout.tp),
+            "kv_bytes": DTYPE_BYTES[model.kv_dtype],
+            "dtype": model.weight_dtype,
+        }
+        full, windowed = model.full_layers, model.num_layers - model.full_layers
+        self.model, self.layout = model, layout
+        pair_s = float(self._chunk_s(np.array([float(LONG_CHUNK)]), 0)[0]) / LONG_CHUNK**2
+        self._pair_ps = full * pair_s * PS_PER_S
+        window_pair_ps = 0.0
+        if windowed:
+            seen = 2.0 * model.window * LONG_CHUNK
+            one = float(self._chunk_s(np.array([float(LONG_CHUNK)]), model.window)[0])
+            window_pair_ps = windowed * one / seen * PS_PER_S
+        super().__init__(
+            model,
+            layout,
+            own=self._own_ps,
+            union=self._union_ps,
+            head=self._head_ps,
+            slope=self._slope_ps,
+            fixed=self._fixed_ps,
+            step_ps=round(eff.step_s * PS_PER_S),
+            chunks=ChunkRates(
+                pair=self._pair_ps,
+                read_bytes=full * terms.read_bytes_ps,
+                window_pair=window_pair_ps,
+                window_width=2 * model.window,
+                step_ps=round(eff.prefill_step_s * PS_PER_S),
+            ),
+            chunk_overhead=self._short_chunk_ps,
+            copies=CopyRates(
+                per_token={
+                    "host": terms.host_ps_per_token,
+                    "intra": terms.link_ps_per_token(internode=False),
+                    "inter": terms.link_ps_per_token(internode=True),
+                },
+                fixed={
+                    "host": gpu.intra_latency_s * PS_PER_S,
+                    "intra": gpu.intra_latency_s * PS_PER_S,
+                    "inter": gpu.inter_latency_s * PS_PER_S,
+                },
+                switch_ps=round(eff.switch_s * PS_PER_S),
+            ),
+        )
+
+    # Parts of a pass, in seconds per layer -------------------------------------------------------
+
+    def projections_s(self, tokens: FloatArray) -> FloatArray:
+        """Those of latent attention are parts of its modules."""
+        if self._is_latent:
+            return np.zeros_like(tokens)
+        model, tp = self.model, self._tp
+        q = model.num_heads * model.head_dim / tp
+        kv = max(model.num_kv_heads / tp, 1.0) * model.head_dim
+        gemm, dtype = self.kernels.gemm, model.weight_dtype
+        return gemm(tokens, q + 2 * kv, model.hidden, dtype) + gemm(tokens, model.hidden, q, dtype)
+
+    def mlp_s(self, tokens: FloatArray, width: int) -> FloatArray:
+        """A gated MLP of `width` neurons in all."""
+        model = self.model
+        gemm, part, dtype = self.kernels.gemm, width / self._tp, model.weight_dtype
+        up = 2 if model.gated else 1
+        return gemm(tokens, up * part, model.hidden, dtype) + gemm(
+            tokens, model.hidden, part, dtype
+        )
+
+    def small_s(self, tokens: FloatArray, width: float) -> FloatArray:
+        """Norms with residuals, rotary with cache write, activation of `width` neurons."""
+        model = self.model
+        heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim / self._tp
+        moved = tokens * STATE_BYTES * (8 * model.hidden + 2 * heads + 3 * width / self._tp)
+        rate = self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH
+        return np.asarray(SMALL_KERNELS * SMALL_KERNEL_S + moved / rate)
+
+    def all_reduce_s(self, tokens: FloatArray) -> FloatArray:
+        """One sum over the GPUs of a rank."""
+        size = tokens * (self.model.hidden * STATE_BYTES)
+        return self.kernels.collective("all_reduce", self._tp, size)
+
+    def experts_s(self, tokens: FloatArray) -> FloatArray:
+        model, layout = self.model, self.layout
+        return self.kernels.experts(
+            tokens,
+            hidden=model.hidden,
+            width=model.expert_ffn,
+            top_k=model.top_k,
+            experts=model.num_experts,
+            tp=layout.expert_tp,
+            ep=layout.ep,
+            skew=self.skew,
+            dtype=model.expert_dtype,
+        )
+
+    def exchange_s(self, tokens: FloatArray) -> FloatArray:
+        """Hidden states of all ranks to all, and the sums back."""
+        if self.layout.attention_dp == 1:
+            return np.zeros_like(tokens)
+        gpus, size = self.layout.gpus_per_engine, tokens * (self.model.hidden * STATE_BYTES)
+        collective = self.kernels.collective
+        return collective("all_gather", gpus, size) + collective("reduce_scatter", gpus, size)
+
+    # Tables of `TabledCost`, in picoseconds -------------------------------------------------------
+
+    def _own_ps(self, tokens: FloatArray) -> FloatArray:
+        model = self.model
+        total = model.num_layers * (self.projections_s(tokens) + self.all_reduce_s(tokens))
+        if model.dense_layers:
+            dense = self.mlp_s(tokens, model.ffn) + self.small_s(tokens, model.ffn)
+            total = total + model.dense_layers * (dense + self.all_reduce_s(tokens))
+        if model.is_moe:
+            sparse = self.kernels.gemm(tokens, model.num_experts, model.hidden, "bf16")
+            sparse = sparse + self.small_s(tokens, 0.0)
+            if model.shared_ffn:
+                sparse = sparse + self.mlp_s(tokens, model.shared_ffn)
+            if self.layout.attention_dp == 1:
+                sparse = sparse + self.all_reduce_s(tokens)
+            total = total + model.moe_layers * sparse
+        return np.asarray(total * PS_PER_S)
+
+    def _union_ps(self, tokens: FloatArray) -> FloatArray:
+        if not self.model.is_moe:
+            return np.zeros_like(tokens)
+        layer = self.experts_s(tokens) + self.exchange_s(tokens)
+        return np.asarray(self.model.moe_layers * layer * PS_PER_S)
+
+    def _head_ps(self, samples: FloatArray) -> FloatArray:
+        model = self.model
+        product = self.kernels.gemm(
+            samples, model.vocab / self._tp, model.hidden, model.embedding_dtype
+        )
+        logits = samples * model.vocab
+        gathered = self.kernels.collective("all_gather", self._tp, logits * STATE_BYTES)
+        sampled = logits * SAMPLED_BYTES / (self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH)
+        return np.asarray((product + gathered + sampled) * PS_PER_S)
+
+    def _decode_s(self, rows: int, context: int, window: int = 0) -> float:
+        if self._is_latent:
+            return float(self.kernels.latent_decode(rows, context, **self._latent))
+        return float(self.kernels.decode(rows, context, window=window, **self._heads))
+
+    def _slope_ps(self, rows: int) -> float:
+        """ps per KV token that `rows` rows read together, full layers."""
+        low, high = (self._decode_s(rows, tokens) for tokens in (SHORT_CONTEXT, LONG_CONTEXT))
+        per_token = max(0.0, high - low) / (rows * (LONG_CONTEXT - SHORT_CONTEXT))
+        return self.model.full_layers * per_token * PS_PER_S
+
+    def _fixed_ps(self, rows: int) -> float:
+        """What is left at a short context, and the windowed layers, which see no more."""
+        model = self.model
+        one = self._decode_s(rows, SHORT_CONTEXT)
+        slope = self._slope_ps(rows) / max(model.full_layers, 1)
+        fixed = max(0.0, one * PS_PER_S - slope * rows * SHORT_CONTEXT)
+        windowed = model.num_layers - model.full_layers
+        total = model.full_layers * fixed
+        if windowed:
+            total += windowed * self._decode_s(rows, LONG_CONTEXT, model.window) * PS_PER_S
+        return total
+
+    def _chunk_s(self, tokens: FloatArray, window: int) -> FloatArray:
+        """Attention of one prompt in one layer."""
+        if self._is_latent:
+            return self.kernels.latent_prefill(1.0, tokens, **self._latent)
+        return self.kernels.prefill(1.0, tokens, window=window, **self._heads)
+
+    def _short_chunk_ps(self, tokens: FloatArray) -> FloatArray:
+        """What one chunk of so many tokens takes beyond the rate of long ones."""
+        full = self.model.full_layers
+        one = full * self._chunk_s(tokens, 0) * PS_PER_S
+        return np.asarray(np.maximum(0.0, one - self._pair_ps * tokens**2))
+
+    # Reports --------------------------------------------------------------------------------------
+
+    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
+        model = self.model
+        tokens = load.decodes + load.chunk_tokens
+        union = tokens.sum(axis=0)
+        busy, chunks = union > 0, load.chunk_tokens.any(axis=0)
+        own, both = tokens.astype(np.float64), union.astype(np.float64)
+        dense = model.dense_layers * self.mlp_s(own, model.ffn) if model.dense_layers else 0.0 * own
+        if model.is_moe:
+            router = self.kernels.gemm(own, model.num_experts, model.hidden, "bf16")
+            dense = dense + model.moe_layers * router
+            if model.shared_ffn:
+                dense = dense + model.moe_layers * self.mlp_s(own, model.shared_ffn)
+        sums = model.num_layers + model.dense_layers
+        if self.layout.attention_dp == 1:
+            sums += model.moe_layers
+        small = model.dense_layers * self.small_s(own, model.ffn)
+        small = small + model.moe_layers * self.small_s(own, 0.0)
+        nothing = np.zeros_like(both)
+        experts = model.moe_layers * self.experts_s(both) if model.is_moe else nothing
+        exchange = model.moe_layers * self.exchange_s(both) if model.is_moe else nothing
+        parts: dict[str, FloatArray] = {
+            "projections": _longest(tokens, model.num_layers * self.projections_s(own)),
+            "dense": _longest(tokens, dense),
+            "experts": np.where(busy, experts, 0.0),
+            "collectives": _longest(tokens, sums * self.all_reduce_s(own))
+            + np.where(busy, exchange, 0.0),
+            "overhead": _longest(tokens, small)
+            + np.where(busy, self._efficiency.step_s, 0.0)
+            + np.where(chunks, self._efficiency.prefill_step_s, 0.0),
+        }
+        rounded = {name: np.rint(part * PS_PER_S).astype(np.int64) for name, part in parts.items()}
+        return {**rounded, **self.attention_parts(load)}
+
+    def with_layout(self, layout: Layout) -> MeasuredCost:
+        """The same engine in another layout."""
+        return MeasuredCost(
+            self.model,
+            self.gpu,
+            layout,
+            kernels=self.kernels,
+            efficiency=self._efficiency,
+            skew=self.skew,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": "measured",
+            "model": self.model.name,
+            "gpu": self.gpu.name,
+            "layout": str(self.layout),
+            "skew": self.skew,
+            "extrapolated": sorted(self.kernels.extrapolated),
+            "efficiency": self._efficiency.as_dict(),
+        }
+
+
+def _latent_sizes(model: ModelSpec) -> tuple[int, ...]:
+    return (model.hidden, model.q_lora_rank, model.kv_lora_rank, model.rope_dim, model.v_dim)
+
+
+def _longest(tokens: IntArray, seconds: FloatArray) -> FloatArray:
+    """Of the ranks that have work."""
+    return np.asarray(np.where(tokens > 0, seconds, 0.0).max(axis=0))

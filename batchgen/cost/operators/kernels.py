@@ -1,0 +1,158 @@
+"""Seconds of kernels on one GPU, from the fits that are there for it. Composes no pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from batchgen.cost.api import FloatArray
+from batchgen.cost.operators import store
+from batchgen.cost.operators.fitted import Fitted
+from batchgen.cost.operators.points import Columns
+from batchgen.errors import UserError
+from batchgen.hardware import GpuSpec
+
+# What engines run for a dtype of the catalog, best first: the first that was measured is taken.
+_VARIANTS = {
+    "gemm": {"fp8": ("fp8",), "fp16": ("bf16",)},
+    "experts": {"fp8": ("fp8_block",), "fp16": ("bf16",)},
+    "mla_decode": {"fp8": ("fp8_block",)},
+    "mla_prefill": {"fp8": ("fp8_block",)},
+    "decode_attention": {"fp16": ("bf16",)},
+    "prefill_attention": {"fp16": ("bf16",)},
+}
+Number = float | FloatArray
+
+
+class Kernels:
+    """Kernels of `gpu`. `extrapolated` collects what was asked for and is measured on other GPUs
+    only: such times are guesses by the peaks of this one."""
+
+    def __init__(self, gpu: GpuSpec, fitted: Mapping[store.Key, Fitted] | None = None) -> None:
+        self.gpu = gpu
+        self.extrapolated: set[str] = set()
+        self._fitted = store.load()[0] if fitted is None else fitted
+
+    def gemm(self, m: Number, n: Number, k: Number, dtype: str) -> FloatArray:
+        """[m, k] x [k, n] with weights of a dtype of the catalog."""
+        return self._seconds("gemm", dtype, m=m, n=n, k=k)
+
+    def decode(
+        self,
+        rows: Number,
+        tokens: Number,
+        *,
+        heads: Number,
+        kv_heads: Number,
+        head_dim: Number,
+        window: Number = 0,
+        dtype: str = "bf16",
+    ) -> FloatArray:
+        """Attention of `rows` rows that read `tokens` each."""
+        return self._seconds(
+            "decode_attention",
+            dtype,
+            rows=rows,
+            tokens=tokens,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            window=window,
+        )
+
+    def prefill(
+        self,
+        rows: Number,
+        tokens: Number,
+        *,
+        heads: Number,
+        kv_heads: Number,
+        head_dim: Number,
+        window: Number = 0,
+        dtype: str = "bf16",
+    ) -> FloatArray:
+        """Attention of `rows` prompts of `tokens` each."""
+        return self._seconds(
+            "prefill_attention",
+            dtype,
+            rows=rows,
+            tokens=tokens,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            window=window,
+        )
+
+    def latent_decode(
+        self, rows: Number, tokens: Number, *, heads: Number, kv_bytes: Number, dtype: str
+    ) -> FloatArray:
+        """A whole module of latent attention for `rows` rows that read `tokens` each."""
+        return self._seconds(
+            "mla_decode", dtype, rows=rows, tokens=tokens, heads=heads, kv_bytes=kv_bytes
+        )
+
+    def latent_prefill(
+        self, rows: Number, tokens: Number, *, heads: Number, kv_bytes: Number, dtype: str
+    ) -> FloatArray:
+        """The same for `rows` prompts of `tokens` each."""
+        return self._seconds(
+            "mla_prefill", dtype, rows=rows, tokens=tokens, heads=heads, kv_bytes=kv_bytes
+        )
+
+    def experts(
+        self,
+        tokens: Number,
+        *,
+        hidden: Number,
+        width: Number,
+        top_k: Number,
+        experts: Number,
+        tp: Number,
+        ep: Number,
+        skew: Number,
+        dtype: str,
+    ) -> FloatArray:
+        """Routed experts of one layer for `tokens` tokens of the whole group."""
+        return self._seconds(
+            "experts",
+            dtype,
+            tokens=tokens,
+            hidden=hidden,
+            width=width,
+            top_k=top_k,
+            experts=experts,
+            tp=tp,
+            ep=ep,
+            skew=skew,
+        )
+
+    def collective(self, what: str, gpus: int, size_bytes: Number) -> FloatArray:
+        """all_reduce, all_gather, reduce_scatter or alltoall of a whole tensor of so many bytes."""
+        if gpus == 1:
+            return np.zeros_like(np.asarray(size_bytes, dtype=np.float64))
+        return self._seconds("collectives", what, gpus=gpus, bytes=size_bytes)
+
+    def _seconds(self, operator: str, dtype: str, **sizes: Number) -> FloatArray:
+        fitted = self._find(operator, dtype)
+        arrays = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in sizes.values()))
+        shape = arrays[0].shape
+        # Of nothing there is no logarithm; callers make it 0.
+        columns: Columns = {
+            name: np.maximum(array.ravel(), 0.0 if name in ("window", "skew") else 1.0)
+            for name, array in zip(sizes, arrays, strict=True)
+        }
+        return fitted.seconds(self.gpu, columns).reshape(shape)
+
+    def _find(self, operator: str, dtype: str) -> Fitted:
+        for variant in _VARIANTS.get(operator, {}).get(dtype, (dtype,)):
+            own = self._fitted.get((operator, self.gpu.name, variant))
+            if own is not None:
+                return own
+            other = self._fitted.get((operator, store.ANY_GPU, variant))
+            if other is not None:
+                self.extrapolated.add(f"{operator} {variant}")
+                return other
+        raise UserError(
+            f"no measured {operator} with {dtype}", remedy="use the roofline: leave out --costs"
+        )
