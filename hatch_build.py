@@ -23,6 +23,7 @@ COMPILED = (
     "batchgen/memory",
     "batchgen/runtime",
     "batchgen/cost/experts.py",
+    "batchgen/cost/measured.py",
     "batchgen/cost/profile.py",
     "batchgen/cost/roofline.py",
     "batchgen/cost/table.py",

@@ -67,6 +67,32 @@ def test_what_is_compiled_may_be() -> None:
             assert not (record and words & hidden), f"{name}: {node.name}: {words & hidden}"
 
 
+def test_nothing_interpreted_inherits_from_what_is_compiled() -> None:
+    """Python refuses such a class when it is made, in the compiled form alone."""
+    files = hook().compiled_files(ROOT)
+    classes = {
+        node.name
+        for name in files
+        for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert "TabledCost" in classes
+    # The links batchgen/sim and batchgen/exec lead to these.
+    sources = {"batchgen": "batchgen", "sim": "batchgen/sim", "exec": "batchgen/exec"}
+    others = {
+        path
+        for folder, package in sources.items()
+        for path in (ROOT / folder).rglob("*.py")
+        if f"{package}/{path.relative_to(ROOT / folder)}" not in files
+        and "sim" not in path.relative_to(ROOT).parts[1:2]
+    }
+    for path in sorted(others):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+                assert not bases & classes, f"{path}: {node.name} inherits from {bases & classes}"
+
+
 RUN = """
 import sys
 import batchgen
@@ -88,6 +114,7 @@ RUNS = (
     "--model qwen3-32b --gpu h100 --gpus 8 --trace {rounds} --policy batchgen",
     "--model llama-3.1-8b --gpu h100 --gpus 2 --trace {rounds} --policy vllm --set plan.depth=2",
     "--model qwen3-30b-a3b --gpu h100 --gpus 16 --layout dpa8+ep8 --trace {trace} --limit 4000",
+    "--model qwen3-30b-a3b --gpu h100 --gpus 4 --trace {trace} --limit 900 --costs measured",
 )
 """Arguments of `batchgen sim`: presets, depth, troubles, roles, lanes, stages, lockstep engines."""
 
