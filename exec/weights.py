@@ -152,6 +152,9 @@ def read_model(
     )
 
 
+OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+
+
 def _notes(config: ModelConfig, names: Sequence[str] = ()) -> Notes:
     notes = Notes(names)
     read_model(config, notes, torch.float32, Arithmetic(torch.float32, "meta"))
@@ -159,8 +162,11 @@ def _notes(config: ModelConfig, names: Sequence[str] = ()) -> Notes:
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a checkpoint in its published layout, unquantised, with its shape."""
-    return {name: shape for name, (shape, _) in _notes(config).expected.items()}
+    """Every tensor of a checkpoint in its published layout, unquantised, with its shape; not in the
+    order in which they are read: random checkpoints are drawn in this one."""
+    shapes = {name: shape for name, (shape, _) in _notes(config).expected.items()}
+    first = {name: shapes.pop(name) for name in OUTER if name in shapes}
+    return first | shapes
 
 
 class Checkpoint:

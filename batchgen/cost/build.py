@@ -79,6 +79,11 @@ def _measured(
             "plan.b_attn and plan.b_moe: measured costs know no sub-batches",
             remedy="leave out --costs measured, or the options",
         )
+    if expert_skew > MEASURED_SKEWS[-1]:
+        raise UserError(
+            f"an expert skew of {expert_skew:g}: experts were measured up to {MEASURED_SKEWS[-1]}",
+            remedy="leave out --costs measured",
+        )
     skew = float(np.interp(expert_skew, MEASURED_SKEWS, range(len(MEASURED_SKEWS))))
     return MeasuredCost(
         model,

@@ -33,6 +33,7 @@ SMALL_KERNEL_S = 2.5e-6  # a launch inside a CUDA graph
 SMALL_BANDWIDTH = 0.7  # of the peak that they reach
 SHORT_CONTEXT, LONG_CONTEXT = 1024, 8192  # between which the slope of decode attention is taken
 LONG_CHUNK = 8192
+MOST_GPUS = 8  # of a collective
 MEASURED_LATENT = (latent.HIDDEN, latent.Q_RANK, latent.KV_RANK, latent.ROPE, latent.VALUE)
 SAMPLED_BYTES = 3 * 4  # per logit: written, read for the maximum, read for the sum
 
@@ -61,6 +62,15 @@ class MeasuredCost(TabledCost):
                 f"{model.name}: latent attention was measured with the sizes of DeepSeek-V3 only",
                 remedy="use the roofline: leave out --costs",
             )
+        together = layout.tp if layout.attention_dp == 1 else layout.gpus_per_engine
+        most = min(gpus_per_node, MOST_GPUS)
+        if together > most:
+            raise UserError(
+                f"layout {layout}: {together} GPUs exchange hidden states, measured are up to "
+                f"{most} of one node",
+                remedy="use the roofline: leave out --costs",
+            )
+        self._gpus_per_node = gpus_per_node
         self.kernels = Kernels(gpu) if kernels is None else kernels
         self.gpu, self.skew = gpu, skew
         self._efficiency = eff = efficiency or Efficiency()
@@ -69,25 +79,29 @@ class MeasuredCost(TabledCost):
         )
         self._tp = layout.tp
         self._heads: dict[str, Any] = {
-            "heads": max(1, model.num_heads // layout.tp),
-            "kv_heads": max(1, model.num_kv_heads // layout.tp),
+            "heads": -(-model.num_heads // layout.tp),
+            "kv_heads": -(-model.num_kv_heads // layout.tp),
             "head_dim": model.head_dim,
             "dtype": model.kv_dtype,
         }
         self._latent: dict[str, Any] = {
-            "heads": max(1, model.num_heads // layout.tp),
+            "heads": -(-model.num_heads // layout.tp),
             "kv_bytes": DTYPE_BYTES[model.kv_dtype],
             "dtype": model.weight_dtype,
         }
         full, windowed = model.full_layers, model.num_layers - model.full_layers
         self.model, self.layout = model, layout
-        pair_s = float(self._chunk_s(np.array([float(LONG_CHUNK)]), 0)[0]) / LONG_CHUNK**2
-        self._pair_ps = full * pair_s * PS_PER_S
-        window_pair_ps = 0.0
+        # Attention of a prompt is launch + token * t + pair * t^2, through long chunks.
+        middle, longest = self._chunk_s(np.array([1.0 * LONG_CHUNK, 2.0 * LONG_CHUNK]), 0)
+        pair_s = max(0.0, (longest - 2 * middle) / (2 * LONG_CHUNK**2))
+        token_s = max(0.0, middle / LONG_CHUNK - pair_s * LONG_CHUNK)
+        if not pair_s:
+            pair_s, token_s = middle / LONG_CHUNK**2, 0.0
+        self._pair_ps, self._token_ps = (full * s * PS_PER_S for s in (pair_s, token_s))
+        window_token_ps = 0.0
         if windowed:
-            seen = 2.0 * model.window * LONG_CHUNK
-            one = float(self._chunk_s(np.array([float(LONG_CHUNK)]), model.window)[0])
-            window_pair_ps = windowed * one / seen * PS_PER_S
+            one = float(self._chunk_s(np.array([1.0 * LONG_CHUNK]), model.window)[0])
+            window_token_ps = windowed * one / LONG_CHUNK * PS_PER_S
         super().__init__(
             model,
             layout,
@@ -100,8 +114,8 @@ class MeasuredCost(TabledCost):
             chunks=ChunkRates(
                 pair=self._pair_ps,
                 read_bytes=full * terms.read_bytes_ps,
-                window_pair=window_pair_ps,
-                window_width=2 * model.window,
+                read=full * terms.read_flops_ps,  # latents that are expanded again
+                token=self._token_ps + window_token_ps,
                 step_ps=round(eff.prefill_step_s * PS_PER_S),
             ),
             chunk_overhead=self._short_chunk_ps,
@@ -128,7 +142,7 @@ class MeasuredCost(TabledCost):
             return np.zeros_like(tokens)
         model, tp = self.model, self._tp
         q = model.num_heads * model.head_dim / tp
-        kv = max(model.num_kv_heads / tp, 1.0) * model.head_dim
+        kv = -(-model.num_kv_heads // tp) * model.head_dim
         gemm, dtype = self.kernels.gemm, model.weight_dtype
         return gemm(tokens, q + 2 * kv, model.hidden, dtype) + gemm(tokens, model.hidden, q, dtype)
 
@@ -144,6 +158,11 @@ class MeasuredCost(TabledCost):
     def small_s(self, tokens: FloatArray, width: float) -> FloatArray:
         """Norms with residuals, rotary with cache write, activation of `width` neurons."""
         model = self.model
+        if self._is_latent:  # its modules have norms, rotary and cache writes
+            moved = tokens * STATE_BYTES * (4 * model.hidden + 3 * width / self._tp)
+            return np.asarray(
+                2 * SMALL_KERNEL_S + moved / (self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH)
+            )
         heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim / self._tp
         moved = tokens * STATE_BYTES * (8 * model.hidden + 2 * heads + 3 * width / self._tp)
         rate = self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH
@@ -240,10 +259,10 @@ class MeasuredCost(TabledCost):
         return self.kernels.prefill(1.0, tokens, window=window, **self._heads)
 
     def _short_chunk_ps(self, tokens: FloatArray) -> FloatArray:
-        """What one chunk of so many tokens takes beyond the rate of long ones."""
+        """What one chunk of so many tokens takes beyond the rates of long ones."""
         full = self.model.full_layers
         one = full * self._chunk_s(tokens, 0) * PS_PER_S
-        return np.asarray(np.maximum(0.0, one - self._pair_ps * tokens**2))
+        return np.asarray(np.maximum(0.0, one - (self._pair_ps * tokens + self._token_ps) * tokens))
 
     # Reports --------------------------------------------------------------------------------------
 
@@ -278,7 +297,10 @@ class MeasuredCost(TabledCost):
             + np.where(chunks, self._efficiency.prefill_step_s, 0.0),
         }
         rounded = {name: np.rint(part * PS_PER_S).astype(np.int64) for name, part in parts.items()}
-        return {**rounded, **self.attention_parts(load)}
+        attention = self.attention_parts(load)
+        short = self._chunk_overhead.take(load.chunk_tokens)
+        attention["attention_prefill"] = (self._chunk_ps(load) + short).max(axis=0)
+        return {**rounded, **attention}
 
     def with_layout(self, layout: Layout) -> MeasuredCost:
         """The same engine in another layout."""
@@ -289,6 +311,7 @@ class MeasuredCost(TabledCost):
             kernels=self.kernels,
             efficiency=self._efficiency,
             skew=self.skew,
+            gpus_per_node=self._gpus_per_node,
         )
 
     def describe(self) -> dict[str, Any]:

@@ -185,9 +185,19 @@ def test_a_fit_of_other_terms_is_not_misread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ship([made("gemm", 500)], tmp_path)
-    monkeypatch.setattr(store, "_digest", lambda operator: "others")
-    with pytest.raises(DataError, match="other terms of gemm"):
-        store.load(tmp_path / store.SHIPPED.name)
+    path = tmp_path / store.SHIPPED.name
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    for wrong in (np.full_like(arrays["gemm|h100|bf16|0"], np.nan), np.zeros((2, 2), np.float16)):
+        np.savez(tmp_path / "other.npz", **(arrays | {"gemm|h100|bf16|0": wrong}))
+        with pytest.raises(DataError, match="not those of its terms"):
+            store.load(tmp_path / "other.npz")
+    np.savez(tmp_path / "other.npz", **(arrays | {"gemm|h100": wrong}))
+    with pytest.raises(DataError, match="no fitted operators"):
+        store.load(tmp_path / "other.npz")
+    monkeypatch.setattr(store, "load_gpu", lambda name: load_gpu("h20"))
+    with pytest.raises(DataError, match="other terms, floors or peaks of gemm any bf16"):
+        store.load(path)
 
 
 def test_what_is_shipped_meets_the_bars_on_shapes_that_it_has_not_seen() -> None:

@@ -48,7 +48,7 @@ class Row:
     operator: str
     gpu: str
     variant: str
-    left_out: str  # "shapes" or "gpu"
+    left_out: str  # "shapes", "models" or "gpu"
     errors: Errors
 
 
@@ -62,6 +62,7 @@ def assess(
         operator = OPERATORS[points.operator]
         for left_out, found in (
             ("shapes", held_out(operator, points)),
+            ("models", held_out(operator, points, by=operator.model) if operator.model else None),
             ("gpu", _without_gpu(tables, points)),
         ):
             if found is None:

@@ -22,6 +22,7 @@ class Operator:
     measured over it, as a logarithm, is a surface of `terms` over `logs(columns)`.
 
     `columns` name what a point has; those of `shape` are a model's, the others the batch's.
+    `model`: the part of a shape that parallelism does not change, where that is less.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Operator:
     floor_s: Callable[[GpuSpec, str, Columns], FloatArray]
     logs: Callable[[Columns], Columns]
     terms: tuple[Term, ...]
+    model: tuple[str, ...] = ()
 
 
 def element_bytes(variant: str) -> float:

@@ -63,6 +63,7 @@ EXPERTS = Operator(
     name="experts",
     columns=("tokens", "hidden", "width", "top_k", "experts", "tp", "ep", "skew"),
     shape=("hidden", "width", "top_k", "experts", "tp", "ep"),
+    model=("hidden", "width", "top_k", "experts"),
     floor_s=floor_s,
     logs=logs,
     terms=(

@@ -16,6 +16,7 @@ from batchgen.hardware import GpuSpec, load_gpu
 
 LONG_S = 10e-6  # above, errors count in full; below, launches and clocks are most of a time
 FOLDS = 5
+LEAST_OVER = float(np.log(0.5))  # launches are shorter than floors say, and caches faster than HBM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,9 @@ class Fitted:
     def seconds(self, gpu: GpuSpec, columns: Columns) -> FloatArray:
         """[P] for columns [P]."""
         floor = self.operator.floor_s(gpu, self.variant, columns)
-        return np.asarray(floor * np.exp(self.surface(self.operator.logs(columns))))
+        over = self.surface(self.operator.logs(columns))
+        # Far from what was measured a surface may fall below what the peaks allow.
+        return np.asarray(floor * np.exp(np.maximum(over, LEAST_OVER)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +61,14 @@ def fit(operator: Operator, parts: Sequence[Points]) -> Fitted:
     return Fitted(operator=operator, variant=parts[0].variant, surface=surface)
 
 
-def held_out(operator: Operator, points: Points, *, folds: int = FOLDS) -> FloatArray:
-    """Predicted seconds [P], each by a fit that has seen no point of its shape."""
-    groups = points.groups(operator.shape)
+def held_out(
+    operator: Operator, points: Points, *, by: Sequence[str] = (), folds: int = FOLDS
+) -> FloatArray:
+    """Predicted seconds [P], each by a fit that has seen no point like it in the columns `by`,
+    those of its shape if none are named; NaN where there is no other."""
+    groups = points.groups(by or operator.shape)
     fold = np.random.default_rng(0).permutation(int(groups.max()) + 1)[groups] % folds
-    gpu, found = load_gpu(points.gpu), np.zeros(len(points))
+    gpu, found = load_gpu(points.gpu), np.full(len(points), np.nan)
     for number in range(folds):
         out = fold == number
         if out.all() or not out.any():
@@ -73,7 +79,9 @@ def held_out(operator: Operator, points: Points, *, folds: int = FOLDS) -> Float
 
 
 def errors(predicted: FloatArray, measured: FloatArray) -> Errors:
-    """NaN where there is no such point."""
+    """Of what was predicted at all; NaN where there is no such point."""
+    known = np.isfinite(predicted)
+    predicted, measured = predicted[known], measured[known]
     ratio = predicted / measured - 1.0
     off, long = np.abs(ratio), measured >= LONG_S
     return Errors(

@@ -51,10 +51,13 @@ def save(path: Path, tables: Sequence[Points]) -> None:
 def load(path: Path = SHIPPED) -> list[Points]:
     """What `save` wrote. Raises DataError for another file."""
     try:
-        frame = pd.read_parquet(path)
-        groups = list(frame.groupby(["operator", "gpu", "variant"]))
+        return _points(pd.read_parquet(path))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"is no sample of operators ({error!s:.80})", path=str(path)) from None
+
+
+def _points(frame: pd.DataFrame) -> list[Points]:
+    groups = list(frame.groupby(["operator", "gpu", "variant"]))
     found = []
     for (operator, gpu, variant), part in groups:
         names = OPERATORS[str(operator)].columns

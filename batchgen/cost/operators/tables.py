@@ -72,11 +72,16 @@ def _read(
             seconds = part["latency"].to_numpy(dtype=np.float64) / 1e3
         except KeyError as error:
             raise DataError(f"has no column {error!s:.80}", path=str(path)) from None
+        except ValueError as error:
+            raise DataError(f"holds what is no number ({error!s:.80})", path=str(path)) from None
         points = Points(
             operator=operator, gpu=gpu, variant=variant, columns=columns, seconds=seconds
         )
-        finite = np.isfinite(seconds) & (seconds > 0)
-        yield points.take(finite)
+        whole = np.isfinite(seconds) & (seconds > 0)
+        for name, values in columns.items():
+            whole &= np.isfinite(values) & (values >= (0 if name in ("window", "skew") else 1))
+        if whole.any():
+            yield points.take(whole)
 
 
 def _picked(frame: pd.DataFrame, **names: str) -> Columns:
