@@ -197,8 +197,11 @@ def _completion(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
         t, share = series.completion(record)
         x = np.concatenate([[0.0], t]) / divisor
         y = 100 * np.concatenate([[0.0], share])
-        bct, tail = metrics.bct_s(record), metrics.tail10_s(record)
-        text = f"{label}: {bct / divisor:.3g} {unit}, tail {tail / divisor:.3g} {unit}"
+        bct, tail = (
+            style.number(found / divisor)
+            for found in (metrics.bct_s(record), metrics.tail10_s(record))
+        )
+        text = f"{label}: {bct} {unit}, tail {tail} {unit}"
         axis.step(x, y, where="post", color=colour, ls=line, label=text)
         axis.plot(x[-1], y[-1], "o", ms=5, color=colour)
     axis.axhline(90, color=style.GREY, lw=0.9, ls=":")
@@ -233,9 +236,9 @@ def _time_split(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
         left += width
     for i, record in enumerate(records):
         batch = metrics.mean_decode_batch(record)
-        text = f" {left[i]:.3g} {unit}"
+        text = f" {style.number(left[i])} {unit}"
         if batch is not None:
-            text += f"\n {batch:.3g} rows per decode pass"
+            text += f"\n {style.number(batch)} rows per decode pass"
         axis.text(left[i], y[i], text, va="center", fontsize=8.5)
     axis.set_yticks(y, labels)
     axis.invert_yaxis()
@@ -305,7 +308,7 @@ def _heat_maps(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
         axis.grid(visible=False)
         axis.set(xlim=(0, longest / divisor), ylim=(num_gpus, 0), ylabel=_device(record))
         busy = metrics.busy_fraction(record) or 0.0
-        axis.set_title(f"{label}: busy {100 * busy:.1f} %, {bct:.3g} {unit}", fontsize=10)
+        axis.set_title(f"{label}: busy {100 * busy:.1f} %, {style.number(bct)} {unit}", fontsize=10)
         axis.axvline(bct, color=style.GREY, lw=1.0)
         _draw_faults(axis, record, divisor)
     axes[-1, 0].set_xlabel(f"time since the first arrival ({unit})")

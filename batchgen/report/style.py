@@ -87,6 +87,11 @@ def save(figure: Any, path: Path) -> Path:
     return path
 
 
+def number(value: float) -> str:
+    """Three digits that count, and no exponent: 0.0123, 1.23, 2,390."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
 def time_unit(seconds: float) -> tuple[float, str]:
     """(divisor, unit) that makes an axis of this length readable."""
     for divisor, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms")):

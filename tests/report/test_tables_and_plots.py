@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from batchgen.report import tables, text
+from batchgen.report import style, tables, text
 from batchgen.report.metrics import summary
 from batchgen.report.plots import plot_comparison, plot_run
 from batchgen.report.timeline import write_timeline
@@ -122,3 +122,8 @@ def test_timeline_is_valid_trace_event_json(
     assert [e["name"] for e in events if e["ph"] == "i"] == [
         f"fault: {mark['text']}" for mark in record.marks
     ]
+
+
+def test_numbers_in_pictures_have_no_exponent() -> None:
+    shown = [style.number(x) for x in (0.0, 0.01234, 1.234, 99.96, 2394.0, 123_456.0)]
+    assert shown == ["0", "0.0123", "1.23", "100", "2,390", "123,000"]
