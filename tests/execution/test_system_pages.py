@@ -54,7 +54,8 @@ def present_pages(address: int, size: int) -> tuple[int, int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="the system has no such call")
 def test_an_arena_has_its_first_pages_from_the_start() -> None:
     layout = KvLayout(layers=1, parts=2, heads=1, head_dim=64)
-    arena = KvArena("hbm", 512, layout, page_tokens=64, dtype=torch.float32)
+    # 40 MB: what is larger than 32 MB is fresh memory, never some that was used before.
+    arena = KvArena("hbm", 1280, layout, page_tokens=64, dtype=torch.float32)
     there, pages = present_pages(arena.storage.data_ptr(), arena.storage.nbytes)
     advise, other = system_pages._advise(), mmap.mmap(-1, mmap.PAGESIZE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(other))
