@@ -20,7 +20,7 @@ from batchgen.cost.api import PS_PER_S, FloatArray, IntArray, PassLoad
 from batchgen.cost.efficiency import Efficiency
 from batchgen.cost.operators import latent
 from batchgen.cost.operators.kernels import Kernels
-from batchgen.cost.tabled import ChunkRates, CopyRates, TabledCost
+from batchgen.cost.tabled import ChunkRates, TabledCost
 from batchgen.cost.terms import Terms
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
@@ -34,7 +34,10 @@ SMALL_BANDWIDTH = 0.7  # of the peak that they reach
 SHORT_CONTEXT, LONG_CONTEXT = 1024, 8192  # between which the slope of decode attention is taken
 LONG_CHUNK = 8192
 MOST_GPUS = 8  # of a collective
-MEASURED_LATENT = (latent.HIDDEN, latent.Q_RANK, latent.KV_RANK, latent.ROPE, latent.VALUE)
+MEASURED_LATENT = (
+    *(latent.HIDDEN, latent.Q_RANK, latent.KV_RANK),
+    *(latent.ROPE, latent.NOPE, latent.VALUE),
+)
 SAMPLED_BYTES = 3 * 4  # per logit: written, read for the maximum, read for the sum
 
 
@@ -119,19 +122,7 @@ class MeasuredCost(TabledCost):
                 step_ps=round(eff.prefill_step_s * PS_PER_S),
             ),
             chunk_overhead=self._short_chunk_ps,
-            copies=CopyRates(
-                per_token={
-                    "host": terms.host_ps_per_token,
-                    "intra": terms.link_ps_per_token(internode=False),
-                    "inter": terms.link_ps_per_token(internode=True),
-                },
-                fixed={
-                    "host": gpu.intra_latency_s * PS_PER_S,
-                    "intra": gpu.intra_latency_s * PS_PER_S,
-                    "inter": gpu.inter_latency_s * PS_PER_S,
-                },
-                switch_ps=round(eff.switch_s * PS_PER_S),
-            ),
+            copies=terms.copies,
         )
 
     # Parts of a pass, in seconds per layer -------------------------------------------------------
@@ -327,7 +318,8 @@ class MeasuredCost(TabledCost):
 
 
 def _latent_sizes(model: ModelSpec) -> tuple[int, ...]:
-    return (model.hidden, model.q_lora_rank, model.kv_lora_rank, model.rope_dim, model.v_dim)
+    ranks = model.hidden, model.q_lora_rank, model.kv_lora_rank
+    return (*ranks, model.rope_dim, model.nope_dim, model.v_dim)
 
 
 def _longest(tokens: IntArray, seconds: FloatArray) -> FloatArray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from batchgen.cost.api import PS_PER_S, FloatArray, IntArray, PassLoad
 from batchgen.cost.efficiency import Efficiency
-from batchgen.cost.tabled import ChunkRates, CopyRates, TabledCost
+from batchgen.cost.tabled import ChunkRates, TabledCost
 from batchgen.cost.terms import Terms
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout
@@ -77,19 +77,7 @@ class RooflineCost(TabledCost):
                 window_width=2 * model.window,
                 step_ps=round(eff.prefill_step_s * PS_PER_S),
             ),
-            copies=CopyRates(
-                per_token={
-                    "host": terms.host_ps_per_token,
-                    "intra": terms.link_ps_per_token(internode=False),
-                    "inter": terms.link_ps_per_token(internode=True),
-                },
-                fixed={
-                    "host": gpu.intra_latency_s * PS_PER_S,
-                    "intra": gpu.intra_latency_s * PS_PER_S,
-                    "inter": gpu.inter_latency_s * PS_PER_S,
-                },
-                switch_ps=round(eff.switch_s * PS_PER_S),
-            ),
+            copies=terms.copies,
         )
 
     def with_layout(self, layout: Layout) -> RooflineCost:

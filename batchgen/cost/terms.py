@@ -15,6 +15,7 @@ import numpy as np
 from batchgen.cost.api import PS_PER_S, FloatArray
 from batchgen.cost.efficiency import Efficiency, interpolate
 from batchgen.cost.experts import heaviest_rank, touched_experts
+from batchgen.cost.tabled import CopyRates
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout, attention_parameters_per_gpu, kv_split
 from batchgen.model import DTYPE_BYTES, ModelSpec
@@ -239,3 +240,21 @@ class Terms:
         else:
             rate = PS_PER_S / self._peer_ps_per_byte(internode=False)
         return PS_PER_S * self.model.kv_bytes_per_token / (rate * self.layout.tp)
+
+    @property
+    def copies(self) -> CopyRates:
+        """All links of a rank, and a change of layout."""
+        gpu = self.gpu
+        return CopyRates(
+            per_token={
+                "host": self.host_ps_per_token,
+                "intra": self.link_ps_per_token(internode=False),
+                "inter": self.link_ps_per_token(internode=True),
+            },
+            fixed={
+                "host": gpu.intra_latency_s * PS_PER_S,
+                "intra": gpu.intra_latency_s * PS_PER_S,
+                "inter": gpu.inter_latency_s * PS_PER_S,
+            },
+            switch_ps=round(self.efficiency.switch_s * PS_PER_S),
+        )

@@ -78,7 +78,10 @@ def test_floors_by_hand() -> None:
     one = {"m": 1.0, "n": 4096.0, "k": 8192.0}
     many = one | {"m": 65536.0}
     gemm = OPERATORS["gemm"].floor_s
-    array = lambda values: {k: np.array([v]) for k, v in values.items()}  # noqa: E731
+
+    def array(values: dict[str, float]) -> dict[str, np.ndarray]:
+        return {name: np.array([value]) for name, value in values.items()}
+
     moved = (4096 * 8192 + 8192) * 2 + 4096 * 2
     assert gemm(GPU, "bf16", array(one)) == pytest.approx(moved / bandwidth + 2e-6)
     assert gemm(GPU, "bf16", array(many)) == pytest.approx(2 * 65536 * 4096 * 8192 / peak + 2e-6)

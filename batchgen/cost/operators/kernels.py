@@ -32,7 +32,7 @@ class Kernels:
     def __init__(self, gpu: GpuSpec, fitted: Mapping[store.Key, Fitted] | None = None) -> None:
         self.gpu = gpu
         self.extrapolated: set[str] = set()
-        self._fitted = store.load()[0] if fitted is None else fitted
+        self._fitted = store.shipped() if fitted is None else fitted
 
     def gemm(self, m: Number, n: Number, k: Number, dtype: str) -> FloatArray:
         """[m, k] x [k, n] with weights of a dtype of the catalog."""

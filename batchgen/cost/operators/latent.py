@@ -9,6 +9,8 @@ products and of attention, and launches.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from batchgen.cost.api import FloatArray
@@ -67,11 +69,4 @@ MLA_DECODE = Operator(
     logs=logs,
     terms=((_ROWS, _TOKENS, _HEADS), (_ROWS, _TOKENS, _KV)),
 )
-MLA_PREFILL = Operator(
-    name="mla_prefill",
-    columns=("rows", "tokens", "heads", "kv_bytes"),
-    shape=("heads", "rows"),
-    floor_s=prefill_floor_s,
-    logs=logs,
-    terms=((_ROWS, _TOKENS, _HEADS), (_ROWS, _TOKENS, _KV)),
-)
+MLA_PREFILL = replace(MLA_DECODE, name="mla_prefill", floor_s=prefill_floor_s)

@@ -6,6 +6,7 @@ to something else is refused, not misread.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -40,6 +41,12 @@ def save(path: Path, fitted: Mapping[Key, Fitted], details: Mapping[str, Any]) -
     text = json.dumps({"digests": digests} | dict(details), sort_keys=True)
     arrays[_DETAILS] = np.frombuffer(text.encode(), dtype=np.uint8)
     np.savez_compressed(path, **arrays)
+
+
+@functools.cache
+def shipped() -> dict[Key, Fitted]:
+    """The fits of this project, read once."""
+    return load()[0]
 
 
 def load(path: Path = SHIPPED) -> tuple[dict[Key, Fitted], dict[str, Any]]:
