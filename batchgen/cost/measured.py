@@ -147,17 +147,17 @@ class MeasuredCost(TabledCost):
         )
 
     def small_s(self, tokens: FloatArray, width: float) -> FloatArray:
-        """Norms with residuals, rotary with cache write, activation of `width` neurons."""
-        model = self.model
-        if self._is_latent:  # its modules have norms, rotary and cache writes
-            moved = tokens * STATE_BYTES * (4 * model.hidden + 3 * width / self._tp)
-            return np.asarray(
-                2 * SMALL_KERNEL_S + moved / (self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH)
-            )
-        heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim / self._tp
-        moved = tokens * STATE_BYTES * (8 * model.hidden + 2 * heads + 3 * width / self._tp)
+        """Norms with residuals, rotary with cache write, activation of `width` neurons; what the
+        modules of latent attention have of these is not counted again."""
+        model, kernels = self.model, SMALL_KERNELS
+        moved = 8 * model.hidden + 3 * width / self._tp
+        if self._is_latent:
+            kernels, moved = 2, moved - 4 * model.hidden
+        else:
+            heads = model.num_heads + 2 * model.num_kv_heads
+            moved += 2 * heads * model.head_dim / self._tp
         rate = self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH
-        return np.asarray(SMALL_KERNELS * SMALL_KERNEL_S + moved / rate)
+        return np.asarray(kernels * SMALL_KERNEL_S + tokens * (STATE_BYTES * moved) / rate)
 
     def all_reduce_s(self, tokens: FloatArray) -> FloatArray:
         """One sum over the GPUs of a rank."""
@@ -188,27 +188,44 @@ class MeasuredCost(TabledCost):
 
     # Tables of `TabledCost`, in picoseconds -------------------------------------------------------
 
-    def _own_ps(self, tokens: FloatArray) -> FloatArray:
+    def _own_parts(self, tokens: FloatArray) -> dict[str, FloatArray]:
+        """Seconds of all layers by module, for the tokens of a rank."""
         model = self.model
-        total = model.num_layers * (self.projections_s(tokens) + self.all_reduce_s(tokens))
-        if model.dense_layers:
-            dense = self.mlp_s(tokens, model.ffn) + self.small_s(tokens, model.ffn)
-            total = total + model.dense_layers * (dense + self.all_reduce_s(tokens))
-        if model.is_moe:
-            sparse = self.kernels.gemm(tokens, model.num_experts, model.hidden, "bf16")
-            sparse = sparse + self.small_s(tokens, 0.0)
+        dense, sparse = model.dense_layers, model.moe_layers
+        # After attention and after each MLP; the experts of a lockstep engine exchange instead.
+        sums = model.num_layers + dense + (sparse if self.layout.attention_dp == 1 else 0)
+        parts = {
+            "projections": model.num_layers * self.projections_s(tokens),
+            "dense": np.zeros_like(tokens),
+            "collectives": sums * self.all_reduce_s(tokens),
+            "overhead": np.zeros_like(tokens),
+        }
+        if dense:
+            parts["dense"] += dense * self.mlp_s(tokens, model.ffn)
+            parts["overhead"] += dense * self.small_s(tokens, model.ffn)
+        if sparse:
+            router = self.kernels.gemm(tokens, model.num_experts, model.hidden, "bf16")
+            parts["dense"] += sparse * router
+            parts["overhead"] += sparse * self.small_s(tokens, 0.0)
             if model.shared_ffn:
-                sparse = sparse + self.mlp_s(tokens, model.shared_ffn)
-            if self.layout.attention_dp == 1:
-                sparse = sparse + self.all_reduce_s(tokens)
-            total = total + model.moe_layers * sparse
-        return np.asarray(total * PS_PER_S)
+                parts["dense"] += sparse * self.mlp_s(tokens, model.shared_ffn)
+        return parts
+
+    def _union_parts(self, tokens: FloatArray) -> dict[str, FloatArray]:
+        """The same for the tokens of all ranks."""
+        layers = self.model.moe_layers
+        if not layers:
+            return {"experts": np.zeros_like(tokens), "collectives": np.zeros_like(tokens)}
+        return {
+            "experts": layers * self.experts_s(tokens),
+            "collectives": layers * self.exchange_s(tokens),
+        }
+
+    def _own_ps(self, tokens: FloatArray) -> FloatArray:
+        return np.asarray(sum(self._own_parts(tokens).values()) * PS_PER_S)
 
     def _union_ps(self, tokens: FloatArray) -> FloatArray:
-        if not self.model.is_moe:
-            return np.zeros_like(tokens)
-        layer = self.experts_s(tokens) + self.exchange_s(tokens)
-        return np.asarray(self.model.moe_layers * layer * PS_PER_S)
+        return np.asarray(sum(self._union_parts(tokens).values()) * PS_PER_S)
 
     def _head_ps(self, samples: FloatArray) -> FloatArray:
         model = self.model
@@ -258,35 +275,17 @@ class MeasuredCost(TabledCost):
     # Reports --------------------------------------------------------------------------------------
 
     def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        model = self.model
         tokens = load.decodes + load.chunk_tokens
         union = tokens.sum(axis=0)
         busy, chunks = union > 0, load.chunk_tokens.any(axis=0)
-        own, both = tokens.astype(np.float64), union.astype(np.float64)
-        dense = model.dense_layers * self.mlp_s(own, model.ffn) if model.dense_layers else 0.0 * own
-        if model.is_moe:
-            router = self.kernels.gemm(own, model.num_experts, model.hidden, "bf16")
-            dense = dense + model.moe_layers * router
-            if model.shared_ffn:
-                dense = dense + model.moe_layers * self.mlp_s(own, model.shared_ffn)
-        sums = model.num_layers + model.dense_layers
-        if self.layout.attention_dp == 1:
-            sums += model.moe_layers
-        small = model.dense_layers * self.small_s(own, model.ffn)
-        small = small + model.moe_layers * self.small_s(own, 0.0)
-        nothing = np.zeros_like(both)
-        experts = model.moe_layers * self.experts_s(both) if model.is_moe else nothing
-        exchange = model.moe_layers * self.exchange_s(both) if model.is_moe else nothing
-        parts: dict[str, FloatArray] = {
-            "projections": _longest(tokens, model.num_layers * self.projections_s(own)),
-            "dense": _longest(tokens, dense),
-            "experts": np.where(busy, experts, 0.0),
-            "collectives": _longest(tokens, sums * self.all_reduce_s(own))
-            + np.where(busy, exchange, 0.0),
-            "overhead": _longest(tokens, small)
-            + np.where(busy, self._efficiency.step_s, 0.0)
-            + np.where(chunks, self._efficiency.prefill_step_s, 0.0),
+        parts = {
+            name: np.where(tokens > 0, seconds, 0.0).max(axis=0)
+            for name, seconds in self._own_parts(tokens.astype(np.float64)).items()
         }
+        for name, seconds in self._union_parts(union.astype(np.float64)).items():
+            parts[name] = parts.get(name, 0.0) + np.where(busy, seconds, 0.0)
+        parts["overhead"] += np.where(busy, self._efficiency.step_s, 0.0)
+        parts["overhead"] += np.where(chunks, self._efficiency.prefill_step_s, 0.0)
         rounded = {name: np.rint(part * PS_PER_S).astype(np.int64) for name, part in parts.items()}
         attention = self.attention_parts(load)
         short = self._chunk_overhead.take(load.chunk_tokens)
@@ -320,8 +319,3 @@ class MeasuredCost(TabledCost):
 def _latent_sizes(model: ModelSpec) -> tuple[int, ...]:
     ranks = model.hidden, model.q_lora_rank, model.kv_lora_rank
     return (*ranks, model.rope_dim, model.nope_dim, model.v_dim)
-
-
-def _longest(tokens: IntArray, seconds: FloatArray) -> FloatArray:
-    """Of the ranks that have work."""
-    return np.asarray(np.where(tokens > 0, seconds, 0.0).max(axis=0))
