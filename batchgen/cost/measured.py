@@ -166,8 +166,10 @@ class MeasuredCost(TabledCost):
 
     def experts_s(self, tokens: FloatArray) -> FloatArray:
         model, layout = self.model, self.layout
-        return self.kernels.experts(
-            tokens,
+        return self.kernels.seconds(
+            "experts",
+            model.expert_dtype,
+            tokens=tokens,
             hidden=model.hidden,
             width=model.expert_ffn,
             top_k=model.top_k,
@@ -175,7 +177,6 @@ class MeasuredCost(TabledCost):
             tp=layout.expert_tp,
             ep=layout.ep,
             skew=self.skew,
-            dtype=model.expert_dtype,
         )
 
     def exchange_s(self, tokens: FloatArray) -> FloatArray:
@@ -239,8 +240,12 @@ class MeasuredCost(TabledCost):
 
     def _decode_s(self, rows: int, context: int, window: int = 0) -> float:
         if self._is_latent:
-            return float(self.kernels.latent_decode(rows, context, **self._latent))
-        return float(self.kernels.decode(rows, context, window=window, **self._heads))
+            one = self.kernels.seconds("mla_decode", rows=rows, tokens=context, **self._latent)
+        else:
+            one = self.kernels.seconds(
+                "decode_attention", rows=rows, tokens=context, window=window, **self._heads
+            )
+        return float(one)
 
     def _slope_ps(self, rows: int) -> float:
         """ps per KV token that `rows` rows read together, full layers."""
@@ -263,8 +268,10 @@ class MeasuredCost(TabledCost):
     def _chunk_s(self, tokens: FloatArray, window: int) -> FloatArray:
         """Attention of one prompt in one layer."""
         if self._is_latent:
-            return self.kernels.latent_prefill(1.0, tokens, **self._latent)
-        return self.kernels.prefill(1.0, tokens, window=window, **self._heads)
+            return self.kernels.seconds("mla_prefill", rows=1.0, tokens=tokens, **self._latent)
+        return self.kernels.seconds(
+            "prefill_attention", rows=1.0, tokens=tokens, window=window, **self._heads
+        )
 
     def _short_chunk_ps(self, tokens: FloatArray) -> FloatArray:
         """What one chunk of so many tokens takes beyond the rates of long ones."""

@@ -150,10 +150,12 @@ def test_attention_of_prompts_is_that_of_its_kernel(
         load.chunk_tokens[:], load.samples[:] = prompts * tokens, prompts
         load.chunk_pairs[:] = prompts * tokens**2
         found = int(engine.breakdown(load)["attention_prefill"][0]) / PS_PER_S
+        sizes = {"rows": float(prompts), "tokens": float(tokens)}
         if engine._is_latent:
-            kernel = engine.kernels.latent_prefill(float(prompts), float(tokens), **engine._latent)
+            kernel = engine.kernels.seconds("mla_prefill", **sizes, **engine._latent)
         else:
-            kernel = engine.kernels.prefill(float(prompts), float(tokens), **engine._heads)
+            sizes["window"] = 0.0
+            kernel = engine.kernels.seconds("prefill_attention", **sizes, **engine._heads)
         whole = engine.pass_ps(load)[0] / PS_PER_S
         # Relative to the pass where attention is a small part of it.
         off = abs(found - layers * float(kernel)) / max(layers * float(kernel), 0.2 * whole)

@@ -36,104 +36,17 @@ class Kernels:
 
     def gemm(self, m: Number, n: Number, k: Number, dtype: str) -> FloatArray:
         """[m, k] x [k, n] with weights of a dtype of the catalog."""
-        return self._seconds("gemm", dtype, m=m, n=n, k=k)
-
-    def decode(
-        self,
-        rows: Number,
-        tokens: Number,
-        *,
-        heads: Number,
-        kv_heads: Number,
-        head_dim: Number,
-        window: Number = 0,
-        dtype: str = "bf16",
-    ) -> FloatArray:
-        """Attention of `rows` rows that read `tokens` each."""
-        return self._seconds(
-            "decode_attention",
-            dtype,
-            rows=rows,
-            tokens=tokens,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            window=window,
-        )
-
-    def prefill(
-        self,
-        rows: Number,
-        tokens: Number,
-        *,
-        heads: Number,
-        kv_heads: Number,
-        head_dim: Number,
-        window: Number = 0,
-        dtype: str = "bf16",
-    ) -> FloatArray:
-        """Attention of `rows` prompts of `tokens` each."""
-        return self._seconds(
-            "prefill_attention",
-            dtype,
-            rows=rows,
-            tokens=tokens,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            window=window,
-        )
-
-    def latent_decode(
-        self, rows: Number, tokens: Number, *, heads: Number, kv_bytes: Number, dtype: str
-    ) -> FloatArray:
-        """A whole module of latent attention for `rows` rows that read `tokens` each."""
-        return self._seconds(
-            "mla_decode", dtype, rows=rows, tokens=tokens, heads=heads, kv_bytes=kv_bytes
-        )
-
-    def latent_prefill(
-        self, rows: Number, tokens: Number, *, heads: Number, kv_bytes: Number, dtype: str
-    ) -> FloatArray:
-        """The same for `rows` prompts of `tokens` each."""
-        return self._seconds(
-            "mla_prefill", dtype, rows=rows, tokens=tokens, heads=heads, kv_bytes=kv_bytes
-        )
-
-    def experts(
-        self,
-        tokens: Number,
-        *,
-        hidden: Number,
-        width: Number,
-        top_k: Number,
-        experts: Number,
-        tp: Number,
-        ep: Number,
-        skew: Number,
-        dtype: str,
-    ) -> FloatArray:
-        """Routed experts of one layer for `tokens` tokens of the whole group."""
-        return self._seconds(
-            "experts",
-            dtype,
-            tokens=tokens,
-            hidden=hidden,
-            width=width,
-            top_k=top_k,
-            experts=experts,
-            tp=tp,
-            ep=ep,
-            skew=skew,
-        )
+        return self.seconds("gemm", dtype, m=m, n=n, k=k)
 
     def collective(self, what: str, gpus: int, size_bytes: Number) -> FloatArray:
         """all_reduce, all_gather, reduce_scatter or alltoall of a whole tensor of so many bytes."""
         if gpus == 1:
             return np.zeros_like(np.asarray(size_bytes, dtype=np.float64))
-        return self._seconds("collectives", what, gpus=gpus, bytes=size_bytes)
+        return self.seconds("collectives", what, gpus=gpus, bytes=size_bytes)
 
-    def _seconds(self, operator: str, dtype: str, **sizes: Number) -> FloatArray:
+    def seconds(self, operator: str, dtype: str, **sizes: Number) -> FloatArray:
+        """Any kernel, by the columns of its operator; `dtype` is one of the catalog, of weights or
+        of KV. UserError for one that was not measured anywhere."""
         fitted = self._find(operator, dtype)
         arrays = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in sizes.values()))
         shape = arrays[0].shape
