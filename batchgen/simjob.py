@@ -65,6 +65,10 @@ class SimJob:
             raise UserError(
                 f"--costs is '{self.costs}'", remedy=f"choose one of {', '.join(COSTS)}"
             )
+        if self.profile is not None and self.costs != COSTS[0]:
+            raise UserError(
+                f"--profile and --costs {self.costs} are both given", remedy="give one of them"
+            )
         if self.log not in LOGS:
             raise UserError(f"--log is '{self.log}'", remedy=f"choose one of {', '.join(LOGS)}")
         if self.gpus_per_node is not None and self.gpus % min(self.gpus_per_node, self.gpus):

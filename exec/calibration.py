@@ -37,12 +37,9 @@ class Calibration:
 
     def look_long(self) -> None:
         """Some looks, more at a short job."""
-        spent = 0.0
-        for number in range(10**6):
-            if number >= FEWEST and spent >= ENOUGH_S:
-                return
+        before = len(self.times_s)
+        while len(self.times_s) < before + FEWEST or sum(self.times_s[before:]) < ENOUGH_S:
             self.look()
-            spent += self.times_s[-1]
 
     @property
     def median_s(self) -> float:

@@ -23,6 +23,7 @@ from batchgen.exec.copier import Copier
 from batchgen.exec.pass_sampler import next_tokens
 from batchgen.exec.prefix import PrefixPages
 from batchgen.exec.rows import FAILED, RUNNING, Ints, RowInput, Rows, Stage
+from batchgen.exec.segments import halves, segments, token_ids
 from batchgen.exec.stops import Decode
 from batchgen.exec.transformer import DTYPES, load_model
 from batchgen.job.rows import TokenIds
@@ -342,7 +343,7 @@ class Worker:
                 ended, bad = self._forward(some, pieces)
             except (RuntimeError, MemoryError) as error:  # of torch, or of the device beneath it
                 if len(some) + len(pieces) > 1:
-                    parts += reversed(_halves(some, pieces))
+                    parts += reversed(halves(some, pieces))
                     continue
                 row = some[0] if some else pieces[0][0]
                 ended, bad = [], [(row, *_device_error(error))]
@@ -363,7 +364,7 @@ class Worker:
         self, decodes: Sequence[int], chunks: Sequence[Chunk]
     ) -> tuple[list[tuple[int, str]], list[tuple[int, str, str]]]:
         columns = self.rows
-        slots, starts, lengths = self._segments(decodes, chunks)
+        slots, starts, lengths = segments(columns, self.prefix, decodes, chunks)
         self.copier.wait(int(columns.writes[slots].max()))
         self._reserve(slots, starts + lengths)
         samples = np.array([True] * len(decodes) + [last for _, _, _, last in chunks])
@@ -372,7 +373,7 @@ class Worker:
             starts=starts,
             lengths=lengths,
             num_decodes=len(decodes),
-            token_ids=self._token_ids(slots, starts, lengths, len(decodes)),
+            token_ids=token_ids(columns, slots, starts, lengths, len(decodes)),
             wanted=(np.cumsum(lengths) - 1)[samples],
         )
         logits = self.model.forward(self._hbm, rows, self._period(lengths))
@@ -398,71 +399,12 @@ class Worker:
         """Give each row its next token and say which rows ended by it, and which failed."""
         return next_tokens(self.rows, rows, logits)
 
-    def _segments(self, decodes: Sequence[int], chunks: Sequence[Chunk]) -> tuple[Ints, Ints, Ints]:
-        """Slots, first positions and lengths [S] of what a pass computes, checked."""
-        columns = self.rows
-        slots = columns.slots([*decodes, *(row for row, _, _, _ in chunks)])
-        known, computed, ended = columns.known(slots), columns.computed[slots], columns.ended[slots]
-        n = len(decodes)
-        starts, lengths = computed.copy(), np.ones(len(slots), dtype=np.int64)
-        # A ghost that failed has no token of its own: the one before again.
-        again = ended == FAILED
-        starts -= again & (computed > 0)
-        ready = (computed[:n] == known[:n] - 1) & (columns.produced(slots[:n]) > 0)
-        if not bool((ready | again[:n]).all()):
-            bad = int(np.flatnonzero(~(ready | again[:n]))[0])
-            raise IllegalTransition(
-                f"row {decodes[bad]} decodes with {computed[bad]} of {known[bad]} tokens computed"
-            )
-        for number, (row, start, length, last) in enumerate(chunks, start=n):
-            if again[number]:
-                continue
-            end = start + length
-            if start != computed[number] or length < 1 or end > known[number]:
-                raise IllegalTransition(
-                    f"row {row}: chunk [{start}, {end}) with {computed[number]} of "
-                    f"{known[number]} tokens computed"
-                )
-            if last != (end == known[number]) or ended[number]:
-                raise IllegalTransition(f"row {row}: chunk [{start}, {end}) has last={last}")
-            starts[number] = self.prefix.begins(int(slots[number]), start)
-            lengths[number] = end - starts[number]
-        return slots, starts, lengths
-
     def _reserve(self, slots: Ints, ends: Ints) -> None:
         """Pages for the tokens before `ends` of each slot."""
         counts = self._hbm.tables.counts
         have = np.where(slots < len(counts), counts[np.minimum(slots, len(counts) - 1)], 0)
         for number in np.flatnonzero(ends > have * self.page_tokens).tolist():
             self._hbm.reserve(int(slots[number]), int(ends[number]))
-
-    def _token_ids(self, slots: Ints, starts: Ints, lengths: Ints, num_decodes: int) -> Ints:
-        """Flat token ids [T] of the segments; the first `num_decodes` are single last tokens."""
-        columns = self.rows
-        firsts = columns.last[slots[:num_decodes]]
-        again = np.flatnonzero(columns.ended[slots[:num_decodes]] == FAILED)
-        for number in again.tolist():
-            start = int(starts[number])
-            firsts[number] = columns.ids(int(slots[number]), start, start + 1)[0]
-        parts = [firsts]
-        for slot, start, length in zip(
-            *(x[num_decodes:].tolist() for x in (slots, starts, lengths)), strict=True
-        ):
-            parts.append(columns.ids(slot, start, start + length))
-        return np.concatenate(parts)
-
-
-def _halves(
-    decodes: tuple[int, ...], chunks: tuple[Chunk, ...]
-) -> list[tuple[tuple[int, ...], tuple[Chunk, ...]]]:
-    """A pass in two, in order: a row that shares pages with one before it comes after it."""
-    if decodes and chunks:
-        return [(decodes, ()), ((), chunks)]
-    middle = (len(decodes) + len(chunks)) // 2
-    return [
-        (decodes[:middle], chunks[:middle]),
-        (decodes[middle:], chunks[middle:]),
-    ]
 
 
 def _device_error(error: BaseException) -> tuple[str, str]:

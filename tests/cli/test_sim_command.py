@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,9 +68,13 @@ def test_every_flag_reaches_the_job(
         "--set batching.max_tokens=4096 --set order.key=a=b --arrivals trace "
         "--max-output-tokens 77 --oracle --costs measured --seed 5 --limit 9 --log full --body m:f"
     )
-    files = ["--faults", trace_file, "--profile", trace_file, "--out", str(tmp_path / "o")]
-    assert main(["sim", "--trace", trace_file, *files, *line.split()]) == 0
-    assert toy_simulator.jobs == [
+    files = ["--faults", trace_file, "--out", str(tmp_path / "o")]
+    command = ["sim", "--trace", trace_file, *files, *line.split()]
+    assert main(command) == 0
+    assert main([*command, "--force", "--costs", "roofline", "--profile", trace_file]) == 0
+    measured, profiled = toy_simulator.jobs
+    assert profiled == replace(measured, costs="roofline", profile=trace_file)
+    assert measured == (
         SimJob(
             trace=trace_file,
             model="qwen3-8b",
@@ -84,13 +89,12 @@ def test_every_flag_reaches_the_job(
             max_output_tokens=77,
             oracle=True,
             costs="measured",
-            profile=trace_file,
             seed=5,
             limit=9,
             log="full",
             body="m:f",
         )
-    ]
+    )
 
 
 def test_json_is_all_of_stdout(
@@ -169,6 +173,10 @@ def test_failed_rows_exit_1(toy_simulator: SimpleNamespace, trace_file: str) -> 
         (["--log", "all"], "--log is 'all'"),
         (["--log", "full"], "--log full has nowhere to go; add --out DIR"),
         (["--progress", "loud"], "--progress is 'loud'"),
+        (
+            ["--costs", "measured", "--profile", __file__],
+            "--profile and --costs measured are both given",
+        ),
         (["--costs", "fast"], "--costs is 'fast'; choose one of roofline, measured"),
         (["--policy", "a/b", "--out", "x"], "policy 'a/b' cannot name a folder"),
     ],

@@ -38,19 +38,19 @@ SHORT = "[enforce fail at alloc_cpu.cpp:1] can't allocate memory: 9 bytes"
 
 def too_large(worker: Worker, most: int, row: int = -1, error: Exception | None = None) -> None:
     """A device whose memory is short beyond `most` tokens of a pass, or as soon as `row` runs."""
-    forward, segments = worker.model.forward, worker._segments
+    forward, whole = worker.model.forward, worker._forward
     running: list[int] = []
 
     def watched(decodes: tuple[int, ...], chunks: tuple[tuple[int, int, int, bool], ...]) -> object:
         running[:] = [*decodes, *(chunk[0] for chunk in chunks)]
-        return segments(decodes, chunks)
+        return whole(decodes, chunks)
 
     def limited(arena: object, rows: object, *more: object) -> torch.Tensor:
         if len(rows.token_ids) > most or row in running:
             raise error or RuntimeError(SHORT)
         return forward(arena, rows, *more)
 
-    worker._segments, worker.model.forward = watched, limited
+    worker._forward, worker.model.forward = watched, limited
 
 
 @pytest.mark.parametrize("depth", [1, 2])
