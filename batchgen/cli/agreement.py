@@ -115,14 +115,7 @@ def compare_backends(
     told = handover(executed)
     table, sim_log, end_ps = simulate_again(prepared, told, cost, load, reference=reference)
     simulated = list(sim_log.lines())
-    first = next(
-        (
-            number
-            for number, (left, right) in enumerate(zip_longest(executed, simulated), start=1)
-            if left != right
-        ),
-        None,
-    )
+    first = first_difference(executed, simulated)
     at = None if first is None else first - 1
     driver = ran.driver
     missing = not_ended([driver.runtime.table, table], ran.reasons, driver.why, load.events)
@@ -146,6 +139,12 @@ def compare_backends(
         "exec_line": None if at is None else "".join(executed[at : at + 1]),
         "sim_line": None if at is None else "".join(simulated[at : at + 1]),
     }
+
+
+def first_difference(executed: Sequence[str], simulated: Sequence[str]) -> int | None:
+    """The first line, from 1, in which two logs differ."""
+    pairs = enumerate(zip_longest(executed, simulated), start=1)
+    return next((number for number, (left, right) in pairs if left != right), None)
 
 
 def small_pages(prepared: Prepared) -> tuple[tuple[str, str], ...]:

@@ -61,21 +61,10 @@ def prediction(
     from batchgen.cost.profile import load_profile
     from batchgen.exec.job import ExecJob
 
-    # Attention costs depend on the page size, so the runs take that of the profile.
-    settings = parse_overrides(overrides or ())
-    for name in ("plan.b_attn", "plan.b_moe"):
-        if any(key == name for key, _ in settings):
-            raise UserError(
-                f"--set {name}: a profile is of whole batches and predicts no sub-batches",
-                remedy="leave it out",
-                code="capability",
-            )
     load_profile(profile)  # refuses what is no profile, in one line and before anything runs
     document = json.loads(profile.read_text())
-    dtype, threads = _as_profiled(document, profile, threads)
-    page_tokens = document.get("model", {}).get("page_tokens")
-    if page_tokens and not any(key == "plan.page_tokens" for key, _ in settings):
-        settings = (*settings, ("plan.page_tokens", str(page_tokens)))
+    settings = _settings_as_profiled(document, parse_overrides(overrides or ()))
+    dtype, threads = _machine_as_profiled(document, profile, threads)
     jobs = [
         ExecJob(
             model=model,
@@ -102,12 +91,7 @@ def prediction(
     ordered = all(
         orders_agree([run for run in runs if run["input"] == str(input_)]) for input_ in inputs
     )
-    if not as_json:
-        for run in runs:
-            _print(run)
     worst = max(abs(run["bct_error"]) for run in runs)
-    if not as_json:
-        print(speed.remark())
     if as_json:
         report = {
             "schema": 1,
@@ -118,6 +102,9 @@ def prediction(
         }
         print(json.dumps(report))
     else:
+        for run in runs:
+            _print(run)
+        print(speed.remark())
         print(
             f"order of the policies {'agrees' if ordered else 'DIFFERS'}; "
             f"largest error of the batch completion time {worst:.1%}"
@@ -127,7 +114,25 @@ def prediction(
     return 0 if ordered and worst <= tolerance else 1
 
 
-def _as_profiled(
+def _settings_as_profiled(
+    document: dict[str, Any], settings: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, str], ...]:
+    """The given settings, with the page size of the profile, on which costs of attention depend,
+    unless they name one. UserError for sub-batches."""
+    named = {key for key, _ in settings}
+    for name in sorted(named & {"plan.b_attn", "plan.b_moe"}):
+        raise UserError(
+            f"--set {name}: a profile is of whole batches and predicts no sub-batches",
+            remedy="leave it out",
+            code="capability",
+        )
+    page_tokens = document.get("model", {}).get("page_tokens")
+    if page_tokens and "plan.page_tokens" not in named:
+        return (*settings, ("plan.page_tokens", str(page_tokens)))
+    return settings
+
+
+def _machine_as_profiled(
     document: dict[str, Any], profile: Path, threads: int | None
 ) -> tuple[str, int | None]:
     """Dtype and threads of the runs: those of the profile. UserError for other threads."""

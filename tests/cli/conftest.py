@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from batchgen.cli import main
 from batchgen.report.record import RunRecord
 from batchgen.simjob import Progress, SimJob
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint, for tests of `batchgen exec`."""
+    folder = tmp_path_factory.mktemp("cli_exec") / "tiny"
+    assert main(["model", "init", str(folder)]) == 0
+    return folder
 
 
 @pytest.fixture

@@ -72,13 +72,13 @@ def test_mistakes_are_one_line(
 def test_a_prediction_runs_as_its_profile_was_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchgen.cli.prediction import _as_profiled
+    from batchgen.cli.prediction import _machine_as_profiled as as_profiled
 
     document = {"machine": {"threads": 2, "dtype": "bfloat16"}}
     path = tmp_path / "p.json"
-    assert _as_profiled(document, path, None) == ("bfloat16", 2)
-    assert _as_profiled(document, path, 2) == ("bfloat16", 2)
-    assert _as_profiled({}, path, 3) == ("float32", 3)
+    assert as_profiled(document, path, None) == ("bfloat16", 2)
+    assert as_profiled(document, path, 2) == ("bfloat16", 2)
+    assert as_profiled({}, path, 3) == ("float32", 3)
     with pytest.raises(UserError, match="measured with 2 threads, not with 1") as caught:
-        _as_profiled(document, path, 1)
+        as_profiled(document, path, 1)
     assert "--threads 2" in str(caught.value)
