@@ -10,6 +10,7 @@ from pathlib import Path
 from batchgen.bodies import Bodies
 from batchgen.bodyname import load_body
 from batchgen.coroutine import BodyFactory
+from batchgen.cost.efficiency import refuse_constants
 from batchgen.errors import UserError
 from batchgen.exec.free_memory import resident_bytes
 from batchgen.exec.generation import sampling_defaults
@@ -195,6 +196,7 @@ def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)
+    refuse_constants(overrides, "an executor takes the time that it takes")
     options = plan_options(overrides)
     if options.prefill_engines:
         raise UserError(

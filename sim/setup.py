@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchgen.cost.build import build_cost
+from batchgen.cost.efficiency import Efficiency, efficiency_of, refuse_constants
 from batchgen.cost.partition import PartitionPlanner
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec, load_gpu
@@ -61,8 +62,11 @@ def set_up(
         overrides.setdefault("predictor.part", "oracle")
     policy = build_policy(preset, overrides, CAPABILITIES)
     options = plan_options(overrides)
+    if job.profile is not None:
+        refuse_constants(overrides, "--profile has measured everything")
     page_tokens = options.page_tokens or preset.page_tokens
-    machine = resolve(job, options, trace.expert_skew, page_tokens)
+    efficiency = efficiency_of(overrides, preset.costs)
+    machine = resolve(job, options, trace.expert_skew, page_tokens, efficiency)
     model, layout, planner = machine.model, machine.layout, machine.planner
     budgets = output_budgets(trace, job.max_output_tokens)
     check_contexts(trace, model.max_context, model.name, job.trace)
@@ -158,7 +162,13 @@ class Machine:
     planner: PartitionPlanner
 
 
-def resolve(job: SimJob, options: PlanOptions, expert_skew: float, page_tokens: int) -> Machine:
+def resolve(
+    job: SimJob,
+    options: PlanOptions,
+    expert_skew: float,
+    page_tokens: int,
+    efficiency: Efficiency,
+) -> Machine:
     """Model, GPU, layout and cost of a job. Raises UserError for a name or layout that is none."""
     model, gpu = load_model(job.model), load_gpu(job.gpu)
     per_node = job.gpus_per_node or min(gpu.gpus_per_node, job.gpus)
@@ -175,6 +185,7 @@ def resolve(job: SimJob, options: PlanOptions, expert_skew: float, page_tokens: 
         expert_skew=expert_skew,
         profile=job.profile,
         gpus_per_node=per_node,
+        efficiency=efficiency,
         costs=job.costs,
     )
     planner = PartitionPlanner(
@@ -185,6 +196,7 @@ def resolve(job: SimJob, options: PlanOptions, expert_skew: float, page_tokens: 
         gpus_per_node=per_node,
         expert_skew=expert_skew,
         page_tokens=page_tokens,
+        efficiency=efficiency,
         costs=job.costs,
     )
     return Machine(
@@ -203,8 +215,10 @@ def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:
     recorded = SimJob(**{**job, "overrides": overrides})
     skew = load(recorded.trace, max_rows=1).expert_skew
     options = plan_options(dict(overrides))
-    page_tokens = options.page_tokens or find_preset(recorded.policy).page_tokens
-    return resolve(recorded, options, skew, page_tokens).planner
+    preset = find_preset(recorded.policy)
+    page_tokens = options.page_tokens or preset.page_tokens
+    efficiency = efficiency_of(dict(overrides), preset.costs)
+    return resolve(recorded, options, skew, page_tokens, efficiency).planner
 
 
 def decision_log(

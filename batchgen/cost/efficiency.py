@@ -7,9 +7,13 @@ public vLLM 0.19 logs, "BatchGen" a fit to the published completion times of the
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
+
+from batchgen.errors import UserError
+from batchgen.policy.options import kinds_of, option, read_option
 
 Points = tuple[tuple[float, float], ...]
 
@@ -27,14 +31,14 @@ class Efficiency:
     gemm: Points = ((74.0, 0.91), (153.0, 0.86), (250.0, 0.78), (412.0, 0.54), (590.0, 0.48))
     # Grouped GEMM of experts over the plain one. H20 0.75 to 0.9 absolute in prefill (InferSim);
     # H100 and H200 bf16 0.46 to 0.53 absolute, that is 0.6 to 0.7 relative (aiconfigurator).
-    grouped: float = 0.85
+    grouped: float = option(0.85, least=0.01, most=2)
     # Prefill attention by ridge. H20 0.86 to 0.94 (InferSim), H100 and H200 0.57 (aiconfigurator).
     prefill_attention: Points = ((37.0, 0.90), (206.0, 0.57), (295.0, 0.57))
     # Part of the time of a compute-bound pass that kernels of these fractions fill; the rest is
     # element-wise work, gaps and stragglers. About 0.7 (BatchGen).
-    engine: float = 0.7
+    engine: float = option(0.7, least=0.01, most=1)
     # Weights read at small batch: 0.83 H100, 0.78 H200, 0.69 A100 (n x k >= 32M, aiconfigurator).
-    weight_bandwidth: float = 0.80
+    weight_bandwidth: float = option(0.80, least=0.01, most=1)
     # Decode attention over HBM bandwidth by rows, at about 4K of context: H100 0.3 to 0.5 at one
     # row, 0.70 at 16, 0.86 at 64, 0.88 at 256 (aiconfigurator); RTX PRO 6000 0.1 to 0.35, 0.5 to
     # 0.73, 0.67 to 0.84 at 128 (logs); H20 0.69 (InferSim).
@@ -51,34 +55,34 @@ class Efficiency:
         (256.0, 0.83),
     )
     # All-reduce over NVLink: 0.6 to 0.7 of the one-way rate at 16 MB on H100 (aiconfigurator).
-    nvlink: float = 0.70
+    nvlink: float = option(0.70, least=0.01, most=1)
     # The same over PCIe: about 15.5 of 64 GB/s on the RTX PRO 6000 (logs).
-    pcie_peer: float = 0.25
+    pcie_peer: float = option(0.25, least=0.01, most=1)
     # Point-to-point exchange over RDMA: 43 to 58 GB/s on 50 GB/s links, counting the copies that
     # NVLink forwards (DeepEP README); 0.85 of the link without them.
-    network: float = 0.85
+    network: float = option(0.85, least=0.01, most=1)
     # KV between HBM and host with all GPUs of a node at once: about 32 of 64 GB/s (BatchGen).
-    host_link: float = 0.50
+    host_link: float = option(0.50, least=0.01, most=1)
     # Kernel launches and element-wise kernels per layer inside a CUDA graph. One H100 reads the
     # weights of an 8B model in 6.0 ms and decodes one row in about 6.8 ms.
-    layer_s: float = 25e-6
+    layer_s: float = option(25e-6, least=0, most=1)
     # Per further attention sub-batch and layer: launch and the checkpoint of its hidden states,
     # below 5 us each (BatchGen paper, table 2).
-    sub_batch_s: float = 10e-6
+    sub_batch_s: float = option(10e-6, least=0, most=1)
     # Host work per step (logs: c0), and more when a step holds a prefill (logs: c1).
-    step_s: float = 300e-6
-    prefill_step_s: float = 4e-3
+    step_s: float = option(300e-6, least=0, most=10)
+    prefill_step_s: float = option(4e-3, least=0, most=10)
     # Fixed time per MoE layer of an engine that spans nodes, beside the bytes: launches, barrier,
     # stragglers. 65 to 100 ms per decode step of 58 MoE layers (BatchGen), exchange included.
-    internode_moe_layer_s: float = 1.0e-3
+    internode_moe_layer_s: float = option(1.0e-3, least=0, most=1)
     # The same inside a node: 77 + 114 us less 75 + 116 us of bytes at EP8 (DeepEP README) leaves
     # nothing; two barriers of about 10 us.
-    intranode_moe_layer_s: float = 20e-6
+    intranode_moe_layer_s: float = option(20e-6, least=0, most=1)
     # Part of the shorter of compute and collectives that is not hidden behind the longer:
     # 1 is serial, 0 perfect overlap (NanoFlow measures 1.17x between the two).
-    theta: float = 1.0
+    theta: float = option(1.0, least=0, most=1)
     # Preparing another layout or role: 5 to 10 s (BatchGen paper, table 2).
-    switch_s: float = 7.5
+    switch_s: float = option(7.5, least=0, most=3600)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,3 +96,32 @@ def interpolate(points: Points, x: float) -> float:
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return points[-1][1]
+
+
+def efficiency_of(
+    overrides: Mapping[str, str], preset: Mapping[str, Any] | None = None
+) -> Efficiency:
+    """The constants of a preset, then the "cost.*" entries of --set.
+
+    Raises UserError for an unknown name, for a table, and for a value out of its range.
+    """
+    known = {field.name: field for field in fields(Efficiency) if kinds_of(field)[0] != "Points"}
+    texts = {f"cost.{name}": str(value) for name, value in (preset or {}).items()}
+    texts |= {key: text for key, text in overrides.items() if key.startswith("cost.")}
+    values: dict[str, Any] = {}
+    for key, text in texts.items():
+        name = key.partition(".")[2]
+        if name not in known:
+            raise UserError(
+                f"--set {key}: costs have no such constant",
+                remedy=f"their constants: {', '.join(known)}",
+            )
+        values[name] = read_option(key, known[name], text)
+    return Efficiency(**values)
+
+
+def refuse_constants(overrides: Mapping[str, str], why: str) -> None:
+    """Raises UserError for "cost.*" entries where they would change nothing."""
+    for key in overrides:
+        if key.startswith("cost."):
+            raise UserError(f"--set {key}: {why}", remedy="leave it out")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from batchgen.cost.api import CostModel
 from batchgen.cost.build import build_cost
 from batchgen.cost.capacity import capacity
+from batchgen.cost.efficiency import Efficiency
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout
@@ -43,6 +44,7 @@ class PartitionPlanner:
     gpus_per_node: int
     expert_skew: float = 0.0
     page_tokens: int = 64
+    efficiency: Efficiency | None = None
     costs: str = "roofline"
     _costs: dict[str, CostModel] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class PartitionPlanner:
                 self._layouts()[name],
                 expert_skew=self.expert_skew,
                 gpus_per_node=self.gpus_per_node,
+                efficiency=self.efficiency,
                 costs=self.costs,
             )
         return self._costs[name]

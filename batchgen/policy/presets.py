@@ -62,7 +62,8 @@ class Preset:
 
     `page_tokens`: grain of KV accounting. `max_num_seqs` and `token_budget` are per rank;
     0 = the machine's default. `fallback` names the part of a slot that takes over when the backend
-    lacks what the chosen one needs. `source` says where the composition comes from.
+    lacks what the chosen one needs. `costs`: constants of `batchgen.cost.efficiency` that are the
+    system's own. `source` says where the composition comes from.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Preset:
     max_num_seqs: int = 0
     prefix_cache: bool = False
     fallback: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
 
 
@@ -238,11 +240,12 @@ def build_policy(
     texts: dict[str, dict[str, str]] = {slot: {} for slot in SLOTS}
     for key, text in (overrides or {}).items():
         slot, _, option = key.partition(".")
-        if slot == "plan":
-            continue  # sizes of the plan, not of a part
+        if slot in ("plan", "cost"):
+            continue  # sizes of the plan and constants of costs, not of a part
         if slot not in SLOTS or not option:
             raise UserError(
-                f"--set {key}={text}: no such part", remedy=f"parts are {', '.join(SLOTS)} and plan"
+                f"--set {key}={text}: no such part",
+                remedy=f"parts are {', '.join(SLOTS)}, plan and cost",
             )
         if option == "part":
             chosen[slot] = text

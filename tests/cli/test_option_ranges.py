@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from batchgen.cli import main
+from batchgen.cost.efficiency import Efficiency, efficiency_of, refuse_constants
 from batchgen.errors import UserError
 from batchgen.planning import PlanOptions
 from batchgen.policy.base import OrderPart, Part
@@ -106,3 +107,31 @@ def test_parts_of_ones_own_may_declare_ranges_and_are_finite_without() -> None:
 def test_options_of_a_preset_are_checked_too(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"^preset option order.{next(iter(options))}"):
         read_config("order", "mine", Mine.Config, options, {})
+
+
+def test_constants_of_costs_are_options_too() -> None:
+    assert efficiency_of({}) == Efficiency()
+    assert efficiency_of({"cost.step_s": "0.01"}).step_s == 0.01
+    mine = efficiency_of({"cost.step_s": "0.01"}, {"step_s": 0.5, "engine": 0.9})
+    assert (mine.step_s, mine.engine) == (0.01, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("cost.gemm", "1", "costs have no such constant; their constants: grouped"),
+        ("cost.steps", "1", "costs have no such constant"),
+        ("cost.engine", "0", "out of range; give a finite number from 0.01 to 1"),
+        ("cost.step_s", "nan", "not a finite number"),
+        ("cost.step_s", "fast", "not a valid float"),
+    ],
+)
+def test_constants_that_are_none_are_refused(key: str, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        efficiency_of({key: text})
+
+
+def test_constants_are_refused_where_they_change_nothing() -> None:
+    with pytest.raises(UserError, match="--set cost.step_s: measured"):
+        refuse_constants({"plan.depth": "2", "cost.step_s": "1"}, "measured")
+    refuse_constants({"plan.depth": "2"}, "measured")
