@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from batchgen.errors import UserError
-from batchgen.policy.options import kinds_of, option, read_option
+from batchgen.policy.options import kinds_of, one_of, option, read_option
 
 Points = tuple[tuple[float, float], ...]
 
@@ -78,6 +78,14 @@ class Efficiency:
     # The same inside a node: 77 + 114 us less 75 + 116 us of bytes at EP8 (DeepEP README) leaves
     # nothing; two barriers of about 10 us.
     intranode_moe_layer_s: float = option(20e-6, least=0, most=1)
+    # How hidden states reach the experts: "dispatch" sends a token once to each node that has
+    # experts of it (DeepEP), "gather" all tokens to all GPUs and the sums back (all-gather and
+    # reduce-scatter), "all-reduce" the same by two all-reduces (DP attention of SGLang).
+    exchange: str = one_of("dispatch", "gather", "all-reduce")
+    # Passes of prompts alone run on every node of an engine by itself, without exchange between
+    # nodes: the experts that a node lacks come from its host during the pass (BatchGen paper,
+    # section 3.4: prefill is data-parallel with offloading).
+    prefill_within_node: bool = False
     # Part of the shorter of compute and collectives that is not hidden behind the longer:
     # 1 is serial, 0 perfect overlap (NanoFlow measures 1.17x between the two).
     theta: float = option(1.0, least=0, most=1)

@@ -78,6 +78,7 @@ class RooflineCost(TabledCost):
                 step_ps=round(eff.prefill_step_s * PS_PER_S),
             ),
             copies=terms.copies,
+            prompts=terms.within_node if eff.prefill_within_node else None,
         )
 
     def with_layout(self, layout: Layout) -> RooflineCost:

@@ -57,7 +57,8 @@ class TabledCost:
 
     own(tokens of a rank), union(tokens of the engine), head(samples), slope(rows) in ps per KV
     token, fixed(rows) and chunk_overhead(prompt tokens of a rank) are functions in picoseconds;
-    `step_ps` is paid once per pass.
+    `step_ps` is paid once per pass. `prompts`: what `union` is for passes without decodes, where
+    that differs.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class TabledCost:
         chunks: ChunkRates,
         copies: CopyRates,
         chunk_overhead: Tokens = np.zeros_like,
+        prompts: Tokens | None = None,
     ) -> None:
         self.model, self.layout = model, layout
         self.num_ranks = layout.ranks_per_engine
         self._own, self._union, self._head = IntTable(own), IntTable(union), IntTable(head)
+        self._prompts = self._union if prompts is None else IntTable(prompts)
         self._slope, self._fixed = IntTable(_per_row(slope)), IntTable(_per_row(fixed))
         self._step_ps = step_ps
         self._chunks, self._copies = chunks, copies
@@ -89,7 +92,7 @@ class TabledCost:
     def pass_ps(self, load: PassLoad) -> IntArray:
         tokens = load.decodes + load.chunk_tokens
         union = tokens.sum(axis=0)
-        shared = self._union.take(union) + self._step_ps
+        shared = self.union_ps(load) + self._step_ps
         base = self._own.take(tokens)
         base += self._head.take(load.samples)
         base += self._fixed.take(load.decodes)
@@ -103,6 +106,14 @@ class TabledCost:
         longest: IntArray = base.max(axis=0)
         longest[union == 0] = 0
         return longest
+
+    def union_ps(self, load: PassLoad) -> IntArray:
+        """What the tokens of all ranks take together, per pass."""
+        union = (load.decodes + load.chunk_tokens).sum(axis=0)
+        if self._prompts is self._union:
+            return self._union.take(union)
+        decodes = load.decodes.any(axis=0)
+        return np.where(decodes, self._union.take(union), self._prompts.take(union))
 
     def _chunk_ps(self, load: PassLoad) -> IntArray:
         rates = self._chunks
@@ -132,7 +143,8 @@ class TabledCost:
         key = (decodes << 24 | chunk_tokens) << 24 | samples
         known = self._bases.get(key)
         if known is None:
-            base = self._step_ps + self._own.at(tokens) + self._union.at(tokens * self.num_ranks)
+            union = self._union if decodes else self._prompts
+            base = self._step_ps + self._own.at(tokens) + union.at(tokens * self.num_ranks)
             base += self._head.at(samples) + self._fixed.at(decodes)
             if chunk_tokens:
                 base += self._chunk_overhead.at(chunk_tokens) + self._chunks.step_ps
@@ -157,13 +169,13 @@ class TabledCost:
         return round(time)
 
     def time_ps(self, loads: Sequence[RankLoad]) -> int:
-        union = prompts = longest = 0
+        rows = prompts = longest = 0
         for decodes, _, tokens, *_ in loads:
-            union += decodes + tokens
+            rows += decodes
             prompts += tokens
-        if not union:
+        if not rows + prompts:
             return 0
-        shared = self._union.at(union) + self._step_ps
+        shared = (self._union if rows else self._prompts).at(rows + prompts) + self._step_ps
         if prompts:
             shared += self._chunks.step_ps
         own, head, fixed, slope = self._own.at, self._head.at, self._fixed.at, self._slope.at

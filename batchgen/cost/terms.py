@@ -8,7 +8,7 @@ one GPU, the slowest of its engine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -107,7 +107,10 @@ class Terms:
         internode = tp > self.gpus_per_node
         latency = self.gpu.inter_latency_s if internode else self.gpu.intra_latency_s
         volume = tokens * (2.0 * self.model.hidden * _STATE_BYTES * (tp - 1) / tp)
-        return count * (volume * self._peer_ps_per_byte(internode=internode) + latency * PS_PER_S)
+        # Rings cross the border of a node over all of its links, each with a part.
+        share = self.gpus_per_node if internode else 1
+        rate = self._peer_ps_per_byte(internode=internode) / share
+        return count * (volume * rate + latency * PS_PER_S)
 
     def head(self, samples: FloatArray) -> FloatArray:
         parameters = self.model.embedding_parameters / self.layout.tp
@@ -193,37 +196,61 @@ class Terms:
         bytes_ = touched * (model.expert_parameters * DTYPE_BYTES[dtype])
         return np.maximum(flops * rate, bytes_ * self._weight_ps_per_byte)
 
+    def within_node(self, tokens: FloatArray) -> FloatArray:
+        """Experts and exchange of a pass whose nodes work apart, `tokens` in all; the experts that
+        a node lacks cross the host links of its GPUs meanwhile."""
+        nodes = self.num_nodes
+        if nodes == 1:
+            return self.experts(tokens) + self.exchange(tokens)
+        layout, inside = self.layout, self.gpus_per_node
+        node = replace(
+            self,
+            layout=Layout(
+                tp=layout.tp, attention_dp=layout.attention_dp // nodes, ep=min(layout.ep, inside)
+            ),
+        )
+        time = node.experts(tokens / nodes) + node.exchange(tokens / nodes)
+        held = self.model.moe_layers * self.model.num_experts * self.model.expert_parameters
+        lacking = held * (1 / inside - 1 / layout.gpus_per_engine)
+        rate = self.gpu.host_bytes_per_s * self.efficiency.host_link
+        streamed = lacking * DTYPE_BYTES[self.model.expert_dtype] * PS_PER_S / rate
+        return np.where(tokens > 0, np.maximum(time, streamed), 0.0)
+
     def exchange(self, tokens: FloatArray) -> FloatArray:
-        """Dispatch and combine of a lockstep engine; nothing for a single rank."""
+        """Dispatch and combine of a lockstep engine; nothing for a single rank.
+
+        All links of a node carry what crosses its border, those of NVLink what a GPU takes in; the
+        two overlap.
+        """
         model, layout = self.model, self.layout
         if not model.is_moe or layout.attention_dp == 1:
             return np.zeros_like(tokens)
-        gpus = layout.gpus_per_engine
-        spans = self.num_nodes > 1
-        fixed = (
-            self.efficiency.internode_moe_layer_s
-            if spans
-            else self.efficiency.intranode_moe_layer_s
-        ) * PS_PER_S
-        network = PS_PER_S / (self.gpu.inter_bytes_per_s * self.efficiency.network)
-        peer = self._peer_ps_per_byte(internode=False)
-        if layout.ep == 1:  # expert slices everywhere: all-gather, then reduce-scatter
-            volume = tokens * (2.0 * model.hidden * _STATE_BYTES * (gpus - 1) / gpus)
-            return model.moe_layers * (fixed + volume * (network if spans else peer))
-        load = heaviest_rank(model.num_experts, model.top_k, layout.ep, self.expert_skew)
-        sent = DTYPE_BYTES["fp8"] if model.expert_dtype == "fp8" else _STATE_BYTES
-        copy_bytes = model.hidden * (sent + _STATE_BYTES)
-        own = tokens / gpus * load
+        gpus, nodes = layout.gpus_per_engine, self.num_nodes
         inside = min(self.gpus_per_node, gpus)
-        copies = model.top_k * (inside - 1) / inside
-        time = own * (copies * copy_bytes * peer)
-        if spans:
-            nodes = self.num_nodes
+        fixed_s = (
+            self.efficiency.internode_moe_layer_s
+            if nodes > 1
+            else self.efficiency.intranode_moe_layer_s
+        )
+        if self.efficiency.exchange != "dispatch" or layout.ep == 1:
+            # Every GPU takes in the tokens of all others, and their sums go back: all-gather and
+            # reduce-scatter, or two all-reduces, which move twice as much.
+            rounds = 4.0 if self.efficiency.exchange == "all-reduce" else 2.0
+            whole = tokens * (rounds * model.hidden * _STATE_BYTES)
+            received, crossed = whole * ((inside - 1) / inside), whole * ((nodes - 1) / nodes)
+        else:
+            load = heaviest_rank(model.num_experts, model.top_k, layout.ep, self.expert_skew)
+            sent = DTYPE_BYTES["fp8"] if model.expert_dtype == "fp8" else _STATE_BYTES
+            own = tokens / gpus * (load * model.hidden * (sent + _STATE_BYTES))
+            received = own * (model.top_k * (inside - 1) / inside)
             remote = (nodes - 1) * (1.0 - (1.0 - 1.0 / nodes) ** model.top_k)
             if model.routed_groups > 1:
                 remote = min(remote, float(model.routed_groups))
-            time = np.maximum(time, own * (remote * copy_bytes * network))
-        return model.moe_layers * (fixed + time)
+            crossed = own * (inside * remote)
+        time = received * self._peer_ps_per_byte(internode=False)
+        if nodes > 1:
+            time = np.maximum(time, crossed * (self._peer_ps_per_byte(internode=True) / inside))
+        return model.moe_layers * (fixed_s * PS_PER_S + time)
 
     # Copies ---------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.memory.pool import BOUNDARIES_AHEAD, pages_ahead, pages_for
 from batchgen.policy.base import AdmissionPart, Part
-from batchgen.policy.options import option
+from batchgen.policy.options import MOST_TOKENS, option
 
 if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
@@ -71,3 +71,29 @@ class LazyPages(AdmissionPart):
     def room(self, engine: EngineMachine, rank: Rank, pages: int, free: int, resident: int) -> bool:
         each = pages_ahead(engine.boundary, self.config.boundaries_ahead, rank.page_tokens)
         return pages + each * (resident + 1) <= free
+
+
+class FitsRest(AdmissionPart):
+    """Admit while the prompt fits beside part of the output that resident rows may still produce.
+
+    `ratio` of the rest of every budget, at most `most_tokens` of it, stays free: 0 is `fits-now`, 1
+    never runs short. Source: the new-token ratio of SGLang's scheduler (0.7 at first, then less).
+    """
+
+    changes = "never"
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        ratio: float = option(0.5, least=0, most=1)
+        most_tokens: int = option(4096, least=1, most=MOST_TOKENS)
+
+    def room(self, engine: EngineMachine, rank: Rank, pages: int, free: int, resident: int) -> bool:
+        table, most, rest = engine.table, self.config.most_tokens, 0
+        known = engine.k + 1  # of a decoding row, less its offset
+        for row in rank.running:
+            whole = table.v_prompt[row] + table.v_budget[row]
+            rest += min(whole - table.v_offset[row] - known, most)
+        for row in (*rank.prefilling, *rank.held):
+            rest += min(table.v_budget[row] - table.v_produced[row], most)
+        kept = int(self.config.ratio * max(rest, 0)) // rank.page_tokens
+        return pages + kept <= free

@@ -25,6 +25,11 @@ def option(default: Any, *, least: float | None = None, most: float | None = Non
     return dataclasses.field(default=default, metadata={"least": least, "most": most})
 
 
+def one_of(*words: str) -> Any:
+    """A text field that is one of these; the first is the default."""
+    return dataclasses.field(default=words[0], metadata={"words": words})
+
+
 def range_of(field: dataclasses.Field[Any]) -> str:
     """The range of a field in words; empty where it has none."""
     least, most = (_shown(field.metadata.get(side)) for side in ("least", "most"))
@@ -53,6 +58,8 @@ def _remedy(field: dataclasses.Field[Any]) -> str:
     elif "int" in kinds or "float" in kinds:
         kind = "an integer" if "int" in kinds else "a finite number"
         what = f"give {kind} {range_of(field)}".rstrip()
+    elif words := field.metadata.get("words"):
+        what = f"choose one of {', '.join(words)}"
     else:
         what = "give a text"
     if field.default is None or field.default is dataclasses.MISSING:
@@ -78,7 +85,11 @@ def read_option(key: str, field: dataclasses.Field[Any], text: str) -> Any:
 
 
 def check_option(what: str, field: dataclasses.Field[Any], value: Any) -> None:
-    """Raises UserError for a number that is not finite or out of the field's range."""
+    """Raises UserError for a number that is not finite or out of the field's range, and for a word
+    that is none of its words."""
+    words = field.metadata.get("words")
+    if words and value not in words:
+        raise UserError(f"{what}: no such choice", remedy=_remedy(field))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     least, most = field.metadata.get("least"), field.metadata.get("most")

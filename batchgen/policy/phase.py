@@ -16,6 +16,26 @@ class Mixed(PhasePart):
     """No phases: every pass may hold prompts and decodes."""
 
 
+class PrefillFirst(PhasePart):
+    """Prompts come first, and all ranks prefill together: whoever waits and fits is prefilled at
+    the next boundary, while decodes pause. Source: SGLang's scheduler, which runs a prefill batch
+    whenever it can make one; its data-parallel ranks then all take part, or idle.
+
+    `least_free`: only once so much of the HBM pages and of the seats is free, or nothing runs.
+    """
+
+    phases = True
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        least_free: float = option(0.0, least=0, most=1)
+
+    def starts_prefill(self, engine: EngineMachine) -> bool:
+        if not engine.num_resident:
+            return True
+        return bool(min(engine.free_fraction, engine.free_seats) >= self.config.least_free)
+
+
 class RefillNode(PhasePart):
     """BatchGen's refill-node: decode until under-used, then all ranks prefill together.
 

@@ -22,7 +22,11 @@ from batchgen.policy.options import read_config
 
 PARTS: dict[str, dict[str, str]] = {
     "recovery": {"rehome": "recovery:Rehome", "recompute": "recovery:Recompute"},
-    "phase": {"mixed": "phase:Mixed", "refill-node": "phase:RefillNode"},
+    "phase": {
+        "mixed": "phase:Mixed",
+        "prefill-first": "phase:PrefillFirst",
+        "refill-node": "phase:RefillNode",
+    },
     "memory": {
         "nothing": "memory:NothingYields",
         "recompute-newest": "memory:RecomputeNewest",
@@ -38,6 +42,7 @@ PARTS: dict[str, dict[str, str]] = {
         "whole-batch": "admission:WholeBatch",
         "worst-case": "admission:WorstCase",
         "fits-now": "admission:FitsNow",
+        "fits-rest": "admission:FitsRest",
         "lazy-pages": "admission:LazyPages",
     },
     "batching": {

@@ -132,6 +132,6 @@ def test_constants_that_are_none_are_refused(key: str, text: str, message: str) 
 
 
 def test_constants_are_refused_where_they_change_nothing() -> None:
-    with pytest.raises(UserError, match="--set cost.step_s: measured"):
+    with pytest.raises(UserError, match=r"--set cost\.step_s: measured"):
         refuse_constants({"plan.depth": "2", "cost.step_s": "1"}, "measured")
     refuse_constants({"plan.depth": "2"}, "measured")
