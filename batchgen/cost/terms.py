@@ -59,7 +59,7 @@ class Terms:
     def _attention_ridge(self) -> float:
         return self.gpu.peak_for("bf16") / self.gpu.hbm_bytes_per_s
 
-    def _peer_ps_per_byte(self, *, internode: bool) -> float:
+    def peer_ps_per_byte(self, *, internode: bool) -> float:
         """Collectives of a tensor-parallel group."""
         if internode:
             return PS_PER_S / (self.gpu.inter_bytes_per_s * self.efficiency.network)
@@ -107,7 +107,7 @@ class Terms:
         internode = tp > self.gpus_per_node
         latency = self.gpu.inter_latency_s if internode else self.gpu.intra_latency_s
         volume = tokens * (2.0 * self.model.hidden * _STATE_BYTES * (tp - 1) / tp)
-        return count * (volume * self._peer_ps_per_byte(internode=internode) + latency * PS_PER_S)
+        return count * (volume * self.peer_ps_per_byte(internode=internode) + latency * PS_PER_S)
 
     def head(self, samples: FloatArray) -> FloatArray:
         parameters = self.model.embedding_parameters / self.layout.tp
@@ -206,7 +206,7 @@ class Terms:
             else self.efficiency.intranode_moe_layer_s
         ) * PS_PER_S
         network = PS_PER_S / (self.gpu.inter_bytes_per_s * self.efficiency.network)
-        peer = self._peer_ps_per_byte(internode=False)
+        peer = self.peer_ps_per_byte(internode=False)
         if layout.ep == 1:  # expert slices everywhere: all-gather, then reduce-scatter
             volume = tokens * (2.0 * model.hidden * _STATE_BYTES * (gpus - 1) / gpus)
             return model.moe_layers * (fixed + volume * (network if spans else peer))
@@ -238,7 +238,7 @@ class Terms:
         if internode:
             rate = self.gpu.inter_bytes_per_s * self.efficiency.network
         else:
-            rate = PS_PER_S / self._peer_ps_per_byte(internode=False)
+            rate = PS_PER_S / self.peer_ps_per_byte(internode=False)
         return PS_PER_S * self.model.kv_bytes_per_token / (rate * self.layout.tp)
 
     @property
