@@ -28,25 +28,24 @@ class AttentionGrid:
 
     def __init__(self, points: Mapping[Point, float]) -> None:
         """Raises ValueError that names the first hole in the grid."""
-        kept = {point: time for point, time in points.items() if all(map(_is_power, point))}
-        self.chunk = _axis([0, *(point[0] for point in kept)])
-        self.history = _axis(point[1] for point in kept if point[0])
-        self.rows = _axis([0, *(point[2] for point in kept)])
-        self.context = _axis(point[3] for point in kept if point[2])
+        self.chunk = _axis([0, *(point[0] for point in points)])
+        self.history = _axis(point[1] for point in points if point[0])
+        self.rows = _axis([0, *(point[2] for point in points)])
+        self.context = _axis(point[3] for point in points if point[2])
         for name in ("chunk", "history", "rows", "context"):
             if getattr(self, name).size < 2:
                 raise ValueError(f"fewer than two sizes of {name}")
-        self._values = self._fill(kept)
+        self._values = self._fill(points)
         self.launch = float(self._values[1, 0, 0, 0])
         """The smallest prompt: what a look-up has that is paid once per launch."""
 
-    def _fill(self, kept: Mapping[Point, float]) -> FloatArray:
+    def _fill(self, points: Mapping[Point, float]) -> FloatArray:
         chunks, histories, rows, contexts = (
             axis.astype(int).tolist() for axis in (self.chunk, self.history, self.rows, self.context)
         )
 
         def at(*point: int) -> float:
-            found = kept.get(point)  # type: ignore[call-overload]
+            found = points.get(point)  # type: ignore[call-overload]
             if found is None:
                 raise ValueError("no point for chunk {}, history {}, rows {}, KV {}".format(*point))
             return float(found)
@@ -60,7 +59,7 @@ class AttentionGrid:
                 one = at(chunk, history, 0, 0)
                 values[c, h, 0] = one
                 for n, count in enumerate(rows[1:], 1):
-                    if count == rows[-1] and (chunk, history, count, contexts[0]) not in kept:
+                    if count == rows[-1] and (chunk, history, count, contexts[0]) not in points:
                         # Not measured beside a prompt: as much slower than alone as the row below.
                         slower = (values[c, h, n - 1] - one) / alone[n - 2]
                         values[c, h, n] = one + slower * alone[n - 1]
@@ -94,8 +93,59 @@ class AttentionGrid:
         return np.where(chunk + rows > 0, found[0], 0.0)
 
 
+class TwoGrids:
+    """The powers of two, and beside them a narrower grid of closer sizes where it was measured.
+
+    Together they are no full product, so a look-up is in one of them: in the closer one when it
+    holds the prompt piece and the mean context.
+    """
+
+    def __init__(self, points: Mapping[Point, float]) -> None:
+        """Raises ValueError that names the first hole in a grid."""
+        self.wide = AttentionGrid(
+            {point: time for point, time in points.items() if all(map(_is_power, point))}
+        )
+        self.launch = self.wide.launch
+        self.close = _close_grid(points)
+
+    def time(
+        self, chunk: FloatArray, history: FloatArray, rows: FloatArray, context: FloatArray
+    ) -> FloatArray:
+        """Elementwise over arrays of one shape; no tokens take no time."""
+        close = self.close
+        if close is None:
+            return self.wide.time(chunk, history, rows, context)
+        inside = ((chunk == 0) | (chunk >= close.chunk[1])) & (
+            (rows == 0) | (context >= close.context[0])
+        )
+        if inside.all():
+            return close.time(chunk, history, rows, context)
+        wide = self.wide.time(chunk, history, rows, context)
+        return np.where(inside, close.time(chunk, history, rows, context), wide)
+
+
+def _close_grid(points: Mapping[Point, float]) -> AttentionGrid | None:
+    """The grid that the prompt pieces of other sizes than powers of two span."""
+    odd = [point for point in points if not _is_power(point[0])]
+    if not odd:
+        return None
+    sizes = [{point[axis] for point in odd} for axis in range(4)]
+    mixed = {point[1:] for point in odd}
+    chunks: dict[int, set[tuple[int, ...]]] = {}
+    for point in points:
+        chunks.setdefault(point[0], set()).add(point[1:])
+    sizes[0] = {chunk for chunk, found in chunks.items() if found >= mixed}
+    return AttentionGrid(
+        {
+            point: time
+            for point, time in points.items()
+            if (point[1:] in mixed and point[0] in sizes[0])
+            or (point[0] == 0 and point[3] in sizes[3])
+        }
+    )
+
+
 def _is_power(size: int) -> bool:
-    """0 or a power of two: finer grids beside that one are no full product."""
     return size & (size - 1) == 0
 
 
@@ -146,7 +196,7 @@ def _bucket(ends: FloatArray, values: FloatArray) -> NDArray[np.int64]:
 class Attention:
     """The grid with its skew (None: not measured, then contexts count as even)."""
 
-    grid: AttentionGrid
+    grid: TwoGrids
     skew: SkewTable | None = None
 
     def pass_time(

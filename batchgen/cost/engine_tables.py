@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from batchgen.cost.api import FloatArray
-from batchgen.cost.attention_grid import Attention, AttentionGrid, SkewTable
+from batchgen.cost.attention_grid import Attention, SkewTable, TwoGrids
 from batchgen.errors import DataError, UserError
 from batchgen.hardware import GpuSpec, load_gpu
 from batchgen.model import ModelSpec, load_model
@@ -288,14 +288,14 @@ def _experts(path: Path) -> ExpertGrid:
     )
 
 
-def _grid(path: Path) -> AttentionGrid:
+def _grid(path: Path) -> TwoGrids:
     points = {}
     for line, fields in _rows(path, GRID):
         sizes = [_count(text, path, line, name) for text, name in zip(fields, GRID[:4], strict=False)]
         point = (sizes[0], sizes[1], sizes[2], sizes[3])
         points[point] = _number(fields[4], path, line, GRID[4])
     try:
-        return AttentionGrid(points)
+        return TwoGrids(points)
     except ValueError as error:
         raise DataError(str(error), path=str(path)) from None
 
@@ -324,9 +324,9 @@ def _skew(path: Path | None, meta: Mapping[str, Any], tp: int, place: Path) -> S
         except KeyError as error:
             raise DataError(f"unknown bucket {error}", path=str(path), line=line) from None
         alpha = _number(fields[5], path, line, "alpha", least=-1e12)
-        # Uneven rows take no less than even ones and no more than if all were the longest; what
-        # lies outside is noise of the fit, where both times are nearly the same.
-        found[_count(fields[0], path, line, "pc"), *where] = min(max(alpha, 0.0), 1.0)
+        # Below 0 where a jump of the kernel lies between the mean and the longest; fits of few
+        # points, between times that are nearly the same, lie anywhere.
+        found[_count(fields[0], path, line, "pc"), *where] = min(max(alpha, -1.0), 1.0)
     chunks = sorted({key[0] for key in found} | {0})
     alphas = np.full((len(chunks), *(len(end) for end in ends)), default)
     for (chunk, *where), alpha in found.items():
