@@ -42,6 +42,7 @@ class Flight:
         "heap",
         "k",
         "lag",
+        "members",
         "num_ranks",
         "offsets",
         "passes",
@@ -69,6 +70,7 @@ class Flight:
         self.num_ranks = cost.num_ranks
         self.counts = [0] * self.num_ranks
         self.offsets = [0] * self.num_ranks
+        self.members: dict[int, int] | None = {} if cost.detailed else None  # rank by row
         self.heap: list[int] = []  # (finish + 1) << 32 | row
         self.step: Step | None = None
         self.busy = False  # the pass before begin_ps is unreported
@@ -99,6 +101,8 @@ class Flight:
             self.counts[rank] += 1
             self.offsets[rank] += offset
             book.counted[row] = 1
+            if self.members is not None:
+                self.members[row] = rank
 
     def remove(self, row: int) -> None:
         """The row decodes no more. One that ended in the pass in flight is still to be reported."""
@@ -115,6 +119,8 @@ class Flight:
         self.counts[rank] -= 1
         self.offsets[rank] -= book.offset[row]
         book.counted[row] = 0
+        if self.members is not None:
+            del self.members[row]
 
     def clear(self) -> None:
         """The device is lost: its rows are in no running set."""
@@ -185,7 +191,12 @@ class Flight:
                     self.why = "finish"
         elif step.decode and first < k + n:
             n, gone = self._ends_inside(step, n)
-        self.times.launch(step, n, k, self.counts, self.offsets, gone)
+        if self.members is None:
+            self.times.launch(step, n, k, self.counts, self.offsets, gone)
+        else:
+            offsets = self.book.offset
+            members = [(rank, offsets[row]) for row, rank in self.members.items()]
+            self.times.launch(step, n, k, self.counts, self.offsets, gone, members)
         self.passes = n
         if lag:
             self._set_passes(n)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchgen.cost.api import PassLoad, RankLoad
+from batchgen.cost.api import PassDetail, PassLoad, RankLoad
 from batchgen.sim.faults import NORMAL_SPEED
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ Leave = tuple[int, int, int]
 """(pass of the step from which on a row is gone, its rank, its offset)."""
 NONE: list[Leave] = []
 
+Member = tuple[int, int]
+"""A row that decodes: (its rank, its offset)."""
+NOBODY: list[Member] = []
+FAR = 1 << 60
+
 
 class PassTimes:
     """Pass times of the newest step of one engine. counts, offsets: rows per rank that decode in
@@ -36,11 +41,13 @@ class PassTimes:
         "_ends",
         "_fixed",
         "_gone",
+        "_members",
         "_pieces",
         "_rise",
         "_table",
         "cost",
         "counts",
+        "detailed",
         "k",
         "num_ranks",
         "offsets",
@@ -53,6 +60,7 @@ class PassTimes:
         self._table = table
         self.speed = NORMAL_SPEED
         self._gone = NONE
+        self._members = NOBODY
         self.step: Step | None = None
         self.passes = self.k = 0
 
@@ -60,6 +68,7 @@ class PassTimes:
         """Steps from now on cost this; nothing is launched."""
         self.cost = cost
         self.num_ranks = cost.num_ranks
+        self.detailed = cost.detailed
         self.counts: list[int] = []
         self.offsets: list[int] = []
         self._ends: list[int] | None = []  # elapsed after 1, 2, ... passes, where made explicit
@@ -74,11 +83,15 @@ class PassTimes:
         counts: list[int],
         offsets: list[int],
         gone: list[Leave],
+        members: list[Member] = NOBODY,
     ) -> None:
-        """A step of so many passes; the lists stay as they are while it is in flight."""
+        """A step of so many passes; the lists stay as they are while it is in flight. members: the
+        rows behind the counts, for a cost that is detailed."""
         self.step, self.passes, self.k = step, passes, k
         self.counts, self.offsets, self._gone = counts, offsets, gone
-        if self.speed == NORMAL_SPEED:
+        if self.detailed:
+            self._members = members
+        elif self.speed == NORMAL_SPEED:
             if self.num_ranks == 1 and not step.chunks:
                 self._ends = None
                 if gone:
@@ -240,7 +253,11 @@ class PassTimes:
 
     def pass_times(self, step: Step, passes: int) -> NDArray[np.int64]:
         """Duration of every pass in ps, at the speed of now."""
-        times = self.cost.pass_ps(self.load(step, passes))
+        load = self.load(step, passes)
+        if self.detailed:
+            times = self.cost.pass_ps(load, self.detail(step, passes))
+        else:
+            times = self.cost.pass_ps(load)
         return times if self.speed == NORMAL_SPEED else times * self.speed // NORMAL_SPEED
 
     def load(self, step: Step, passes: int) -> PassLoad:
@@ -280,6 +297,56 @@ class PassTimes:
         load.chunk_pairs += columns[1] + columns[3] * number
         load.chunk_reads += columns[2] + columns[4] * number
         load.samples += columns[5]
+
+    # -- what sums leave out ----------------------------------------------------------------------
+
+    def detail(self, step: Step, passes: int) -> PassDetail:
+        """Extremes of the contexts and every prompt piece of the first `passes` passes."""
+        longest, shortest = self._extremes(step, passes)
+        number = np.arange(passes, dtype=np.int64)
+        rank_of = self._table.v_rank
+        ranks = [0 if self.num_ranks == 1 else rank_of[row] for row, _, _, _ in step.chunks]
+        sizes = np.array([size for _, _, size, _ in step.chunks], dtype=np.int64)[:, None]
+        starts = np.array([start for _, start, _, _ in step.chunks], dtype=np.int64)[:, None]
+        starts = starts + sizes * number
+        if step.until == "all":  # padded to the longest of the rank
+            sizes = sizes.copy()
+            for index, rank in enumerate(ranks):
+                sizes[index] = max(c[2] for c, r in zip(step.chunks, ranks, strict=True) if r == rank)
+        return PassDetail(
+            longest,
+            shortest,
+            np.array(ranks, dtype=np.int64),
+            np.broadcast_to(sizes, (len(ranks), passes)),
+            starts,
+        )
+
+    def _extremes(
+        self, step: Step, passes: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Most and fewest KV tokens that a row of a rank reads, by pass; 0 without rows."""
+        longest = np.zeros((self.num_ranks, passes), dtype=np.int64)
+        shortest = np.zeros((self.num_ranks, passes), dtype=np.int64)
+        now = np.arange(self.k + 1, self.k + 1 + passes, dtype=np.int64)
+        for rank in range(self.num_ranks if step.decode else 0):
+            rows: dict[int, int] = {}  # by offset
+            for at, offset in self._members:
+                if at == rank:
+                    rows[offset] = rows.get(offset, 0) + 1
+            leaving = sorted((leaves, offset) for leaves, at, offset in self._gone if at == rank)
+            for _, offset in leaving:
+                rows[offset] -= 1
+            stay = [offset for offset, count in rows.items() if count]
+            most, fewest, end = max(stay, default=-FAR), min(stay, default=FAR), passes
+            leaving.insert(0, (0, -FAR))
+            for leaves, offset in reversed(leaving):  # backwards in time, rows come back
+                if leaves < end:
+                    if most > -FAR:
+                        longest[rank, leaves:end] = now[leaves:end] + most
+                        shortest[rank, leaves:end] = now[leaves:end] + fewest
+                    end = leaves
+                most, fewest = max(most, offset), min(fewest, offset)
+        return longest, shortest
 
     # -- another speed ----------------------------------------------------------------------------
 

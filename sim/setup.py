@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def set_up(
         overrides.setdefault("predictor.part", "oracle")
     policy = build_policy(preset, overrides, CAPABILITIES)
     options = plan_options(overrides)
-    if job.profile is not None:
+    if job.profile is not None and not Path(job.profile).is_dir():
         refuse_constants(overrides, "--profile has measured everything")
     page_tokens = options.page_tokens or preset.page_tokens
     efficiency = efficiency_of(overrides, preset.costs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.cost.api import IntArray, Link, PassLoad
+from batchgen.cost.api import IntArray, Link, PassDetail, PassLoad
 from batchgen.runtime.advisor import HOME, Offer, RankLoad
 
 
@@ -22,10 +22,11 @@ class ToyCost:
         self, num_ranks: int = 1, *, copy_fixed_ps: int = 3000, copy_ps: int = 170
     ) -> None:
         self.num_ranks = num_ranks
+        self.detailed = False
         self.copy_fixed = copy_fixed_ps
         self.copy_token = copy_ps
 
-    def pass_ps(self, load: PassLoad) -> IntArray:
+    def pass_ps(self, load: PassLoad, detail: PassDetail | None = None) -> IntArray:
         local = (
             self.DECODE * load.decodes
             + self.CONTEXT * load.context

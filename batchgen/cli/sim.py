@@ -22,7 +22,7 @@ from batchgen.cli.common import (
     users_code,
 )
 from batchgen.errors import UserError
-from batchgen.paths import check_input
+from batchgen.paths import check_input, kind_of
 from batchgen.simjob import ARRIVALS, COSTS, LOGS, SimJob, Simulate
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def sim(
         bool, typer.Option("--oracle", help="Let the policy see true output lengths.")
     ] = False,
     profile: Annotated[
-        str | None, typer.Option(help="Profile of 'batchgen profile' instead of the roofline.")
+        str | None, typer.Option(help="Profile of 'batchgen profile', or a folder of operator profiles.")
     ] = None,
     costs: Annotated[
         str,
@@ -126,7 +126,7 @@ def sim(
     )
     check_input("trace", trace, remedy="give a JSONL file, plain or gzip")
     for flag, path in (("--faults", faults), ("--profile", profile)):
-        if path is not None:
+        if path is not None and not (path == profile and kind_of(path) == "folder"):
             check_input(flag, path, remedy="give an existing file")
     if log != "off" and out is None:
         raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")

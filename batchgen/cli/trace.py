@@ -35,7 +35,7 @@ SHOWN_PERCENTILES = ("p50", "p90", "p95", "p99", "p99.9")
 
 @app.command("import")
 def import_command(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A file of a known format.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A file of a known format, or a run's folder.")],
     output: Annotated[
         Path,
         typer.Option("-o", "--output", metavar="DST", help="Trace to write: .jsonl, .jsonl.gz"),
@@ -63,6 +63,10 @@ def import_command(
         float | None,
         typer.Option(help="ServeGen: draw at the recorded rates times this, instead of N."),
     ] = None,
+    prefixes: Annotated[
+        Path | None,
+        typer.Option(help="The workload of a request log: its prefix blocks, row by row."),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -85,7 +89,12 @@ def import_command(
         rate_scale=1.0 if rate_scale is None else rate_scale,
     )
     trace = import_trace(
-        source, format=format_name, skip_bad=skip_bad, limit=limit, servegen=options
+        source,
+        format=format_name,
+        skip_bad=skip_bad,
+        limit=limit,
+        servegen=options,
+        prefixes=prefixes,
     )
     if name is not None:
         trace = replace(trace, name=name)

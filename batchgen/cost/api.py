@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from batchgen.runtime.advisor import RankLoad
 from batchgen.units import PS_PER_S
 
-__all__ = ["PS_PER_S", "CostModel", "FloatArray", "IntArray", "Link", "PassLoad", "RankLoad"]
+__all__ = [
+    "PS_PER_S",
+    "CostModel",
+    "FloatArray",
+    "IntArray",
+    "Link",
+    "PassDetail",
+    "PassLoad",
+    "RankLoad",
+]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -65,12 +74,42 @@ class PassLoad:
         return PassLoad(*(getattr(self, field.name)[:, begin:end] for field in fields(self)))
 
 
+@dataclass(slots=True)
+class PassDetail:
+    """What the sums of a `PassLoad` leave out, for cost models that are `detailed`.
+
+    longest, shortest   most and fewest KV tokens that a decoding row reads, int64
+                        [num_ranks, num_passes]; 0 where none decodes
+    piece_ranks         rank of each prompt piece, int64 [num_pieces]
+    piece_tokens        its tokens, int64 [num_pieces, num_passes]
+    piece_starts        KV tokens before it, int64 [num_pieces, num_passes]
+    """
+
+    longest: IntArray
+    shortest: IntArray
+    piece_ranks: IntArray
+    piece_tokens: IntArray
+    piece_starts: IntArray
+
+    @classmethod
+    def even(cls, load: PassLoad) -> PassDetail:
+        """As if all rows of a rank were alike and its prompt pieces were one."""
+        mean = load.context // np.maximum(load.decodes, 1)
+        ranks = np.arange(load.num_ranks, dtype=np.int64)
+        return cls(mean, mean, ranks, load.chunk_tokens, load.chunk_reads)
+
+
 class CostModel(Protocol):
-    """What a pass, a copy and a switch cost on one engine of a layout."""
+    """What a pass, a copy and a switch cost on one engine of a layout.
+
+    `detailed`: times are not affine in the context; `pass_ps` wants the detail of a load, and the
+    methods that have none take rows and pieces as alike. `decode_affine` is not asked then.
+    """
 
     num_ranks: int
+    detailed: bool
 
-    def pass_ps(self, load: PassLoad) -> IntArray:
+    def pass_ps(self, load: PassLoad, detail: PassDetail | None = None) -> IntArray:
         """Duration of each pass in ps, shape [num_passes]; a pass without work costs 0."""
         ...
 

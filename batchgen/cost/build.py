@@ -42,6 +42,24 @@ def build_cost(
     for name, value in (("b_attn", plan_b_attn), ("b_moe", plan_b_moe), ("skew", expert_skew)):
         if value < 0:
             raise UserError(f"plan option {name} must not be negative, got {value}")
+    if profile is not None and Path(profile).is_dir():
+        from batchgen.cost.engine_profile import EngineProfileCost
+        from batchgen.cost.engine_tables import read_engine_tables
+
+        if plan_b_attn or plan_b_moe:
+            raise UserError(
+                "plan.b_attn and plan.b_moe: operator profiles know no sub-batches",
+                remedy="leave out --profile, or the options",
+            )
+        return EngineProfileCost(
+            model,
+            gpu,
+            layout,
+            read_engine_tables(profile, model, gpu, layout.tp),
+            efficiency=efficiency,
+            expert_skew=expert_skew,
+            gpus_per_node=gpus_per_node or gpu.gpus_per_node,
+        )
     if profile is not None:
         from batchgen.cost.profile import ProfiledCost, load_profile
 

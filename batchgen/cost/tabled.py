@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchgen.cost.api import FloatArray, IntArray, Link, PassLoad, RankLoad
+from batchgen.cost.api import FloatArray, IntArray, Link, PassDetail, PassLoad, RankLoad
 from batchgen.cost.table import IntTable
 from batchgen.cost.work import moved_bytes, useful_flops
 from batchgen.layout import Layout
@@ -79,6 +79,7 @@ class TabledCost:
     ) -> None:
         self.model, self.layout = model, layout
         self.num_ranks = layout.ranks_per_engine
+        self.detailed = False
         self._own, self._union, self._head = IntTable(own), IntTable(union), IntTable(head)
         self._prompts = self._union if prompts is None else IntTable(prompts)
         self._slope, self._fixed = IntTable(_per_row(slope)), IntTable(_per_row(fixed))
@@ -89,7 +90,7 @@ class TabledCost:
         self._affine: dict[int, tuple[int, int]] = {}
         self._bases: dict[int, tuple[int, int]] = {}  # by composition: time without context, slope
 
-    def pass_ps(self, load: PassLoad) -> IntArray:
+    def pass_ps(self, load: PassLoad, detail: PassDetail | None = None) -> IntArray:
         tokens = load.decodes + load.chunk_tokens
         union = tokens.sum(axis=0)
         shared = self.union_ps(load) + self._step_ps

@@ -59,7 +59,7 @@ class Terms:
     def _attention_ridge(self) -> float:
         return self.gpu.peak_for("bf16") / self.gpu.hbm_bytes_per_s
 
-    def _peer_ps_per_byte(self, *, internode: bool) -> float:
+    def peer_ps_per_byte(self, *, internode: bool) -> float:
         """Collectives of a tensor-parallel group."""
         if internode:
             return PS_PER_S / (self.gpu.inter_bytes_per_s * self.efficiency.network)
@@ -109,7 +109,7 @@ class Terms:
         volume = tokens * (2.0 * self.model.hidden * _STATE_BYTES * (tp - 1) / tp)
         # Rings cross the border of a node over all of its links, each with a part.
         share = self.gpus_per_node if internode else 1
-        rate = self._peer_ps_per_byte(internode=internode) / share
+        rate = self.peer_ps_per_byte(internode=internode) / share
         return count * (volume * rate + latency * PS_PER_S)
 
     def head(self, samples: FloatArray) -> FloatArray:
@@ -247,9 +247,9 @@ class Terms:
             if model.routed_groups > 1:
                 remote = min(remote, float(model.routed_groups))
             crossed = own * (inside * remote)
-        time = received * self._peer_ps_per_byte(internode=False)
+        time = received * self.peer_ps_per_byte(internode=False)
         if nodes > 1:
-            time = np.maximum(time, crossed * (self._peer_ps_per_byte(internode=True) / inside))
+            time = np.maximum(time, crossed * (self.peer_ps_per_byte(internode=True) / inside))
         return model.moe_layers * (fixed_s * PS_PER_S + time)
 
     # Copies ---------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Terms:
         if internode:
             rate = self.gpu.inter_bytes_per_s * self.efficiency.network
         else:
-            rate = PS_PER_S / self._peer_ps_per_byte(internode=False)
+            rate = PS_PER_S / self.peer_ps_per_byte(internode=False)
         return PS_PER_S * self.model.kv_bytes_per_token / (rate * self.layout.tp)
 
     @property

@@ -15,6 +15,7 @@ import msgspec
 from batchgen.errors import DataError, UserError
 from batchgen.trace.formats.flat import FLAT_FORMATS, FlatFormat, read_flat
 from batchgen.trace.formats.servegen import ServeGenOptions, generate_servegen
+from batchgen.trace.formats.vllm_run import requests_file, with_prefixes
 from batchgen.trace.lines import open_bytes, read_lines
 from batchgen.trace.schema import load
 from batchgen.trace.table import Trace
@@ -34,7 +35,9 @@ def format_names() -> tuple[str, ...]:
 def detect(path: str | os.PathLike[str]) -> str:
     """The name of the file's format. UserError that lists the known formats if there is none."""
     source = Path(path)
-    if source.is_dir() or _is_tar(source):
+    if requests_file(source).is_file() and source.is_dir():
+        source = requests_file(source)
+    elif source.is_dir() or _is_tar(source):
         return SERVEGEN
     kind, fields = _first_fields(source)
     if kind == "jsonl" and ("batchgen_trace" in fields or "prompt_tokens" in fields):
@@ -57,12 +60,17 @@ def import_trace(
     skip_bad: bool = False,
     limit: int | None = None,
     servegen: ServeGenOptions | None = None,
+    prefixes: str | os.PathLike[str] | None = None,
 ) -> Trace:
     """Read a trace of any known format. `limit` keeps the first rows only.
 
-    `servegen` sets what to draw from a ServeGen client set. Raises UserError for an unknown
+    `servegen` sets what to draw from a ServeGen client set. `prefixes`: a trace with the same rows
+    in the same order, whose prefix blocks they get. Raises UserError for an unknown
     format or unreadable file, DataError for a bad line unless `skip_bad`.
     """
+    if prefixes is not None:
+        log = import_trace(path, format=format, skip_bad=skip_bad, limit=limit)
+        return with_prefixes(log, import_trace(prefixes), Path(path), Path(prefixes))
     name = detect(path) if format == "auto" else format
     if name == OWN:
         return load(path, skip_bad=skip_bad, max_rows=limit)
@@ -70,7 +78,7 @@ def import_trace(
         trace = generate_servegen(path, servegen or ServeGenOptions())
         return trace if limit is None else trace.head(limit)
     spec = _flat(name)
-    source = Path(path)
+    source = requests_file(Path(path))
     kind, fields = _first_fields(source)
     missing = [field for field in spec.requires if field not in fields]
     if kind != spec.kind or missing:
