@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from batchgen.cost.capacity import Capacity, capacity
+from batchgen.cost.residency import ATTENTION, KV, WEIGHTS, Residency
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec
 from batchgen.plan import MOST_PAGE_TOKENS, MOST_SIZE, EngineSpec, Plan
-from batchgen.policy.options import option, read_option
+from batchgen.policy.options import one_of, option, read_option
 from batchgen.policy.presets import Preset
 
 # vLLM V1 for offline use: GPUs of at least 70 GiB other than A100 take large passes, since a larger
@@ -41,16 +42,33 @@ class PlanOptions:
     prefix_cache: bool | None = None
     depth: int = option(1, least=1, most=2)
     prefill_engines: int = option(0, least=0, most=MOST_SIZE)
+    weights: str = one_of(*WEIGHTS)
+    kv: str = one_of(*KV)
+    attention: str = one_of(*ATTENTION)
+    row_bytes: int = option(0, least=0, most=1 << 40)
+
+    @property
+    def residency(self) -> Residency:
+        """Raises UserError for places that do not go together."""
+        return Residency(
+            weights=self.weights,
+            kv=self.kv,
+            attention=self.attention,
+            row_bytes=self.row_bytes,
+        )
 
 
-def plan_options(overrides: Mapping[str, str]) -> PlanOptions:
-    """Read the "plan.*" entries of --set; raises UserError for an unknown name or a bad value."""
+def plan_options(
+    overrides: Mapping[str, str], preset: Mapping[str, object] | None = None
+) -> PlanOptions:
+    """The options of a preset, then the "plan.*" entries of --set; raises UserError for an unknown
+    name or a bad value."""
     values: dict[str, object] = {}
     fields = {field.name: field for field in dataclasses.fields(PlanOptions)}
-    for key, text in overrides.items():
-        slot, _, name = key.partition(".")
-        if slot != "plan":
-            continue
+    texts = {f"plan.{name}": str(value) for name, value in (preset or {}).items()}
+    texts |= {key: text for key, text in overrides.items() if key.startswith("plan.")}
+    for key, text in texts.items():
+        name = key.partition(".")[2]
         if name not in fields:
             raise UserError(
                 f"--set {key}: the plan has no such option",
@@ -90,7 +108,10 @@ def build_plan(
         token_budget=token_budget,
         max_num_seqs=max_num_seqs,
         gpus_per_node=gpus_per_node,
+        residency=options.residency,
     )
+    if sizes.seats:
+        max_num_seqs = min(options.max_num_seqs or sizes.seats, sizes.seats)
     per_engine = layout.gpus_per_engine
     nodes_per_engine = max(1, per_engine // gpus_per_node)
     engines_per_node = max(1, gpus_per_node // per_engine)

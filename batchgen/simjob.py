@@ -23,7 +23,8 @@ class SimJob:
     """One simulated run of one policy.
 
     trace: path of a trace in the batchgen schema. model: catalog name or folder with a config.json.
-    gpus_per_node None: the catalog's node. layout None: the default rule, reported in the record.
+    gpus_per_node None: the catalog's node. cluster: name or path of a cluster, whose GPU, nodes and
+    links then count. layout None: the default rule, reported in the record.
     overrides: ("part.option", "value") pairs in the order given. arrivals "batch" puts every row at
     time 0. max_output_tokens None: the largest output of the trace is every row's budget. oracle:
     the policy sees true output lengths. profile: JSON of `batchgen profile`; None: what `costs`
@@ -37,6 +38,7 @@ class SimJob:
     gpu: str = "h20"
     gpus: int = 128
     gpus_per_node: int | None = None
+    cluster: str | None = None
     layout: str | None = None
     policy: str = "batchgen"
     overrides: tuple[tuple[str, str], ...] = ()

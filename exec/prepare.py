@@ -11,6 +11,7 @@ from batchgen.bodies import Bodies
 from batchgen.bodyname import load_body
 from batchgen.coroutine import BodyFactory
 from batchgen.cost.efficiency import refuse_constants
+from batchgen.cost.residency import Residency
 from batchgen.errors import UserError
 from batchgen.exec.free_memory import resident_bytes
 from batchgen.exec.generation import sampling_defaults
@@ -197,11 +198,17 @@ def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)
     refuse_constants(overrides, "an executor takes the time that it takes")
-    options = plan_options(overrides)
+    options = plan_options(overrides, preset.plan)
     if options.prefill_engines:
         raise UserError(
             f"--set plan.prefill_engines={options.prefill_engines}: exec runs one engine",
             remedy="leave it out",
+            code="capability",
+        )
+    if options.residency != Residency():
+        raise UserError(
+            "--set plan.weights, plan.kv, plan.attention, plan.row_bytes: of the simulator only",
+            remedy="leave them out",
             code="capability",
         )
     if "plan.memory_fraction" in overrides:

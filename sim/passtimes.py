@@ -312,7 +312,9 @@ class PassTimes:
         if step.until == "all":  # padded to the longest of the rank
             sizes = sizes.copy()
             for index, rank in enumerate(ranks):
-                sizes[index] = max(c[2] for c, r in zip(step.chunks, ranks, strict=True) if r == rank)
+                sizes[index] = max(
+                    c[2] for c, r in zip(step.chunks, ranks, strict=True) if r == rank
+                )
         return PassDetail(
             longest,
             shortest,
@@ -321,9 +323,7 @@ class PassTimes:
             starts,
         )
 
-    def _extremes(
-        self, step: Step, passes: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _extremes(self, step: Step, passes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Most and fewest KV tokens that a row of a rank reads, by pass; 0 without rows."""
         longest = np.zeros((self.num_ranks, passes), dtype=np.int64)
         shortest = np.zeros((self.num_ranks, passes), dtype=np.int64)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchgen.catalog.systems import find_cluster
 from batchgen.cost.build import build_cost
-from batchgen.cost.efficiency import Efficiency, efficiency_of, refuse_constants
+from batchgen.cost.efficiency import efficiency_of, refuse_constants
 from batchgen.cost.partition import PartitionPlanner
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec, load_gpu
@@ -18,7 +19,8 @@ from batchgen.layout import Layout, default_layout, parse_layout
 from batchgen.log import Header
 from batchgen.logbook import DecisionLog
 from batchgen.model import ModelSpec, load_model
-from batchgen.planning import PlanOptions, build_plan, plan_options
+from batchgen.plan import Plan
+from batchgen.planning import build_plan, plan_options
 from batchgen.policy.presets import CAPABILITIES, Policy, build_policy, find_preset
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
@@ -62,26 +64,14 @@ def set_up(
     if job.oracle:
         overrides.setdefault("predictor.part", "oracle")
     policy = build_policy(preset, overrides, CAPABILITIES)
-    options = plan_options(overrides)
-    if job.profile is not None and not Path(job.profile).is_dir():
-        refuse_constants(overrides, "--profile has measured everything")
-    page_tokens = options.page_tokens or preset.page_tokens
-    efficiency = efficiency_of(overrides, preset.costs)
-    machine = resolve(job, options, trace.expert_skew, page_tokens, efficiency)
+    options = plan_options(overrides, preset.plan)
+    machine = resolve(job, trace.expert_skew)
     model, layout, planner = machine.model, machine.layout, machine.planner
+    plan, sizes = machine.plan, machine.sizes
     budgets = output_budgets(trace, job.max_output_tokens)
     check_contexts(trace, model.max_context, model.name, job.trace)
     check_conversations(trace, budgets, model.max_context, model.name, job.trace)
     further = further_stages(trace, budgets, model.max_context, job.body)
-    plan, sizes = build_plan(
-        model,
-        machine.gpu,
-        layout,
-        preset,
-        gpus_per_node=machine.gpus_per_node,
-        max_context=model.max_context,
-        options=options,
-    )
     true_output = np.minimum(trace.output_tokens, budgets).astype(np.int32)
     table = Table(trace.prompt_tokens, budgets, group=trace.group)
     if job.oracle:
@@ -153,30 +143,43 @@ def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a job runs on: the names of the job resolved, and the cost of it all."""
+    """What a job runs on: the names of the job resolved, the plan, and the cost of it all."""
 
     model: ModelSpec
     gpu: GpuSpec
     gpus_per_node: int
     layout: Layout
     layout_reason: str
+    plan: Plan
+    sizes: Capacity
     planner: PartitionPlanner
 
 
-def resolve(
-    job: SimJob,
-    options: PlanOptions,
-    expert_skew: float,
-    page_tokens: int,
-    efficiency: Efficiency,
-) -> Machine:
-    """Model, GPU, layout and cost of a job. Raises UserError for a name or layout that is none."""
-    model, gpu = load_model(job.model), load_gpu(job.gpu)
-    per_node = job.gpus_per_node or min(gpu.gpus_per_node, job.gpus)
+def resolve(job: SimJob, expert_skew: float) -> Machine:
+    """What a job runs on. Raises UserError for a name, an option or a layout that is none."""
+    overrides, preset = dict(job.overrides), find_preset(job.policy)
+    cluster = find_cluster(job.cluster) if job.cluster is not None else None
+    known = {**(cluster.costs if cluster is not None else {}), **preset.costs}
+    options, efficiency = plan_options(overrides, preset.plan), efficiency_of(overrides, known)
+    if job.profile is not None and not Path(job.profile).is_dir():
+        refuse_constants(overrides, "--profile has measured everything")
+    model = load_model(job.model)
+    gpu = load_gpu(job.gpu if cluster is None else cluster.gpu)
+    node = gpu.gpus_per_node if cluster is None else cluster.gpus_per_node
+    per_node = job.gpus_per_node or min(node, job.gpus)
     if job.layout is None:
         layout, why = default_layout(model, gpu, job.gpus, per_node)
     else:
         layout, why = parse_layout(job.layout, job.gpus), "given"
+    plan, sizes = build_plan(
+        model,
+        gpu,
+        layout,
+        preset,
+        gpus_per_node=per_node,
+        max_context=model.max_context,
+        options=options,
+    )
     home = build_cost(
         model,
         gpu,
@@ -188,6 +191,8 @@ def resolve(
         gpus_per_node=per_node,
         efficiency=efficiency,
         costs=job.costs,
+        residency=options.residency,
+        streamed_bytes=sizes.streamed_bytes,
     )
     planner = PartitionPlanner(
         model=model,
@@ -196,9 +201,10 @@ def resolve(
         home=home,
         gpus_per_node=per_node,
         expert_skew=expert_skew,
-        page_tokens=page_tokens,
+        page_tokens=plan.page_tokens,
         efficiency=efficiency,
         costs=job.costs,
+        fixed=options.residency.streams,
     )
     return Machine(
         model=model,
@@ -206,6 +212,8 @@ def resolve(
         gpus_per_node=per_node,
         layout=layout,
         layout_reason=why,
+        plan=plan,
+        sizes=sizes,
         planner=planner,
     )
 
@@ -214,12 +222,7 @@ def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:
     """The advisor of a recorded simulation, from the "job" of its run.json."""
     overrides = tuple((key, text) for key, text in job["overrides"])
     recorded = SimJob(**{**job, "overrides": overrides})
-    skew = load(recorded.trace, max_rows=1).expert_skew
-    options = plan_options(dict(overrides))
-    preset = find_preset(recorded.policy)
-    page_tokens = options.page_tokens or preset.page_tokens
-    efficiency = efficiency_of(dict(overrides), preset.costs)
-    return resolve(recorded, options, skew, page_tokens, efficiency).planner
+    return resolve(recorded, load(recorded.trace, max_rows=1).expert_skew).planner
 
 
 def decision_log(

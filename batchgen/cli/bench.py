@@ -14,10 +14,12 @@ from typing import Annotated
 import typer
 
 from batchgen.cli.bench_costs import costs
+from batchgen.cli.bench_published import published
 from batchgen.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command(name="costs")(costs)
+app.command(name="published")(published)
 
 
 @app.callback(invoke_without_command=True)

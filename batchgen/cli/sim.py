@@ -50,9 +50,15 @@ def sim(
         str, typer.Option(help="Catalog name, or a folder with a config.json.")
     ] = DEFAULTS["model"],
     gpus: Annotated[int, typer.Option(help="GPUs in the cluster.")] = DEFAULTS["gpus"],
-    gpu: Annotated[str, typer.Option(help="Catalog name of the GPU.")] = DEFAULTS["gpu"],
+    gpu: Annotated[
+        str | None, typer.Option(help=f"Catalog name of the GPU; default: {DEFAULTS['gpu']}.")
+    ] = None,
     gpus_per_node: Annotated[
         int | None, typer.Option(help="GPUs that share a host; default: the catalog's node.")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Machines of the catalog, or of a .yaml file, instead of --gpu."),
     ] = None,
     layout: Annotated[
         str | None, typer.Option(help="Parallel layout; default: a rule, printed.")
@@ -84,7 +90,8 @@ def sim(
         bool, typer.Option("--oracle", help="Let the policy see true output lengths.")
     ] = False,
     profile: Annotated[
-        str | None, typer.Option(help="Profile of 'batchgen profile', or a folder of operator profiles.")
+        str | None,
+        typer.Option(help="Profile of 'batchgen profile', or a folder of operator profiles."),
     ] = None,
     costs: Annotated[
         str,
@@ -130,10 +137,13 @@ def sim(
             check_input(flag, path, remedy="give an existing file")
     if log != "off" and out is None:
         raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
+    if cluster is not None and gpu is not None:
+        raise UserError("--gpu and --cluster are both given", remedy="give one of them")
     job = SimJob(
         trace=trace,
         model=model,
-        gpu=gpu,
+        gpu=gpu or DEFAULTS["gpu"],
+        cluster=cluster,
         gpus=gpus,
         gpus_per_node=gpus_per_node,
         layout=layout,

@@ -35,7 +35,9 @@ SHOWN_PERCENTILES = ("p50", "p90", "p95", "p99", "p99.9")
 
 @app.command("import")
 def import_command(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A file of a known format, or a run's folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A file of a known format, or a run's folder.")
+    ],
     output: Annotated[
         Path,
         typer.Option("-o", "--output", metavar="DST", help="Trace to write: .jsonl, .jsonl.gz"),

@@ -41,7 +41,8 @@ class AttentionGrid:
 
     def _fill(self, points: Mapping[Point, float]) -> FloatArray:
         chunks, histories, rows, contexts = (
-            axis.astype(int).tolist() for axis in (self.chunk, self.history, self.rows, self.context)
+            axis.astype(int).tolist()
+            for axis in (self.chunk, self.history, self.rows, self.context)
         )
 
         def at(*point: int) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 
 from batchgen.cost.api import CostModel
 from batchgen.cost.efficiency import Efficiency
+from batchgen.cost.residency import Residency
 from batchgen.cost.roofline import RooflineCost
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
@@ -30,14 +31,32 @@ def build_cost(
     gpus_per_node: int | None = None,
     efficiency: Efficiency | None = None,
     costs: str = "roofline",
+    residency: Residency | None = None,
+    streamed_bytes: int = 0,
 ) -> CostModel:
     """The cost of one engine of `layout`; identical engines should share the object.
 
+    `residency`: what lives on the host, with `streamed_bytes` of weights per GPU and pass.
     `costs`: "roofline", or "measured" for sums of measured kernels. `gpus_per_node` None takes that
     of the GPU. A `profile` (path to the JSON of `batchgen profile`)
     replaces the roofline and needs a layout of one-GPU engines. Raises UserError otherwise, for a
     layout the model cannot take, and for negative options.
     """
+    if residency is not None and residency.streams:
+        inner = build_cost(
+            model,
+            gpu,
+            layout,
+            plan_b_attn=plan_b_attn,
+            plan_b_moe=plan_b_moe,
+            expert_skew=expert_skew,
+            profile=profile,
+            gpus_per_node=gpus_per_node,
+            efficiency=efficiency,
+            costs=costs,
+        )
+        per_node = gpus_per_node or gpu.gpus_per_node
+        return _streamed(inner, model, gpu, layout, residency, streamed_bytes, per_node, efficiency)
     check_layout(model, layout)
     for name, value in (("b_attn", plan_b_attn), ("b_moe", plan_b_moe), ("skew", expert_skew)):
         if value < 0:
@@ -110,4 +129,29 @@ def _measured(
         efficiency=efficiency,
         skew=skew,
         gpus_per_node=gpus_per_node or gpu.gpus_per_node,
+    )
+
+
+def _streamed(
+    inner: CostModel,
+    model: ModelSpec,
+    gpu: GpuSpec,
+    layout: Layout,
+    residency: Residency,
+    streamed_bytes: int,
+    gpus_per_node: int,
+    efficiency: Efficiency | None,
+) -> CostModel:
+    from batchgen.cost.streamed import StreamedCost
+
+    eff = efficiency or Efficiency()
+    ranks_per_node = max(1, gpus_per_node // layout.tp)
+    return StreamedCost(
+        inner,
+        residency,
+        weight_bytes=streamed_bytes,
+        link_bytes_per_s=gpu.host_bytes_per_s * eff.host_link,
+        kv_bytes=model.kv_bytes_per_token / layout.tp,
+        cpu_bytes_per_s=eff.cpu_attention_bytes_per_s / ranks_per_node,
+        model_kv_bytes=model.kv_bytes_per_token,
     )

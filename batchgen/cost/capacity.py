@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from batchgen.cost.residency import KV_BUFFER_BYTES, Residency, placed
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout, check_layout, kv_split, weight_bytes_per_gpu
@@ -24,7 +25,10 @@ HOST_SAFETY = 0.9
 class Capacity:
     """Sizes of the KV pools and what they were computed from. Pages hold `page_tokens` tokens.
 
-    `hbm_pages` is per rank, `host_pages` per node (0: no room beside the weights).
+    `hbm_pages` is per rank, `host_pages` per node (0: no room beside the weights). With KV on the
+    host `hbm_pages` is a rank's part of the host, and there is no other tier. `streamed_bytes` are
+    weights that each GPU fetches in every pass, `seats` the rows that device memory bounds (0: it
+    does not).
     `kv_bytes_per_token` is what one token takes on each GPU of its rank, and
     `host_kv_bytes_per_token` what it takes in host memory.
     """
@@ -37,6 +41,8 @@ class Capacity:
     weight_bytes_per_gpu: int
     workspace_bytes: int
     kv_pool_bytes: int
+    streamed_bytes: int = 0
+    seats: int = 0
 
     @property
     def hbm_tokens(self) -> int:
@@ -73,6 +79,7 @@ def capacity(
     token_budget: int = 8192,
     max_num_seqs: int = 256,
     gpus_per_node: int | None = None,
+    residency: Residency | None = None,
 ) -> Capacity:
     """KV pages per rank and per node under `layout`.
 
@@ -83,13 +90,18 @@ def capacity(
     if not 0.0 < memory_fraction <= 1.0:
         raise UserError(f"the memory fraction must lie in (0, 1], got {memory_fraction}")
     check_layout(model, layout)
-    weights = sum(weight_bytes_per_gpu(model, layout).values())
+    residency = residency or Residency()
+    held = weight_bytes_per_gpu(model, layout)
+    weights, streamed = placed(model, layout, residency, held)
     work = workspace_bytes(model, layout, token_budget=token_budget, max_num_seqs=max_num_seqs)
     per_token = ceil(model.kv_bytes_per_token / kv_split(model, layout.tp))
     usable = int(memory_fraction * gpu.hbm_bytes)
+    least = KV_BUFFER_BYTES if residency.kv == "host" else 2 * per_token * page_tokens
+    if residency.weights == "spill":
+        streamed = min(max(0, weights + work + least - usable), held["experts"])
+        weights -= streamed
     room = usable - weights - work
-    pages = room // (per_token * page_tokens)
-    if pages < 2:
+    if room < least:
         raise UserError(
             f"{model.name} does not fit on {gpu.name} under layout {layout}: per GPU "
             f"{weights / 1e9:.1f} GB weights and {work / 1e9:.1f} GB workspace against "
@@ -99,13 +111,27 @@ def capacity(
             code="does_not_fit",
         )
     host_room = int((gpu.host_bytes - model.weight_bytes) * HOST_SAFETY)
+    host_pages = max(0, host_room // (model.kv_bytes_per_token * page_tokens))
+    pages = room // (per_token * page_tokens)
+    if residency.kv == "host":
+        node = gpus_per_node or gpu.gpus_per_node
+        pages, host_pages = host_pages // max(1, node // layout.tp), 0
+        if pages < 2:
+            raise UserError(
+                f"plan.kv=host: {gpu.host_bytes / 1e9:.0f} GB of a host hold no KV beside the "
+                f"{model.weight_bytes / 1e9:.0f} GB of {model.name}",
+                remedy="leave KV in HBM",
+                code="does_not_fit",
+            )
     return Capacity(
         hbm_pages=pages,
-        host_pages=max(0, host_room // (model.kv_bytes_per_token * page_tokens)),
+        host_pages=host_pages,
         page_tokens=page_tokens,
         kv_bytes_per_token=per_token,
         host_kv_bytes_per_token=model.kv_bytes_per_token,
         weight_bytes_per_gpu=weights,
         workspace_bytes=work,
         kv_pool_bytes=room,
+        streamed_bytes=streamed,
+        seats=max(1, room // residency.row_bytes) if residency.row_bytes else 0,
     )

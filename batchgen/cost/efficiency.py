@@ -37,8 +37,12 @@ class Efficiency:
     # Part of the time of a compute-bound pass that kernels of these fractions fill; the rest is
     # element-wise work, gaps and stragglers. About 0.7 (BatchGen).
     engine: float = option(0.7, least=0.01, most=1)
-    # Weights read at small batch: 0.83 H100, 0.78 H200, 0.69 A100 (n x k >= 32M, aiconfigurator).
-    weight_bandwidth: float = option(0.80, least=0.01, most=1)
+    # Weights read at small batch over HBM bandwidth, by ridge. Of two bytes: A100 0.69, H200 0.78,
+    # H100 0.83 (n x k >= 32M, aiconfigurator). Of one byte and less: H20 0.45 to 0.5, products and
+    # experts alike (InferSim); experts of DeepSeek-V3 under EP8 at 64 tokens and more: H200 0.66,
+    # H100 0.73 (aiconfigurator).
+    weight_bandwidth: Points = ((153.0, 0.69), (206.0, 0.78), (295.0, 0.83))
+    small_weight_bandwidth: Points = ((74.0, 0.48), (412.0, 0.66), (590.0, 0.73))
     # Decode attention over HBM bandwidth by rows, at about 4K of context: H100 0.3 to 0.5 at one
     # row, 0.70 at 16, 0.86 at 64, 0.88 at 256 (aiconfigurator); RTX PRO 6000 0.1 to 0.35, 0.5 to
     # 0.73, 0.67 to 0.84 at 128 (logs); H20 0.69 (InferSim).
@@ -63,21 +67,26 @@ class Efficiency:
     network: float = option(0.85, least=0.01, most=1)
     # KV between HBM and host with all GPUs of a node at once: about 32 of 64 GB/s (BatchGen).
     host_link: float = option(0.50, least=0.01, most=1)
-    # Kernel launches and element-wise kernels per layer inside a CUDA graph. One H100 reads the
-    # weights of an 8B model in 6.0 ms and decodes one row in about 6.8 ms.
-    layer_s: float = option(25e-6, least=0, most=1)
+    # Attention of decodes on the CPUs of a node: KV bytes read in a second. About 140 GB/s of the
+    # 205 that eight channels of DDR4-3200 give (28-core AMD 7453, BatchGen paper's set-up).
+    cpu_attention_bytes_per_s: float = option(140e9, least=1e6, most=1e15)
+    # One kernel of a layer inside a CUDA graph beyond its bytes or FLOPs: launch, fill, drain. A
+    # dense layer has about ten: one H100 reads the weights of an 8B model in 6.0 ms and decodes one
+    # row in about 6.8 ms (`batchgen.cost.terms` counts the kernels of other layers).
+    kernel_s: float = option(2.5e-6, least=0, most=1)
     # Per further attention sub-batch and layer: launch and the checkpoint of its hidden states,
     # below 5 us each (BatchGen paper, table 2).
     sub_batch_s: float = option(10e-6, least=0, most=1)
     # Host work per step (logs: c0), and more when a step holds a prefill (logs: c1).
     step_s: float = option(300e-6, least=0, most=10)
     prefill_step_s: float = option(4e-3, least=0, most=10)
-    # Fixed time per MoE layer of an engine that spans nodes, beside the bytes: launches, barrier,
-    # stragglers. 65 to 100 ms per decode step of 58 MoE layers (BatchGen), exchange included.
-    internode_moe_layer_s: float = option(1.0e-3, least=0, most=1)
-    # The same inside a node: 77 + 114 us less 75 + 116 us of bytes at EP8 (DeepEP README) leaves
-    # nothing; two barriers of about 10 us.
-    intranode_moe_layer_s: float = option(20e-6, least=0, most=1)
+    # One collective of an engine that spans nodes beside its bytes: launch, barrier, stragglers;
+    # an MoE layer has two, a layer of a tensor-parallel engine too. 65 to 100 ms per decode step of
+    # 58 MoE layers (BatchGen), bytes included.
+    internode_collective_s: float = option(0.15e-3, least=0, most=1)
+    # The same inside a node, of an exchange: 77 + 114 us less 75 + 116 us of bytes at EP8 (DeepEP
+    # README) leaves nothing; a barrier of about 10 us.
+    intranode_collective_s: float = option(10e-6, least=0, most=1)
     # How hidden states reach the experts: "dispatch" sends a token once to each node that has
     # experts of it (DeepEP), "gather" all tokens to all GPUs and the sums back (all-gather and
     # reduce-scatter), "all-reduce" the same by two all-reduces (DP attention of SGLang).

@@ -111,7 +111,9 @@ class EngineProfileCost(TabledCost):
         if not model.is_moe or layout.attention_dp == 1:
             return np.zeros_like(tokens)
         return np.asarray(
-            2 * model.moe_layers * self._gather_ps(tokens * (model.hidden * STATE_BYTES), layout.gpus_per_engine)
+            2
+            * model.moe_layers
+            * self._gather_ps(tokens * (model.hidden * STATE_BYTES), layout.gpus_per_engine)
         )
 
     def _gather_ps(self, volume: FloatArray, gpus: int) -> FloatArray:

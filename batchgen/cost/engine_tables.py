@@ -92,9 +92,7 @@ class EngineTables:
         return self.attention.skew is not None
 
 
-def read_engine_tables(
-    folder: str | Path, model: ModelSpec, gpu: GpuSpec, tp: int
-) -> EngineTables:
+def read_engine_tables(folder: str | Path, model: ModelSpec, gpu: GpuSpec, tp: int) -> EngineTables:
     """The tables of this model, GPU and tensor-parallel degree below `folder`.
 
     Raises UserError where there are none, with those that there are, and DataError for a bad file.
@@ -242,14 +240,18 @@ def _number(text: str, path: Path, line: int, field: str, *, least: float = 0.0)
     except ValueError:
         value = math.nan
     if not (least <= value < 1e12):
-        raise DataError(f"expected a number, got {text[:40]!r}", path=str(path), line=line, field=field)
+        raise DataError(
+            f"expected a number, got {text[:40]!r}", path=str(path), line=line, field=field
+        )
     return value
 
 
 def _count(text: str, path: Path, line: int, field: str) -> int:
     value = _number(text, path, line, field)
     if value != int(value):
-        raise DataError(f"expected a count, got {text[:40]!r}", path=str(path), line=line, field=field)
+        raise DataError(
+            f"expected a count, got {text[:40]!r}", path=str(path), line=line, field=field
+        )
     return int(value)
 
 
@@ -291,7 +293,9 @@ def _experts(path: Path) -> ExpertGrid:
 def _grid(path: Path) -> TwoGrids:
     points = {}
     for line, fields in _rows(path, GRID):
-        sizes = [_count(text, path, line, name) for text, name in zip(fields, GRID[:4], strict=False)]
+        sizes = [
+            _count(text, path, line, name) for text, name in zip(fields, GRID[:4], strict=False)
+        ]
         point = (sizes[0], sizes[1], sizes[2], sizes[3])
         points[point] = _number(fields[4], path, line, GRID[4])
     try:

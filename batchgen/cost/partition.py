@@ -33,8 +33,9 @@ TAIL_MEMORY_FRACTION = 0.95
 class PartitionPlanner:
     """The tail layouts of one engine of `layout`; answers the tail part's cost questions.
 
-    `home` is the cost of the engine as it is; `page_tokens` the size of its pages. Cost models are
-    built once per layout and kept.
+    `home` is the cost of the engine as it is; `page_tokens` the size of its pages. fixed: weights
+    or KV are on the host, where no other layout helps. Cost models are built once per layout and
+    kept.
     """
 
     model: ModelSpec
@@ -46,6 +47,7 @@ class PartitionPlanner:
     page_tokens: int = 64
     efficiency: Efficiency | None = None
     costs: str = "roofline"
+    fixed: bool = False
     _costs: dict[str, CostModel] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
 
@@ -65,6 +67,8 @@ class PartitionPlanner:
 
     def _layouts(self) -> dict[str, Layout]:
         """Candidates by name, in a fixed order."""
+        if self.fixed:
+            return {}
         ranks, node = self.layout.attention_dp, self.gpus_per_node
         found: dict[str, Layout] = {}
         width = 2

@@ -51,13 +51,13 @@ class RooflineCost(TabledCost):
             gpus_per_node=gpus_per_node,
         )
         self.terms = terms
-        self._layer_ps = model.num_layers * eff.layer_s * PS_PER_S
+        self._kernels_ps = terms.kernels * eff.kernel_s * PS_PER_S
         full, windowed = model.full_layers, model.num_layers - model.full_layers
         super().__init__(
             model,
             layout,
             own=lambda tokens: (
-                self._layer_ps
+                self._kernels_ps
                 + _overlap(
                     terms.projections(tokens) + terms.dense(tokens),
                     terms.all_reduce(tokens),
@@ -108,7 +108,7 @@ class RooflineCost(TabledCost):
             "collectives": np.where(
                 busy, terms.all_reduce(own).max(axis=0) + terms.exchange(both), 0.0
             ),
-            "overhead": np.where(busy, self._layer_ps + self._step_ps, 0.0)
+            "overhead": np.where(busy, self._kernels_ps + self._step_ps, 0.0)
             + np.where(chunks, float(self._chunks.step_ps), 0.0),
         }
         rounded = {name: np.rint(part).astype(np.int64) for name, part in parts.items()}

@@ -20,6 +20,7 @@ from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout, attention_parameters_per_gpu, kv_split
 from batchgen.model import DTYPE_BYTES, ModelSpec
 
+MLA_TILE_HEADS = 64
 _STATE_BYTES = 2  # hidden states travel in bf16
 
 
@@ -51,9 +52,24 @@ class Terms:
         reached = interpolate(self.efficiency.gemm, peak / self.gpu.hbm_bytes_per_s)
         return PS_PER_S / (peak * reached * self.efficiency.engine)
 
+    def _weight_ps_per_byte(self, dtype: str) -> float:
+        eff, small = self.efficiency, DTYPE_BYTES[dtype] < DTYPE_BYTES["bf16"]
+        points = eff.small_weight_bandwidth if small else eff.weight_bandwidth
+        reached = interpolate(points, self.gpu.peak_for(dtype) / self.gpu.hbm_bytes_per_s)
+        return PS_PER_S / (self.gpu.hbm_bytes_per_s * reached)
+
     @property
-    def _weight_ps_per_byte(self) -> float:
-        return PS_PER_S / (self.gpu.hbm_bytes_per_s * self.efficiency.weight_bandwidth)
+    def kernels(self) -> int:
+        """Kernels of all layers. A dense layer: two norms, two projections, rotary with the cache,
+        attention, three of a gated MLP, and one between; latent attention has two steps down and up
+        with their norms and two absorbed products more; experts a router, top-k, two permutations,
+        two grouped products and a sum instead of the MLP; weights of one byte a quantisation before
+        each product."""
+        model = self.model
+        small = DTYPE_BYTES[model.weight_dtype] < DTYPE_BYTES["bf16"]
+        every = 10 + (8 if model.attention == "mla" else 0) + (4 if small else 0)
+        sparse = 5 + (3 if model.shared_ffn else 0)
+        return model.num_layers * every + model.moe_layers * sparse
 
     @property
     def _attention_ridge(self) -> float:
@@ -70,7 +86,7 @@ class Terms:
     def _linear(self, tokens: FloatArray, parameters: float, dtype: str) -> FloatArray:
         """One linear module with `parameters` weights on this GPU."""
         compute = tokens * (2.0 * parameters * self._gemm_ps_per_flop(dtype))
-        read = parameters * DTYPE_BYTES[dtype] * self._weight_ps_per_byte
+        read = parameters * DTYPE_BYTES[dtype] * self._weight_ps_per_byte(dtype)
         return np.maximum(compute, read)
 
     # Work of a rank on its own tokens -----------------------------------------------------------
@@ -105,7 +121,9 @@ class Terms:
         else:  # the experts of a lockstep engine exchange tokens instead
             count += self.model.dense_layers
         internode = tp > self.gpus_per_node
-        latency = self.gpu.inter_latency_s if internode else self.gpu.intra_latency_s
+        latency = self.gpu.intra_latency_s
+        if internode:
+            latency = self.gpu.inter_latency_s + self.efficiency.internode_collective_s
         volume = tokens * (2.0 * self.model.hidden * _STATE_BYTES * (tp - 1) / tp)
         # Rings cross the border of a node over all of its links, each with a part.
         share = self.gpus_per_node if internode else 1
@@ -128,6 +146,11 @@ class Terms:
         kv_bytes = model.kv_bytes_per_token_layer / kv_split(model, self.layout.tp)
         read = kv_bytes / (self.gpu.hbm_bytes_per_s * interpolate(eff.decode_bandwidth, batch))
         flops = model.decode_flops_per_context_token / self.layout.tp
+        if model.attention == "mla":
+            # Heads share the latent, and matrix units take 64 of them at a time: with fewer on a
+            # GPU the rest of a tile is empty. Modules of 8 to 128 heads take the same time per
+            # token on H100 and H200 (aiconfigurator).
+            flops *= max(1.0, MLA_TILE_HEADS * self.layout.tp / model.num_heads)
         # Grouped queries share a key-value load but the units stay far from their peak, so the
         # fraction measured for MLA bounds all kinds.
         scale = self._prefill_fraction / eff.prefill_attention[0][1]
@@ -163,7 +186,7 @@ class Terms:
     def read_bytes_ps(self) -> float:
         """ps to read the KV of one earlier token of a chunk, one layer."""
         kv_bytes = self.model.kv_bytes_per_token_layer / kv_split(self.model, self.layout.tp)
-        return kv_bytes * self._weight_ps_per_byte
+        return kv_bytes * self._weight_ps_per_byte(self.model.kv_dtype)
 
     @property
     def read_flops_ps(self) -> float:
@@ -194,7 +217,7 @@ class Terms:
         fullest = -(-model.num_experts // layout.ep) / model.num_experts / layout.expert_tp
         touched = touched_experts(tokens, model.num_experts, model.top_k) * fullest
         bytes_ = touched * (model.expert_parameters * DTYPE_BYTES[dtype])
-        return np.maximum(flops * rate, bytes_ * self._weight_ps_per_byte)
+        return np.maximum(flops * rate, bytes_ * self._weight_ps_per_byte(dtype))
 
     def within_node(self, tokens: FloatArray) -> FloatArray:
         """Experts and exchange of a pass whose nodes work apart, `tokens` in all; the experts that
@@ -227,11 +250,8 @@ class Terms:
             return np.zeros_like(tokens)
         gpus, nodes = layout.gpus_per_engine, self.num_nodes
         inside = min(self.gpus_per_node, gpus)
-        fixed_s = (
-            self.efficiency.internode_moe_layer_s
-            if nodes > 1
-            else self.efficiency.intranode_moe_layer_s
-        )
+        eff = self.efficiency
+        fixed_s = 2 * (eff.internode_collective_s if nodes > 1 else eff.intranode_collective_s)
         if self.efficiency.exchange != "dispatch" or layout.ep == 1:
             # Every GPU takes in the tokens of all others, and their sums go back: all-gather and
             # reduce-scatter, or two all-reduces, which move twice as much.
@@ -245,7 +265,8 @@ class Terms:
             received = own * (model.top_k * (inside - 1) / inside)
             remote = (nodes - 1) * (1.0 - (1.0 - 1.0 / nodes) ** model.top_k)
             if model.routed_groups > 1:
-                remote = min(remote, float(model.routed_groups))
+                # Experts of a token lie in so many groups, spread evenly over the nodes.
+                remote = min(remote, model.routed_groups * (nodes - 1) / nodes)
             crossed = own * (inside * remote)
         time = received * self.peer_ps_per_byte(internode=False)
         if nodes > 1:

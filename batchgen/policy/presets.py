@@ -67,7 +67,7 @@ class Preset:
 
     `page_tokens`: grain of KV accounting. `max_num_seqs` and `token_budget` are per rank;
     0 = the machine's default. `fallback` names the part of a slot that takes over when the backend
-    lacks what the chosen one needs. `costs`: constants of `batchgen.cost.efficiency` that are the
+    lacks what the chosen one needs. `plan`: options of the plan. `costs`: constants of `batchgen.cost.efficiency` that are the
     system's own. `source` says where the composition comes from.
     """
 
@@ -80,6 +80,7 @@ class Preset:
     max_num_seqs: int = 0
     prefix_cache: bool = False
     fallback: Mapping[str, str] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
     costs: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
 
@@ -175,14 +176,22 @@ def _load(point: Any, name: str) -> Any:
 
 
 def preset_names() -> list[str]:
-    """Built-in presets first, then those of installed packages."""
-    return [*PRESETS, *sorted(set(installed("batchgen.presets")) - set(PRESETS))]
+    """Built-in presets first, then systems of the catalog, then those of installed packages."""
+    from batchgen.catalog.systems import system_names
+
+    own = [*PRESETS, *system_names()]
+    return [*own, *sorted(set(installed("batchgen.presets")) - set(own))]
 
 
 def find_preset(name: str) -> Preset:
-    """A preset by name; raises UserError that names the close ones."""
+    """A preset by name, or of a data file by its path; raises UserError that names the close
+    ones."""
     if name in PRESETS:
         return PRESETS[name]
+    from batchgen.catalog.systems import find_system, is_file, system_names
+
+    if is_file(name) or name in system_names():
+        return find_system(name)[0]
     plugins = installed("batchgen.presets")
     if name in plugins:
         preset = _load(plugins[name], f"batchgen.presets:{name}")

@@ -1,0 +1,149 @@
+"""Published completion times: cells, what of simulated ones passes, and which orders must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import combinations
+from typing import Any
+
+import msgspec
+
+BAR = 0.15
+MEAN_BAR = 0.06
+RANKED = 1.10
+"""Published times that differ by more than this must come out in the same order."""
+
+
+class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Rows of a model, and the distributions of their lengths in the grammar of trace generate."""
+
+    model: str
+    rows: int
+    prompt: str
+    output: str
+
+
+class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"changes": "set"}):
+    """One published time, and what has to be simulated for it. `bar`: the largest error."""
+
+    load: str
+    cluster: str
+    gpus: int
+    layout: str
+    system: str
+    minutes: float
+    name: str = ""
+    changes: dict[str, Any] = {}
+    bar: float = BAR
+
+    @property
+    def label(self) -> str:
+        return self.name or self.system
+
+
+class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The time of `slow` over that of `fast`, by their labels."""
+
+    load: str
+    gpus: int
+    slow: str
+    fast: str
+    bar: float
+
+
+class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    loads: dict[str, Load]
+    cells: list[Cell]
+    ratios: list[Ratio]
+
+
+def load_published() -> Published:
+    """The cells of the catalog."""
+    import yaml
+
+    text = resources.files("batchgen.catalog").joinpath("published.yaml").read_text("utf-8")
+    return msgspec.convert(yaml.safe_load(text), Published)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Simulated minutes of a cell."""
+
+    cell: Cell
+    minutes: float
+    failed_rows: int = 0
+
+    @property
+    def error(self) -> float:
+        return self.minutes / self.cell.minutes - 1
+
+    @property
+    def passes(self) -> bool:
+        return abs(self.error) <= self.cell.bar and not self.failed_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioOutcome:
+    ratio: Ratio
+    published: float
+    simulated: float
+
+    @property
+    def passes(self) -> bool:
+        return abs(self.simulated / self.published - 1) <= self.ratio.bar
+
+
+def ratios(published: Published, outcomes: Sequence[Outcome]) -> list[RatioOutcome]:
+    """Those whose two cells were simulated."""
+    by_key = {(one.cell.load, one.cell.gpus, one.cell.label): one for one in outcomes}
+    found = []
+    for ratio in published.ratios:
+        slow = by_key.get((ratio.load, ratio.gpus, ratio.slow))
+        fast = by_key.get((ratio.load, ratio.gpus, ratio.fast))
+        if slow is not None and fast is not None:
+            found.append(
+                RatioOutcome(
+                    ratio=ratio,
+                    published=slow.cell.minutes / fast.cell.minutes,
+                    simulated=slow.minutes / fast.minutes,
+                )
+            )
+    return found
+
+
+def misordered(outcomes: Sequence[Outcome]) -> tuple[list[tuple[Outcome, Outcome]], int]:
+    """Pairs on one load whose order is not the published one, and how many were compared."""
+    wrong, count = [], 0
+    for one, other in combinations(outcomes, 2):
+        if one.cell.load != other.cell.load:
+            continue
+        slow, fast = (one, other) if one.cell.minutes > other.cell.minutes else (other, one)
+        if slow.cell.minutes <= RANKED * fast.cell.minutes:
+            continue
+        count += 1
+        if slow.minutes <= fast.minutes:
+            wrong.append((slow, fast))
+    return wrong, count
+
+
+def mean_error(outcomes: Sequence[Outcome]) -> float:
+    """Mean of the absolute errors."""
+    return sum(abs(one.error) for one in outcomes) / len(outcomes)
+
+
+def overrides_of(cell: Cell) -> tuple[tuple[str, str], ...]:
+    """Its `set` as the options of a simulation."""
+    return tuple((key, str(value)) for key, value in cell.changes.items())
+
+
+def command_of(cell: Cell, loads: Mapping[str, Load]) -> str:
+    """The command that simulates a cell, given a trace of its load."""
+    parts = [
+        f"batchgen sim --trace {cell.load}.jsonl --model {loads[cell.load].model}",
+        f"--cluster {cell.cluster} --gpus {cell.gpus} --layout {cell.layout}",
+        f"--policy {cell.system}",
+        *(f"--set {key}={value}" for key, value in overrides_of(cell)),
+    ]
+    return " ".join(parts)

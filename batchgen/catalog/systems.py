@@ -1,0 +1,203 @@
+"""Systems and clusters as data files that a user can copy: a composition of parts with its plan and
+constants; machines with theirs. It builds no policy and no cost.
+
+A system may stand on another: `base`. A constant has a value, the range in which it means what it
+says, its meaning and where it comes from. Facts about a system (how it exchanges hidden states)
+stand apart, under `costs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from batchgen.errors import DataError, UserError
+from batchgen.policy.presets import NEUTRAL, PARTS, PRESETS, Preset
+
+SUFFIXES = (".yaml", ".yml")
+
+
+class Constant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A number that was fitted or taken from elsewhere, and what it may be."""
+
+    value: float
+    range: tuple[float, float]
+    meaning: str
+    source: str
+
+
+class _SystemFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is left out is that of `base`, a preset or system, where there is one."""
+
+    name: str
+    source: str
+    base: str | None = None
+    parts: dict[str, str] = {}
+    options: dict[str, dict[str, Any]] = {}
+    page_tokens: int | None = None
+    boundary: int | None = None
+    token_budget: int | None = None
+    max_num_seqs: int | None = None
+    prefix_cache: bool | None = None
+    fallback: dict[str, str] = {}
+    plan: dict[str, Any] = {}
+    costs: dict[str, Any] = {}
+    constants: dict[str, Constant] = {}
+
+
+class _ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    source: str
+    gpu: str
+    gpus_per_node: int
+    constants: dict[str, Constant] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Machines of one kind: their GPU, how many share a host, and what their links reach."""
+
+    name: str
+    gpu: str
+    gpus_per_node: int
+    constants: Mapping[str, Constant]
+    source: str
+
+    @property
+    def costs(self) -> dict[str, float]:
+        return {name: constant.value for name, constant in self.constants.items()}
+
+
+def system_names() -> list[str]:
+    """Systems of the catalog, sorted."""
+    return _names("systems")
+
+
+def cluster_names() -> list[str]:
+    """Clusters of the catalog, sorted."""
+    return _names("clusters")
+
+
+def is_file(text: str) -> bool:
+    """Whether a name is the path of a data file."""
+    return text.endswith(SUFFIXES)
+
+
+@cache
+def find_system(name: str) -> tuple[Preset, Mapping[str, Constant]]:
+    """The preset of a system and its fitted constants, by name or path. Raises UserError and
+    DataError."""
+    return _system(name, ())
+
+
+def _system(name: str, above: tuple[str, ...]) -> tuple[Preset, Mapping[str, Constant]]:
+    found, path = _read("systems", name, _SystemFile)
+    for field in ("parts", "options", "fallback"):
+        for slot in getattr(found, field):
+            if slot not in PARTS:
+                remedy = f"slots are {', '.join(PARTS)}"
+                raise DataError(f"no such slot '{slot}'", path=path, field=field, remedy=remedy)
+    base, constants = Preset(name="", parts=NEUTRAL), dict[str, Constant]()
+    if found.base in PRESETS:
+        base = PRESETS[found.base]
+    elif found.base is not None:
+        if found.base in (name, *above):
+            raise DataError(f"'{found.base}' stands on itself", path=path, field="base")
+        base, inherited = _system(found.base, (name, *above))
+        constants.update(inherited)
+    constants.update(found.constants)
+    plan, costs = {**base.plan, **found.plan}, {**base.costs, **found.costs}
+    for key, constant in found.constants.items():
+        where, _, of_plan = key.rpartition(".")
+        if where not in ("", "plan"):
+            raise DataError("must be of costs, or plan.NAME", path=path, field=f"constants.{key}")
+        if where:
+            plan[of_plan] = _plain(constant.value)
+        else:
+            costs[key] = constant.value
+    options = {
+        slot: {**base.options.get(slot, {}), **found.options.get(slot, {})}
+        for slot in (*base.options, *found.options)
+    }
+    own = ("page_tokens", "boundary", "token_budget", "max_num_seqs", "prefix_cache")
+    given = {field: getattr(found, field) for field in own}
+    preset = replace(
+        base,
+        name=found.name,
+        parts={**base.parts, **found.parts},
+        options=options,
+        fallback={**base.fallback, **found.fallback},
+        plan=plan,
+        costs=costs,
+        source=found.source,
+        **{field: value for field, value in given.items() if value is not None},
+    )
+    return preset, constants
+
+
+def _plain(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+@cache
+def find_cluster(name: str) -> Cluster:
+    """A cluster by name or path. Raises UserError and DataError."""
+    found, path = _read("clusters", name, _ClusterFile)
+    if found.gpus_per_node < 1:
+        raise DataError("must be at least 1", path=path, field="gpus_per_node")
+    return Cluster(
+        name=found.name,
+        gpu=found.gpu,
+        gpus_per_node=found.gpus_per_node,
+        constants=found.constants,
+        source=found.source,
+    )
+
+
+def _names(folder: str) -> list[str]:
+    place = resources.files("batchgen.catalog").joinpath(folder)
+    return sorted(entry.name.removesuffix(".yaml") for entry in place.iterdir())
+
+
+def _read(folder: str, name: str, kind: type[Any]) -> tuple[Any, str]:
+    """The checked content of a file of the catalog, or of the user's, and its path in words."""
+    import yaml
+
+    if is_file(name):
+        path = name
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "not UTF-8"
+            raise UserError(f"cannot read '{name}' ({why})", remedy="check the path") from None
+    else:
+        if name not in _names(folder):
+            raise UserError(
+                f"unknown {folder[:-1]} '{name}'",
+                remedy=f"choose one of {', '.join(_names(folder))}, or give a .yaml file",
+            )
+        place = resources.files("batchgen.catalog").joinpath(folder, f"{name}.yaml")
+        path, text = f"catalog/{folder}/{name}.yaml", place.read_text(encoding="utf-8")
+    try:
+        found = msgspec.convert(yaml.safe_load(text), kind)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark is not None else None
+        raise DataError("is not valid YAML", path=path, line=line) from None
+    except msgspec.ValidationError as error:
+        raise DataError(str(error), path=path, remedy="see a file of the catalog") from None
+    for key, constant in found.constants.items():
+        low, high = constant.range
+        if not low <= constant.value <= high:
+            raise DataError(
+                f"{constant.value:g} lies outside its range {low:g} to {high:g}",
+                path=path,
+                field=f"constants.{key}",
+            )
+    return found, path

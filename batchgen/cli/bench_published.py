@@ -1,0 +1,271 @@
+"""`batchgen bench published`: published completion times beside simulated ones."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from batchgen.cli.common import say
+from batchgen.errors import UserError
+from batchgen.paths import check_new_output
+from batchgen.simjob import SimJob, Simulate
+
+if TYPE_CHECKING:
+    from batchgen.catalog.published import Cell, Load, Outcome, RatioOutcome
+
+SPREADS = (0.2, 0.6, 1.0)  # of the outputs of a mix, as sigma of a log-normal
+CUTS = (8192, 16384, 38631)  # the last is the longest of DeepSeek-R1's production trace
+
+
+def published(
+    only: Annotated[
+        str | None, typer.Option(help="Only cells whose load, system or GPUs hold this text.")
+    ] = None,
+    spread: Annotated[
+        bool, typer.Option(help="Also what other spreads and cuts of the mix take.")
+    ] = True,
+    commands: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the traces; prints the command of each cell instead."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace the JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON.")] = False,
+) -> int:
+    """Published completion times, simulated ones and their ratio; exit code 1 when a bar is
+    missed."""
+    from batchgen.catalog.published import load_published, mean_error, misordered, ratios
+
+    if out is not None:
+        check_new_output(out, force=force)
+    data = load_published()
+    cells = [cell for cell in data.cells if only is None or only in _text(cell)]
+    if not cells:
+        raise UserError(f"--only '{only}' leaves no cell", remedy="leave it out to see them all")
+    if commands is not None:
+        return _commands(cells, data.loads, commands)
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = list(_outcomes(cells, data.loads, Path(folder)))
+        wider = list(_wider(cells, data.loads, Path(folder))) if spread else []
+    found = ratios(data, outcomes)
+    wrong, compared = misordered(outcomes)
+    mean = mean_error(outcomes)
+    missed = _missed(outcomes, found, len(wrong), mean, whole=only is None)
+    document = {
+        "schema": 1,
+        "benchmark": "bench published",
+        "cells": [
+            asdict_(one.cell)
+            | {"simulated_minutes": one.minutes, "error": one.error, "failed": one.failed_rows}
+            for one in outcomes
+        ],
+        "mean_absolute_error": mean,
+        "ratios": [
+            asdict_(one.ratio) | {"published": one.published, "simulated": one.simulated}
+            for one in found
+        ],
+        "orders_compared": compared,
+        "orders_wrong": len(wrong),
+        "spread": wider,
+        "missed": missed,
+    }
+    text = json.dumps(document, indent=1, allow_nan=False)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        print(text)
+    else:
+        _print(outcomes, found, wider)
+        print(
+            f"Mean error {100 * mean:.1f} %; {compared - len(wrong)} of {compared} orders as "
+            "published"
+        )
+    for line in missed:
+        say(line)
+    return 1 if missed else 0
+
+
+def asdict_(struct: Any) -> dict[str, Any]:
+    import msgspec
+
+    return cast(dict[str, Any], msgspec.to_builtins(struct))
+
+
+def _text(cell: Cell) -> str:
+    return f"{cell.load} {cell.label} {cell.system} {cell.gpus} {cell.cluster}"
+
+
+def _missed(
+    outcomes: Sequence[Outcome],
+    found: Sequence[RatioOutcome],
+    wrong: int,
+    mean: float,
+    *,
+    whole: bool,
+) -> list[str]:
+    """What is beyond its bar, in words. The mean has one over all cells only."""
+    from batchgen.catalog.published import MEAN_BAR
+
+    lines = [
+        f"{one.cell.label} on {one.cell.gpus} GPUs, {one.cell.load}: {100 * one.error:+.0f} %, bar "
+        f"{100 * one.cell.bar:.0f} %"
+        for one in outcomes
+        if not one.passes
+    ]
+    lines += [
+        f"{one.ratio.slow} over {one.ratio.fast}, {one.ratio.load}: {one.simulated:.2f}, published "
+        f"{one.published:.2f}"
+        for one in found
+        if not one.passes
+    ]
+    if wrong:
+        lines.append(f"{wrong} orders are not as published")
+    if whole and mean > MEAN_BAR:
+        lines.append(f"mean error {100 * mean:.1f} %, bar {100 * MEAN_BAR:.0f} %")
+    return lines
+
+
+def _trace(name: str, load: Load, folder: Path, seed: int = 0) -> str:
+    """The trace of a load, made once."""
+    from batchgen.trace.generate import GenerateOptions, Part, generate
+    from batchgen.trace.lengths import parse_lengths
+    from batchgen.trace.write import save
+
+    path = folder / f"{name}.jsonl"
+    if not path.exists():
+        part = Part(prompt=parse_lengths(load.prompt), output=parse_lengths(load.output))
+        save(generate((part,), GenerateOptions(num_rows=load.rows, seed=seed), name), path)
+    return str(path)
+
+
+def _simulated(cell: Cell, load: Load, name: str, folder: Path) -> dict[str, Any]:
+    """The summary of a cell's run."""
+    from batchgen.catalog.published import overrides_of
+    from batchgen.report.metrics import summary
+
+    simulate = cast(Simulate, import_module("batchgen.sim.run").simulate)
+    job = SimJob(
+        trace=_trace(name, load, folder),
+        model=load.model,
+        cluster=cell.cluster,
+        gpus=cell.gpus,
+        layout=cell.layout,
+        policy=cell.system,
+        overrides=overrides_of(cell),
+    )
+    return summary(simulate(job))
+
+
+def _outcomes(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> Iterator[Outcome]:
+    from batchgen.catalog.published import Outcome
+
+    for cell in cells:
+        found = _simulated(cell, loads[cell.load], cell.load, folder)
+        say(f"{cell.label} on {cell.gpus} GPUs, {cell.load}")
+        yield Outcome(cell=cell, minutes=found["bct_s"] / 60, failed_rows=int(found["failed_rows"]))
+
+
+def _wider(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> Iterator[dict[str, Any]]:
+    """The mixes with other spreads of their outputs, cut elsewhere."""
+    import msgspec
+
+    from batchgen.trace.lengths import Lognormal, parse_lengths
+
+    for cell in cells:
+        load = loads[cell.load]
+        lengths = parse_lengths(load.output)
+        if not isinstance(lengths, Lognormal):
+            continue
+        for sigma in SPREADS:
+            for cut in CUTS:
+                other = replace(lengths, sigma=sigma, max=cut)
+                text = f"lognormal:mean={other.mean:g},sigma={sigma},max={cut}"
+                name = f"{cell.load}-{sigma}-{cut}"
+                changed = msgspec.structs.replace(load, output=text)
+                found = _simulated(cell, changed, name, folder)
+                yield {
+                    "system": cell.label,
+                    "load": cell.load,
+                    "sigma": sigma,
+                    "cut_tokens": cut,
+                    "simulated_minutes": found["bct_s"] / 60,
+                    "published_minutes": cell.minutes,
+                }
+
+
+def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> int:
+    """Writes the traces and prints, for each cell, the command that simulates it."""
+    from batchgen.catalog.published import command_of
+
+    if not folder.is_dir():
+        raise UserError(f"--commands {folder} is no folder", remedy="make it first")
+    for cell in cells:
+        path = _trace(cell.load, loads[cell.load], folder)
+        print(command_of(cell, loads).replace(f"{cell.load}.jsonl", path, 1))
+    return 0
+
+
+def _print(
+    outcomes: Sequence[Outcome], found: Sequence[RatioOutcome], wider: Sequence[dict[str, Any]]
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=120, highlight=False)
+    table = Table(title="Published and simulated completion times", title_justify="left")
+    for name in ("load", "GPUs", "system", "layout"):
+        table.add_column(name, no_wrap=True)
+    for name in ("published", "simulated", "ratio", "bar"):
+        table.add_column(name, justify="right")
+    for one in outcomes:
+        cell = one.cell
+        table.add_row(
+            cell.load,
+            f"{cell.gpus} {cell.cluster}",
+            cell.label,
+            cell.layout,
+            _minutes(cell.minutes),
+            _minutes(one.minutes),
+            f"{one.minutes / cell.minutes:.2f}" + ("" if one.passes else " !"),
+            f"{100 * cell.bar:.0f} %",
+        )
+    for ratio in found:
+        table.add_row(
+            ratio.ratio.load,
+            "",
+            f"{ratio.ratio.slow} / {ratio.ratio.fast}",
+            "",
+            f"{ratio.published:.2f} x",
+            f"{ratio.simulated:.2f} x",
+            f"{ratio.simulated / ratio.published:.2f}" + ("" if ratio.passes else " !"),
+            f"{100 * ratio.ratio.bar:.0f} %",
+        )
+    console.print(table)
+    if wider:
+        table = Table(title="Outputs of the mix spread wider, cut elsewhere", title_justify="left")
+        for name in ("load", "system", "sigma"):
+            table.add_column(name, no_wrap=True)
+        for cut in CUTS:
+            table.add_column(f"cut at {cut:,}", justify="right")
+        table.add_column("published", justify="right")
+        for start in range(0, len(wider), len(CUTS)):
+            rows = wider[start : start + len(CUTS)]
+            table.add_row(
+                rows[0]["load"],
+                rows[0]["system"],
+                f"{rows[0]['sigma']:g}",
+                *(_minutes(row["simulated_minutes"]) for row in rows),
+                _minutes(rows[0]["published_minutes"]),
+            )
+        console.print(table)
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes / 60:,.1f} h" if minutes >= 1000 else f"{minutes:.1f} min"
