@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import batchgen
+from batchgen.policy.presets import label_of
 from batchgen.report.record import RunRecord
 from batchgen.sim.setup import set_up
 from batchgen.simjob import SimJob
@@ -32,7 +33,7 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
     recorder, plan = simulation.recorder, simulation.plan
     per_rank = layout.gpus_per_rank
     return RunRecord(
-        policy=job.policy,
+        policy=label_of(job.policy),
         backend="sim",
         model=model.name,
         gpu=gpu.name,

@@ -87,7 +87,7 @@ def set_up(
         bodies=None if further is None else further.bodies,
     )
     bodies = "" if further is None else further.name
-    log = decision_log(job, runtime, preset.name, overrides, bodies) if job.log != "off" else None
+    log = decision_log(job, runtime, job.policy, overrides, bodies) if job.log != "off" else None
     simulation = Simulation(
         runtime,
         table,

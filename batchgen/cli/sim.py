@@ -23,6 +23,7 @@ from batchgen.cli.common import (
 )
 from batchgen.errors import UserError
 from batchgen.paths import check_input, kind_of
+from batchgen.policy.presets import label_of
 from batchgen.simjob import ARRIVALS, COSTS, LOGS, SimJob, Simulate
 
 if TYPE_CHECKING:
@@ -160,12 +161,13 @@ def sim(
         limit=limit,
         body=body,
     )
-    _check_out(out, policies, force)
+    labels = [label_of(name) for name in policies]
+    _check_out(out, labels, force)
     records, summaries = [], []
     simulate = simulator()
-    for name in policies:
+    for name, policy_name in zip(labels, policies, strict=True):
         with users_code(), progress_bar(name, progress) as callback:
-            record = simulate(replace(job, policy=name), progress=callback)
+            record = simulate(replace(job, policy=policy_name), progress=callback)
         summaries.append(_keep(record, name, out, force))
         for row, why in list(record.config.get("why_failed", {}).items())[:MOST_REASONS]:
             say(f"{name}: row {row} failed, {why}")
@@ -179,7 +181,7 @@ def sim(
     return 1 if any(s["failed_rows"] for s in summaries) else 0
 
 
-def _check_out(out: Path | None, policies: tuple[str, ...], force: bool) -> None:
+def _check_out(out: Path | None, policies: list[str], force: bool) -> None:
     """Refuse an unusable --out before the first simulation, not after the last."""
     if out is None:
         return

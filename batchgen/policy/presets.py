@@ -210,6 +210,13 @@ def find_preset(name: str) -> Preset:
     )
 
 
+def label_of(policy: str) -> str:
+    """What a run under a policy is called: its name, that of the data file where it is a path."""
+    from batchgen.catalog.systems import is_file
+
+    return find_preset(policy).name if is_file(policy) else policy
+
+
 def part_class(slot: str, name: str) -> type[Part]:
     """The class of a built-in or installed part; raises UserError for an unknown one."""
     builtin = PARTS[slot].get(name)

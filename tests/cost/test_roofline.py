@@ -191,7 +191,8 @@ def test_attention_split_for_few_long_rows() -> None:
     split = wide.with_layout(parse_layout("tp8+dpa2+ep16", 16))
     row = (1, 60_000)
     assert split.num_ranks == 2
-    assert split.terms.decode_slope(1) < wide.terms.decode_slope(1) / 2
+    # 16 of 128 heads are a quarter of a tile, so that half of the time is left, not an eighth.
+    assert split.terms.decode_slope(1) == pytest.approx(wide.terms.decode_slope(1) / 2)
     # Latent KV is replicated: heads are split, the bytes that each GPU reads are not.
     model, gpu = wide.terms.model, wide.terms.gpu
     read = model.num_layers * 1152 / gpu.hbm_bytes_per_s * PS_PER_S

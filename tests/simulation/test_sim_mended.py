@@ -178,7 +178,9 @@ def switches(record: RunRecord) -> list[tuple[int, str]]:
 
 def test_an_engine_is_partitioned_only_when_no_row_can_come(tmp_path: Path) -> None:
     rows = rows_of(*[5000] * 4, *[100] * 60) + rows_of(100, at_s=250)
-    record = simulate(job(tmp_path, rows, **{**WIDE, "gpus": 16}, arrivals="trace"))
+    slow_links = (("cost.internode_collective_s", "0.0005"),)
+    more: dict[str, Any] = {**WIDE, "gpus": 16, "overrides": slow_links}
+    record = simulate(job(tmp_path, rows, **more, arrivals="trace"))
     times = [mark["t_ps"] for mark in record.marks if mark["kind"] == "switch"]
     assert times
     assert min(times) >= 250e12
