@@ -11,8 +11,8 @@ from typing import Any
 from batchgen.errors import DataError
 from batchgen.model import ModelSpec
 
-# model_type -> attention biases default, query and key norms per head or joint. Sources: the configuration
-# and modelling files of these families in Hugging Face transformers.
+# model_type -> attention biases default, norms of queries and keys (per head, or joint over all).
+# Sources: the configuration and modelling files of these families in Hugging Face transformers.
 _FAMILIES: dict[str, dict[str, bool]] = {
     "llama": {},
     "mistral": {},

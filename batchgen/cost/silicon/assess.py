@@ -1,0 +1,202 @@
+"""Fits host constants and corrections to measured rows, and tells errors on rows not fitted.
+
+kernels      the sum of kernels, nothing fitted
+physics      a host constant per engine: time per layer of a pass beside the kernels
+left out     the same, the constant fitted to the other models of the engine
+corrected    physics times a factor per engine, GPU generation and model, fitted to one half of
+             its configurations and told on the other
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchgen.cost.api import FloatArray
+from batchgen.cost.silicon.clean import Case
+
+LEAST_FITTED = 8  # rows of a family that a factor needs
+KINDS = ("kernels", "physics", "left out", "corrected")
+Key = Callable[[Case], str]
+TABLES: dict[str, Key] = {
+    "GPU": lambda case: case.setup.gpu.name,
+    "engine": lambda case: case.setup.engine,
+    "model": lambda case: case.setup.model.name,
+    "family": lambda case: " ".join(family(case)),
+    "precision": lambda case: case.row.precision or "bf16",
+    "GPUs": lambda case: f"{case.setup.layout.gpus_per_engine}",
+    "rows": lambda case: _bin(case.setup.batch * case.setup.layout.attention_dp),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """The largest errors that pass."""
+
+    median: float
+    p90: float
+
+    def met(self, found: Errors) -> bool:
+        return found.median <= self.median and found.p90 <= self.p90
+
+
+# Targets of the project: from physics alone with one host constant per engine, and over all.
+BARS = {"physics": Bar(median=0.12, p90=0.35), "corrected": Bar(median=0.10, p90=0.30)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """Predicted / measured - 1: quantiles of the absolute value, and the median with its sign."""
+
+    median: float
+    p90: float
+    bias: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRow:
+    """Errors of the rows of one `name` in a table, by kind of prediction."""
+
+    table: str
+    name: str
+    count: int
+    errors: dict[str, Errors]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """`host_s`: seconds per layer of a pass, by engine, fitted to all rows. `predicted`: seconds
+    by kind [C]. `missed`: kinds above their bar."""
+
+    host_s: dict[str, float]
+    predicted: dict[str, FloatArray]
+    rows: list[TableRow]
+    missed: list[str]
+
+
+def assess(cases: Sequence[Case]) -> Assessment:
+    """Raises ValueError without cases."""
+    if not cases:
+        raise ValueError("no rows to assess")
+    measured = np.array([case.row.tpot_s for case in cases])
+    host_s = fit_host(cases)
+    physics = _with_host(cases, lambda case: host_s[case.setup.engine])
+    predicted = {
+        "kernels": np.array([case.prediction.tpot_s for case in cases]),
+        "physics": physics,
+        "left out": _left_out(cases),
+        "corrected": _corrected(cases, physics),
+    }
+    rows = [_table_row("all", "all", range(len(cases)), predicted, measured)]
+    for table, key in TABLES.items():
+        groups: dict[str, list[int]] = {}
+        for number, case in enumerate(cases):
+            groups.setdefault(key(case), []).append(number)
+        names = sorted(groups, key=lambda name: (not name.isdigit(), name.zfill(8)))
+        rows += [_table_row(table, name, groups[name], predicted, measured) for name in names]
+    missed = [kind for kind, bar in BARS.items() if not bar.met(rows[0].errors[kind])]
+    return Assessment(host_s=host_s, predicted=predicted, rows=rows, missed=missed)
+
+
+def family(case: Case) -> tuple[str, str, str]:
+    """What a correction is for: engine, model, GPU generation."""
+    return case.setup.engine, case.setup.model.name, case.setup.generation
+
+
+def fit_host(cases: Sequence[Case]) -> dict[str, float]:
+    """By engine the seconds per layer of a pass, not below 0, of least absolute relative error."""
+    found = {}
+    for engine in sorted({case.setup.engine for case in cases}):
+        own = [case for case in cases if case.setup.engine == engine]
+        layers = np.array([case.prediction.layer_passes for case in own])
+        measured = np.array([case.row.tpot_s for case in own])
+        kernels = np.array([case.prediction.tpot_s for case in own])
+        # |(k + h n) / m - 1| is |h - (m - k) / n| times n / m: its least sum is a weighted median.
+        best = weighted_median((measured - kernels) / layers, layers / measured)
+        found[engine] = max(0.0, best)
+    return found
+
+
+def weighted_median(values: FloatArray, weights: FloatArray) -> float:
+    """The least of the values that half of the weight does not exceed."""
+    order = np.argsort(values, kind="stable")
+    total = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
+
+
+def errors(predicted: FloatArray, measured: FloatArray) -> Errors:
+    ratio = predicted / measured - 1.0
+    off = np.abs(ratio)
+    return Errors(
+        median=float(np.quantile(off, 0.5)),
+        p90=float(np.quantile(off, 0.9)),
+        bias=float(np.quantile(ratio, 0.5)),
+    )
+
+
+def _with_host(cases: Sequence[Case], host: Callable[[Case], float]) -> FloatArray:
+    return np.array([case.prediction.host_s(host(case)) for case in cases])
+
+
+def _left_out(cases: Sequence[Case]) -> FloatArray:
+    """With the engine's constant of its other models; 0 where it has no other."""
+    by_model: dict[tuple[str, str], float] = {}
+    for engine, model in sorted({(case.setup.engine, case.setup.model.name) for case in cases}):
+        others = [
+            case for case in cases if case.setup.engine == engine and case.setup.model.name != model
+        ]
+        by_model[engine, model] = fit_host(others).get(engine, 0.0)
+    return _with_host(cases, lambda case: by_model[case.setup.engine, case.setup.model.name])
+
+
+def _corrected(cases: Sequence[Case], physics: FloatArray) -> FloatArray:
+    """Times the factor of the family, from the other half of its configurations."""
+    logs = np.log(np.array([case.row.tpot_s for case in cases]) / physics)
+    halves = _halves(cases)
+    families: dict[Hashable, list[int]] = {}
+    for number, case in enumerate(cases):
+        families.setdefault(family(case), []).append(number)
+    found = physics.copy()
+    for numbers in families.values():
+        members = np.array(numbers)
+        for half in (0, 1):
+            fitted, told = members[halves[members] != half], members[halves[members] == half]
+            if len(fitted) >= LEAST_FITTED:
+                found[told] *= np.exp(np.median(logs[fitted]))
+    return found
+
+
+def _halves(cases: Sequence[Case]) -> NDArray[np.int64]:
+    """0 or 1: a configuration (precision, GPU, layout) is all in one half of its family; they take
+    turns in a fixed order."""
+    keys = [
+        (*family(case), case.row.precision, case.setup.gpu.name, str(case.setup.layout))
+        for case in cases
+    ]
+    turns: Mapping[tuple[str, ...], int] = {
+        key: number for number, key in enumerate(sorted(set(keys)))
+    }
+    return np.array([turns[key] % 2 for key in keys], dtype=np.int64)
+
+
+def _table_row(
+    table: str,
+    name: str,
+    numbers: Sequence[int],
+    predicted: Mapping[str, FloatArray],
+    measured: FloatArray,
+) -> TableRow:
+    which = np.array(numbers, dtype=np.int64)
+    found = {kind: errors(predicted[kind][which], measured[which]) for kind in KINDS}
+    return TableRow(table=table, name=name, count=len(which), errors=found)
+
+
+def _bin(rows: int) -> str:
+    """Powers of four: rows of an engine."""
+    low = 1
+    while rows >= 4 * low:
+        low *= 4
+    return str(low)
