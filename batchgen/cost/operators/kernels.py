@@ -15,7 +15,7 @@ from batchgen.hardware import GpuSpec
 
 # What engines run for a dtype of the catalog, best first: the first that was measured is taken; of
 # other GPUs only the last, which needs no special units.
-_VARIANTS = {
+_VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "gemm": {"fp8": ("fp8",), "fp16": ("bf16",)},
     "experts": {"fp8": ("fp8_block",), "fp16": ("bf16",), "mxfp4": ("mxfp4_mxfp8", "mxfp4")},
     "mla_decode": {"fp8": ("fp8_block",)},
@@ -62,13 +62,11 @@ class Kernels:
 
     def _find(self, operator: str, dtype: str) -> Fitted:
         variants = _VARIANTS.get(operator, {}).get(dtype, (dtype,))
-        relation = _RELATIONS.get(self.gpu.name)
-        for gpu, of_gpu in (
-            (self.gpu.name, variants),
-            (relation, variants),
-            (store.ANY_GPU, variants[-1:]),
-        ):
-            for variant in of_gpu if gpu is not None else ():
+        places: list[tuple[str, tuple[str, ...]]] = [(self.gpu.name, variants)]
+        if self.gpu.name in _RELATIONS:
+            places.append((_RELATIONS[self.gpu.name], variants))
+        for gpu, of_gpu in (*places, (store.ANY_GPU, variants[-1:])):
+            for variant in of_gpu:
                 found = self._fitted.get((operator, gpu, variant))
                 if found is not None:
                     if gpu != self.gpu.name:

@@ -9,7 +9,7 @@ corrected    physics times a factor per engine, GPU generation and model, fitted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from batchgen.cost.api import FloatArray
 from batchgen.cost.silicon.clean import Case
 
 LEAST_FITTED = 8  # rows of a family that a factor needs
-KINDS = ("kernels", "physics", "left out", "corrected")
+KINDS = ("kernels", "physics", "left out", "corrected", "halves")
 Key = Callable[[Case], str]
 TABLES: dict[str, Key] = {
     "GPU": lambda case: case.setup.gpu.name,
@@ -84,11 +84,13 @@ def assess(cases: Sequence[Case]) -> Assessment:
     measured = np.array([case.row.tpot_s for case in cases])
     host_s = fit_host(cases)
     physics = _with_host(cases, lambda case: host_s[case.setup.engine])
+    configurations = _configurations(cases)
     predicted = {
         "kernels": np.array([case.prediction.tpot_s for case in cases]),
         "physics": physics,
         "left out": _left_out(cases),
-        "corrected": _corrected(cases, physics),
+        "corrected": _corrected(cases, physics, configurations),
+        "halves": _corrected(cases, physics, configurations % 2),
     }
     rows = [_table_row("all", "all", range(len(cases)), predicted, measured)]
     for table, key in TABLES.items():
@@ -152,34 +154,30 @@ def _left_out(cases: Sequence[Case]) -> FloatArray:
     return _with_host(cases, lambda case: by_model[case.setup.engine, case.setup.model.name])
 
 
-def _corrected(cases: Sequence[Case], physics: FloatArray) -> FloatArray:
-    """Times the factor of the family, from the other half of its configurations."""
+def _corrected(cases: Sequence[Case], physics: FloatArray, parts: NDArray[np.int64]) -> FloatArray:
+    """Times the factor of the family, from those of its rows that are in other `parts` [C]."""
     logs = np.log(np.array([case.row.tpot_s for case in cases]) / physics)
-    halves = _halves(cases)
-    families: dict[Hashable, list[int]] = {}
+    families: dict[tuple[str, str, str], list[int]] = {}
     for number, case in enumerate(cases):
         families.setdefault(family(case), []).append(number)
     found = physics.copy()
     for numbers in families.values():
         members = np.array(numbers)
-        for half in (0, 1):
-            fitted, told = members[halves[members] != half], members[halves[members] == half]
+        for part in np.unique(parts[members]):
+            fitted, told = members[parts[members] != part], members[parts[members] == part]
             if len(fitted) >= LEAST_FITTED:
                 found[told] *= np.exp(np.median(logs[fitted]))
     return found
 
 
-def _halves(cases: Sequence[Case]) -> NDArray[np.int64]:
-    """0 or 1: a configuration (precision, GPU, layout) is all in one half of its family; they take
-    turns in a fixed order."""
+def _configurations(cases: Sequence[Case]) -> NDArray[np.int64]:
+    """The number of each case's configuration [C], families together, in a fixed order."""
     keys = [
         (*family(case), case.row.precision, case.setup.gpu.name, str(case.setup.layout))
         for case in cases
     ]
-    turns: Mapping[tuple[str, ...], int] = {
-        key: number for number, key in enumerate(sorted(set(keys)))
-    }
-    return np.array([turns[key] % 2 for key in keys], dtype=np.int64)
+    numbers = {key: number for number, key in enumerate(sorted(set(keys)))}
+    return np.array([numbers[key] for key in keys], dtype=np.int64)
 
 
 def _table_row(

@@ -1,4 +1,4 @@
-"""Reads the table of measured inter-token times (aiconfigurator's silicon sample). Judges no row."""
+"""Reads measured inter-token times (aiconfigurator's silicon sample); judges no row."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO, cast
 
 from batchgen.errors import DataError
 
 SHIPPED = Path(__file__).parents[2] / "catalog" / "silicon_sample.csv.gz"
-MOST_CHARACTERS = 100_000  # of a field; csv's own limit is per process
 _TEXTS = ("backend", "backend_version", "model_path", "system", "precision", "mode")
 _COUNTS = ("isl", "osl", "batch_size", "tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
 _TIMES = ("silicon_ttft_ms", "silicon_tpot_ms")
@@ -80,11 +80,11 @@ def read_rows(path: Path = SHIPPED) -> list[Row]:
     return rows
 
 
-def _opened(path: Path):  # type: ignore[no-untyped-def]  # two kinds of text files
+def _opened(path: Path) -> TextIO:
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     if zipped:
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8", newline=""))
     return path.open("rt", encoding="utf-8", newline="")
 
 
