@@ -10,7 +10,7 @@ import typer
 
 from batchgen.cli.common import say
 from batchgen.errors import UserError
-from batchgen.paths import check_new_output, kind_of
+from batchgen.paths import check_input, check_new_output
 
 if TYPE_CHECKING:
     from batchgen.cost.silicon.assess import Assessment, Errors
@@ -33,9 +33,11 @@ def silicon(
     """Errors of inter-token times of vLLM, SGLang and TensorRT-LLM; exit code 1 when a bar is
     missed."""
     if out is not None:
+        if not out.parent.is_dir():
+            raise UserError(f"folder {out.parent} does not exist", remedy="create it first")
         check_new_output(out, force=force)
-    if data is not None and kind_of(data) != "file":
-        raise UserError(f"data {data} is no file", remedy="check --data")
+    if data is not None:
+        check_input("data", data, remedy="check --data")
     from batchgen.cost.silicon.assess import BARS
     from batchgen.cost.silicon.report import document, measure
     from batchgen.cost.silicon.rows import SHIPPED

@@ -8,7 +8,7 @@ full budgets. What a prompt costs the others is the engine's:
 
     mixed          it rides in a pass of the decodes: the pass takes longer
     prefill first  it has a pass of its own, in which nobody decodes. Rows that are all alike begin
-                   to decode together, and each waits for half of the prompts of its wave
+                   to decode together: each waits for the passes of its wave after its own
 
 The time between tokens is that of a decode pass, plus what prompts add per pass. Rows that the KV
 cache has no room for wait outside. Element-wise kernels count by their bytes: launches and what
@@ -91,7 +91,9 @@ def closed_loop(one: Setup, cost: MeasuredCost) -> Prediction:
     prompts = come.fullest, one.prompt_tokens, come.together
     layers = one.model.num_layers
     if one.engine in PREFILL_FIRST:
-        passes = come.share * (1.0 if one.spread else 0.5)
+        passes = come.share
+        if not one.spread:  # half of a wave's passes in the mean, its own not among them
+            passes = max(0.0, one.running / come.fullest - 1.0) / 2 / one.output_tokens
         tpot_s = decode_s + passes * cost.kernels_s(0.0, 0.0, *prompts)
         layer_passes = layers * (1.0 + passes)
     else:
