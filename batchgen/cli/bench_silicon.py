@@ -71,8 +71,8 @@ def _print(num_rows: int, cleaned: Cleaned, found: Assessment, guessed: list[str
     for reason, count in cleaned.left_out.items():
         reasons.add_row(reason, f"{count:,}")
     console.print(reasons)
-    host = ", ".join(f"{name} {1e6 * value:.1f}" for name, value in found.host_s.items())
-    console.print(f"Host time, us per layer and pass: {host}")
+    launches = ", ".join(f"{name} {1e6 * value:.1f}" for name, value in found.launch_s.items())
+    console.print(f"Launch of an element-wise kernel, us: {launches}")
     if guessed:
         console.print(f"Kernels by those of another GPU: {', '.join(guessed)}")
     table = Table(

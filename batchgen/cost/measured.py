@@ -30,6 +30,10 @@ from batchgen.model import DTYPE_BYTES, ModelSpec
 STATE_BYTES = 2  # hidden states are bf16
 SQUARES_BYTES = 4  # a mean square is float32
 SMALL_KERNELS = 5  # of a layer: two norms with residuals, rotary with cache write, activation, ...
+LATENT_SMALL_KERNELS = 2  # of a layer, what the modules of latent attention have not
+QK_NORM_KERNELS = 2  # queries, keys
+JOINT_NORM_KERNELS = 3  # squares, and scales after their sum over the GPUs
+ROUTING_KERNELS = 1  # top-k of the router's logits
 SMALL_KERNEL_S = 2.5e-6  # a launch inside a CUDA graph
 SMALL_BANDWIDTH = 0.7  # of the peak that they reach
 SHORT_CONTEXT, LONG_CONTEXT = 1024, 8192  # between which the slope of decode attention is taken
@@ -150,17 +154,33 @@ class MeasuredCost(TabledCost):
         )
 
     def small_s(self, tokens: FloatArray, width: float) -> FloatArray:
-        """Norms with residuals, rotary with cache write, activation of `width` neurons; what the
-        modules of latent attention have of these is not counted again."""
-        model, kernels = self.model, SMALL_KERNELS
+        """Norms with residuals, rotary with cache write, activation of `width` neurons (0: routing
+        instead); what the modules of latent attention have of these is not counted again."""
+        model = self.model
         moved = 8 * model.hidden + 3 * width / self._tp
         if self._is_latent:
-            kernels, moved = 2, moved - 4 * model.hidden
+            moved -= 4 * model.hidden
         else:
             heads = model.num_heads + 2 * model.num_kv_heads
             moved += 2 * heads * model.head_dim / self._tp
+        kernels = self._small_kernels + (0 if width else ROUTING_KERNELS)
         rate = self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH
         return np.asarray(kernels * self._small_kernel_s + tokens * (STATE_BYTES * moved) / rate)
+
+    @property
+    def _small_kernels(self) -> int:
+        """Of one layer without its router."""
+        if self._is_latent:
+            return LATENT_SMALL_KERNELS
+        if self.model.qk_norm_joint:
+            return SMALL_KERNELS + JOINT_NORM_KERNELS
+        return SMALL_KERNELS + (QK_NORM_KERNELS if self.model.qk_norm else 0)
+
+    @property
+    def num_small_kernels(self) -> int:
+        """Element-wise kernels of one pass."""
+        model = self.model
+        return model.num_layers * self._small_kernels + model.moe_layers * ROUTING_KERNELS
 
     def all_reduce_s(self, tokens: FloatArray) -> FloatArray:
         """One sum over the GPUs of a rank."""

@@ -58,7 +58,7 @@ def test_other_data_and_a_missed_bar(
     said = capsys.readouterr()
     assert said.err == ""
     assert "llama-3.1-70b" in said.out
-    assert "us per layer and pass: vllm" in said.out
+    assert "element-wise kernel, us: vllm" in said.out
     monkeypatch.setitem(assess.BARS, "physics", Bar(median=0.0001, p90=0.3))
     assert main(["bench", "silicon", "--data", str(data), "--json"]) == 1
     said = capsys.readouterr()

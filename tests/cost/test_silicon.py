@@ -20,7 +20,7 @@ from batchgen.cost.measured import MeasuredCost
 from batchgen.cost.operators.kernels import Kernels
 from batchgen.cost.silicon import assess as assessing
 from batchgen.cost.silicon import clean as cleaning
-from batchgen.cost.silicon.assess import Assessment, assess, family, fit_host, weighted_median
+from batchgen.cost.silicon.assess import Assessment, assess, family, fit_launches, weighted_median
 from batchgen.cost.silicon.clean import Case, Cleaned, clean
 from batchgen.cost.silicon.loop import Prediction, arrivals, closed_loop, mean_of_most
 from batchgen.cost.silicon.report import document, measure
@@ -111,7 +111,7 @@ def test_what_is_shipped_is_the_original() -> None:
 
 
 def predicted(tpot_s: float = 0.012, prefill_s: float = 0.04) -> Prediction:
-    return Prediction(decode_s=tpot_s, prefill_s=prefill_s, tpot_s=tpot_s, layer_passes=80.0)
+    return Prediction(decode_s=tpot_s, prefill_s=prefill_s, tpot_s=tpot_s, launches=80.0)
 
 
 def reasons(rows: Sequence[Row], prediction: Prediction | None = None) -> dict[str, int]:
@@ -244,6 +244,8 @@ def test_rows_beyond_the_memory_wait() -> None:
 class Linear:
     """A cost whose passes are linear in what they hold, as `MeasuredCost.kernels_s`."""
 
+    num_small_kernels = 300
+
     def kernels_s(
         self,
         rows: float,
@@ -300,6 +302,7 @@ def loop_setup(engine: str, ranks: int, running: int, *, spread: bool, prompt: f
         layout=Layout(attention_dp=ranks, ep=ranks),
         batch=running,
         running=running,
+        admitted=running,
         prompt_tokens=prompt,
         output_tokens=100.0,
         spread=spread,
@@ -320,12 +323,12 @@ def test_the_loop_is_that_of_its_simulation(
     assert found.decode_s <= found.tpot_s
 
 
-def test_host_time_is_per_layer_of_every_pass() -> None:
+def test_launches_are_those_of_every_pass() -> None:
     one = loop_setup("sglang", 1, 50, spread=True, prompt=512.0)
     found = closed_loop(one, Linear())  # type: ignore[arg-type]
-    layers = one.model.num_layers
-    assert found.layer_passes == pytest.approx(layers * (1 + 1 - math.exp(-0.5)))
-    assert found.host_s(1e-6) == pytest.approx(found.tpot_s + 1e-6 * found.layer_passes)
+    kernels = Linear.num_small_kernels
+    assert found.launches == pytest.approx(kernels * (1 + 1 - math.exp(-0.5)))
+    assert found.with_launches_s(1e-6) == pytest.approx(found.tpot_s + 1e-6 * found.launches)
 
 
 @pytest.mark.parametrize(("rate", "ranks"), [(0.01, 1), (0.4, 2), (0.4, 8), (3.0, 4)])
@@ -371,12 +374,17 @@ def test_joint_norms_and_small_kernels() -> None:
     joint = load_model("minimax-m2.5")
     each = replace(joint, qk_norm_joint=False)
     gpu = load_gpu("h200")
-    for tp, more in ((1, False), (4, True)):
+    one_kernel_s = 62 * 2.5e-6  # three against two of each layer
+    for tp, summed in ((1, False), (4, True)):
         times = [MeasuredCost(m, gpu, Layout(tp=tp)).kernels_s(8, 1000) for m in (joint, each)]
-        assert (times[0] > times[1]) == more
+        over = times[0] - times[1] - one_kernel_s
+        assert over > 62 * 2e-6 if summed else over == pytest.approx(0.0, abs=1e-9)
     bare = MeasuredCost(each, gpu, Layout(tp=4), small_kernel_s=0.0)
     saved = times[1] - bare.kernels_s(8, 1000)
-    assert saved == pytest.approx(62 * 5 * 2.5e-6)
+    assert bare.num_small_kernels == 62 * (5 + 2 + 1)
+    assert saved == pytest.approx(bare.num_small_kernels * 2.5e-6)
+    for model, kernels in (("llama-3.1-70b", 80 * 5), ("deepseek-r1", 61 * 2 + 58)):
+        assert MeasuredCost(load_model(model), gpu, Layout(tp=8)).num_small_kernels == kernels
     assert bare.with_layout(Layout(tp=8)).describe()["layout"] == "tp8"
 
 
@@ -413,13 +421,13 @@ def test_latent_attention_of_any_number_of_heads() -> None:
 
 
 def cases(
-    engine: str, model: str, factor: float, host_s: float, *, gpu: str = "h200", count: int = 12
+    engine: str, model: str, factor: float, launch_s: float, *, gpu: str = "h200", count: int = 12
 ) -> list[Case]:
-    """Rows whose measured time is (kernels + host) * factor, over four layouts."""
+    """Rows whose measured time is (kernels + launches) * factor, over four layouts."""
     rng = np.random.default_rng(len(engine) + len(model))
     found = []
     for number in range(count):
-        kernels, layers = float(rng.uniform(0.005, 0.05)), 80.0
+        kernels, launches = float(rng.uniform(0.005, 0.05)), 80.0
         setup_ = Setup(
             engine=engine,
             model=replace(load_model("llama-3.1-70b"), name=model),
@@ -427,21 +435,20 @@ def cases(
             layout=Layout(tp=(1, 2, 4, 8)[number % 4]),
             batch=8,
             running=8,
+            admitted=8,
             prompt_tokens=1000.0,
             output_tokens=1000.0,
             spread=True,
         )
-        prediction = Prediction(
-            decode_s=kernels, prefill_s=0.1, tpot_s=kernels, layer_passes=layers
-        )
-        row = replace(ROW, tpot_s=(kernels + host_s * layers) * factor)
+        prediction = Prediction(decode_s=kernels, prefill_s=0.1, tpot_s=kernels, launches=launches)
+        row = replace(ROW, tpot_s=(kernels + launch_s * launches) * factor)
         found.append(Case(row=row, setup=setup_, prediction=prediction))
     return found
 
 
-def test_host_constants_are_found_and_never_negative() -> None:
+def test_constants_are_found_and_never_negative() -> None:
     both = cases("vllm", "a", 1.0, 20e-6) + cases("trtllm", "a", 1.0, -10e-6)
-    found = fit_host(both)
+    found = fit_launches(both)
     assert found["vllm"] == pytest.approx(20e-6)
     assert found["trtllm"] == 0.0
 
@@ -458,7 +465,7 @@ def test_weighted_median_has_the_least_sum() -> None:
 def test_factors_are_of_other_configurations() -> None:
     some = cases("vllm", "a", 1.2, 0.0) + cases("vllm", "b", 1.0, 0.0, count=40)
     found = assess(some)
-    assert found.host_s == {"vllm": 0.0}
+    assert found.launch_s == {"vllm": 0.0}
     corrected = {row.name: row.errors["corrected"].median for row in found.rows}
     assert corrected["a"] == pytest.approx(0.0, abs=1e-9)
     assert {row.name: row.errors["physics"].bias for row in found.rows}["a"] == pytest.approx(
@@ -488,7 +495,7 @@ def test_few_rows_are_not_corrected() -> None:
 def test_constants_without_the_model_itself() -> None:
     some = cases("vllm", "a", 1.0, 30e-6, count=30) + cases("vllm", "b", 1.0, 10e-6, count=12)
     found = assess(some)
-    assert found.host_s["vllm"] == pytest.approx(30e-6)
+    assert found.launch_s["vllm"] == pytest.approx(30e-6)
     left_out = found.predicted["left out"] - found.predicted["kernels"]
     np.testing.assert_allclose(left_out[:30], 80 * 10e-6)
     np.testing.assert_allclose(left_out[30:], 80 * 30e-6)

@@ -1,4 +1,4 @@
-"""Fits host constants and corrections to measured rows, and tells errors on rows not fitted.
+"""Fits launches and corrections to measured rows, and tells errors on rows not fitted.
 
 kernels      the sum of kernels, nothing fitted
 physics      a host constant per engine: time per layer of a pass beside the kernels
@@ -68,10 +68,10 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """`host_s`: seconds per layer of a pass, by engine, fitted to all rows. `predicted`: seconds
-    by kind [C]. `missed`: kinds above their bar."""
+    """`launch_s`: seconds of the launch of an element-wise kernel by engine, fitted to all rows.
+    `predicted`: seconds by kind [C]. `missed`: kinds above their bar."""
 
-    host_s: dict[str, float]
+    launch_s: dict[str, float]
     predicted: dict[str, FloatArray]
     rows: list[TableRow]
     missed: list[str]
@@ -82,8 +82,8 @@ def assess(cases: Sequence[Case]) -> Assessment:
     if not cases:
         raise ValueError("no rows to assess")
     measured = np.array([case.row.tpot_s for case in cases])
-    host_s = fit_host(cases)
-    physics = _with_host(cases, lambda case: host_s[case.setup.engine])
+    launch_s = fit_launches(cases)
+    physics = _with_launches(cases, lambda case: launch_s[case.setup.engine])
     configurations = _configurations(cases)
     predicted = {
         "kernels": np.array([case.prediction.tpot_s for case in cases]),
@@ -100,7 +100,7 @@ def assess(cases: Sequence[Case]) -> Assessment:
         names = sorted(groups, key=lambda name: (not name.isdigit(), name.zfill(8)))
         rows += [_table_row(table, name, groups[name], predicted, measured) for name in names]
     missed = [kind for kind, bar in BARS.items() if not bar.met(rows[0].errors[kind])]
-    return Assessment(host_s=host_s, predicted=predicted, rows=rows, missed=missed)
+    return Assessment(launch_s=launch_s, predicted=predicted, rows=rows, missed=missed)
 
 
 def family(case: Case) -> tuple[str, str, str]:
@@ -108,16 +108,16 @@ def family(case: Case) -> tuple[str, str, str]:
     return case.setup.engine, case.setup.model.name, case.setup.generation
 
 
-def fit_host(cases: Sequence[Case]) -> dict[str, float]:
-    """By engine the seconds per layer of a pass, not below 0, of least absolute relative error."""
+def fit_launches(cases: Sequence[Case]) -> dict[str, float]:
+    """By engine the seconds of a launch, not below 0, of least absolute relative error."""
     found = {}
     for engine in sorted({case.setup.engine for case in cases}):
         own = [case for case in cases if case.setup.engine == engine]
-        layers = np.array([case.prediction.layer_passes for case in own])
+        launches = np.array([case.prediction.launches for case in own])
         measured = np.array([case.row.tpot_s for case in own])
         kernels = np.array([case.prediction.tpot_s for case in own])
         # |(k + h n) / m - 1| is |h - (m - k) / n| times n / m: its least sum is a weighted median.
-        best = weighted_median((measured - kernels) / layers, layers / measured)
+        best = weighted_median((measured - kernels) / launches, launches / measured)
         found[engine] = max(0.0, best)
     return found
 
@@ -139,8 +139,8 @@ def errors(predicted: FloatArray, measured: FloatArray) -> Errors:
     )
 
 
-def _with_host(cases: Sequence[Case], host: Callable[[Case], float]) -> FloatArray:
-    return np.array([case.prediction.host_s(host(case)) for case in cases])
+def _with_launches(cases: Sequence[Case], launch_s: Callable[[Case], float]) -> FloatArray:
+    return np.array([case.prediction.with_launches_s(launch_s(case)) for case in cases])
 
 
 def _left_out(cases: Sequence[Case]) -> FloatArray:
@@ -150,8 +150,8 @@ def _left_out(cases: Sequence[Case]) -> FloatArray:
         others = [
             case for case in cases if case.setup.engine == engine and case.setup.model.name != model
         ]
-        by_model[engine, model] = fit_host(others).get(engine, 0.0)
-    return _with_host(cases, lambda case: by_model[case.setup.engine, case.setup.model.name])
+        by_model[engine, model] = fit_launches(others).get(engine, 0.0)
+    return _with_launches(cases, lambda case: by_model[case.setup.engine, case.setup.model.name])
 
 
 def _corrected(cases: Sequence[Case], physics: FloatArray, parts: NDArray[np.int64]) -> FloatArray:

@@ -11,8 +11,10 @@ full budgets. What a prompt costs the others is the engine's:
                    to decode together: each waits for the passes of its wave after its own
 
 The time between tokens is that of a decode pass, plus what prompts add per pass. Rows that the KV
-cache has no room for wait outside. Element-wise kernels count by their bytes: launches and what
-else the host does are a constant per layer and engine (`Prediction.host_s`), which `assess` fits.
+cache has no room for wait outside; those that began and gave way wait between their tokens, so that
+each row has its turn in running / admitted of the passes. Element-wise kernels count by their
+bytes: what a launch of one takes is the engine's constant (`Prediction.with_launches_s`), which
+`assess` fits.
 """
 
 from __future__ import annotations
@@ -29,17 +31,17 @@ LEAST_CHANCE = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """Seconds. `tpot_s` is by kernels alone; each layer of each pass adds the host's constant:
-    `layer_passes` of them per token. `prefill_s` is one prompt alone."""
+    """Seconds. `tpot_s` is without launches of element-wise kernels, `launches` their number per
+    token. `prefill_s` is one prompt alone."""
 
     decode_s: float
     prefill_s: float
     tpot_s: float
-    layer_passes: float
+    launches: float
 
-    def host_s(self, per_layer_s: float) -> float:
-        """Mean inter-token time with so much host time per layer of a pass."""
-        return self.tpot_s + per_layer_s * self.layer_passes
+    def with_launches_s(self, launch_s: float) -> float:
+        """Mean inter-token time with so much for the launch of an element-wise kernel."""
+        return self.tpot_s + launch_s * self.launches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,21 +91,25 @@ def closed_loop(one: Setup, cost: MeasuredCost) -> Prediction:
         one.running, ranks, one.output_tokens, one.spread, TOKEN_BUDGET / one.prompt_tokens
     )
     prompts = come.fullest, one.prompt_tokens, come.together
-    layers = one.model.num_layers
+    kernels = cost.num_small_kernels
     if one.engine in PREFILL_FIRST:
         passes = come.share
         if not one.spread:  # half of a wave's passes in the mean, its own not among them
             passes = max(0.0, one.running / come.fullest - 1.0) / 2 / one.output_tokens
         tpot_s = decode_s + passes * cost.kernels_s(0.0, 0.0, *prompts)
-        layer_passes = layers * (1.0 + passes)
+        launches = kernels * (1.0 + passes)
     else:
         mixed_s = cost.kernels_s(one.running, context, *prompts)
         share = min(come.share, 1.0)
         more = come.share / share  # what is more than one per pass waits for further passes
         tpot_s = (1.0 - share) * decode_s + share * more * mixed_s
-        layer_passes = layers * (1.0 - share + share * more)
+        launches = kernels * (1.0 - share + share * more)
+    turns = one.admitted / one.running
     return Prediction(
-        decode_s=decode_s, prefill_s=prefill_s, tpot_s=tpot_s, layer_passes=layer_passes
+        decode_s=decode_s,
+        prefill_s=prefill_s,
+        tpot_s=turns * tpot_s,
+        launches=turns * launches,
     )
 
 

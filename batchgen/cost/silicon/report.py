@@ -49,7 +49,7 @@ def document(num_rows: int, cleaned: Cleaned, found: Assessment) -> dict[str, An
         "rows": num_rows,
         "left_out": cleaned.left_out,
         "told": len(cleaned.cases),
-        "host_us_per_layer": {name: 1e6 * host for name, host in found.host_s.items()},
+        "launch_us": {name: 1e6 * launch_s for name, launch_s in found.launch_s.items()},
         "gpus_without_tables": guessed,
         "bars": {kind: asdict(bar) for kind, bar in BARS.items()},
         "tables": [asdict(row) for row in found.rows],

@@ -31,10 +31,22 @@ _FP8_KV: dict[tuple[str, str], tuple[str, ...]] = {
     ("vllm", "gpt-oss-120b"): _BLACKWELL,
     ("trtllm", "gpt-oss-120b"): _BLACKWELL,
     ("sglang", "deepseek-r1"): _BLACKWELL,
+    ("vllm", "minimax-m2.5"): ("b300",),
 }
-# Beyond the scripts: rows of TensorRT-LLM whose bf16 KV would not hold the batch that ran (128 rows
-# of 2.2K tokens on one H100, the first token after 1.6 s).
-_OTHER_FP8_KV = (("trtllm", "qwen3-32b", "fp8"),)
+# Beyond the scripts: where bf16 KV would not hold batches that ran, as their first tokens tell:
+# (engine, model, precision). TensorRT-LLM: 128 rows of 2.2K tokens on one H100, first tokens after
+# 1.6 s. MiniMax-M2.5 in NVFP4: 512 rows of 9K on four B200, after 2.6 s.
+_HELD_IN_FP8 = (("trtllm", "qwen3-32b", "fp8"), ("vllm", "minimax-m2.5", "fp4"))
+MEMORY_FRACTION = 0.9
+# (engine, model, precision, GPU, GPUs): what the scripts give engines that memory binds.
+_MEMORY_FRACTIONS = {
+    ("sglang", "deepseek-r1", "fp8", "b200", 4): 0.95,
+    **{("vllm", "minimax-m2.5", "fp8", "b200", gpus): 0.95 for gpus in (1, 2, 4, 8)},
+    **{("vllm", "minimax-m2.5", "fp8", "h200", gpus): 0.95 for gpus in (1, 2, 4, 8)},
+}
+# Engines that admit a prompt when it fits, not its answer: rows that grow beyond the room give way
+# and wait with part of their answer given.
+FITS_NOW = ("vllm",)
 MEAN_OF_DRAWN = 0.9  # of lengths between 0.8 and 1 of the named ones
 TOKEN_BUDGET = 8192  # of a pass: the scripts of vLLM; default of the others
 MOST_GPUS = 8  # that exchange hidden states over NVLink, GB200 too, whose nodes have four
@@ -43,7 +55,8 @@ MOST_GPUS = 8  # that exchange hidden states over NVLink, GB200 too, whose nodes
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """`batch` rows per rank of attention ask for `prompt_tokens` and `output_tokens` each, in the
-    mean; `running` of them have room for their KV. `spread`: lengths differ from row to row."""
+    mean. `admitted` of them have begun, `running` of those have room for their KV. `spread`:
+    lengths differ from row to row."""
 
     engine: str
     model: ModelSpec
@@ -51,6 +64,7 @@ class Setup:
     layout: Layout
     batch: int
     running: int
+    admitted: int
     prompt_tokens: float
     output_tokens: float
     spread: bool
@@ -65,22 +79,31 @@ def setup(row: Row) -> Setup:
     model = _with_dtypes(find_model(row.model), row)
     gpu = load_gpu(row.gpu)
     scripted = row.is_inferencex and gpu.name in _FP8_KV.get((row.backend, model.name), ())
-    if scripted or (row.backend, model.name, row.precision) in _OTHER_FP8_KV:
+    if scripted or (row.backend, model.name, row.precision) in _HELD_IN_FP8:
         model = replace(model, kv_dtype="fp8")
     layout, batch = parallelism(row, model)
     part = MEAN_OF_DRAWN if row.is_inferencex else 1.0
     prompt_tokens, output_tokens = part * row.prompt_tokens, part * row.output_tokens
+    place = row.backend, model.name, row.precision, gpu.name, layout.gpus_per_engine
     sizes = capacity(
-        model, gpu, layout, page_tokens=16, token_budget=TOKEN_BUDGET, gpus_per_node=MOST_GPUS
+        model,
+        gpu,
+        layout,
+        memory_fraction=_MEMORY_FRACTIONS.get(place, MEMORY_FRACTION),
+        page_tokens=16,
+        token_budget=TOKEN_BUDGET,
+        gpus_per_node=MOST_GPUS,
     )
-    room = int(sizes.hbm_tokens // (prompt_tokens + output_tokens / 2))
+    running = max(1, min(batch, int(sizes.hbm_tokens // (prompt_tokens + output_tokens / 2))))
+    fitting = int(sizes.hbm_tokens // prompt_tokens) if row.backend in FITS_NOW else running
     return Setup(
         engine=row.backend,
         model=model,
         gpu=gpu,
         layout=layout,
         batch=batch,
-        running=max(1, min(batch, room)),
+        running=running,
+        admitted=max(running, min(batch, fitting)),
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         spread=row.is_inferencex,
