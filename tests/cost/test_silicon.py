@@ -334,6 +334,7 @@ def test_the_most_of_several_ranks(rate: float, ranks: int) -> None:
     drawn = np.random.default_rng(0).poisson(rate, (200_000, ranks)).max(axis=1).mean()
     assert mean_of_most(rate, ranks) == pytest.approx(drawn, rel=0.03, abs=1e-3)
     assert mean_of_most(rate, 1) == pytest.approx(rate)
+    assert mean_of_most(1e6, ranks) == 1e6
 
 
 def test_prompts_of_a_life_are_those_of_the_rows() -> None:

@@ -1,10 +1,13 @@
 """Fits launches and corrections to measured rows, and tells errors on rows not fitted.
 
-kernels      the sum of kernels, nothing fitted
-physics      a host constant per engine: time per layer of a pass beside the kernels
+kernels      the sum of kernels without launches of element-wise ones, nothing fitted
+physics      a host constant per engine: what the launch of an element-wise kernel takes
 left out     the same, the constant fitted to the other models of the engine
-corrected    physics times a factor per engine, GPU generation and model, fitted to one half of
-             its configurations and told on the other
+corrected    physics times a factor per engine, GPU generation and model, fitted without the
+             configuration that it is told on
+halves       the same, fitted to one half of a family's configurations and told on the other
+
+A configuration is a family's precision, GPU and layout.
 """
 
 from __future__ import annotations

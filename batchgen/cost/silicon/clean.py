@@ -1,8 +1,9 @@
-"""Leaves rows out, each for one stated reason, and counts them. It sees no error of a prediction.
+"""Leaves rows out, each for one stated reason, and counts them. It fits nothing.
 
-Two rules need a prediction: a server that queued is known by its time to the first token, and a
-deployment of several workers by twice the predicted time between tokens. Both are for rows whose
-`batch_size` is not what ran together, and only the second looks at what is predicted.
+Two rules need a prediction: a server that queued is known by its time to the first token, against
+the prefills of its batch, and a deployment of several workers by more than twice the predicted time
+between tokens. Both are for rows whose `batch_size` is not what ran together; the second alone can
+leave a row out for its error.
 """
 
 from __future__ import annotations

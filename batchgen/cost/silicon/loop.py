@@ -27,6 +27,7 @@ from batchgen.cost.silicon.setup import MOST_GPUS, TOKEN_BUDGET, Setup
 
 PREFILL_FIRST = ("sglang",)
 LEAST_CHANCE = 1e-9
+MOST_RATE = 100.0  # above, Poisson numbers of several ranks hardly differ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,8 @@ def arrivals(running: int, ranks: int, output_tokens: float, spread: bool, most:
 
 def mean_of_most(rate: float, ranks: int) -> float:
     """The largest of `ranks` independent Poisson numbers of mean `rate`, in the mean."""
+    if rate > MOST_RATE:
+        return rate
     total, chance, below, count = 0.0, math.exp(-rate), 0.0, 0
     while True:
         below += chance

@@ -10,9 +10,12 @@ from typing import Any
 from batchgen.cost.measured import MeasuredCost
 from batchgen.cost.silicon.assess import BARS, Assessment, assess
 from batchgen.cost.silicon.clean import Cleaned, clean
-from batchgen.cost.silicon.loop import closed_loop, engine_cost
+from batchgen.cost.silicon.loop import Prediction, closed_loop, engine_cost
 from batchgen.cost.silicon.rows import SHIPPED, read_rows
+from batchgen.cost.silicon.setup import Setup
 from batchgen.errors import UserError
+from batchgen.layout import Layout
+from batchgen.model import ModelSpec
 
 
 def measure(path: Path = SHIPPED) -> tuple[int, Cleaned, Assessment]:
@@ -21,9 +24,9 @@ def measure(path: Path = SHIPPED) -> tuple[int, Cleaned, Assessment]:
     Raises DataError for another kind of file, UserError where no row stays.
     """
     rows = read_rows(path)
-    costs: dict[tuple[Any, ...], MeasuredCost] = {}
+    costs: dict[tuple[ModelSpec, str, Layout], MeasuredCost] = {}
 
-    def predict(one: Any) -> Any:
+    def predict(one: Setup) -> Prediction:
         key = one.model, one.gpu.name, one.layout
         if key not in costs:
             costs[key] = engine_cost(one)
