@@ -71,7 +71,9 @@ class Setup:
 
     @property
     def generation(self) -> str:
-        return "Blackwell" if self.gpu.name in _BLACKWELL else "Hopper"
+        """GPUs whose corrections are common; others stand alone."""
+        name = self.gpu.name
+        return "Blackwell" if name in _BLACKWELL else "Hopper" if name in _HOPPER else name
 
 
 def setup(row: Row) -> Setup:
