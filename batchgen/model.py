@@ -38,6 +38,7 @@ class ModelSpec:
     experts), `expert_ffn` that of one routed expert, `shared_ffn` that of all shared experts
     together. `window_layers` layers read only the last `window` tokens. dtypes are keys of
     `DTYPE_BYTES`. `routed_groups` bounds the number of expert groups a token may use (0: no bound).
+    `qk_norm_joint`: queries and keys are normed over all heads together, not head by head.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ModelSpec:
     output_bias: bool = False
     attention_sinks: bool = False
     qk_norm: bool = False
+    qk_norm_joint: bool = False
     weight_dtype: str = "bf16"
     expert_dtype: str = "bf16"
     embedding_dtype: str = "bf16"
@@ -154,7 +156,9 @@ class ModelSpec:
             extra += (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         if self.output_bias:
             extra += self.hidden
-        if self.qk_norm:
+        if self.qk_norm_joint:
+            extra += (self.num_heads + self.num_kv_heads) * self.head_dim
+        elif self.qk_norm:
             extra += 2 * self.head_dim
         if self.attention_sinks:
             extra += self.num_heads

@@ -11,8 +11,8 @@ from typing import Any
 from batchgen.errors import DataError
 from batchgen.model import ModelSpec
 
-# model_type -> attention biases default, per-head query and key norms. Sources: the configuration
-# and modelling files of these families in Hugging Face transformers.
+# model_type -> attention biases default, norms of queries and keys (per head, or joint over all).
+# Sources: the configuration and modelling files of these families in Hugging Face transformers.
 _FAMILIES: dict[str, dict[str, bool]] = {
     "llama": {},
     "mistral": {},
@@ -23,6 +23,7 @@ _FAMILIES: dict[str, dict[str, bool]] = {
     "deepseek_v2": {},
     "deepseek_v3": {"router_bias": True},
     "kimi_k2": {"router_bias": True},
+    "minimax_m2": {"qk_norm": True, "qk_norm_joint": True, "router_bias": True},
     "gpt_oss": {
         "attention_bias": True,
         "output_bias": True,
@@ -126,6 +127,7 @@ def spec_from_config(
             output_bias=traits.get("output_bias", False),
             attention_sinks=traits.get("attention_sinks", False),
             qk_norm=traits.get("qk_norm", False),
+            qk_norm_joint=traits.get("qk_norm_joint", False),
             weight_dtype=weight,
             expert_dtype=expert,
             embedding_dtype=other,

@@ -28,7 +28,12 @@ from batchgen.layout import Layout
 from batchgen.model import DTYPE_BYTES, ModelSpec
 
 STATE_BYTES = 2  # hidden states are bf16
+SQUARES_BYTES = 4  # a mean square is float32
 SMALL_KERNELS = 5  # of a layer: two norms with residuals, rotary with cache write, activation, ...
+LATENT_SMALL_KERNELS = 2  # of a layer, what the modules of latent attention have not
+QK_NORM_KERNELS = 2  # queries, keys
+JOINT_NORM_KERNELS = 3  # squares, and scales after their sum over the GPUs
+ROUTING_KERNELS = 1  # top-k of the router's logits
 SMALL_KERNEL_S = 2.5e-6  # a launch inside a CUDA graph
 SMALL_BANDWIDTH = 0.7  # of the peak that they reach
 SHORT_CONTEXT, LONG_CONTEXT = 1024, 8192  # between which the slope of decode attention is taken
@@ -44,8 +49,9 @@ SAMPLED_BYTES = 3 * 4  # per logit: written, read for the maximum, read for the 
 class MeasuredCost(TabledCost):
     """`CostModel` of one engine of `layout`.
 
-    `skew`: 0 even routing of experts, 1 and 2 popularity by rank^-1.01 and rank^-1.2. Latent
-    attention is measured as whole modules with the sizes of DeepSeek-V3: UserError for others.
+    `skew`: 0 even routing of experts, 1 and 2 popularity by rank^-1.01 and rank^-1.2.
+    `small_kernel_s`: launch of an element-wise kernel. Latent attention is measured as whole
+    modules with the sizes of DeepSeek-V3 (any number of heads): UserError for others.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class MeasuredCost(TabledCost):
         efficiency: Efficiency | None = None,
         skew: float = 1.0,
         gpus_per_node: int = 8,
+        small_kernel_s: float = SMALL_KERNEL_S,
     ) -> None:
         self._is_latent = model.attention == "mla"
         if self._is_latent and _latent_sizes(model) != MEASURED_LATENT:
@@ -73,7 +80,7 @@ class MeasuredCost(TabledCost):
                 f"{most} of one node",
                 remedy="use the roofline: leave out --costs",
             )
-        self._gpus_per_node = gpus_per_node
+        self._gpus_per_node, self._small_kernel_s = gpus_per_node, small_kernel_s
         self.kernels = Kernels(gpu) if kernels is None else kernels
         self.gpu, self.skew = gpu, skew
         self._efficiency = eff = efficiency or Efficiency()
@@ -147,22 +154,44 @@ class MeasuredCost(TabledCost):
         )
 
     def small_s(self, tokens: FloatArray, width: float) -> FloatArray:
-        """Norms with residuals, rotary with cache write, activation of `width` neurons; what the
-        modules of latent attention have of these is not counted again."""
-        model, kernels = self.model, SMALL_KERNELS
+        """Norms with residuals, rotary with cache write, activation of `width` neurons (0: routing
+        instead); what the modules of latent attention have of these is not counted again."""
+        model = self.model
         moved = 8 * model.hidden + 3 * width / self._tp
         if self._is_latent:
-            kernels, moved = 2, moved - 4 * model.hidden
+            moved -= 4 * model.hidden
         else:
             heads = model.num_heads + 2 * model.num_kv_heads
             moved += 2 * heads * model.head_dim / self._tp
+        kernels = self._small_kernels + (0 if width else ROUTING_KERNELS)
         rate = self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH
-        return np.asarray(kernels * SMALL_KERNEL_S + tokens * (STATE_BYTES * moved) / rate)
+        return np.asarray(kernels * self._small_kernel_s + tokens * (STATE_BYTES * moved) / rate)
+
+    @property
+    def _small_kernels(self) -> int:
+        """Of one layer without its router."""
+        if self._is_latent:
+            return LATENT_SMALL_KERNELS
+        if self.model.qk_norm_joint:
+            return SMALL_KERNELS + JOINT_NORM_KERNELS
+        return SMALL_KERNELS + (QK_NORM_KERNELS if self.model.qk_norm else 0)
+
+    @property
+    def num_small_kernels(self) -> int:
+        """Element-wise kernels of one pass."""
+        model = self.model
+        return model.num_layers * self._small_kernels + model.moe_layers * ROUTING_KERNELS
 
     def all_reduce_s(self, tokens: FloatArray) -> FloatArray:
         """One sum over the GPUs of a rank."""
         size = tokens * (self.model.hidden * STATE_BYTES)
         return self.kernels.collective("all_reduce", self._tp, size)
+
+    def joint_norm_s(self, tokens: FloatArray) -> FloatArray:
+        """Mean squares of queries and of keys, summed over the GPUs that share their heads."""
+        if not self.model.qk_norm_joint:
+            return np.zeros_like(tokens)
+        return self.kernels.collective("all_reduce", self._tp, tokens * (2 * SQUARES_BYTES))
 
     def experts_s(self, tokens: FloatArray) -> FloatArray:
         model, layout = self.model, self.layout
@@ -198,7 +227,8 @@ class MeasuredCost(TabledCost):
         parts = {
             "projections": model.num_layers * self.projections_s(tokens),
             "dense": np.zeros_like(tokens),
-            "collectives": sums * self.all_reduce_s(tokens),
+            "collectives": sums * self.all_reduce_s(tokens)
+            + model.num_layers * self.joint_norm_s(tokens),
             "overhead": np.zeros_like(tokens),
         }
         if dense:
@@ -238,7 +268,7 @@ class MeasuredCost(TabledCost):
         sampled = logits * SAMPLED_BYTES / (self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH)
         return np.asarray((product + gathered + sampled) * PS_PER_S)
 
-    def _decode_s(self, rows: int, context: int, window: int = 0) -> float:
+    def _decode_s(self, rows: float, context: float, window: int = 0) -> float:
         if self._is_latent:
             one = self.kernels.seconds("mla_decode", rows=rows, tokens=context, **self._latent)
         else:
@@ -279,6 +309,40 @@ class MeasuredCost(TabledCost):
         one = full * self._chunk_s(tokens, 0) * PS_PER_S
         return np.asarray(np.maximum(0.0, one - (self._pair_ps * tokens + self._token_ps) * tokens))
 
+    # One pass by its kernels ----------------------------------------------------------------------
+
+    def kernels_s(
+        self,
+        rows: float,
+        context: float,
+        prompts: float = 0.0,
+        prompt_tokens: float = 0.0,
+        all_prompts: float = 0.0,
+    ) -> float:
+        """Seconds of one pass straight from the kernels: no tables, no host work.
+
+        Every rank decodes `rows` rows of `context` tokens each; beside them the fullest rank has
+        `prompts` whole prompts of `prompt_tokens` tokens, all ranks together `all_prompts`. Counts
+        may be means. Decode attention is taken at `context` itself, not by the slope of a run.
+        """
+        own = np.array([rows + prompts * prompt_tokens])
+        union = np.array([rows * self.num_ranks + all_prompts * prompt_tokens])
+        parts = [*self._own_parts(own).values(), *self._union_parts(union).values()]
+        total = sum(float(part[0]) for part in parts)
+        total += float(self._head_ps(np.array([rows + prompts]))[0]) / PS_PER_S
+        model = self.model
+        full, windowed = model.full_layers, model.num_layers - model.full_layers
+        if rows:
+            total += full * self._decode_s(rows, context)
+            if windowed:
+                total += windowed * self._decode_s(rows, context, model.window)
+        if prompts:
+            tokens = np.array([prompt_tokens])
+            total += prompts * full * float(self._chunk_s(tokens, 0)[0])
+            if windowed:
+                total += prompts * windowed * float(self._chunk_s(tokens, model.window)[0])
+        return total
+
     # Reports --------------------------------------------------------------------------------------
 
     def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
@@ -309,6 +373,7 @@ class MeasuredCost(TabledCost):
             efficiency=self._efficiency,
             skew=self.skew,
             gpus_per_node=self._gpus_per_node,
+            small_kernel_s=self._small_kernel_s,
         )
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Engines whose weights or KV stay on the host: what is where, and what the link makes of a pass."""
+"""Engines whose weights or KV stay on the host: what is where, what the link makes of a pass."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from batchgen.hardware import GpuSpec
 from batchgen.model import DTYPE_BYTES
 
 # Dtypes of tables that the catalog of models does not have: bytes per element, and what computes.
-_OWN_BYTES = {"fp8_block": DTYPE_BYTES["fp8"]}
-_COMPUTED_AS = {"fp8_block": "fp8"}
+_OWN_BYTES = {"fp8_block": DTYPE_BYTES["fp8"], "mxfp4_mxfp8": DTYPE_BYTES["mxfp4"]}
+_COMPUTED_AS = {"fp8_block": "fp8", "mxfp4_mxfp8": "mxfp4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,15 +13,18 @@ from batchgen.cost.operators.points import Columns
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 
-# What engines run for a dtype of the catalog, best first: the first that was measured is taken.
-_VARIANTS = {
+# What engines run for a dtype of the catalog, best first: the first that was measured is taken; of
+# other GPUs only the last, which needs no special units.
+_VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "gemm": {"fp8": ("fp8",), "fp16": ("bf16",)},
-    "experts": {"fp8": ("fp8_block",), "fp16": ("bf16",)},
+    "experts": {"fp8": ("fp8_block",), "fp16": ("bf16",), "mxfp4": ("mxfp4_mxfp8", "mxfp4")},
     "mla_decode": {"fp8": ("fp8_block",)},
     "mla_prefill": {"fp8": ("fp8_block",)},
     "decode_attention": {"fp16": ("bf16",)},
     "prefill_attention": {"fp16": ("bf16",)},
 }
+# GPUs without tables whose kernels are those of another: its fits, over their own peaks.
+_RELATIONS = {"b300": "b200"}
 Number = float | FloatArray
 
 
@@ -58,14 +61,17 @@ class Kernels:
         return fitted.seconds(self.gpu, columns).reshape(shape)
 
     def _find(self, operator: str, dtype: str) -> Fitted:
-        for variant in _VARIANTS.get(operator, {}).get(dtype, (dtype,)):
-            own = self._fitted.get((operator, self.gpu.name, variant))
-            if own is not None:
-                return own
-            other = self._fitted.get((operator, store.ANY_GPU, variant))
-            if other is not None:
-                self.extrapolated.add(f"{operator} {variant}")
-                return other
+        variants = _VARIANTS.get(operator, {}).get(dtype, (dtype,))
+        places: list[tuple[str, tuple[str, ...]]] = [(self.gpu.name, variants)]
+        if self.gpu.name in _RELATIONS:
+            places.append((_RELATIONS[self.gpu.name], variants))
+        for gpu, of_gpu in (*places, (store.ANY_GPU, variants[-1:])):
+            for variant in of_gpu:
+                found = self._fitted.get((operator, gpu, variant))
+                if found is not None:
+                    if gpu != self.gpu.name:
+                        self.extrapolated.add(f"{operator} {variant}")
+                    return found
         raise UserError(
             f"no measured {operator} with {dtype}", remedy="use the roofline: leave out --costs"
         )

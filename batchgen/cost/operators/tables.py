@@ -16,12 +16,11 @@ from batchgen.errors import DataError, UserError
 from batchgen.hardware import load_gpu
 
 _DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
-_DTYPES |= {"int4_wo": "int4", "w4a16_mxfp4": "mxfp4"}
+_DTYPES |= {"int4_wo": "int4", "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4_mxfp8"}
 _SKEWS = {"balanced": 0.0, "power_law_1.01": 1.0, "power_law_1.2": 2.0}
 LEFT_OUT = {
     ("experts", "fp8"): "5 to 10 times as slow as fp8_block on Hopper, which engines use",
     ("gemm", "fp8_block"): "timed outside of a graph: launches are most of it",
-    ("experts", "w4a8_mxfp4_mxfp8"): "no model of the catalog has it",
 }
 
 
