@@ -52,10 +52,13 @@ class _SystemFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is left out is that of the cluster `base`, where there is one."""
+
     name: str
     source: str
-    gpu: str
-    gpus_per_node: int
+    base: str | None = None
+    gpu: str | None = None
+    gpus_per_node: int | None = None
     constants: dict[str, Constant] = {}
 
 
@@ -107,8 +110,7 @@ def _system(name: str, above: tuple[str, ...]) -> tuple[Preset, Mapping[str, Con
     if found.base in PRESETS:
         base = PRESETS[found.base]
     elif found.base is not None:
-        if found.base in (name, *above):
-            raise DataError(f"'{found.base}' stands on itself", path=path, field="base")
+        _check_base(found.base, (name, *above), path)
         base, inherited = _system(found.base, (name, *above))
         constants.update(inherited)
     constants.update(found.constants)
@@ -148,16 +150,36 @@ def _plain(value: float) -> float | int:
 @cache
 def find_cluster(name: str) -> Cluster:
     """A cluster by name or path. Raises UserError and DataError."""
+    return _cluster(name, ())
+
+
+def _cluster(name: str, above: tuple[str, ...]) -> Cluster:
     found, path = _read("clusters", name, _ClusterFile)
-    if found.gpus_per_node < 1:
+    base = None
+    if found.base is not None:
+        _check_base(found.base, (name, *above), path)
+        base = _cluster(found.base, (name, *above))
+    gpu = found.gpu if found.gpu is not None or base is None else base.gpu
+    node = found.gpus_per_node
+    if node is None and base is not None:
+        node = base.gpus_per_node
+    if gpu is None:
+        raise DataError("is missing", path=path, field="gpu")
+    if node is None or node < 1:
         raise DataError("must be at least 1", path=path, field="gpus_per_node")
+    inherited = base.constants if base is not None else {}
     return Cluster(
         name=found.name,
-        gpu=found.gpu,
-        gpus_per_node=found.gpus_per_node,
-        constants=found.constants,
+        gpu=gpu,
+        gpus_per_node=node,
+        constants={**inherited, **found.constants},
         source=found.source,
     )
+
+
+def _check_base(base: str, above: tuple[str, ...], path: str) -> None:
+    if base in above:
+        raise DataError(f"'{base}' stands on itself", path=path, field="base")
 
 
 def _names(folder: str) -> list[str]:

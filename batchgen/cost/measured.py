@@ -116,7 +116,8 @@ class MeasuredCost(TabledCost):
             model,
             layout,
             own=self._own_ps,
-            union=self._union_ps,
+            union=self._experts_ps,
+            exchange=self._exchange_ps if layout.attention_dp > 1 and model.is_moe else None,
             head=self._head_ps,
             slope=self._slope_ps,
             fixed=self._fixed_ps,
@@ -242,21 +243,26 @@ class MeasuredCost(TabledCost):
                 parts["dense"] += sparse * self.mlp_s(tokens, model.shared_ffn)
         return parts
 
-    def _union_parts(self, tokens: FloatArray) -> dict[str, FloatArray]:
-        """The same for the tokens of all ranks."""
+    def _union_parts(self, tokens: FloatArray, fullest: FloatArray) -> dict[str, FloatArray]:
+        """The same for the tokens of all ranks, and of the fullest, which all others wait for."""
         layers = self.model.moe_layers
         if not layers:
             return {"experts": np.zeros_like(tokens), "collectives": np.zeros_like(tokens)}
         return {
             "experts": layers * self.experts_s(tokens),
-            "collectives": layers * self.exchange_s(tokens),
+            "collectives": layers * self.exchange_s(fullest * self.num_ranks),
         }
 
     def _own_ps(self, tokens: FloatArray) -> FloatArray:
         return np.asarray(sum(self._own_parts(tokens).values()) * PS_PER_S)
 
-    def _union_ps(self, tokens: FloatArray) -> FloatArray:
-        return np.asarray(sum(self._union_parts(tokens).values()) * PS_PER_S)
+    def _experts_ps(self, tokens: FloatArray) -> FloatArray:
+        if not self.model.moe_layers:
+            return np.zeros_like(tokens)
+        return self.model.moe_layers * self.experts_s(tokens) * PS_PER_S
+
+    def _exchange_ps(self, tokens: FloatArray) -> FloatArray:
+        return self.model.moe_layers * self.exchange_s(tokens) * PS_PER_S
 
     def _head_ps(self, samples: FloatArray) -> FloatArray:
         model = self.model
@@ -327,7 +333,7 @@ class MeasuredCost(TabledCost):
         """
         own = np.array([rows + prompts * prompt_tokens])
         union = np.array([rows * self.num_ranks + all_prompts * prompt_tokens])
-        parts = [*self._own_parts(own).values(), *self._union_parts(union).values()]
+        parts = [*self._own_parts(own).values(), *self._union_parts(union, own).values()]
         total = sum(float(part[0]) for part in parts)
         total += float(self._head_ps(np.array([rows + prompts]))[0]) / PS_PER_S
         model = self.model
@@ -353,7 +359,8 @@ class MeasuredCost(TabledCost):
             name: np.where(tokens > 0, seconds, 0.0).max(axis=0)
             for name, seconds in self._own_parts(tokens.astype(np.float64)).items()
         }
-        for name, seconds in self._union_parts(union.astype(np.float64)).items():
+        fullest = tokens.max(axis=0).astype(np.float64)
+        for name, seconds in self._union_parts(union.astype(np.float64), fullest).items():
             parts[name] = parts.get(name, 0.0) + np.where(busy, seconds, 0.0)
         parts["overhead"] += np.where(busy, self._efficiency.step_s, 0.0)
         parts["overhead"] += np.where(chunks, self._efficiency.prefill_step_s, 0.0)

@@ -64,7 +64,9 @@ class RooflineCost(TabledCost):
                     eff.theta,
                 )
             ),
-            union=lambda tokens: _overlap(terms.experts(tokens), terms.exchange(tokens), eff.theta),
+            union=terms.experts,
+            exchange=terms.exchange if layout.attention_dp > 1 and model.is_moe else None,
+            theta=eff.theta,
             head=terms.head,
             slope=terms.decode_slope,
             fixed=terms.decode_fixed,
@@ -106,7 +108,10 @@ class RooflineCost(TabledCost):
             "dense": np.where(tokens > 0, terms.dense(own), 0.0).max(axis=0),
             "experts": np.where(busy, terms.experts(both), 0.0),
             "collectives": np.where(
-                busy, terms.all_reduce(own).max(axis=0) + terms.exchange(both), 0.0
+                busy,
+                terms.all_reduce(own).max(axis=0)
+                + terms.exchange(own.max(axis=0) * self.num_ranks),
+                0.0,
             ),
             "overhead": np.where(busy, self._kernels_ps + self._step_ps, 0.0)
             + np.where(chunks, float(self._chunks.step_ps), 0.0),

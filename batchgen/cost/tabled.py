@@ -2,8 +2,8 @@
 
 A pass of an engine takes, over its ranks, the longest of
 
-    max(own layers + expert layers on the union + fixed, checkpoint on the host link)
-        + slope(rows) * context
+    max(own layers + expert layers on the union + exchange of the fullest rank + fixed,
+        checkpoint on the host link) + slope(rows) * context
 
 The checkpoint hides behind the part that does not depend on the context: that keeps the pass affine
 in the context with an integer slope, which the runtime needs for exact coalescing, and costs
@@ -57,8 +57,9 @@ class TabledCost:
 
     own(tokens of a rank), union(tokens of the engine), head(samples), slope(rows) in ps per KV
     token, fixed(rows) and chunk_overhead(prompt tokens of a rank) are functions in picoseconds;
-    `step_ps` is paid once per pass. `prompts`: what `union` is for passes without decodes, where
-    that differs.
+    `step_ps` is paid once per pass. exchange(tokens of the fullest rank, times ranks): a collective
+    ends with its slowest sender; `theta` of the shorter of it and `union` is not hidden behind the
+    longer. `prompts`: what both are for passes without decodes, where that differs.
     """
 
     def __init__(
@@ -75,13 +76,17 @@ class TabledCost:
         chunks: ChunkRates,
         copies: CopyRates,
         chunk_overhead: Tokens = np.zeros_like,
+        exchange: Tokens | None = None,
+        theta: float = 1.0,
         prompts: Tokens | None = None,
     ) -> None:
         self.model, self.layout = model, layout
         self.num_ranks = layout.ranks_per_engine
+        self._exchange = None if exchange is None else IntTable(exchange)
+        self._theta = theta
         self.detailed = False
         self._own, self._union, self._head = IntTable(own), IntTable(union), IntTable(head)
-        self._prompts = self._union if prompts is None else IntTable(prompts)
+        self._prompts = None if prompts is None else IntTable(prompts)
         self._slope, self._fixed = IntTable(_per_row(slope)), IntTable(_per_row(fixed))
         self._step_ps = step_ps
         self._chunks, self._copies = chunks, copies
@@ -110,11 +115,26 @@ class TabledCost:
 
     def union_ps(self, load: PassLoad) -> IntArray:
         """What the tokens of all ranks take together, per pass."""
-        union = (load.decodes + load.chunk_tokens).sum(axis=0)
-        if self._prompts is self._union:
-            return self._union.take(union)
-        decodes = load.decodes.any(axis=0)
-        return np.where(decodes, self._union.take(union), self._prompts.take(union))
+        tokens = load.decodes + load.chunk_tokens
+        union = tokens.sum(axis=0)
+        time = self._union.take(union)
+        if self._exchange is not None:
+            sent = self._exchange.take(tokens.max(axis=0) * self.num_ranks)
+            shorter = np.rint(self._theta * np.minimum(time, sent)).astype(np.int64)
+            time = np.maximum(time, sent) + shorter
+        if self._prompts is not None:
+            time = np.where(load.decodes.any(axis=0), time, self._prompts.take(union))
+        return time
+
+    def _union_one_ps(self, union: int, fullest: int, *, decodes: bool) -> int:
+        # The same operations as in `union_ps`.
+        if self._prompts is not None and not decodes:
+            return self._prompts.at(union)
+        time = self._union.at(union)
+        if self._exchange is None:
+            return time
+        sent = self._exchange.at(fullest * self.num_ranks)
+        return max(time, sent) + round(self._theta * min(time, sent))
 
     def _chunk_ps(self, load: PassLoad) -> IntArray:
         rates = self._chunks
@@ -144,8 +164,9 @@ class TabledCost:
         key = (decodes << 24 | chunk_tokens) << 24 | samples
         known = self._bases.get(key)
         if known is None:
-            union = self._union if decodes else self._prompts
-            base = self._step_ps + self._own.at(tokens) + union.at(tokens * self.num_ranks)
+            union = tokens * self.num_ranks
+            base = self._step_ps + self._own.at(tokens)
+            base += self._union_one_ps(union, tokens, decodes=decodes > 0)
             base += self._head.at(samples) + self._fixed.at(decodes)
             if chunk_tokens:
                 base += self._chunk_overhead.at(chunk_tokens) + self._chunks.step_ps
@@ -170,13 +191,14 @@ class TabledCost:
         return round(time)
 
     def time_ps(self, loads: Sequence[RankLoad]) -> int:
-        rows = prompts = longest = 0
+        rows = prompts = longest = fullest = 0
         for decodes, _, tokens, *_ in loads:
             rows += decodes
             prompts += tokens
+            fullest = max(fullest, decodes + tokens)
         if not rows + prompts:
             return 0
-        shared = (self._union if rows else self._prompts).at(rows + prompts) + self._step_ps
+        shared = self._union_one_ps(rows + prompts, fullest, decodes=rows > 0) + self._step_ps
         if prompts:
             shared += self._chunks.step_ps
         own, head, fixed, slope = self._own.at, self._head.at, self._fixed.at, self._slope.at

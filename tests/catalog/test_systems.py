@@ -1,0 +1,168 @@
+"""Systems and clusters as data files: all of the catalog, copies of a user, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import batchgen.catalog
+from batchgen.catalog.systems import (
+    cluster_names,
+    find_cluster,
+    find_system,
+    system_names,
+)
+from batchgen.cli import main
+from batchgen.cost.efficiency import efficiency_of
+from batchgen.errors import DataError, UserError
+from batchgen.hardware import load_gpu
+from batchgen.planning import plan_options
+from batchgen.policy.presets import PRESETS, build_policy, find_preset, preset_names
+
+CATALOG = Path(batchgen.catalog.__file__).parent
+
+
+@pytest.mark.parametrize("name", system_names())
+def test_a_system_is_a_policy_a_plan_and_at_most_two_constants(name: str) -> None:
+    preset, constants = find_system(name)
+    assert preset.name == name
+    assert find_preset(name) is preset
+    assert name in preset_names()
+    build_policy(preset)
+    options = plan_options({}, preset.plan)
+    efficiency = efficiency_of({}, preset.costs)
+    assert len(constants) <= 2
+    for key, constant in constants.items():
+        assert constant.range[0] < constant.value < constant.range[1]
+        assert constant.meaning
+        assert constant.source
+        where, _, option = key.rpartition(".")
+        assert getattr(options if where else efficiency, option) == constant.value
+        # One --set replaces it.
+        low = constant.range[0]
+        changed = {key: f"{low:.0f}"} if where else {f"cost.{key}": str(low)}
+        if where:
+            assert getattr(plan_options(changed, preset.plan), option) == low
+        else:
+            assert getattr(efficiency_of(changed, preset.costs), option) == low
+
+
+@pytest.mark.parametrize("name", cluster_names())
+def test_a_cluster_is_machines_and_at_most_three_constants(name: str) -> None:
+    cluster = find_cluster(name)
+    assert cluster.name == name
+    load_gpu(cluster.gpu)
+    assert len(cluster.constants) <= 3
+    efficiency = efficiency_of({}, cluster.costs)
+    for key, constant in cluster.constants.items():
+        assert constant.range[0] < constant.value < constant.range[1]
+        assert getattr(efficiency, key) == constant.value
+
+
+def test_a_system_on_a_base_differs_in_what_it_says() -> None:
+    base, other = find_system("sglang-opt")[0], find_system("sglang-default")[0]
+    assert base.parts == other.parts
+    assert base.costs == other.costs
+    assert base.plan["memory_fraction"] == 0.95
+    assert other.plan["memory_fraction"] == 0.9
+    ours = find_system("batchgen-osdi26")[0]
+    assert ours.parts == PRESETS["batchgen"].parts
+    assert ours.prefix_cache
+    assert find_cluster("h200-ib").costs == find_cluster("h20-ib").costs
+
+
+def test_a_copy_of_a_file_is_the_same_system(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((CATALOG / "systems" / "sglang-opt.yaml").read_text())
+    assert find_preset(str(mine)) == find_preset("sglang-opt")
+    machines = tmp_path / "machines.yml"
+    machines.write_text((CATALOG / "clusters" / "h20-ib.yaml").read_text())
+    assert find_cluster(str(machines)) == find_cluster("h20-ib")
+
+
+GOOD = "name: mine\nsource: me\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "is not valid YAML"),
+        ("just text", "Expected `object`"),
+        ("name: mine", "missing required field `source`"),
+        (GOOD + "partz: {}", "unknown field `partz`"),
+        (GOOD + "parts: {fase: mixed}", "no such slot 'fase'"),
+        (GOOD + "base: nothing", "unknown system 'nothing'"),
+        (
+            GOOD + "constants: {step_s: {value: 2, range: [0, 1], meaning: m, source: s}}",
+            "lies outside its range",
+        ),
+        (
+            GOOD + "constants: {order.x: {value: 1, range: [0, 1], meaning: m, source: s}}",
+            "must be of costs, or plan.NAME",
+        ),
+        (GOOD + "constants: {step_s: 1}", "Expected `object`"),
+    ],
+)
+def test_a_file_that_is_no_system_is_refused_in_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises((DataError, UserError), match=re.escape(message)) as caught:
+        find_system(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_bases_that_go_in_a_circle_are_refused(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(GOOD + f"base: {two}")
+    two.write_text(GOOD + f"base: {one}")
+    for find in (find_system, find_cluster):
+        with pytest.raises(DataError, match="stands on itself"):
+            find(str(one))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cluster", "h21"], "unknown cluster 'h21'; choose one of a5000-pc, h20-ib, h200-ib"),
+        (["--cluster", "none.yaml"], "cannot read 'none.yaml'"),
+        (["--cluster", "h20-ib", "--gpu", "h20"], "--gpu and --cluster are both given"),
+        (["--policy", "none.yaml"], "cannot read 'none.yaml'"),
+    ],
+)
+def test_the_command_refuses_what_is_not_there(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "x.jsonl"
+    trace.write_text('{"prompt_tokens": 5, "output_tokens": 5}')
+    assert main(["sim", "--trace", str(trace), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_system_of_a_file_runs_under_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, trace, out = tmp_path / "a.yaml", tmp_path / "x.jsonl", tmp_path / "out"
+    mine.write_text(GOOD + "base: sglang-opt")
+    trace.write_text('{"prompt_tokens": 50, "output_tokens": 500}\n' * 40)
+    arguments = ["--cluster", "h20-ib", "--gpus", "16", "--layout", "dpa16+ep16", "--json"]
+    run = ["sim", "--trace", str(trace), *arguments]
+    found = []
+    for more in (
+        ["--policy", str(mine), "--out", str(out), "--log", "full"],
+        ["--policy", "sglang-opt"],
+        ["--policy", "sglang-opt", "--set", "cost.step_s=0.012"],
+    ):
+        assert main([*run, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out)["runs"][0])
+    assert found[0]["policy"] == "mine"
+    assert found[0]["bct_s"] == found[1]["bct_s"]
+    # 501 passes or so, each 8 ms longer.
+    assert found[2]["bct_s"] - found[1]["bct_s"] == pytest.approx(
+        0.008 * found[1]["passes"], rel=1e-6
+    )
+    assert main(["validate", "replay", str(out / "mine")]) == 0
