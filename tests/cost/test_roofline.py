@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgen.cost.api import PS_PER_S, PassLoad
 from batchgen.catalog.systems import find_cluster
+from batchgen.cost.api import PS_PER_S, PassLoad
 from batchgen.cost.build import build_cost
-from batchgen.cost.efficiency import efficiency_of
-from batchgen.cost.efficiency import Efficiency
+from batchgen.cost.efficiency import Efficiency, efficiency_of
 from batchgen.cost.experts import heaviest_rank, popularity, touched_experts
 from batchgen.cost.roofline import RooflineCost
 from batchgen.errors import UserError
