@@ -1,7 +1,7 @@
-"""Measured attention of one layer over (chunk, history, decodes, mean KV), and the skew of contexts.
+"""Measured attention of a layer over (chunk, history, decodes, mean KV), and the skew of contexts.
 
-Linear interpolation between the measured points, in the sizes themselves: a kernel's time is piecewise
-linear in them (tiles and waves), not a power. It knows no passes and no files.
+Linear interpolation between the measured points, in the sizes themselves: a kernel's time is
+piecewise linear in them (tiles and waves), not a power. It knows no engine and no files.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class AttentionGrid:
             for axis in (self.chunk, self.history, self.rows, self.context)
         )
 
-        def at(*point: int) -> float:
-            found = points.get(point)  # type: ignore[call-overload]
+        def at(chunk: int, history: int, rows: int, context: int) -> float:
+            point = chunk, history, rows, context
+            found = points.get(point)
             if found is None:
                 raise ValueError("no point for chunk {}, history {}, rows {}, KV {}".format(*point))
             return float(found)
@@ -186,7 +187,7 @@ class SkewTable:
             _bucket(self.longest, longest),
             _bucket(self.history, history),
         )
-        return self.alpha[where]
+        return np.asarray(self.alpha[where])
 
 
 def _bucket(ends: FloatArray, values: FloatArray) -> NDArray[np.int64]:
@@ -241,4 +242,4 @@ class Attention:
             time = time + np.where(longest > shortest, alpha, 0.0) * (found[1] - time)
         for one in found[1 + uneven :]:
             time = time + np.maximum(one - grid.launch, 0.0)
-        return time
+        return np.asarray(time)

@@ -1,6 +1,6 @@
 """A cost model from an engine's operator profile of the same GPU and model (`CostModel`).
 
-    own layers     norms, projections, rotary, MLP at the pass's tokens; all-reduce of the catalog's link
+    own layers     norms, projections, rotary, MLP at the pass's tokens; all-reduce by bytes
     attention      by (prompt piece, its history, decodes, their mean KV) together, and the skew
     experts        the measured layer at a GPU's share of pairs and of touched experts; all-gather
                    and reduce-scatter between ranks

@@ -66,7 +66,7 @@ class ExpertGrid:
     def at(self, tokens: FloatArray, experts: FloatArray) -> FloatArray:
         columns = np.stack([curve.at(tokens) for curve in self.curves])
         if len(self.curves) == 1:
-            return columns[0]
+            return np.asarray(columns[0])
         low = np.clip(np.searchsorted(self.experts, experts) - 1, 0, self.experts.size - 2)
         width = self.experts[low + 1] - self.experts[low]
         # Fewer than the fewest measured take as long: reading one is mostly launches.

@@ -1,4 +1,4 @@
-"""Costs that are no sums over rows: extremes of contexts and prompt pieces, exact in every split."""
+"""Costs that are no sums over rows: contexts' extremes and prompt pieces, exact in every split."""
 
 from __future__ import annotations
 

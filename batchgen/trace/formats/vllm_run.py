@@ -1,7 +1,7 @@
 """A recorded run of vLLM: its request log, and the prefixes of the workload that it answered.
 
-The log has lengths and times but no prompts; the workload file has the prompts' prefix blocks in the
-same order. Arrivals are those of the log (wall clock; the first becomes time zero).
+The log has lengths and times but no prompts; the workload file has the prompts' prefix blocks in
+the same order. Arrivals are those of the log (wall clock; the first becomes time zero).
 """
 
 from __future__ import annotations
