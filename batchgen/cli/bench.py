@@ -1,4 +1,4 @@
-"""`batchgen bench`: runs benchmarks/run.py of the checkout, and `bench costs`. It measures nothing.
+"""`batchgen bench`: benchmarks/run.py of the checkout, `bench costs`, `bench engines`. It measures nothing.
 
 The benchmarks are part of the repository, not of the installed package: their results are committed
 beside the code that they measured.
@@ -14,11 +14,13 @@ from typing import Annotated
 import typer
 
 from batchgen.cli.bench_costs import costs
+from batchgen.cli.bench_engines import engines
 from batchgen.cli.bench_published import published
 from batchgen.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command(name="costs")(costs)
+app.command(name="engines")(engines)
 app.command(name="published")(published)
 
 
@@ -41,7 +43,7 @@ def bench(
     ] = False,
 ) -> int:
     """Measure batchgen's own speed; exit code 1 when a target is missed. `bench costs`: how true
-    its costs are."""
+    its costs are; `bench engines`: real runs of vLLM, replayed."""
     if context.invoked_subcommand is not None:
         return 0
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"

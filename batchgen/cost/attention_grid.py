@@ -63,7 +63,7 @@ class AttentionGrid:
                 for n, count in enumerate(rows[1:], 1):
                     if count == rows[-1] and (chunk, history, count, contexts[0]) not in points:
                         # Not measured beside a prompt: as much slower than alone as the row below.
-                        slower = (values[c, h, n - 1] - one) / alone[n - 2]
+                        slower = (values[c, h, n - 1] - one) / np.maximum(alone[n - 2], 1e-9)
                         values[c, h, n] = one + slower * alone[n - 1]
                     else:
                         values[c, h, n] = [at(chunk, history, count, kv) for kv in contexts]

@@ -17,8 +17,12 @@ REQUESTS = "requests.jsonl"
 
 
 def requests_file(source: Path) -> Path:
-    """The request log of a run's folder."""
-    return source / REQUESTS if source.is_dir() else source
+    """The request log of a run's folder, plain or gzip; `source` itself if it is no such folder."""
+    if source.is_dir():
+        for name in (REQUESTS, REQUESTS + ".gz"):
+            if (source / name).is_file():
+                return source / name
+    return source
 
 
 def with_prefixes(trace: Trace, prefixes: Trace, log: Path, workload: Path) -> Trace:
