@@ -1,4 +1,4 @@
-"""`batchgen bench`: benchmarks/run.py of the checkout, `bench costs`, `bench engines`. It measures nothing.
+"""`batchgen bench`: benchmarks/run.py, `bench costs` and `bench engines`. It measures nothing.
 
 The benchmarks are part of the repository, not of the installed package: their results are committed
 beside the code that they measured.
