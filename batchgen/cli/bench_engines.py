@@ -40,13 +40,22 @@ def engines(
         bool, typer.Option("--ablate", help="Also without one term of the model at a time.")
     ] = False,
     plots: Annotated[Path | None, typer.Option(help=f"Folder for {PICTURE}, made anew.")] = None,
+    factors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write what kernels of the profiled GPUs take beside the fits of others (what is "
+            "shipped as batchgen/catalog/offsets.json), and nothing else."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
-    force: Annotated[bool, typer.Option(help="Replace the JSON.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON.")] = False,
 ) -> int:
     """Replay recorded runs of vLLM in the simulator; exit code 1 when an error is above its bar."""
     if out is not None:
         check_new_output(out, force=force)
+    if factors is not None:
+        check_new_output(factors, force=force)
     if plots is not None:
         if plots.exists() and not plots.is_dir():
             raise UserError(f"--plots {plots} is a file", remedy="give a folder")
@@ -60,6 +69,8 @@ def engines(
     from batchgen.engines.recorded import find_recorded
 
     source = SHIPPED if data is None else data
+    if factors is not None:
+        return _write_factors(source, factors)
     runs = find_recorded(source)
     given = parse_overrides(overrides or ())
     simulate = cast("Simulate", import_module("batchgen.sim.run").simulate)
@@ -85,6 +96,17 @@ def engines(
 
 Ablations = dict[str, dict[str, dict[str, float]]]
 """By run and term: errors by metric."""
+
+
+def _write_factors(source: Path, target: Path) -> int:
+    from batchgen.engines.offsets import factors
+    from batchgen.engines.recorded import PROFILES
+
+    document = {"made_by": "batchgen bench engines --data DIR --factors FILE"}
+    text = json.dumps(document | {"factors": factors(source / PROFILES)}, indent=1)
+    target.write_text(text + "\n", encoding="utf-8")
+    say(f"wrote {target}")
+    return 0
 
 
 def _replay(
