@@ -191,7 +191,7 @@ def _document(
             {
                 "run": name,
                 "costs": costs,
-                "cost": record.config["cost"],
+                "cost": {k: v for k, v in record.config["cost"].items() if k != "profile"},
                 "kv_pages": record.config["capacity"]["hbm_pages"],
                 "wall_s": record.wall_s,
             }
