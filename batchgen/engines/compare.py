@@ -78,6 +78,7 @@ def job_of(
         model=settings.model,
         gpu=settings.gpu,
         gpus=settings.gpus,
+        gpus_per_node=settings.gpus,  # such a run is of one machine
         layout=settings.layout,
         policy="vllm",
         arrivals="trace",

@@ -31,6 +31,7 @@ from batchgen.trace.lines import read_lines
 from batchgen.trace.table import Trace
 
 META, CURVES, PROFILES, WORKLOADS = "meta.json", "timeseries.csv", "op_profiles", "*.hash16.jsonl*"
+SIXTEEN_BITS = (None, "auto", "bfloat16", "float16", "half")
 STAMPS = ("queued_ts", "first_token_ts", "last_token_ts")
 
 
@@ -139,6 +140,9 @@ def _settings(folder: Path) -> tuple[Settings, float]:
         meta = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         given = meta["engine_kwargs"]
         started_s = datetime.fromisoformat(meta["started_at"]).timestamp()
+        for name in ("dtype", "kv_cache_dtype"):
+            if given.get(name) not in SIXTEEN_BITS:
+                raise ValueError(f"{name} is {given[name]!r}, only 16 bits are simulated")
         hardware = folder.name.partition("__")[0]
         settings = Settings(
             model=load_model(_known_model(str(given["model"]))).name,

@@ -171,6 +171,7 @@ def test_a_bad_request(tmp_path: Path, changed: dict[str, Any], message: str) ->
         ({**META, "started_at": "yesterday"}, "not the settings of an engine"),
         ({**META, "engine_kwargs": {**META["engine_kwargs"], "max_num_seqs": 0}}, "max_num_seqs"),
         ({**META, "engine_kwargs": {**META["engine_kwargs"], "model": "x"}}, "unknown model 'x'"),
+        ({**META, "engine_kwargs": {**META["engine_kwargs"], "kv_cache_dtype": "fp8"}}, "16 bits"),
     ],
 )
 def test_bad_settings(tmp_path: Path, meta: Any, message: str) -> None:
