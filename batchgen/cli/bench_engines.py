@@ -30,6 +30,10 @@ def engines(
         Path | None,
         typer.Option(help="Folder of recorded runs (docs/engines.md); default: what is shipped."),
     ] = None,
+    profiles: Annotated[
+        Path | None,
+        typer.Option(help="Folder of operator profiles; default: DATA/op_profiles."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,12 +73,17 @@ def engines(
     from batchgen.engines.recorded import find_recorded
 
     source = SHIPPED if data is None else data
+    tables = source / "op_profiles" if profiles is None else profiles
+    runs = find_recorded(source) if factors is None else []
+    if not tables.is_dir():
+        if profiles is not None or factors is not None:
+            raise UserError(f"{tables} is no folder", remedy="give a folder of operator profiles")
+        say(f"{tables} is no folder: from the catalog alone")
     if factors is not None:
-        return _write_factors(source, factors)
-    runs = find_recorded(source)
+        return _write_factors(tables, factors)
     given = parse_overrides(overrides or ())
     simulate = cast("Simulate", import_module("batchgen.sim.run").simulate)
-    found, ablations = _replay(runs, source, given, simulate, ablate)
+    found, ablations = _replay(runs, tables, given, simulate, ablate)
     lines = [line for _, _, lines in found for line in lines]
     document = _document(runs, lines, found, ablations, given)
     text = json.dumps(document, indent=1, allow_nan=False)
@@ -98,12 +107,11 @@ Ablations = dict[str, dict[str, dict[str, float]]]
 """By run and term: errors by metric."""
 
 
-def _write_factors(source: Path, target: Path) -> int:
+def _write_factors(tables: Path, target: Path) -> int:
     from batchgen.engines.offsets import factors
-    from batchgen.engines.recorded import PROFILES
 
     document = {"made_by": "batchgen bench engines --data DIR --factors FILE"}
-    text = json.dumps(document | {"factors": factors(source / PROFILES)}, indent=1)
+    text = json.dumps(document | {"factors": factors(tables)}, indent=1)
     target.write_text(text + "\n", encoding="utf-8")
     say(f"wrote {target}")
     return 0
@@ -111,7 +119,7 @@ def _write_factors(source: Path, target: Path) -> int:
 
 def _replay(
     runs: Sequence[Recorded],
-    source: Path,
+    profile: Path,
     given: Sequence[tuple[str, str]],
     simulate: Simulate,
     ablate: bool,
@@ -128,12 +136,10 @@ def _replay(
         lines_of,
         simulate_run,
     )
-    from batchgen.engines.recorded import PROFILES as FOLDER
     from batchgen.trace.write import save
 
     found: list[tuple[Recorded, dict[str, RunRecord], list[Line]]] = []
     ablations: Ablations = {}
-    profile = source / FOLDER
     with TemporaryDirectory(prefix="batchgen-") as name:
         scratch = Path(name)
         for run in runs:
@@ -142,8 +148,9 @@ def _replay(
             records: dict[str, RunRecord] = {}
             lines: list[Line] = []
             try:
-                job = job_of(run, trace, profile=profile, overrides=given)
-                records[PROFILES] = simulate_run(simulate, job)
+                if profile.is_dir():
+                    job = job_of(run, trace, profile=profile, overrides=given)
+                    records[PROFILES] = simulate_run(simulate, job)
             except UserError as error:
                 if error.code != "no_profile":
                     raise

@@ -27,7 +27,7 @@ from batchgen.paths import kind_of
 from batchgen.trace.lines import read_lines
 
 META = "meta.yaml"
-MOST_DEPTH = 4  # folders below the one given
+MOST_DEPTH = 5  # of a meta file: hardware, organisation, model, variant
 DENSE = ("layernorm", "qkv_proj", "rotary_emb", "o_proj", "embedding", "final_layernorm")
 MLP = ("gate_up_proj", "act_fn", "down_proj")
 SEQUENCE = ("lm_head", "sampler")
@@ -99,11 +99,13 @@ def read_engine_tables(folder: str | Path, model: ModelSpec, gpu: GpuSpec, tp: i
     """
     root = Path(folder)
     if kind_of(root) != "folder":
-        raise UserError(f"profile {root} is no folder", remedy="check --profile")
+        raise UserError(f"profile {root} is no folder", remedy="check --profile", code="no_profile")
     found = [(path, _meta(path)) for path in _meta_files(root)]
     if not found:
         raise UserError(
-            f"profile {root} has no {META}", remedy="give a folder of operator profiles"
+            f"profile {root} has no {META}",
+            remedy="give a folder of operator profiles",
+            code="no_profile",
         )
     fitting = [
         (path, meta) for path, meta in found if _is_gpu(meta, gpu) and _is_model(meta, model)

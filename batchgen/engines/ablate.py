@@ -38,20 +38,21 @@ class Table:
 
 def write_without(term: str, source: Path, target: Path) -> Path:
     """A copy of a folder of operator profiles without a term; returns `target`."""
-    target.mkdir(parents=True)
-    for path in sorted(source.iterdir()):
-        name = path.name
+    table, change = _CHANGES.get(term, ("", None))
+    for path in sorted(source.rglob("*")):
+        name, copy = path.name, target / path.relative_to(source)
         if not path.is_file():
             continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("meta.yaml"):
             meta: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
             if term == "skew":
                 meta["skew_fit"] = {"enabled": False}
-            (target / name).write_text(yaml.safe_dump(meta), encoding="utf-8")
-        elif _CHANGES.get(term, ("", None))[0] and f"__{_CHANGES[term][0]}.csv" in name:
-            _rewrite(path, target / name, _CHANGES[term][1])
+            copy.write_text(yaml.safe_dump(meta), encoding="utf-8")
+        elif change is not None and name.split("__")[-1].startswith(f"{table}.csv"):
+            _rewrite(path, copy, change)
         else:
-            (target / name).write_bytes(path.read_bytes())
+            copy.write_bytes(path.read_bytes())
     return target
 
 

@@ -30,7 +30,7 @@ from batchgen.trace.formats.vllm_run import requests_file
 from batchgen.trace.lines import read_lines
 from batchgen.trace.table import Trace
 
-META, CURVES, PROFILES, WORKLOADS = "meta.json", "timeseries.csv", "op_profiles", "*.hash16.jsonl*"
+META, CURVES, WORKLOADS = "meta.json", "timeseries.csv", "*.hash16.jsonl*"
 SIXTEEN_BITS = (None, "auto", "bfloat16", "float16", "half")
 STAMPS = ("queued_ts", "first_token_ts", "last_token_ts")
 

@@ -47,6 +47,8 @@ def test_a_machine_without_profiles(tmp_path: Path, capsys: pytest.CaptureFixtur
     copy.mkdir()
     for path in run.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
+    assert main(["bench", "engines", "--data", str(tmp_path), "--json"]) in (0, 1)
+    assert "op_profiles is no folder" in capsys.readouterr().err
     (tmp_path / "op_profiles").mkdir()
     for name in ("meta.yaml",):
         source = SHIPPED / "op_profiles" / f"RTXPRO6000__Qwen__Qwen3-32B__bf16__{name}"
@@ -63,6 +65,7 @@ def test_a_machine_without_profiles(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("arguments", "message"),
     [
         (["--data", "nowhere"], "--data nowhere is no folder"),
+        (["--profiles", "file"], "file is no folder; give a folder of operator profiles"),
         (["--data", "empty"], "--data empty: no folder in it has a meta.json"),
         (["--plots", "file"], "--plots file is a file"),
         (["--set", "cost.step_s"], "--set"),
