@@ -22,6 +22,7 @@ COMPILED = (
     "batchgen/sequence.py",
     "batchgen/memory",
     "batchgen/runtime",
+    "batchgen/cost/engine_profile.py",
     "batchgen/cost/experts.py",
     "batchgen/cost/measured.py",
     "batchgen/cost/profile.py",

@@ -27,8 +27,8 @@ class SimJob:
     links then count. layout None: the default rule, reported in the record.
     overrides: ("part.option", "value") pairs in the order given. arrivals "batch" puts every row at
     time 0. max_output_tokens None: the largest output of the trace is every row's budget. oracle:
-    the policy sees true output lengths. profile: JSON of `batchgen profile`; None: what `costs`
-    says, the roofline or measured kernels.
+    the policy sees true output lengths. profile: JSON of `batchgen profile`, or a folder of
+    operator profiles of an engine; None: what `costs` says, the roofline or measured kernels.
     limit: only the first rows of the trace. body: module:function of a sequence body; None: rows go
     through the stages that the trace has for them.
     """

@@ -1,4 +1,5 @@
-"""`batchgen bench`: runs benchmarks/run.py of the checkout; `costs`, `silicon`. Measures nothing.
+"""`batchgen bench`: runs benchmarks/run.py of the checkout, and the benches of truth: `costs`,
+`engines`, `silicon`, `published`. It measures nothing.
 
 The benchmarks are part of the repository, not of the installed package: their results are committed
 beside the code that they measured.
@@ -14,12 +15,14 @@ from typing import Annotated
 import typer
 
 from batchgen.cli.bench_costs import costs
+from batchgen.cli.bench_engines import engines
 from batchgen.cli.bench_published import published
 from batchgen.cli.bench_silicon import silicon
 from batchgen.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command(name="costs")(costs)
+app.command(name="engines")(engines)
 app.command(name="published")(published)
 app.command(name="silicon")(silicon)
 
@@ -43,7 +46,7 @@ def bench(
     ] = False,
 ) -> int:
     """Measure batchgen's own speed; exit code 1 when a target is missed. `bench costs`: how true
-    its costs are; `bench silicon`: against real engines."""
+    its costs are; `bench engines`, `silicon` and `published`: its times against measured ones."""
     if context.invoked_subcommand is not None:
         return 0
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"

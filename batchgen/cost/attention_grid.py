@@ -1,7 +1,7 @@
-"""Measured attention of one layer over (chunk, history, decodes, mean KV), and the skew of contexts.
+"""Measured attention of a layer over (chunk, history, decodes, mean KV), and the skew of contexts.
 
-Linear interpolation between the measured points, in the sizes themselves: a kernel's time is piecewise
-linear in them (tiles and waves), not a power. It knows no passes and no files.
+Linear interpolation between the measured points, in the sizes themselves: a kernel's time is
+piecewise linear in them (tiles and waves), not a power. It knows no engine and no files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchgen.cost.api import FloatArray, IntArray
+from batchgen.cost.lattice import Lattice
 
 Point = tuple[int, int, int, int]
 """(prompt tokens, their earlier KV tokens, decoding rows, mean KV tokens of a decoding row)."""
@@ -35,8 +36,9 @@ class AttentionGrid:
         for name in ("chunk", "history", "rows", "context"):
             if getattr(self, name).size < 2:
                 raise ValueError(f"fewer than two sizes of {name}")
-        self._values = self._fill(points)
-        self.launch = float(self._values[1, 0, 0, 0])
+        values = self._fill(points)
+        self._lattice = Lattice((self.chunk, self.history, self.rows, self.context), values)
+        self.launch = float(values[1, 0, 0, 0])
         """The smallest prompt: what a look-up has that is paid once per launch."""
 
     def _fill(self, points: Mapping[Point, float]) -> FloatArray:
@@ -45,8 +47,9 @@ class AttentionGrid:
             for axis in (self.chunk, self.history, self.rows, self.context)
         )
 
-        def at(*point: int) -> float:
-            found = points.get(point)  # type: ignore[call-overload]
+        def at(chunk: int, history: int, rows: int, context: int) -> float:
+            point = chunk, history, rows, context
+            found = points.get(point)
             if found is None:
                 raise ValueError("no point for chunk {}, history {}, rows {}, KV {}".format(*point))
             return float(found)
@@ -62,7 +65,7 @@ class AttentionGrid:
                 for n, count in enumerate(rows[1:], 1):
                     if count == rows[-1] and (chunk, history, count, contexts[0]) not in points:
                         # Not measured beside a prompt: as much slower than alone as the row below.
-                        slower = (values[c, h, n - 1] - one) / alone[n - 2]
+                        slower = (values[c, h, n - 1] - one) / np.maximum(alone[n - 2], 1e-9)
                         values[c, h, n] = one + slower * alone[n - 1]
                     else:
                         values[c, h, n] = [at(chunk, history, count, kv) for kv in contexts]
@@ -73,32 +76,15 @@ class AttentionGrid:
         self, chunk: FloatArray, history: FloatArray, rows: FloatArray, context: FloatArray
     ) -> FloatArray:
         """Elementwise over arrays of one shape; no tokens take no time."""
-        axes = (self.chunk, self.history, self.rows, self.context)
-        strides = np.cumprod([1, *(axis.size for axis in axes[:0:-1])])[::-1]
-        base = np.zeros(chunk.shape, dtype=np.int64)
-        weights: list[FloatArray] = []
-        for axis, stride, size in zip(
-            axes, strides.tolist(), (chunk, history, rows, context), strict=True
-        ):
-            low = np.clip(np.searchsorted(axis, size, side="right") - 1, 0, axis.size - 2)
-            weights.append(np.maximum((size - axis[low]) / (axis[low + 1] - axis[low]), 0.0))
-            base += low * stride
-        corners = np.zeros(1, dtype=np.int64)
-        for stride in strides.tolist():
-            corners = np.concatenate([corners, corners + stride])
-        # The newest bit of a corner is its last axis: halving folds the last axis first.
-        found = self._values.ravel()[base + corners.reshape(-1, *(1,) * base.ndim)]
-        for weight in reversed(weights):
-            half = len(found) // 2
-            found = found[:half] + (found[half:] - found[:half]) * weight
-        return np.where(chunk + rows > 0, found[0], 0.0)
+        time = self._lattice.at(chunk, history, rows, context)
+        return np.where(chunk + rows > 0, time, 0.0)
 
 
 class TwoGrids:
     """The powers of two, and beside them a narrower grid of closer sizes where it was measured.
 
-    Together they are no full product, so a look-up is in one of them: in the closer one when it
-    holds the prompt piece and the mean context.
+    Together they are no full product but for decodes alone, so a look-up with a prompt piece is in
+    one of them: in the closer one when it holds the piece and the mean context.
     """
 
     def __init__(self, points: Mapping[Point, float]) -> None:
@@ -108,17 +94,37 @@ class TwoGrids:
         )
         self.launch = self.wide.launch
         self.close = _close_grid(points)
+        self._alone = self._decodes_alone(points)
+
+    def _decodes_alone(self, points: Mapping[Point, float]) -> Lattice:
+        """Over rows and contexts of both grids."""
+        alone = {point[2:]: time for point, time in points.items() if not point[0]}
+        rows = self.wide.rows
+        counts, contexts = rows[1:].astype(int).tolist(), _axis(context for _, context in alone)
+        values = np.zeros((rows.size, contexts.size))
+        for index, count in enumerate(counts, 1):
+            there = sorted(context for number, context in alone if number == count)
+            times = [alone[count, context] for context in there]
+            values[index] = np.interp(contexts, there, times)
+        return Lattice((rows, contexts), values)
 
     def time(
         self, chunk: FloatArray, history: FloatArray, rows: FloatArray, context: FloatArray
     ) -> FloatArray:
         """Elementwise over arrays of one shape; no tokens take no time."""
+        time = self._with_prompts(chunk, history, rows, context)
+        alone = (chunk == 0) & (rows > 0)
+        if alone.any():
+            time = np.where(alone, self._alone.at(rows, context), time)
+        return time
+
+    def _with_prompts(
+        self, chunk: FloatArray, history: FloatArray, rows: FloatArray, context: FloatArray
+    ) -> FloatArray:
         close = self.close
         if close is None:
             return self.wide.time(chunk, history, rows, context)
-        inside = ((chunk == 0) | (chunk >= close.chunk[1])) & (
-            (rows == 0) | (context >= close.context[0])
-        )
+        inside = (chunk >= close.chunk[1]) & ((rows == 0) | (context >= close.context[0]))
         if inside.all():
             return close.time(chunk, history, rows, context)
         wide = self.wide.time(chunk, history, rows, context)
@@ -186,7 +192,7 @@ class SkewTable:
             _bucket(self.longest, longest),
             _bucket(self.history, history),
         )
-        return self.alpha[where]
+        return np.asarray(self.alpha[where])
 
 
 def _bucket(ends: FloatArray, values: FloatArray) -> NDArray[np.int64]:
@@ -241,4 +247,4 @@ class Attention:
             time = time + np.where(longest > shortest, alpha, 0.0) * (found[1] - time)
         for one in found[1 + uneven :]:
             time = time + np.maximum(one - grid.launch, 0.0)
-        return time
+        return np.asarray(time)

@@ -13,8 +13,8 @@ from batchgen.model import ModelSpec
 
 # Context, graphs and communication buffers of one GPU. Measured on a 24 GB card with a budget of
 # 2,048 tokens: 0.9 x memory - weights - about 1.2 GB is the KV room (feasibility study on vLLM
-# 0.19 logs); about 0.2 GB of that are activations, counted apart below.
-CONTEXT_BYTES = 1_000_000_000
+# 0.19 logs, Llama-3.1-8B); 0.33 GB of that are activations and logits, counted apart below.
+CONTEXT_BYTES = 870_000_000
 
 # Part of the host memory left to the pool after the weights: the rest is the operating system,
 # page tables and staging buffers.

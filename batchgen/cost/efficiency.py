@@ -87,6 +87,10 @@ class Efficiency:
     # The same inside a node, of an exchange: 77 + 114 us less 75 + 116 us of bytes at EP8 (DeepEP
     # README) leaves nothing; a barrier of about 10 us.
     intranode_collective_s: float = option(10e-6, least=0, most=1)
+    # Slope of decode attention beside a prompt over that of decodes alone, where FlashAttention 2
+    # runs both in one launch, without splitting rows: 1.7 on RTX PRO 6000, 2.4 on RTX 4090 at 128
+    # rows (operator profiles of LLMServingSim, MIT).
+    decode_beside_prompt: float = option(1.7, least=1, most=10)
     # How hidden states reach the experts: "dispatch" sends a token once to each node that has
     # experts of it (DeepEP), "gather" all tokens to all GPUs and the sums back (all-gather and
     # reduce-scatter), "all-reduce" the same by two all-reduces (DP attention of SGLang).

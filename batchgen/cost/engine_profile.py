@@ -1,9 +1,9 @@
 """A cost model from an engine's operator profile of the same GPU and model (`CostModel`).
 
-    own layers     norms, projections, rotary, MLP at the pass's tokens; all-reduce of the catalog's link
+    own layers     norms, projections, rotary, MLP at the pass's tokens; all-reduce by bytes
     attention      by (prompt piece, its history, decodes, their mean KV) together, and the skew
     experts        the measured layer at a GPU's share of pairs and of touched experts; all-gather
-                   and reduce-scatter between ranks
+                   and reduce-scatter between ranks, each with its latency
     head           product with the vocabulary and sampler at the rows that sample; their gather
     step           host work of an engine
 
@@ -14,6 +14,7 @@ roofline's (`batchgen/cost/efficiency.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from batchgen.model import ModelSpec
 
 PS_PER_US = PS_PER_S // 10**6
 LOGIT_BYTES = 2
-STATE_BYTES = 2
 ONCE = ("embedding", "final_layernorm")  # of a pass, not of a layer
 NORMS = 2  # of a layer
 
@@ -53,7 +53,11 @@ class EngineProfileCost(TabledCost):
         self.tables, self.gpu = tables, gpu
         self._efficiency = eff
         self._terms = terms = Terms(
-            model=model, gpu=gpu, layout=layout, efficiency=eff, gpus_per_node=gpus_per_node
+            model=model,
+            gpu=gpu,
+            layout=layout,
+            efficiency=replace(eff, exchange="gather"),  # vLLM's between ranks of a node
+            gpus_per_node=gpus_per_node,
         )
         self._expert_skew = expert_skew
         self.model, self.layout = model, layout
@@ -105,26 +109,15 @@ class EngineProfileCost(TabledCost):
         touched = touched_experts(tokens, model.num_experts, model.top_k) / gpus
         return np.asarray(PS_PER_US * model.moe_layers * grid.at(tokens * heavy / gpus, touched))
 
-    def exchange_ps(self, tokens: FloatArray) -> FloatArray:
-        """Hidden states of all ranks to all, and their sums back, in every layer of experts."""
-        model, layout = self.model, self.layout
-        if not model.is_moe or layout.attention_dp == 1:
-            return np.zeros_like(tokens)
-        return np.asarray(
-            2
-            * model.moe_layers
-            * self._gather_ps(tokens * (model.hidden * STATE_BYTES), layout.gpus_per_engine)
-        )
-
     def _gather_ps(self, volume: FloatArray, gpus: int) -> FloatArray:
-        """All-gather or reduce-scatter of so many bytes in all over a ring."""
+        """All-gather of so many bytes in all over a ring."""
         internode = gpus > self._terms.gpus_per_node
         latency = self.gpu.inter_latency_s if internode else self.gpu.intra_latency_s
         rate = self._terms.peer_ps_per_byte(internode=internode)
         return np.asarray(volume * ((gpus - 1) / gpus * rate) + latency * PS_PER_S)
 
     def _union_ps(self, tokens: FloatArray) -> FloatArray:
-        return self.experts_ps(tokens) + self.exchange_ps(tokens)
+        return self.experts_ps(tokens) + self._terms.exchange(tokens)
 
     def _head_ps(self, samples: FloatArray) -> FloatArray:
         layers, tp = self.tables.layers, self.layout.tp
@@ -197,7 +190,9 @@ class EngineProfileCost(TabledCost):
             for name, part in self._own_parts(tokens.astype(np.float64)).items()
         }
         parts["experts"] = np.where(busy, self.experts_ps(union), 0.0)
-        parts["collectives"] = parts["collectives"] + np.where(busy, self.exchange_ps(union), 0.0)
+        parts["collectives"] = parts["collectives"] + np.where(
+            busy, self._terms.exchange(union), 0.0
+        )
         parts["overhead"] = parts["overhead"] + np.where(busy, self._step_ps, 0)
         chunks = load.chunk_tokens.any(axis=0)
         parts["overhead"] = parts["overhead"] + np.where(chunks, self._chunks.step_ps, 0)

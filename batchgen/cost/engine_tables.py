@@ -21,13 +21,13 @@ import numpy as np
 from batchgen.cost.api import FloatArray
 from batchgen.cost.attention_grid import Attention, SkewTable, TwoGrids
 from batchgen.errors import DataError, UserError
-from batchgen.hardware import GpuSpec, load_gpu
-from batchgen.model import ModelSpec, load_model
+from batchgen.hardware import GpuSpec, gpu_names, load_gpu
+from batchgen.model import ModelSpec, load_model, model_names
 from batchgen.paths import kind_of
 from batchgen.trace.lines import read_lines
 
 META = "meta.yaml"
-MOST_DEPTH = 4  # folders below the one given
+MOST_DEPTH = 5  # of a meta file: hardware, organisation, model, variant
 DENSE = ("layernorm", "qkv_proj", "rotary_emb", "o_proj", "embedding", "final_layernorm")
 MLP = ("gate_up_proj", "act_fn", "down_proj")
 SEQUENCE = ("lm_head", "sampler")
@@ -66,7 +66,7 @@ class ExpertGrid:
     def at(self, tokens: FloatArray, experts: FloatArray) -> FloatArray:
         columns = np.stack([curve.at(tokens) for curve in self.curves])
         if len(self.curves) == 1:
-            return columns[0]
+            return np.asarray(columns[0])
         low = np.clip(np.searchsorted(self.experts, experts) - 1, 0, self.experts.size - 2)
         width = self.experts[low + 1] - self.experts[low]
         # Fewer than the fewest measured take as long: reading one is mostly launches.
@@ -99,11 +99,13 @@ def read_engine_tables(folder: str | Path, model: ModelSpec, gpu: GpuSpec, tp: i
     """
     root = Path(folder)
     if kind_of(root) != "folder":
-        raise UserError(f"profile {root} is no folder", remedy="check --profile")
+        raise UserError(f"profile {root} is no folder", remedy="check --profile", code="no_profile")
     found = [(path, _meta(path)) for path in _meta_files(root)]
     if not found:
         raise UserError(
-            f"profile {root} has no {META}", remedy="give a folder of operator profiles"
+            f"profile {root} has no {META}",
+            remedy="give a folder of operator profiles",
+            code="no_profile",
         )
     fitting = [
         (path, meta) for path, meta in found if _is_gpu(meta, gpu) and _is_model(meta, model)
@@ -117,6 +119,25 @@ def read_engine_tables(folder: str | Path, model: ModelSpec, gpu: GpuSpec, tp: i
         )
     path, meta = fitting[0]
     return _read(root, path, meta, model, tp)
+
+
+def profiled(folder: str | Path) -> list[tuple[str, str, int]]:
+    """(GPU, model, tensor-parallel degree) of every profile below a folder whose GPU and model the
+    catalog knows, sorted."""
+    found = []
+    for path in _meta_files(Path(folder)):
+        meta = _meta(path)
+        for model in model_names():
+            for gpu in gpu_names():
+                if not (_is_gpu(meta, load_gpu(gpu)) and _is_model(meta, load_model(model))):
+                    continue
+                degrees = meta.get("tp_degrees")
+                found += [
+                    (gpu, model, tp)
+                    for tp in (degrees if isinstance(degrees, list) else [])
+                    if _place(path, tp, "attention") is not None
+                ]
+    return sorted(found)
 
 
 def _meta_files(root: Path) -> list[Path]:
@@ -165,20 +186,8 @@ def _folded(name: str) -> str:
 def _read(
     root: Path, path: Path, meta: Mapping[str, Any], model: ModelSpec, tp: int
 ) -> EngineTables:
-    def place(degree: int, kind: str) -> Path | None:
-        """The file of a table, None where there is none."""
-        if path.name == META:
-            stem = path.parent / f"tp{degree}" / kind
-        else:
-            stem = path.with_name(f"{path.name.removesuffix(META)}tp{degree}__{kind}")
-        for end in (".csv", ".csv.gz"):
-            one = stem.with_name(stem.name + end)
-            if one.is_file():
-                return one
-        return None
-
     def needed(kind: str) -> Path:
-        one = place(tp, kind)
+        one = _place(path, tp, kind)
         if one is None:
             raise UserError(
                 f"profile {root}: {meta['model']} on {meta['hardware']} has no {kind} of tp{tp}",
@@ -190,10 +199,10 @@ def _read(
     names = [*DENSE, *(("qk_norm",) if model.qk_norm else ()), *(MLP if model.dense_layers else ())]
     layers = _curves(needed("dense"), "tokens", names)
     layers |= _curves(needed("per_sequence"), "sequences", SEQUENCE)
-    skew = _skew(place(tp, "skew_fit"), meta, tp, path)
+    skew = _skew(_place(path, tp, "skew_fit"), meta, tp, path)
     experts = None
     if model.is_moe:
-        one = place(tp, "moe") or place(1, "moe")  # of one GPU; split by the cost model
+        one = _place(path, 1, "moe")  # of one GPU; split by the cost model
         if one is None:
             raise UserError(f"profile {root}: {meta['model']} has no moe", code="no_profile")
         experts = _experts(one)
@@ -206,6 +215,19 @@ def _read(
         attention=attention,
         experts=experts,
     )
+
+
+def _place(meta: Path, degree: int, kind: str) -> Path | None:
+    """The file of a table, None where there is none."""
+    if meta.name == META:
+        stem = meta.parent / f"tp{degree}" / kind
+    else:
+        stem = meta.with_name(f"{meta.name.removesuffix(META)}tp{degree}__{kind}")
+    for end in (".csv", ".csv.gz"):
+        one = stem.with_name(stem.name + end)
+        if one.is_file():
+            return one
+    return None
 
 
 # -- one table each -------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ class MeasuredCost(TabledCost):
         terms = Terms(
             model=model, gpu=gpu, layout=layout, efficiency=eff, gpus_per_node=gpus_per_node
         )
+        self._terms = terms
         self._tp = layout.tp
         self._heads: dict[str, Any] = {
             "heads": -(-model.num_heads // layout.tp),
@@ -131,6 +132,7 @@ class MeasuredCost(TabledCost):
             ),
             chunk_overhead=self._short_chunk_ps,
             copies=terms.copies,
+            beside=eff.decode_beside_prompt if _runs_flash_attention_2(gpu) else 1.0,
         )
 
     # Parts of a pass, in seconds per layer -------------------------------------------------------
@@ -185,8 +187,16 @@ class MeasuredCost(TabledCost):
 
     def all_reduce_s(self, tokens: FloatArray) -> FloatArray:
         """One sum over the GPUs of a rank."""
-        size = tokens * (self.model.hidden * STATE_BYTES)
-        return self.kernels.collective("all_reduce", self._tp, size)
+        return self.collective_s("all_reduce", self._tp, tokens * (self.model.hidden * STATE_BYTES))
+
+    def collective_s(self, what: str, gpus: int, size: FloatArray) -> FloatArray:
+        """Of a whole tensor of so many bytes. Those over PCIe were measured on no GPU of the
+        tables: a ring at the catalog's link."""
+        if gpus == 1 or not self._terms.over_pcie:
+            return self.kernels.collective(what, gpus, size)
+        rounds = 2 if what == "all_reduce" else 1
+        sent = size * (rounds * (gpus - 1) / gpus * self._terms.peer_ps_per_byte(internode=False))
+        return np.asarray(sent / PS_PER_S + self.gpu.intra_latency_s)
 
     def joint_norm_s(self, tokens: FloatArray) -> FloatArray:
         """Mean squares of queries and of keys, summed over the GPUs that share their heads."""
@@ -214,8 +224,8 @@ class MeasuredCost(TabledCost):
         if self.layout.attention_dp == 1:
             return np.zeros_like(tokens)
         gpus, size = self.layout.gpus_per_engine, tokens * (self.model.hidden * STATE_BYTES)
-        collective = self.kernels.collective
-        return collective("all_gather", gpus, size) + collective("reduce_scatter", gpus, size)
+        there = self.collective_s("all_gather", gpus, size)
+        return there + self.collective_s("reduce_scatter", gpus, size)
 
     # Tables of `TabledCost`, in picoseconds -------------------------------------------------------
 
@@ -270,7 +280,7 @@ class MeasuredCost(TabledCost):
             samples, model.vocab / self._tp, model.hidden, model.embedding_dtype
         )
         logits = samples * model.vocab
-        gathered = self.kernels.collective("all_gather", self._tp, logits * STATE_BYTES)
+        gathered = self.collective_s("all_gather", self._tp, logits * STATE_BYTES)
         sampled = logits * SAMPLED_BYTES / (self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH)
         return np.asarray((product + gathered + sampled) * PS_PER_S)
 
@@ -398,3 +408,10 @@ class MeasuredCost(TabledCost):
 def _latent_sizes(model: ModelSpec) -> tuple[int, ...]:
     ranks = model.hidden, model.q_lora_rank, model.kv_lora_rank
     return (*ranks, model.rope_dim, model.nope_dim, model.v_dim)
+
+
+def _runs_flash_attention_2(gpu: GpuSpec) -> bool:
+    """Hopper has FlashAttention 3 and data-centre Blackwell kernels of its own, which run decodes
+    apart; Ampere, Ada and workstation Blackwell have neither."""
+    linked = gpu.intra_bytes_per_s > gpu.host_bytes_per_s
+    return not (linked and "fp8" in gpu.peak_flops)

@@ -71,6 +71,8 @@ class PartitionPlanner:
             return {}
         ranks, node = self.layout.attention_dp, self.gpus_per_node
         found: dict[str, Layout] = {}
+        if self.home.detailed:
+            return found  # an operator profile of this layout says nothing of others
         width = 2
         while ranks % width == 0 and self.layout.tp * width <= node and self._splits(width):
             found[f"attention tp{self.layout.tp * width}"] = Layout(

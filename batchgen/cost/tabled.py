@@ -60,6 +60,7 @@ class TabledCost:
     `step_ps` is paid once per pass. exchange(tokens of the fullest rank, times ranks): a collective
     ends with its slowest sender; `theta` of the shorter of it and `union` is not hidden behind the
     longer. `prompts`: what both are for passes without decodes, where that differs.
+    `beside`: by how much the slope is steeper where a rank has prompt tokens too.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class TabledCost:
         exchange: Tokens | None = None,
         theta: float = 1.0,
         prompts: Tokens | None = None,
+        beside: float = 1.0,
     ) -> None:
         self.model, self.layout = model, layout
         self.num_ranks = layout.ranks_per_engine
@@ -88,6 +90,9 @@ class TabledCost:
         self._own, self._union, self._head = IntTable(own), IntTable(union), IntTable(head)
         self._prompts = None if prompts is None else IntTable(prompts)
         self._slope, self._fixed = IntTable(_per_row(slope)), IntTable(_per_row(fixed))
+        self._beside = self._slope
+        if beside != 1.0:
+            self._beside = IntTable(_per_row(lambda rows: beside * slope(rows)))
         self._step_ps = step_ps
         self._chunks, self._copies = chunks, copies
         self._chunk_overhead = IntTable(chunk_overhead)
@@ -108,10 +113,16 @@ class TabledCost:
         base += shared
         if load.checkpoint.any():
             np.maximum(base, np.rint(load.checkpoint * self._host_ps).astype(np.int64), out=base)
-        base += self._slope.take(load.decodes) * load.context
+        base += self._slopes(load) * load.context
         longest: IntArray = base.max(axis=0)
         longest[union == 0] = 0
         return longest
+
+    def _slopes(self, load: PassLoad) -> IntArray:
+        slopes = self._slope.take(load.decodes)
+        if self._beside is self._slope:
+            return slopes
+        return np.where(load.chunk_tokens > 0, self._beside.take(load.decodes), slopes)
 
     def union_ps(self, load: PassLoad) -> IntArray:
         """What the tokens of all ranks take together, per pass."""
@@ -172,7 +183,8 @@ class TabledCost:
                 base += self._chunk_overhead.at(chunk_tokens) + self._chunks.step_ps
             if len(self._bases) >= MOST_BASES:
                 self._bases.clear()
-            known = self._bases[key] = base, self._slope.at(decodes)
+            slope = (self._beside if chunk_tokens else self._slope).at(decodes)
+            known = self._bases[key] = base, slope
         base, slope = known
         if chunk_tokens:
             base += self._chunk_one_ps(chunk_tokens, chunk_pairs, chunk_reads)
@@ -201,14 +213,14 @@ class TabledCost:
         shared = self._union_one_ps(rows + prompts, fullest, decodes=rows > 0) + self._step_ps
         if prompts:
             shared += self._chunks.step_ps
-        own, head, fixed, slope = self._own.at, self._head.at, self._fixed.at, self._slope.at
+        own, head, fixed = self._own.at, self._head.at, self._fixed.at
         for decodes, context, tokens, pairs, reads, samples, checkpoint in loads:
             base = own(decodes + tokens) + head(samples) + fixed(decodes) + shared
             if tokens:
                 base += self._chunk_one_ps(tokens, pairs, reads) + self._chunk_overhead.at(tokens)
             if checkpoint:
                 base = max(base, round(checkpoint * self._host_ps))
-            base += slope(decodes) * context
+            base += (self._beside if tokens else self._slope).at(decodes) * context
             longest = max(longest, base)
         return longest
 
@@ -238,7 +250,7 @@ class TabledCost:
 
     def attention_parts(self, load: PassLoad) -> dict[str, IntArray]:
         """The modules of `breakdown` that come from the tables alone."""
-        scores = self._slope.take(load.decodes) * load.context + self._fixed.take(load.decodes)
+        scores = self._slopes(load) * load.context + self._fixed.take(load.decodes)
         streamed = np.rint(load.checkpoint * self._host_ps).astype(np.int64)
         return {
             "attention_decode": scores.max(axis=0),

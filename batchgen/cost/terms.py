@@ -75,12 +75,16 @@ class Terms:
     def _attention_ridge(self) -> float:
         return self.gpu.peak_for("bf16") / self.gpu.hbm_bytes_per_s
 
+    @property
+    def over_pcie(self) -> bool:
+        """Whether the GPUs of a node have no link of their own."""
+        return self.gpu.intra_bytes_per_s <= self.gpu.host_bytes_per_s
+
     def peer_ps_per_byte(self, *, internode: bool) -> float:
         """Collectives of a tensor-parallel group."""
         if internode:
             return PS_PER_S / (self.gpu.inter_bytes_per_s * self.efficiency.network)
-        over_pcie = self.gpu.intra_bytes_per_s <= self.gpu.host_bytes_per_s
-        reached = self.efficiency.pcie_peer if over_pcie else self.efficiency.nvlink
+        reached = self.efficiency.pcie_peer if self.over_pcie else self.efficiency.nvlink
         return PS_PER_S / (self.gpu.intra_bytes_per_s * reached)
 
     def _linear(self, tokens: FloatArray, parameters: float, dtype: str) -> FloatArray:

@@ -25,6 +25,7 @@ from batchgen.report.record import (
 from batchgen.units import to_s
 
 TAIL_SHARE_DONE = 0.9
+ROW_PERCENTILES = (50, 90, 99)
 
 
 def window_ps(record: RunRecord) -> tuple[int, int]:
@@ -115,6 +116,35 @@ def tail10_s(record: RunRecord) -> float:
     # Integer arithmetic: ceil(0.9 * n) in floats is off by one where 0.9 * n is a whole number.
     num_done = (len(ends) * 9 + 9) // 10
     return to_s(int(ends[-1] - ends[num_done - 1]))
+
+
+def row_times_s(record: RunRecord) -> dict[str, NDArray[np.float64]]:
+    """Times of the rows that finished, seconds: "ttft" from arrival to the first token, "tpot" from
+    the first to the last over the tokens in between (rows of two tokens and more), "latency" from
+    arrival to the end. Rows whose first token is not known count in the last only."""
+    rows = record.rows
+    done = (rows["status"] == STATUS_DONE) & (rows["end_ps"] >= 0)
+    arrival, first, end = (rows[f"{name}_ps"] for name in ("arrival", "first_token", "end"))
+    told = done & (first >= 0)
+    several = told & (rows["output_tokens"] > 1)
+    between = (end - first)[several] / (rows["output_tokens"][several] - 1)
+    return {
+        "ttft": (first - arrival)[told] / 1e12,
+        "tpot": between / 1e12,
+        "latency": (end - arrival)[done] / 1e12,
+    }
+
+
+def row_statistics(record: RunRecord) -> dict[str, float | None]:
+    """Mean and percentiles of `row_times_s` as {"mean_ttft_s", "p50_ttft_s", ...}; None where no
+    row has the time."""
+    found: dict[str, float | None] = {}
+    for name, times in row_times_s(record).items():
+        found[f"mean_{name}_s"] = float(times.mean()) if len(times) else None
+        for part in ROW_PERCENTILES:
+            value = float(np.percentile(times, part)) if len(times) else None
+            found[f"p{part}_{name}_s"] = value
+    return found
 
 
 def output_tokens(record: RunRecord) -> int:
@@ -248,6 +278,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "mfu": mfu(record),
         "mbu": mbu(record),
         "tail10_s": tail10_s(record),
+        **row_statistics(record),
         "preemptions": int(rows["preemptions"].sum()),
         "recomputed_tokens": int(rows["recomputed_tokens"].sum()),
         "adopted_tokens": int(rows["adopted_tokens"].sum()),

@@ -28,6 +28,7 @@ def hand_record(synthetic: ModuleType, **changes: Any) -> RunRecord:
     rows["prompt_tokens"][:] = (100, 200, 300, 400)
     rows["output_tokens"][:] = (8, 8, 11, 3)
     rows["arrival_ps"][:] = S
+    rows["first_token_ps"][:] = (2 * S, 2 * S, 7 * S // 2, 2 * S)
     rows["end_ps"][:] = (6 * S, 6 * S, 11 * S, 3 * S)
     rows["preemptions"][:] = (0, 2, 0, 0)
     rows["recomputed_tokens"][:] = (0, 50, 0, 0)
@@ -90,6 +91,19 @@ def test_every_metric_of_a_hand_made_record(synthetic: ModuleType) -> None:
         "mfu": 80 / 160,
         "mbu": 20 / 40,
         "tail10_s": 0.0,  # 90 % of 4 rows are all 4
+        # Of the rows that finished: first tokens at 2, 2 and 3.5 s, 7, 7 and 10 tokens after them.
+        "mean_ttft_s": 4.5 / 3,
+        "p50_ttft_s": 1.0,
+        "p90_ttft_s": 1.0 + 0.8 * 1.5,
+        "p99_ttft_s": 1.0 + 0.98 * 1.5,
+        "mean_tpot_s": (4 / 7 + 4 / 7 + 7.5 / 10) / 3,
+        "p50_tpot_s": 4 / 7,
+        "p90_tpot_s": 4 / 7 + 0.8 * (0.75 - 4 / 7),
+        "p99_tpot_s": 4 / 7 + 0.98 * (0.75 - 4 / 7),
+        "mean_latency_s": 20 / 3,
+        "p50_latency_s": 5.0,
+        "p90_latency_s": 5.0 + 0.8 * 5.0,
+        "p99_latency_s": 5.0 + 0.98 * 5.0,
         "preemptions": 2,
         "recomputed_tokens": 50,
         "adopted_tokens": 64,
@@ -118,6 +132,16 @@ def test_every_metric_of_a_hand_made_record(synthetic: ModuleType) -> None:
     result = metrics.summary(hand_record(synthetic))
     assert list(result) == list(expected)
     assert result == pytest.approx(expected)
+
+
+def test_times_of_rows_are_none_where_no_row_has_them(synthetic: ModuleType) -> None:
+    record = hand_record(synthetic)
+    record.rows["first_token_ps"][:] = -1
+    found = metrics.row_statistics(record)
+    assert found["mean_ttft_s"] is found["p99_tpot_s"] is None
+    assert found["mean_latency_s"] == pytest.approx(20 / 3)
+    record.rows["status"][:] = 1
+    assert set(metrics.row_statistics(record).values()) == {None}
 
 
 def test_summary_has_every_key_that_the_design_promises(synthetic: ModuleType) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from batchgen.cost.api import FloatArray
 from batchgen.cost.operators import store
 from batchgen.cost.operators.fitted import Fitted
+from batchgen.cost.operators.offsets import Offsets, factor
+from batchgen.cost.operators.offsets import shipped as shipped_offsets
 from batchgen.cost.operators.points import Columns
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
@@ -30,10 +32,16 @@ Number = float | FloatArray
 
 class Kernels:
     """Kernels of `gpu`. `extrapolated` collects what was asked for and is measured on other GPUs
-    only: such times are guesses by the peaks of this one."""
+    only: such times are guesses by the peaks of this one, or by those and a factor (`offsets`)."""
 
-    def __init__(self, gpu: GpuSpec, fitted: Mapping[store.Key, Fitted] | None = None) -> None:
+    def __init__(
+        self,
+        gpu: GpuSpec,
+        fitted: Mapping[store.Key, Fitted] | None = None,
+        offsets: Offsets | None = None,
+    ) -> None:
         self.gpu = gpu
+        self._offsets = shipped_offsets() if offsets is None else offsets
         self.extrapolated: set[str] = set()
         self._fitted = store.shipped() if fitted is None else fitted
 
@@ -58,7 +66,10 @@ class Kernels:
             name: np.maximum(array.ravel(), 0.0 if name in ("window", "skew") else 1.0)
             for name, array in zip(sizes, arrays, strict=True)
         }
-        return fitted.seconds(self.gpu, columns).reshape(shape)
+        seconds = fitted.seconds(self.gpu, columns)
+        return np.asarray(
+            seconds * factor(self._offsets, operator, self.gpu.name, columns)
+        ).reshape(shape)
 
     def _find(self, operator: str, dtype: str) -> Fitted:
         variants = _VARIANTS.get(operator, {}).get(dtype, (dtype,))

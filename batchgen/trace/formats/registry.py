@@ -35,9 +35,8 @@ def format_names() -> tuple[str, ...]:
 def detect(path: str | os.PathLike[str]) -> str:
     """The name of the file's format. UserError that lists the known formats if there is none."""
     source = Path(path)
-    if requests_file(source).is_file() and source.is_dir():
-        source = requests_file(source)
-    elif source.is_dir() or _is_tar(source):
+    source = requests_file(source)
+    if source.is_dir() or _is_tar(source):
         return SERVEGEN
     kind, fields = _first_fields(source)
     if kind == "jsonl" and ("batchgen_trace" in fields or "prompt_tokens" in fields):

@@ -1,7 +1,7 @@
 """A recorded run of vLLM: its request log, and the prefixes of the workload that it answered.
 
-The log has lengths and times but no prompts; the workload file has the prompts' prefix blocks in the
-same order. Arrivals are those of the log (wall clock; the first becomes time zero).
+The log has lengths and times but no prompts; the workload file has the prompts' prefix blocks in
+the same order. Arrivals are those of the log (wall clock; the first becomes time zero).
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ REQUESTS = "requests.jsonl"
 
 
 def requests_file(source: Path) -> Path:
-    """The request log of a run's folder."""
-    return source / REQUESTS if source.is_dir() else source
+    """The request log of a run's folder, plain or gzip; `source` itself if it is no such folder."""
+    if source.is_dir():
+        for name in (REQUESTS, REQUESTS + ".gz"):
+            if (source / name).is_file():
+                return source / name
+    return source
 
 
 def with_prefixes(trace: Trace, prefixes: Trace, log: Path, workload: Path) -> Trace:
