@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def duration(seconds: float | None) -> str:
     """Two units at most: '2 d 3 h', '1 h 05 min', '3 min 20 s', '12.3 s', '4.5 ms'."""
@@ -42,3 +45,22 @@ def dollars(value: float | None) -> str:
 
 def ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
+
+
+def residual(known: Mapping[str, Any] | None) -> str | None:
+    """'BCT +-10 % (bench engines, 90th)': an error as it was measured, with its source; None: the
+    run is itself a measurement."""
+    if known is None:
+        return None
+    if known.get("p90") is None:
+        return str(known["what"])
+    return f"{known['what']} ± {100 * known['p90']:.0f} % ({known['source']}, 90th)"
+
+
+def runner_up(search: Mapping[str, Any]) -> str | None:
+    """The second of a search of layouts with its time, and how that is known."""
+    second = search.get("runner_up")
+    if not second:
+        return None
+    time = "" if second["seconds"] is None else f", {duration(float(second['seconds']))}"
+    return f"{second['layout']}{time} ({second['how']})"
