@@ -12,6 +12,7 @@ from batchgen.errors import UserError
 
 if TYPE_CHECKING:
     from batchgen.report.record import RunRecord
+    from batchgen.trace.table import Trace
 
 ARRIVALS = ("batch", "trace")
 LOGS = ("off", "steps", "full")
@@ -85,6 +86,11 @@ class Progress(Protocol):
 
 
 class Simulate(Protocol):
-    """What a simulator offers: `batchgen.sim.run.simulate`. Raises UserError on bad input."""
+    """What a simulator offers: `batchgen.sim.run.simulate`. Raises UserError on bad input.
 
-    def __call__(self, job: SimJob, *, progress: Progress | None = None) -> RunRecord: ...
+    trace: rows of the job's trace that were read before, or a part of them; None: it reads them.
+    """
+
+    def __call__(
+        self, job: SimJob, *, progress: Progress | None = None, trace: Trace | None = None
+    ) -> RunRecord: ...

@@ -235,10 +235,7 @@ def decision_log(
 def output_budgets(trace: Trace, given: int | None) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Output budgets a scheduler may see, of every stage of a row: the row's own, else `given`,
     else the trace's maximum."""
-    longest = int(trace.output_tokens.max())
-    if trace.stages is not None:
-        longest = max(longest, int(trace.stages.output_tokens.max(initial=0)))
-    default = given if given is not None else longest
+    default = given if given is not None else trace.longest_output
     budgets = np.where(trace.max_output_tokens > 0, trace.max_output_tokens, default)
     return budgets.astype(np.int32)
 

@@ -217,6 +217,15 @@ def balance_bound_s(record: RunRecord) -> float:
     return min(max(busy, chain), bct_s(record))
 
 
+def layout_search(record: RunRecord) -> dict[str, Any] | None:
+    """How many layouts a search compared, and the one behind the best; None: the layout was
+    given. `run.json` has all of them."""
+    found = record.config.get("layout_search")
+    if found is None:
+        return None
+    return {"candidates": len(found["candidates"]), "runner_up": found["runner_up"]}
+
+
 def overrides(record: RunRecord) -> str:
     """What `--set` changed, as "slot.option=value", with spaces between; empty: nothing."""
     job = record.config.get("job")
@@ -294,7 +303,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "faults": sum(mark["kind"] == "fault" for mark in record.marks),
         # What is known of the error of such a simulation (`batchgen.cost.residuals`); None: it ran.
         "residual": record.config.get("residual"),
-        "layout_search": record.config.get("layout_search"),
+        "layout_search": layout_search(record),
         # Kernels whose measured times are of other GPUs.
         "guessed_kernels": ", ".join(record.config.get("cost", {}).get("extrapolated", ())),
         "wall_s": record.wall_s,
