@@ -17,7 +17,7 @@ import numpy as np
 
 from batchgen.cost.api import CostModel
 from batchgen.cost.build import build_cost
-from batchgen.errors import UserError
+from batchgen.errors import DataError, UserError
 from batchgen.hardware import load_gpu
 from batchgen.layout import MAX_INSTANCE_GPUS, Layout, default_layout
 from batchgen.layouts import candidates
@@ -111,15 +111,14 @@ class _Search:
                 found.append(Estimate(layout=one.layout, seconds=one.guess_s, how="ideal passes"))
             else:
                 found.append(self._estimate(one.layout, best))
-        tried = [e for e in found if e.how != "ideal passes"] or found
         for _ in range(MOST_WHOLE):
+            tried = [e for e in found if e.how != "ideal passes"] or found
             best = min(tried, key=lambda e: e.key)
             known = [e.seconds for e in tried if e.how == "simulated" and e.failed <= best.failed]
             if known and best.seconds >= (1 - WORTH) * min(known):
                 break
-            whole = self._whole(best.layout, min(known, default=None))
-            tried[tried.index(best)] = found[found.index(best)] = whole
-        best = min((e for e in tried if str(e.layout) in self.records), key=lambda e: e.key)
+            found[found.index(best)] = self._whole(best.layout, min(known, default=None))
+        best = min((e for e in found if str(e.layout) in self.records), key=lambda e: e.key)
         rest = sorted((e for e in found if e is not best), key=lambda e: e.key)
         return self._told(best, rest)
 
@@ -260,6 +259,8 @@ def fitting_layouts(
                 gpus_per_node=gpus_per_node,
                 costs=job.costs,
             )
+        except DataError:
+            raise  # a file is bad for all of them
         except UserError as error:
             first = first or error
             refused[str(layout)] = str(error)

@@ -159,6 +159,7 @@ def sim(
         body=body,
     )
     _check_out(out, policies, force)
+    _check_policies(policies)
     records, summaries = [], []
     run = _runner(job, searched=layout is None)
     for name in policies:
@@ -203,6 +204,15 @@ def _check_out(out: Path | None, policies: tuple[str, ...], force: bool) -> None
         if "/" in name or name in ("", ".", "..", "plots"):
             raise UserError(f"policy '{name}' cannot name a folder", remedy="leave out --out")
         check_target(out / name, force=force)
+
+
+def _check_policies(policies: tuple[str, ...]) -> None:
+    """Refuse an unknown policy before the first simulation."""
+    from batchgen.policy.presets import find_preset
+
+    with users_code():
+        for name in policies:
+            find_preset(name)
 
 
 def _keep(record: RunRecord, name: str, out: Path | None, force: bool) -> dict[str, Any]:
