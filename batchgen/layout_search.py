@@ -151,6 +151,8 @@ class _Search:
         except _GivenUp:
             assert limit is not None
             return Estimate(layout=layout, seconds=limit, how="at least")
+        except UserError:
+            return self._whole(layout, limit)  # it names the row as it is numbered in the load
         failed = round(failed * len(self.trace) / max(len(rows), 1))
         return Estimate(layout=layout, seconds=seconds * scale, how="estimate", failed=failed)
 
