@@ -36,9 +36,7 @@ MOST_ROWS = 2000  # of a share; of more, every second, third, ... is simulated
 CUT = 1.2
 MOST_ESTIMATES = 12
 MOST_WHOLE = 3
-"""Simulations of the whole load: of the winner, and of those whose estimates are below its time by
-more than `WORTH` of it."""
-WORTH = 0.03
+"""Simulations of the whole load: of the winner, and of those whose estimates are below its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,49 +96,53 @@ class _Search:
         # Rows of a body of one's own, and engines with roles, cannot be taken apart.
         self.whole_only = job.body is not None or "plan.prefill_engines" in dict(job.overrides)
         self.refused: dict[str, str] = {}
-        self.records: dict[str, RunRecord] = {}  # of whole simulations
+        self.shares: dict[str, float] = {}  # estimates in seconds, before they are scaled
+        self.best: tuple[Estimate, RunRecord] | None = None  # of whole simulations
 
     def run(self) -> RunRecord:
         fitting = fitting_layouts(self.job, self.trace, self.per_node, self.refused)
         fitting.sort(key=lambda one: one.guess_s)
         found: list[Estimate] = []
         for one in fitting:
-            best = min(found, key=lambda e: e.key, default=None)
-            hopeless = best is not None and not best.failed and one.guess_s > best.seconds
+            limit = self._limit(found)
+            hopeless = limit is not None and one.guess_s > limit
             if len(fitting) == 1 or len(found) >= MOST_ESTIMATES or hopeless:
                 found.append(Estimate(layout=one.layout, seconds=one.guess_s, how="ideal passes"))
             else:
-                found.append(self._estimate(one.layout, best))
+                found.append(self._estimate(one.layout, limit))
         for _ in range(MOST_WHOLE):
             tried = [e for e in found if e.how != "ideal passes"] or found
-            best = min(tried, key=lambda e: e.key)
-            known = [e.seconds for e in tried if e.how == "simulated" and e.failed <= best.failed]
-            if known and best.seconds >= (1 - WORTH) * min(known):
+            first = min(tried, key=lambda e: e.key)
+            if first.how == "simulated":
                 break
-            found[found.index(best)] = self._whole(best.layout, min(known, default=None))
-        best = min((e for e in found if str(e.layout) in self.records), key=lambda e: e.key)
-        rest = sorted((e for e in found if e is not best), key=lambda e: e.key)
-        return self._told(best, rest)
-
-    def _told(self, best: Estimate, rest: list[Estimate]) -> RunRecord:
-        record = self.records[str(best.layout)]
-        second = next((e for e in rest if e.how != "ideal passes"), None)
-        reason = f"{best.layout}: the fastest of {1 + len(rest)} layouts that fit, by simulation"
-        if second is not None:
-            reason += f"; {second.layout} takes {second.seconds:.4g} s ({second.how})"
-        record.config["layout_reason"] = reason
-        record.config["layout_search"] = {
-            "runner_up": None if second is None else second.as_dict(),
-            "candidates": [e.as_dict() for e in (best, *rest)],
-            "refused": self.refused,
-        }
+            known = [e.seconds for e in tried if e.how == "simulated" and e.failed <= first.failed]
+            found[found.index(first)] = self._whole(first.layout, min(known, default=None))
+        self._scale(found)
+        assert self.best is not None
+        best, record = self.best
+        rest = [e for e in found if e is not best]
+        rest.sort(key=lambda e: (e.how == "ideal passes", e.key))
+        _tell(record, best, rest, self.refused)
         return record
+
+    def _limit(self, found: list[Estimate]) -> float | None:
+        """The clock at which a candidate is given up; None while no layout serves all rows."""
+        best = min(found, key=lambda e: e.key, default=None)
+        return None if best is None or best.failed else CUT * best.seconds
+
+    def _scale(self, found: list[Estimate]) -> None:
+        """Shares end a little earlier than all engines together: what is left of estimates is
+        multiplied by the largest time of a whole load over that of its share."""
+        whole = [e for e in found if e.how == "simulated" and str(e.layout) in self.shares]
+        over = max((e.seconds / self.shares[str(e.layout)] for e in whole), default=1.0)
+        for one in found:
+            if one.how == "estimate":
+                one.seconds *= max(over, 1.0)
 
     # -- one layout -------------------------------------------------------------------------------
 
-    def _estimate(self, layout: Layout, best: Estimate | None) -> Estimate:
+    def _estimate(self, layout: Layout, limit: float | None) -> Estimate:
         """From its share of the load, or from the load where that is all of it."""
-        limit = None if best is None else CUT * best.seconds
         engines, rows = self._share(layout)
         plain = self.job.faults is None and self.job.log == "off"
         if plain and engines == layout.num_engines and len(rows) == len(self.trace):
@@ -154,6 +156,7 @@ class _Search:
         except UserError:
             return self._whole(layout, limit)  # it names the row as it is numbered in the load
         failed = round(failed * len(self.trace) / max(len(rows), 1))
+        self.shares[str(layout)] = seconds * scale
         return Estimate(layout=layout, seconds=seconds * scale, how="estimate", failed=failed)
 
     def _share(self, layout: Layout) -> tuple[int, np.ndarray[Any, Any]]:
@@ -199,10 +202,28 @@ class _Search:
         except _GivenUp:
             assert limit_s is not None
             return Estimate(layout=layout, seconds=limit_s, how="at least")
-        self.records[str(layout)] = record
-        return Estimate(
+        one = Estimate(
             layout=layout, seconds=bct_s(record), how="simulated", failed=_failed(record)
         )
+        if self.best is None or one.key < self.best[0].key:
+            self.best = one, record
+        return one
+
+
+def _tell(record: RunRecord, best: Estimate, rest: list[Estimate], refused: dict[str, str]) -> None:
+    """What was tried goes into the record."""
+    second = next((e for e in rest if e.how != "ideal passes"), None)
+    reason = f"{best.layout}: the only layout that fits"
+    if rest:
+        reason = f"{best.layout}: the fastest of {1 + len(rest)} layouts that fit, by simulation"
+    if second is not None:
+        reason += f"; {second.layout} takes {second.seconds:.4g} s ({second.how})"
+    record.config["layout_reason"] = reason
+    record.config["layout_search"] = {
+        "runner_up": None if second is None else second.as_dict(),
+        "candidates": [e.as_dict() for e in (best, *rest)],
+        "refused": refused,
+    }
 
 
 def _failed(record: RunRecord) -> int:

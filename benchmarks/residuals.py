@@ -43,7 +43,7 @@ def rows_of_costs(document: dict[str, Any], result: str) -> list[dict[str, Any]]
     return [
         {
             "source": "bench costs",
-            "what": f"single kernels, {KERNELS[row['operator']]} the worst:",
+            "what": f"single kernels, not of runs; worst are {KERNELS[row['operator']]}",
             "kernel": row["operator"],
             "costs": "measured",
             "guessed": row["left_out"] == "gpu",

@@ -87,11 +87,11 @@ def find(kind: Kind, rows: Sequence[Mapping[str, Any]] | None = None) -> Residua
                 result=worst["result"],
             )
     name = {
-        "roofline": "catalog roofline",
+        "roofline": "catalog roofline, not validated",
         "measured": "measured kernels",
         "profile": "profile; 'batchgen validate prediction' measures it",
     }.get(kind.costs, kind.costs)
-    return Residual(what=f"none measured ({name})")
+    return Residual(what=f"none measured of this kind of run ({name})")
 
 
 def _applies(row: Mapping[str, Any], kind: Kind) -> bool:

@@ -19,13 +19,14 @@ Format = Callable[[Any], str]
 ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
     ("layout", "layout", str, ""),
     ("next best layout", "runner_up", str, ""),
+    ("its time", "runner_up_s", str, ""),
     ("batch completion time", "bct_s", text.duration, "low"),
     ("known error", "known_error", str, ""),
     ("against the fastest", "slowdown", text.ratio, ""),
     ("rows failed", "failures", str, ""),
     None,
-    ("no schedule beats: longest row", "longest_row_bound_s", text.duration, ""),
-    ("no schedule beats: all work", "work_bound_s", text.duration, ""),
+    ("at least: longest row alone", "longest_row_bound_s", text.duration, ""),
+    ("at least: work / capacity", "work_bound_s", text.duration, ""),
     ("same passes, perfectly balanced", "balance_bound_s", text.duration, ""),
     None,
     ("output tokens/s", "output_tokens_per_s", text.count, "high"),
@@ -122,9 +123,13 @@ def _value(summary: Summary, key: str, best: Summary | None) -> Any:
         return failures(summary)
     if key == "known_error":
         return text.residual(summary.get("residual"))
-    if key == "runner_up":
-        search = summary.get("layout_search")
-        return text.runner_up(search) if search else None
+    if key in ("runner_up", "runner_up_s"):
+        second = (summary.get("layout_search") or {}).get("runner_up")
+        if not second:
+            return None
+        if key == "runner_up":
+            return second["layout"]
+        return f"{text.duration(float(second['seconds']))} ({second['how']})"
     return summary.get(key)
 
 
@@ -204,7 +209,9 @@ def why_lines(summaries: Sequence[Summary]) -> list[str]:
         lines.append(line)
     guessed = sorted({str(run.get("guessed_kernels", "")) for run in summaries} - {""})
     told = "not measured on this GPU, guessed by its peaks from others"
-    return lines + [f"{told}: {kernels}" for kernels in guessed]
+    lines += [f"{told}: {kernels}" for kernels in guessed]
+    known = [text.residual_line(run.get("residual")) for run in summaries]
+    return lines + [line for line in dict.fromkeys(known) if line is not None]
 
 
 def _gap(run: Summary, best: Summary, best_name: str) -> str:

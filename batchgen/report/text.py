@@ -48,19 +48,23 @@ def ratio(value: float | None) -> str:
 
 
 def residual(known: Mapping[str, Any] | None) -> str | None:
-    """'BCT +-10 % (bench engines, 90th)': an error as it was measured, with its source; None: the
-    run is itself a measurement."""
+    """'± 10 % (bench engines, 90th)': an error as it was measured, with its source; None: the run
+    is itself a measurement."""
     if known is None:
         return None
     if known.get("p90") is None:
-        return str(known["what"])
-    return f"{known['what']} ± {100 * known['p90']:.0f} % ({known['source']}, 90th)"
+        return "none measured"
+    return f"± {100 * known['p90']:.0f} % ({known['source']}, 90th)"
 
 
-def runner_up(search: Mapping[str, Any]) -> str | None:
-    """The second of a search of layouts with its time, and how that is known."""
-    second = search.get("runner_up")
-    if not second:
+def residual_line(known: Mapping[str, Any] | None) -> str | None:
+    """The same in full: of what, how many points, which file."""
+    if known is None:
         return None
-    time = "" if second["seconds"] is None else f", {duration(float(second['seconds']))}"
-    return f"{second['layout']}{time} ({second['how']})"
+    if known.get("p90") is None:
+        return f"known error: {known['what']}"
+    return (
+        f"known error: of {known['what']}; median {100 * known['median']:.1f} %, 90th percentile "
+        f"{100 * known['p90']:.1f} % of {known['count']:,} points ({known['source']}, "
+        f"{known['result']})"
+    )

@@ -40,7 +40,7 @@ def test_a_run_without_a_benchmark_says_so() -> None:
         if not found.source:
             assert found.what.startswith("none measured")
             assert found.p90 is None
-    assert find(DENSE, []).what == "none measured (measured kernels)"
+    assert find(DENSE, []).what == "none measured of this kind of run (measured kernels)"
 
 
 def test_kernels_that_a_run_has_not_do_not_count() -> None:
