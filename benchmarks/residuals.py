@@ -1,6 +1,7 @@
 """Errors of the benchmarks' results as data for reports: no measurement, a selection.
 
-    python benchmarks/residuals.py        writes batchgen/catalog/residuals.json
+    python benchmarks/residuals.py        writes batchgen/catalog/residuals.json, and its table
+                                          in docs/what-to-believe.md
 
 reads the newest of benchmarks/results/{costs,engines,published}-*.json; one that is missing is left
 out. Of `costs` it takes the rows over all GPUs. Of the others every row that has
@@ -14,12 +15,14 @@ and, where it is of some runs only, "costs", "gpu", "engine", "model_kind" (dens
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "what-to-believe.md"
 TARGET = ROOT / "batchgen" / "catalog" / "residuals.json"
 KERNELS = {
     "gemm": "products",
@@ -77,10 +80,10 @@ def _has_errors(errors: object) -> bool:
 
 
 def _errors(errors: dict[str, Any]) -> dict[str, Any]:
-    """Four digits; the rest is noise."""
+    """Five digits; the rest is noise."""
     return {
         "count": errors["count"],
-        **{key: float(f"{errors[key]:.4g}") for key in ("median", "p90")},
+        **{key: float(f"{errors[key]:.5g}") for key in ("median", "p90")},
     }
 
 
@@ -99,9 +102,40 @@ def collect(folder: Path = RESULTS) -> dict[str, Any]:
     return {"schema": 1, "made_by": "python benchmarks/residuals.py", "rows": rows}
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """What is known, the nearest to a whole run first."""
+    heads = ("of", "runs", "median", "90th percentile", "points", "source")
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for row in rows:
+        runs = [row[key] for key in KEYS if key in row]
+        if "guessed" in row:
+            runs.append("GPUs not measured" if row["guessed"] else "measured GPUs")
+        what = KERNELS[row["kernel"]] if "kernel" in row else row["what"]
+        errors = " | ".join(f"{100 * row[key]:.1f} %" for key in ("median", "p90"))
+        source = f"`{row['source']}`, {row['result']}"
+        lines.append(f"| {what} | {', '.join(runs)} | {errors} | {row['count']:,} | {source} |")
+    return "\n".join(lines)
+
+
+def with_table(text: str, rows: list[dict[str, Any]]) -> str:
+    """The page with the table between its marks."""
+    new, found = re.subn(
+        r"(<!-- residuals: .*?-->\n).*?(<!-- /residuals -->)",
+        lambda match: f"{match[1]}\n{table(rows)}\n\n{match[2]}",
+        text,
+        flags=re.DOTALL,
+    )
+    if found != 1:
+        raise SystemExit(f"{PAGE} has {found} pairs of residuals marks, not one")
+    return new
+
+
 def main() -> int:
-    TARGET.write_text(json.dumps(collect(), indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {TARGET.relative_to(ROOT)}")
+    document = collect()
+    TARGET.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    page = with_table(PAGE.read_text(encoding="utf-8"), document["rows"])
+    PAGE.write_text(page, encoding="utf-8")
+    print(f"wrote {TARGET.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}")
     return 0
 
 

@@ -31,7 +31,10 @@ def script() -> ModuleType:
 
 
 def test_the_shipped_file_is_that_of_the_results(script: ModuleType) -> None:
-    assert json.loads(script.TARGET.read_text()) == script.collect()
+    document = script.collect()
+    assert json.loads(script.TARGET.read_text()) == document
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert script.with_table(page, document["rows"]) == page
 
 
 def test_a_run_without_a_benchmark_says_so() -> None:
