@@ -191,7 +191,8 @@ class _Search:
             log="off",
             limit=None,
         )
-        record = self.simulate(job, progress=_limited(limit_s), trace=self.trace.take(rows))
+        share = self.trace.take(rows)
+        record = self.simulate(job, progress=_limited(limit_s), trace=share, part=True)
         return bct_s(record), _failed(record)
 
     def _whole(self, layout: Layout, limit_s: float | None) -> Estimate:

@@ -88,9 +88,15 @@ class Progress(Protocol):
 class Simulate(Protocol):
     """What a simulator offers: `batchgen.sim.run.simulate`. Raises UserError on bad input.
 
-    trace: rows of the job's trace that were read before, or a part of them; None: it reads them.
+    trace: rows of the job's trace that were read before; None: it reads them. part: these are a
+    part of the load, for an estimate, and nobody wants to know what bounds its time.
     """
 
     def __call__(
-        self, job: SimJob, *, progress: Progress | None = None, trace: Trace | None = None
+        self,
+        job: SimJob,
+        *,
+        progress: Progress | None = None,
+        trace: Trace | None = None,
+        part: bool = False,
     ) -> RunRecord: ...

@@ -28,11 +28,10 @@ def simulate(
     *,
     progress: Callable[[int, int, int], None] | None = None,
     trace: Trace | None = None,
+    part: bool = False,
 ) -> RunRecord:
-    """Run one simulation. Raises UserError for anything wrong with the job.
-
-    trace: rows of `job.trace` that were read before, or some of them; None: read it.
-    """
+    """Run one simulation (`batchgen.simjob.Simulate`). Raises UserError for anything wrong with the
+    job."""
     began = time.perf_counter()
     if trace is None:
         trace = load(job.trace, max_rows=job.limit)
@@ -66,7 +65,7 @@ def simulate(
             "seed": job.seed,
             "events": simulation.events,
             "why_failed": recorder.why_failed(),
-            "bounds": run_bounds(job, ready, trace, rows),
+            "bounds": {} if part else run_bounds(job, ready, trace, rows),
             "residual": asdict(find(kind_of_run(job, ready))),
         },
         rows=rows,

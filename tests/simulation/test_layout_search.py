@@ -108,10 +108,12 @@ class Spy:
     def __init__(self) -> None:
         self.jobs: list[tuple[SimJob, int]] = []
 
-    def __call__(self, job: SimJob, *, progress: Any = None, trace: Trace | None = None) -> Any:
+    def __call__(
+        self, job: SimJob, *, progress: Any = None, trace: Trace | None = None, part: bool = False
+    ) -> Any:
         assert trace is not None
         self.jobs.append((job, len(trace)))
-        return simulate(job, progress=progress, trace=trace)
+        return simulate(job, progress=progress, trace=trace, part=part)
 
 
 def test_large_loads_are_sampled_and_the_winner_runs_whole(tmp_path: Path) -> None:
