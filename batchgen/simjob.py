@@ -12,6 +12,7 @@ from batchgen.errors import UserError
 
 if TYPE_CHECKING:
     from batchgen.report.record import RunRecord
+    from batchgen.trace.table import Trace
 
 ARRIVALS = ("batch", "trace")
 LOGS = ("off", "steps", "full")
@@ -87,6 +88,17 @@ class Progress(Protocol):
 
 
 class Simulate(Protocol):
-    """What a simulator offers: `batchgen.sim.run.simulate`. Raises UserError on bad input."""
+    """What a simulator offers: `batchgen.sim.run.simulate`. Raises UserError on bad input.
 
-    def __call__(self, job: SimJob, *, progress: Progress | None = None) -> RunRecord: ...
+    trace: rows of the job's trace that were read before; None: it reads them. part: these are a
+    part of the load, for an estimate, and nobody wants to know what bounds its time.
+    """
+
+    def __call__(
+        self,
+        job: SimJob,
+        *,
+        progress: Progress | None = None,
+        trace: Trace | None = None,
+        part: bool = False,
+    ) -> RunRecord: ...

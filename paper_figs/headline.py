@@ -35,9 +35,9 @@ GENERATE = (
 )  # fmt: skip
 SIMULATE = ("--model", "deepseek-r1", "--gpu", "h20", "--gpus", "128")
 COLUMNS = (
-    "policy", "bct_s", "output_tokens_per_s", "gpu_hours", "busy_fraction", "decode_s", "mixed_s",
-    "prefill_s", "idle_s", "tail10_s", "mean_decode_batch", "preemptions", "recomputed_tokens",
-    "suspensions", "kv_peak_fraction", "passes", "steps",
+    "policy", "layout", "bct_s", "output_tokens_per_s", "gpu_hours", "busy_fraction", "decode_s",
+    "mixed_s", "prefill_s", "idle_s", "tail10_s", "mean_decode_batch", "preemptions",
+    "recomputed_tokens", "suspensions", "kv_peak_fraction", "passes", "steps",
 )  # fmt: skip
 
 

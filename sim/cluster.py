@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from batchgen.sequence import Table
     from batchgen.sim.faults import Fault
 
-PROGRESS_EVERY = 2048
+PROGRESS_EVERY = 256
 QUIET = frozenset({act.Place, act.Release, act.Adopt, act.Publish, act.Evict})
 """Placing, releasing and shared pages change nothing here."""
 

@@ -11,20 +11,31 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import batchgen
+from batchgen.cost.residuals import Kind, find
 from batchgen.policy.presets import label_of
 from batchgen.report.record import RunRecord
-from batchgen.sim.setup import set_up
+from batchgen.sim.floors import run_bounds
+from batchgen.sim.setup import Setup, set_up
 from batchgen.simjob import SimJob
 from batchgen.trace.schema import load
 
 if TYPE_CHECKING:
     from batchgen.plan import Plan
+    from batchgen.trace.table import Trace
 
 
-def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = None) -> RunRecord:
-    """Run one simulation. Raises UserError for anything wrong with the job."""
+def simulate(
+    job: SimJob,
+    *,
+    progress: Callable[[int, int, int], None] | None = None,
+    trace: Trace | None = None,
+    part: bool = False,
+) -> RunRecord:
+    """Run one simulation (`batchgen.simjob.Simulate`). Raises UserError for anything wrong with the
+    job."""
     began = time.perf_counter()
-    trace = load(job.trace, max_rows=job.limit)
+    if trace is None:
+        trace = load(job.trace, max_rows=job.limit)
     ready = set_up(job, trace, progress=progress)
     simulation, machine = ready.simulation, ready.machine
     with chdir("."):  # bodies of users may go elsewhere; paths of the job are relative
@@ -32,6 +43,9 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
     model, gpu, layout = machine.model, machine.gpu, machine.layout
     recorder, plan = simulation.recorder, simulation.plan
     per_rank = layout.gpus_per_rank
+    rows = recorder.rows(simulation.table, ready.arrival_ps) | (
+        {"stages": simulation.table.stage + 1} if ready.staged else {}
+    )
     return RunRecord(
         policy=label_of(job.policy),
         backend="sim",
@@ -52,9 +66,10 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
             "seed": job.seed,
             "events": simulation.events,
             "why_failed": recorder.why_failed(),
+            "bounds": {} if part else run_bounds(job, ready, trace, rows),
+            "residual": asdict(find(kind_of_run(job, ready))),
         },
-        rows=recorder.rows(simulation.table, ready.arrival_ps)
-        | ({"stages": simulation.table.stage + 1} if ready.staged else {}),
+        rows=rows,
         row_reasons=recorder.row_reasons(),
         steps=recorder.steps(machine.planner.home),
         marks=recorder.marks,
@@ -72,6 +87,21 @@ def simulate(job: SimJob, *, progress: Callable[[int, int, int], None] | None = 
         wall_s=time.perf_counter() - began,
         gpu_price_per_hour=gpu.price_per_hour_usd,
         decisions=ready.log.packed() if ready.log is not None else None,
+    )
+
+
+def kind_of_run(job: SimJob, ready: Setup) -> Kind:
+    """What decides how far the run may be from a real one."""
+    machine = ready.machine
+    cost, model = machine.planner.home.describe(), machine.model
+    latent = "latent" if model.attention == "mla" else ""
+    return Kind(
+        costs=str(cost["kind"]),
+        gpu=machine.gpu.name,
+        engine=job.policy,
+        model_kind=latent or ("moe" if model.is_moe else "dense"),
+        several_gpus=machine.layout.gpus_per_engine > 1,
+        guessed=bool(cost.get("extrapolated")),
     )
 
 

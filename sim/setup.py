@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchgen.catalog.systems import find_cluster
-from batchgen.cost.build import build_cost
-from batchgen.cost.efficiency import efficiency_of, refuse_constants
-from batchgen.cost.partition import PartitionPlanner
 from batchgen.errors import UserError
-from batchgen.hardware import GpuSpec, load_gpu
-from batchgen.layout import Layout, default_layout, parse_layout
 from batchgen.log import Header
 from batchgen.logbook import DecisionLog
-from batchgen.model import ModelSpec, load_model
-from batchgen.plan import Plan
-from batchgen.planning import build_plan, plan_options
+from batchgen.machine import Machine, resolve
+from batchgen.planning import plan_options
 from batchgen.policy.presets import CAPABILITIES, Policy, build_policy, find_preset
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
@@ -28,7 +20,6 @@ from batchgen.sim.cluster import Simulation
 from batchgen.sim.faults import load_faults
 from batchgen.sim.stages import check_conversations, further_stages, total_outputs
 from batchgen.simjob import SimJob
-from batchgen.trace.schema import load
 
 if TYPE_CHECKING:
     from batchgen.cost.capacity import Capacity
@@ -141,90 +132,6 @@ def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int
     return keys
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What a job runs on: the names of the job resolved, the plan, and the cost of it all."""
-
-    model: ModelSpec
-    gpu: GpuSpec
-    gpus_per_node: int
-    layout: Layout
-    layout_reason: str
-    plan: Plan
-    sizes: Capacity
-    planner: PartitionPlanner
-
-
-def resolve(job: SimJob, expert_skew: float) -> Machine:
-    """What a job runs on. Raises UserError for a name, an option or a layout that is none."""
-    overrides, preset = dict(job.overrides), find_preset(job.policy)
-    cluster = find_cluster(job.cluster) if job.cluster is not None else None
-    known = {**(cluster.costs if cluster is not None else {}), **preset.costs}
-    options, efficiency = plan_options(overrides, preset.plan), efficiency_of(overrides, known)
-    if job.profile is not None and not Path(job.profile).is_dir():
-        refuse_constants(overrides, "--profile has measured everything")
-    model = load_model(job.model)
-    gpu = load_gpu(job.gpu if cluster is None else cluster.gpu)
-    node = gpu.gpus_per_node if cluster is None else cluster.gpus_per_node
-    per_node = job.gpus_per_node or min(node, job.gpus)
-    if job.layout is None:
-        layout, why = default_layout(model, gpu, job.gpus, per_node)
-    else:
-        layout, why = parse_layout(job.layout, job.gpus), "given"
-    plan, sizes = build_plan(
-        model,
-        gpu,
-        layout,
-        preset,
-        gpus_per_node=per_node,
-        max_context=model.max_context,
-        options=options,
-    )
-    home = build_cost(
-        model,
-        gpu,
-        layout,
-        plan_b_attn=options.b_attn,
-        plan_b_moe=options.b_moe,
-        expert_skew=expert_skew,
-        profile=job.profile,
-        gpus_per_node=per_node,
-        efficiency=efficiency,
-        costs=job.costs,
-        residency=options.residency,
-        streamed_bytes=sizes.streamed_bytes,
-    )
-    planner = PartitionPlanner(
-        model=model,
-        gpu=gpu,
-        layout=layout,
-        home=home,
-        gpus_per_node=per_node,
-        expert_skew=expert_skew,
-        page_tokens=plan.page_tokens,
-        efficiency=efficiency,
-        costs=job.costs,
-        fixed=options.residency.streams,
-    )
-    return Machine(
-        model=model,
-        gpu=gpu,
-        gpus_per_node=per_node,
-        layout=layout,
-        layout_reason=why,
-        plan=plan,
-        sizes=sizes,
-        planner=planner,
-    )
-
-
-def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:
-    """The advisor of a recorded simulation, from the "job" of its run.json."""
-    overrides = tuple((key, text) for key, text in job["overrides"])
-    recorded = SimJob(**{**job, "overrides": overrides})
-    return resolve(recorded, load(recorded.trace, max_rows=1).expert_skew).planner
-
-
 def decision_log(
     job: SimJob, runtime: Runtime, preset: str, overrides: dict[str, str], bodies: str
 ) -> DecisionLog:
@@ -253,10 +160,7 @@ def decision_log(
 def output_budgets(trace: Trace, given: int | None) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Output budgets a scheduler may see, of every stage of a row: the row's own, else `given`,
     else the trace's maximum."""
-    longest = int(trace.output_tokens.max())
-    if trace.stages is not None:
-        longest = max(longest, int(trace.stages.output_tokens.max(initial=0)))
-    default = given if given is not None else longest
+    default = given if given is not None else trace.longest_output
     budgets = np.where(trace.max_output_tokens > 0, trace.max_output_tokens, default)
     return budgets.astype(np.int32)
 

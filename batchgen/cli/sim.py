@@ -24,9 +24,11 @@ from batchgen.cli.common import (
 from batchgen.errors import UserError
 from batchgen.paths import check_input, kind_of
 from batchgen.policy.presets import label_of
-from batchgen.simjob import ARRIVALS, COSTS, LOGS, SimJob, Simulate
+from batchgen.simjob import ARRIVALS, COSTS, LOGS, Progress, SimJob, Simulate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchgen.report.record import RunRecord
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -35,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
     name: field.default for name, field in SimJob.__dataclass_fields__.items()
 }
 
+RULE = "rule"
+"""The layout by `batchgen.layout.default_layout` instead of a search."""
 MOST_REASONS = 3
 """Failed rows that are named; all are in rows.parquet, and more reasons in run.json."""
 
@@ -62,7 +66,11 @@ def sim(
         typer.Option(help="Machines of the catalog, or of a .yaml file, instead of --gpu."),
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="Parallel layout; default: a rule, printed.")
+        str | None,
+        typer.Option(
+            help="Parallel layout, or 'rule' for one by rule of thumb; default: the best for each "
+            "policy, found by simulating."
+        ),
     ] = None,
     policy: Annotated[
         str | None, typer.Option(help=f"Preset to run; default: {DEFAULTS['policy']}.")
@@ -147,7 +155,7 @@ def sim(
         cluster=cluster,
         gpus=gpus,
         gpus_per_node=gpus_per_node,
-        layout=layout,
+        layout=None if layout == RULE else layout,
         policy=policies[0],
         overrides=parse_overrides(overrides or ()),
         arrivals=arrivals,
@@ -161,13 +169,16 @@ def sim(
         limit=limit,
         body=body,
     )
+    _check_policies(policies)
     labels = [label_of(name) for name in policies]
     _check_out(out, labels, force)
     records, summaries = [], []
-    simulate = simulator()
+    run = _runner(job, searched=layout is None)
     for name, policy_name in zip(labels, policies, strict=True):
         with users_code(), progress_bar(name, progress) as callback:
-            record = simulate(replace(job, policy=policy_name), progress=callback)
+            record = run(replace(job, policy=policy_name), callback)
+        if layout is None:
+            say(f"{name}: {record.config['layout_reason']}")
         summaries.append(_keep(record, name, out, force))
         for row, why in list(record.config.get("why_failed", {}).items())[:MOST_REASONS]:
             say(f"{name}: row {row} failed, {why}")
@@ -179,6 +190,18 @@ def sim(
     else:
         print_table(summaries)
     return 1 if any(s["failed_rows"] for s in summaries) else 0
+
+
+def _runner(job: SimJob, *, searched: bool) -> Callable[[SimJob, Progress | None], RunRecord]:
+    """What runs a job; searched: in its best layout. The rows are read once for all of them."""
+    simulate = simulator()
+    if not searched:
+        return lambda one, progress: simulate(one, progress=progress)
+    from batchgen.layout_search import search
+    from batchgen.trace.schema import load
+
+    trace = load(job.trace, max_rows=job.limit)
+    return lambda one, progress: search(one, simulate, trace, progress=progress)
 
 
 def _check_out(out: Path | None, policies: list[str], force: bool) -> None:
@@ -193,6 +216,15 @@ def _check_out(out: Path | None, policies: list[str], force: bool) -> None:
         if "/" in name or name in ("", ".", "..", "plots"):
             raise UserError(f"policy '{name}' cannot name a folder", remedy="leave out --out")
         check_target(out / name, force=force)
+
+
+def _check_policies(policies: tuple[str, ...]) -> None:
+    """Refuse an unknown policy before the first simulation."""
+    from batchgen.policy.presets import find_preset
+
+    with users_code():
+        for name in policies:
+            find_preset(name)
 
 
 def _keep(record: RunRecord, name: str, out: Path | None, force: bool) -> dict[str, Any]:

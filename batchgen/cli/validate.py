@@ -112,7 +112,7 @@ def _advisor(path: Path) -> Any:
         if run["backend"] != "sim":
             return None
         job = run["config"]["job"]
-        from batchgen.sim.setup import advisor_of_job
+        from batchgen.machine import advisor_of_job
 
         return advisor_of_job(job)
     except (KeyError, TypeError, ValueError) as error:

@@ -84,6 +84,12 @@ class PartitionPlanner:
             found[f"one node tp{node}"] = Layout(tp=node, ep=ep)
         return found
 
+    def tails(self) -> list[tuple[CostModel, int]]:
+        """Cost and KV pages per rank of every layout that a tail may be offered."""
+        layouts = self._layouts()
+        sizes = {name: self._pages(layout) for name, layout in layouts.items()}
+        return [(self.cost(name), pages) for name, pages in sizes.items() if pages]
+
     def _splits(self, width: int) -> bool:
         return self.model.num_heads % width == 0
 

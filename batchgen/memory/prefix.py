@@ -37,6 +37,10 @@ class PrefixIndex:
     def num_cached(self) -> int:
         return len(self._cached)
 
+    def leases(self, key: int) -> int:
+        """How many rows lease the page."""
+        return self._leases.get(key, 0)
+
     def match(self, keys: Sequence[int]) -> int:
         """How many leading keys are present (leased or cached)."""
         hits = 0

@@ -68,7 +68,7 @@ class Preset:
     `page_tokens`: grain of KV accounting. `max_num_seqs` and `token_budget` are per rank;
     0 = the machine's default. `fallback` names the part of a slot that takes over when the backend
     lacks what the chosen one needs. `plan`: options of the plan. `costs`: constants of
-    `batchgen.cost.efficiency` that are the system's own. `source` says where the composition comes from.
+    `batchgen.cost.efficiency` that are the system's own. `source` says where it comes from.
     """
 
     name: str

@@ -7,6 +7,7 @@ a base (an empty run, an unknown peak) are None.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,14 +166,14 @@ def prefix_hit_fraction(record: RunRecord) -> float:
 
 
 def kv_peak_fraction(record: RunRecord) -> float | None:
-    """KV pages leased / pages of the pool: the largest over engines and step ends."""
+    """KV pages leased / pages of the pool: the largest over engines and passes, see `RunRecord`."""
     return _kv(record)[0]
 
 
 def kv_mean_fraction(record: RunRecord) -> float | None:
     """KV pages leased / size, mean over BCT and engines by size; idle engines count as empty.
 
-    A step counts with the pages leased at its end.
+    A step counts with the most pages leased in it, so this is a little too large.
     """
     return _kv(record)[1]
 
@@ -202,10 +203,28 @@ def mean_running(record: RunRecord) -> float:
 
 
 def mean_decode_batch(record: RunRecord) -> float | None:
-    """Output tokens per decode pass of an engine: the rows that a pass served, padding left out."""
-    decode = record.steps["kind"] == KIND_DECODE
-    passes = int(record.steps["passes"][decode].sum())
-    return int(record.steps["output_tokens"][decode].sum()) / passes if passes else None
+    """Output tokens per pass in which rows decode, mixed ones too: the rows that such a pass of an
+    engine serves, padding left out; rows whose prompt ends in it have their first token from it."""
+    decoding = (record.steps["kind"] == KIND_DECODE) | (record.steps["kind"] == KIND_MIXED)
+    passes = int(record.steps["passes"][decoding].sum())
+    return int(record.steps["output_tokens"][decoding].sum()) / passes if passes else None
+
+
+def failed_by_code(record: RunRecord) -> dict[str, int]:
+    """How many rows failed for each reason, the commonest first; rows of the input that could not
+    even begin (`config["refused_rows"]` of exec) are among them."""
+    failed = np.flatnonzero(record.rows["status"] == STATUS_FAILED).tolist()
+    codes = Counter(record.row_reasons[row] or "unfinished" for row in failed)
+    codes.update(record.config.get("refused_rows", {}))
+    return dict(sorted(codes.items(), key=lambda item: (-item[1], item[0])))
+
+
+def bound_s(record: RunRecord, which: str) -> float | None:
+    """A lower bound of BCT that the backend has worked out from its cost model
+    (`batchgen.cost.bounds`): "longest_row" or "work"; None where there is no model of the cost, as
+    on a real machine."""
+    found = record.config.get("bounds", {}).get(f"{which}_s")
+    return None if found is None else float(found)
 
 
 def balance_bound_s(record: RunRecord) -> float:
@@ -226,6 +245,15 @@ def balance_bound_s(record: RunRecord) -> float:
         longest = int(record.rows["output_tokens"][done].max())
         chain = max(longest - 1, 0) * float(shortest) / 1e12
     return min(max(busy, chain), bct_s(record))
+
+
+def layout_search(record: RunRecord) -> dict[str, Any] | None:
+    """How many layouts a search compared, and the one behind the best; None: the layout was
+    given. `run.json` has all of them."""
+    found = record.config.get("layout_search")
+    if found is None:
+        return None
+    return {"candidates": len(found["candidates"]), "runner_up": found["runner_up"]}
 
 
 def overrides(record: RunRecord) -> str:
@@ -271,6 +299,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "rows": len(rows["row"]),
         "finished_rows": int((rows["status"] == STATUS_DONE).sum()),
         "failed_rows": int((rows["status"] == STATUS_FAILED).sum()),
+        "failed_by_code": failed_by_code(record),
         "bct_s": bct,
         "output_tokens_per_s": out / bct if bct else None,
         "total_tokens_per_s": (prompt + out) / bct if bct else None,
@@ -297,10 +326,15 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "mixed_s": split[KIND_NAMES[KIND_MIXED]],
         "prefill_s": split[KIND_NAMES[KIND_PREFILL]],
         "idle_s": split["idle"],
+        "longest_row_bound_s": bound_s(record, "longest_row"),
+        "work_bound_s": bound_s(record, "work"),
         "balance_bound_s": balance_bound_s(record),
         "prompt_tokens": prompt,
         "output_tokens": out,
         "faults": sum(mark["kind"] == "fault" for mark in record.marks),
+        # What is known of the error of such a simulation (`batchgen.cost.residuals`); None: it ran.
+        "residual": record.config.get("residual"),
+        "layout_search": layout_search(record),
         # Kernels whose measured times are of other GPUs.
         "guessed_kernels": ", ".join(record.config.get("cost", {}).get("extrapolated", ())),
         "wall_s": record.wall_s,

@@ -47,12 +47,14 @@ def plot_comparison(records: Sequence[RunRecord], folder: Path) -> list[Path]:
         ]
 
 
-def _setting(record: RunRecord) -> str:
+def _setting(*records: RunRecord) -> str:
+    record = records[0]
+    layout = record.layout if len({one.layout for one in records}) == 1 else "of each its own"
     changed = metrics.overrides(record)
     if len(changed) > MOST_CHANGED:
         changed = f"{changed[: MOST_CHANGED - 4]} ..."
     return (
-        f"{record.model} on {record.num_gpus} x {record.gpu}, layout {record.layout}"
+        f"{record.model} on {record.num_gpus} x {record.gpu}, layout {layout}"
         + f", {changed}" * bool(changed)
     )
 
@@ -62,7 +64,15 @@ def _device(record: RunRecord) -> str:
 
 
 def _labels(records: Sequence[RunRecord]) -> list[str]:
-    return metrics.names([r.policy for r in records], [metrics.overrides(r) for r in records])
+    """Names of the runs, with their layouts where these differ, and with rows that failed."""
+    found = metrics.names([r.policy for r in records], [metrics.overrides(r) for r in records])
+    if len({r.layout for r in records}) > 1:
+        found = [f"{name}, {r.layout}" for name, r in zip(found, records, strict=True)]
+    failed = [sum(metrics.failed_by_code(r).values()) for r in records]
+    return [
+        f"{name} ({lost:,} rows failed)" if lost else name
+        for name, lost in zip(found, failed, strict=True)
+    ]
 
 
 def _looks(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
@@ -207,7 +217,7 @@ def _completion(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
     axis.axhline(90, color=style.GREY, lw=0.9, ls=":")
     axis.set(xlim=(0, longest / divisor * 1.03), ylim=(0, 104))
     axis.set(xlabel=f"time since the first arrival ({unit})", ylabel="rows ended (%)")
-    axis.set_title(f"Completion: {_setting(records[0])}")
+    axis.set_title(f"Completion: {_setting(*records)}")
     axis.legend(loc="lower right")
     return style.save(figure, path)
 
@@ -238,14 +248,14 @@ def _time_split(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
         batch = metrics.mean_decode_batch(record)
         text = f" {style.number(left[i])} {unit}"
         if batch is not None:
-            text += f"\n {style.number(batch)} rows per decode pass"
+            text += f"\n {style.number(batch)} rows per decoding pass"
         axis.text(left[i], y[i], text, va="center", fontsize=8.5)
     axis.set_yticks(y, labels)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(xlim=(0, longest * 1.3), xlabel=f"time, mean over {_device(records[0])}s ({unit})")
     figure.suptitle(
-        f"Where the time goes: {_setting(records[0])}",
+        f"Where the time goes: {_setting(*records)}",
         x=0.01,
         ha="left",
         fontsize=11,
@@ -285,7 +295,7 @@ def _overlay(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
     axes[2].set(ylabel="KV pages leased (%)", ylim=(0, 104))
     axes[2].set_xlabel(f"time since the first arrival ({unit})")
     axes[2].set_xlim(0, longest / divisor)
-    axes[0].set_title(f"Over time: {_setting(records[0])}")
+    axes[0].set_title(f"Over time: {_setting(*records)}")
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(records)
     )
@@ -313,7 +323,7 @@ def _heat_maps(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
         _draw_faults(axis, record, divisor)
     axes[-1, 0].set_xlabel(f"time since the first arrival ({unit})")
     figure.suptitle(
-        f"{_device(records[0])} utilisation: {_setting(records[0])}",
+        f"{_device(records[0])} utilisation: {_setting(*records)}",
         x=0.01,
         ha="left",
         fontsize=11,

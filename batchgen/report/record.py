@@ -65,7 +65,8 @@ class RunRecord:
     steps: one entry per step that ran, in any order; int64 but for `flops` and `hbm_bytes`
     (float64, whole step over all GPUs of the engine, 0 if unknown). `kind` is 0 decode, 1 mixed,
     2 prefill; `running` is the rows in the first pass; `prompt_tokens`, `output_tokens` and
-    `finished` are totals of the step; `kv_pages` are the pages leased when it ends, all ranks.
+    `finished` are totals of the step; `kv_pages` are the most pages leased in it, all ranks: at its
+    begin or at the end of one of its passes, before rows that ended in that pass gave theirs back.
 
     marks: {"t_ps", "engine" (-1: the cluster), "kind", "text"}; kind is "phase", "switch", "fault",
     "copy", "steal" or a word of the backend's own. The text of a fault begins with "lost", "slow"

@@ -17,8 +17,18 @@ Format = Callable[[Any], str]
 
 # (label, key, format, which end is better: "low", "high" or ""); None starts a new section.
 ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
+    ("layout", "layout", str, ""),
+    ("next best layout", "runner_up", str, ""),
+    ("its time", "runner_up_s", str, ""),
     ("batch completion time", "bct_s", text.duration, "low"),
+    ("known error", "known_error", str, ""),
     ("against the fastest", "slowdown", text.ratio, ""),
+    ("rows failed", "failures", str, ""),
+    None,
+    ("at least: longest row alone", "longest_row_bound_s", text.duration, ""),
+    ("at least: work / capacity", "work_bound_s", text.duration, ""),
+    ("same passes, perfectly balanced", "balance_bound_s", text.duration, ""),
+    None,
     ("output tokens/s", "output_tokens_per_s", text.count, "high"),
     ("prompt + output tokens/s", "total_tokens_per_s", text.count, "high"),
     ("GPU-hours", "gpu_hours", text.count, "low"),
@@ -30,8 +40,7 @@ ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
     ("idle", "idle_s", text.duration, "low"),
     ("GPU busy", "busy_fraction", text.percent, "high"),
     ("last 10 % of the rows take", "tail10_s", text.duration, "low"),
-    ("same passes, perfectly balanced", "balance_bound_s", text.duration, ""),
-    ("rows per decode pass", "mean_decode_batch", text.count, "high"),
+    ("rows per decoding pass", "mean_decode_batch", text.count, "high"),
     ("running sequences, mean", "mean_running", text.count, ""),
     ("MFU", "mfu", text.percent, "high"),
     ("MBU", "mbu", text.percent, "high"),
@@ -45,15 +54,12 @@ ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
     ("migrations", "migrations", text.count, ""),
     None,
     ("rows finished", "finished_rows", text.count, ""),
-    ("rows failed", "failed_rows", text.count, "low"),
     ("faults", "faults", text.count, ""),
     ("passes", "passes", text.count, ""),
     ("steps", "steps", text.count, ""),
     ("this run took", "wall_s", text.duration, ""),
 )
-HIDDEN_WHEN_ZERO = frozenset(
-    {"failed_rows", "faults", "mixed_s", "prefill_s", "migrations", "adopted_tokens"}
-)
+HIDDEN_WHEN_ZERO = frozenset({"faults", "mixed_s", "prefill_s", "migrations", "adopted_tokens"})
 SPLIT = ("decode", "mixed", "prefill", "idle")
 
 
@@ -71,7 +77,8 @@ def comparison_table(summaries: Sequence[Summary]) -> Table:
     """
     from rich.table import Table
 
-    best = min(float(s["bct_s"]) for s in summaries)
+    well = [ended_well(s) for s in summaries]
+    best = fastest(summaries)
     table = Table(
         title=title(summaries), title_justify="left", title_style="bold", header_style="bold"
     )
@@ -83,30 +90,73 @@ def comparison_table(summaries: Sequence[Summary]) -> Table:
             table.add_section()
             continue
         label, key, form, better = row
-        if key == "slowdown":
-            values = [float(s["bct_s"]) / best if best else None for s in summaries]
-        else:
-            values = [s.get(key) for s in summaries]
-        known = [v for v in values if v is not None]
+        values = [_value(s, key, None if best is None else summaries[best]) for s in summaries]
+        known = [v for v in values if v is not None and v != ""]
         if not known or (key in HIDDEN_WHEN_ZERO and not any(known)):
             continue
         if key == "slowdown" and len(summaries) == 1:
             continue
-        table.add_row(label, *_cells(values, form, better, alarm=key == "failed_rows"))
+        if key == "layout" and len(set(known)) == 1:
+            continue  # the title has it
+        table.add_row(label, *_cells(values, form, better, well, alarm=key == "failures"))
     return table
 
 
-def _cells(values: Sequence[Any], form: Format, better: str, *, alarm: bool) -> list[str]:
-    known = [v for v in values if v is not None]
+def ended_well(summary: Summary) -> bool:
+    """Whether the rows of a run have all ended, none by a failure: others are not compared."""
+    return not summary["failed_rows"] and summary["finished_rows"] == summary["rows"]
+
+
+def fastest(summaries: Sequence[Summary]) -> int | None:
+    """The fastest of the runs whose rows all ended well, by number; None: there is none."""
+    well = [i for i, one in enumerate(summaries) if ended_well(one)]
+    return min(well, key=lambda i: float(summaries[i]["bct_s"]), default=None)
+
+
+def _value(summary: Summary, key: str, best: Summary | None) -> Any:
+    """What a cell shows: a metric, or what follows from some."""
+    if key == "slowdown":
+        if best is None or not best["bct_s"] or not ended_well(summary):
+            return None
+        return float(summary["bct_s"]) / float(best["bct_s"])
+    if key == "failures":
+        return failures(summary)
+    if key == "known_error":
+        return text.residual(summary.get("residual"))
+    if key in ("runner_up", "runner_up_s"):
+        second = (summary.get("layout_search") or {}).get("runner_up")
+        if not second:
+            return None
+        if key == "runner_up":
+            return second["layout"]
+        return f"{text.duration(float(second['seconds']))} ({second['how']})"
+    return summary.get(key)
+
+
+def failures(summary: Summary) -> str:
+    """How many rows did not end well, by code; "" if all did."""
+    by_code = summary.get("failed_by_code") or {}
+    lost = int(summary["rows"]) - int(summary["finished_rows"])
+    if not lost:
+        return ""
+    codes = ", ".join(f"{count:,} {code}" for code, count in by_code.items())
+    return f"{lost:,} of {int(summary['rows']):,}" + f" ({codes})" * bool(codes)
+
+
+def _cells(
+    values: Sequence[Any], form: Format, better: str, well: Sequence[bool], *, alarm: bool
+) -> list[str]:
+    """The better value is marked among the runs whose rows all ended well."""
+    known = [v for v, good in zip(values, well, strict=True) if v is not None and good]
     mark = None
     if better and len(values) > 1 and len(set(known)) > 1:
         mark = min(known) if better == "low" else max(known)
     cells = []
-    for value in values:
-        cell = form(value)
+    for value, good in zip(values, well, strict=True):
+        cell = "-" if value is None else form(value)
         if alarm and value:
             cell = f"[bold red]{cell}[/]"
-        elif mark is not None and value == mark:
+        elif mark is not None and value == mark and good:
             cell = f"[bold green]{cell}[/]"
         cells.append(cell)
     return cells
@@ -132,12 +182,13 @@ def _changed(summaries: Sequence[Summary]) -> str:
 
 
 def why_lines(summaries: Sequence[Summary]) -> list[str]:
-    """One line per run: where its time went; for all but the fastest also the gap, taken apart.
+    """One line per run: where its time went; for all but the fastest also the gap, taken apart. A
+    run with failed rows is nobody's measure and is measured by nobody.
 
     The times are means over GPUs and add up to BCT, so the differences add up to the gap exactly.
     """
     names = labels(summaries)
-    fastest = min(range(len(summaries)), key=lambda i: float(summaries[i]["bct_s"]))
+    best = fastest(summaries)
     lines = []
     for i, run in enumerate(summaries):
         bct = float(run["bct_s"])
@@ -149,14 +200,18 @@ def why_lines(summaries: Sequence[Summary]) -> list[str]:
         ]
         line = f"{names[i]}: {', '.join(shares)}"
         if run["mean_decode_batch"] is not None:
-            line += f"; {text.count(float(run['mean_decode_batch']))} rows per decode pass"
+            line += f"; {text.count(float(run['mean_decode_batch']))} rows per decoding pass"
         line += f"; last 10 % of the rows take {100 * run['tail10_s'] / bct:.0f} % of the time"
-        if i != fastest:
-            line += "; " + _gap(run, summaries[fastest], names[fastest])
+        if not ended_well(run):
+            line += f"; not compared, for rows failed: {failures(run)}"
+        elif best is not None and i != best:
+            line += "; " + _gap(run, summaries[best], names[best])
         lines.append(line)
     guessed = sorted({str(run.get("guessed_kernels", "")) for run in summaries} - {""})
     told = "not measured on this GPU, guessed by its peaks from others"
-    return lines + [f"{told}: {kernels}" for kernels in guessed]
+    lines += [f"{told}: {kernels}" for kernels in guessed]
+    known = [text.residual_line(run.get("residual")) for run in summaries]
+    return lines + [line for line in dict.fromkeys(known) if line is not None]
 
 
 def _gap(run: Summary, best: Summary, best_name: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def duration(seconds: float | None) -> str:
     """Two units at most: '2 d 3 h', '1 h 05 min', '3 min 20 s', '12.3 s', '4.5 ms'."""
@@ -42,3 +45,26 @@ def dollars(value: float | None) -> str:
 
 def ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
+
+
+def residual(known: Mapping[str, Any] | None) -> str | None:
+    """'± 10 % (bench engines, 90th)': an error as it was measured, with its source; None: the run
+    is itself a measurement."""
+    if known is None:
+        return None
+    if known.get("p90") is None:
+        return "none measured"
+    return f"± {100 * known['p90']:.0f} % ({known['source']}, 90th)"
+
+
+def residual_line(known: Mapping[str, Any] | None) -> str | None:
+    """The same in full: of what, how many points, which file."""
+    if known is None:
+        return None
+    if known.get("p90") is None:
+        return f"known error: {known['what']}"
+    return (
+        f"known error: of {known['what']}; median {100 * known['median']:.1f} %, 90th percentile "
+        f"{100 * known['p90']:.1f} % of {known['count']:,} points ({known['source']}, "
+        f"{known['result']})"
+    )

@@ -116,9 +116,10 @@ class Runtime:
         return self.cluster.engines[engine].alive
 
     def kv_pages(self, engine: int) -> int:
-        """HBM pages leased at the end of the engine's last landed step, before rows that ended in
-        it gave theirs back."""
-        return self.cluster.engines[engine].end_pages
+        """The most HBM pages that were leased in the engine's last landed step: when it began, or
+        at the end of one of its passes, before rows that ended in it gave theirs back. Pages that
+        a copy frees while the step runs count as of its begin."""
+        return self.cluster.engines[engine].peak_pages
 
     def host_pages(self, engine: int) -> int:
         """Pages of the engine's host share in use."""

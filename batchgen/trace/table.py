@@ -84,6 +84,14 @@ class Trace:
     def __len__(self) -> int:
         return int(self.prompt_tokens.size)
 
+    @property
+    def longest_output(self) -> int:
+        """The largest output of any row or stage: the budget of rows that have none."""
+        longest = int(self.output_tokens.max(initial=0))
+        if self.stages is not None:
+            longest = max(longest, int(self.stages.output_tokens.max(initial=0)))
+        return longest
+
     def take(self, rows: NDArray[np.int64]) -> Trace:
         """The rows with these indices, in this order; all other facts unchanged."""
         where, offsets = spans(self.prefix_offsets, rows)

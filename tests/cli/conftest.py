@@ -27,16 +27,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def toy_simulator(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Patches the simulator by the toy cluster; `.jobs` lists what it was asked to do."""
+    """Patches the simulator by the toy cluster; `.jobs` lists what it was asked to do. Its one
+    layout needs no search: `.searched` lists the policies for which there would be one."""
     path = Path(__file__).parents[1] / "report" / "synthetic.py"
     spec = importlib.util.spec_from_file_location("cli_synthetic", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    state = SimpleNamespace(jobs=[], fail=None, failed_rows=0)
+    state = SimpleNamespace(jobs=[], searched=[], fail=None, failed_rows=0)
 
-    def simulate(job: SimJob, *, progress: Progress | None = None) -> RunRecord:
+    def simulate(job: SimJob, *, progress: Progress | None = None, trace: Any = None) -> RunRecord:
         state.jobs.append(job)
         if state.fail is not None and job.policy == "vllm":
             raise state.fail
@@ -50,7 +51,17 @@ def toy_simulator(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         assert isinstance(record, RunRecord)
         return record
 
+    def search(
+        job: SimJob, simulate: Any, trace: Any, *, progress: Progress | None = None
+    ) -> RunRecord:
+        state.searched.append(job.policy)
+        record: RunRecord = simulate(job, progress=progress, trace=trace)
+        record.config["layout_reason"] = "tp1: there is no other"
+        return record
+
     monkeypatch.setattr("batchgen.cli.sim.simulator", lambda: simulate)
+    monkeypatch.setattr("batchgen.layout_search.search", search)
+    monkeypatch.setattr("batchgen.trace.schema.load", lambda path, **_: path)
     return state
 
 

@@ -60,6 +60,19 @@ def test_defaults_come_from_the_job(toy_simulator: SimpleNamespace, trace_file: 
     assert toy_simulator.jobs == [SimJob(trace=trace_file)]
 
 
+def test_a_layout_is_searched_for_each_policy_unless_one_is_given(
+    toy_simulator: SimpleNamespace, trace_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sim", "--trace", trace_file, "--compare", "vllm,orca"]
+    assert main(command) == 0
+    assert toy_simulator.searched == ["vllm", "orca"]
+    assert "orca: tp1: there is no other" in capsys.readouterr().err
+    assert main([*command, "--layout", "rule"]) == 0
+    assert main([*command, "--layout", "tp2"]) == 0
+    assert toy_simulator.searched == ["vllm", "orca"]
+    assert [job.layout for job in toy_simulator.jobs[2:]] == [None, None, "tp2", "tp2"]
+
+
 def test_every_flag_reaches_the_job(
     toy_simulator: SimpleNamespace, trace_file: str, tmp_path: Path
 ) -> None:

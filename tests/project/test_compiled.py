@@ -102,7 +102,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-SMALL = "--model llama-3.1-8b --gpu h100 --gpus 8 --trace {trace} --limit 1500 "
+SMALL = "--model llama-3.1-8b --gpu h100 --gpus 8 --layout dp8 --trace {trace} --limit 1500 "
 RUNS = (
     *(SMALL + f"--policy {preset}" for preset in ("static", "orca", "vllm", "batchgen")),
     SMALL + "--policy batchgen --set plan.depth=2 --set tail.part=run-out",
@@ -111,10 +111,12 @@ RUNS = (
     SMALL + "--policy vllm --set plan.prefill_engines=3 --set placement.part=least-work",
     SMALL + "--policy vllm --set plan.prefill_engines=3 --arrivals trace",
     SMALL + "--policy vllm --set order.part=by-prompt --set predictor.part=mean-seen",
-    "--model qwen3-32b --gpu h100 --gpus 8 --trace {rounds} --policy batchgen",
-    "--model llama-3.1-8b --gpu h100 --gpus 2 --trace {rounds} --policy vllm --set plan.depth=2",
+    "--model qwen3-32b --gpu h100 --gpus 8 --layout tp2 --trace {rounds} --policy batchgen",
+    "--model llama-3.1-8b --gpu h100 --gpus 2 --layout dp2 --trace {rounds} --policy vllm "
+    "--set plan.depth=2",
     "--model qwen3-30b-a3b --gpu h100 --gpus 16 --layout dpa8+ep8 --trace {trace} --limit 4000",
-    "--model qwen3-30b-a3b --gpu h100 --gpus 4 --trace {trace} --limit 900 --costs measured",
+    "--model qwen3-30b-a3b --gpu h100 --gpus 4 --layout tp2 --trace {trace} --limit 900 "
+    "--costs measured",
 )
 """Arguments of `batchgen sim`: presets, depth, troubles, roles, lanes, stages, lockstep engines."""
 

@@ -63,11 +63,73 @@ def test_the_table_names_runs_and_hides_what_nobody_knows(synthetic: ModuleType)
     assert "toy-8b on 16 x h100, layout tp1, 50 rows (sim)" in shown
     assert "rows failed" not in shown
     for run in runs:
-        run.update(mfu=None, failed_rows=2)
+        run.update(mfu=None, failed_rows=2, finished_rows=48, failed_by_code={"capacity": 2})
     shown = render(runs)
     assert "MFU" not in shown
     assert "rows failed" in shown
     assert "against the fastest" not in render(runs[:1])
+
+
+def test_a_run_with_failed_rows_is_never_the_fastest(synthetic: ModuleType) -> None:
+    whole = summary(synthetic.toy_record(policy="whole", num_rows=300, num_engines=4))
+    record = synthetic.toy_record(policy="lossy", num_rows=300, num_engines=4)
+    record.rows["status"][:7] = 1
+    record.row_reasons[:7] = ["capacity"] * 5 + ["no_device"] * 2
+    lossy = summary(record)
+    lossy["bct_s"] = whole["bct_s"] / 2  # it did less
+    slower = dict(whole, policy="slower", bct_s=2 * whole["bct_s"])
+    slower["idle_s"] += whole["bct_s"]
+    assert lossy["failed_by_code"] == {"capacity": 5, "no_device": 2}
+    runs = [lossy, whole, slower]
+    assert tables.fastest(runs) == 1
+    table = tables.comparison_table(runs)
+    cells = {row[0]: row[1:] for row in zip(*(c.cells for c in table.columns), strict=True)}
+    assert cells["against the fastest"] == ("-", "1.00x", "2.00x")
+    assert "bold green" not in cells["batch completion time"][0]
+    assert "bold green" in cells["batch completion time"][1]
+    assert cells["rows failed"][0] == "[bold red]7 of 300 (5 capacity, 2 no_device)[/]"
+    lines = tables.why_lines(runs)
+    assert lines[0].endswith("not compared, for rows failed: 7 of 300 (5 capacity, 2 no_device)")
+    assert "behind whole" in lines[2]
+    assert not any("behind lossy" in line for line in lines)
+
+    alone = [dict(run, failed_rows=1, finished_rows=299) for run in (whole, slower)]
+    assert tables.fastest(alone) is None
+    assert "against the fastest" not in render(alone)
+    assert "bold green" not in "".join(
+        cell for column in tables.comparison_table(alone).columns for cell in column.cells
+    )
+
+
+def test_what_is_known_of_the_error_is_told_with_its_source(synthetic: ModuleType) -> None:
+    run = summary(synthetic.toy_record(num_rows=50))
+    assert "known error" not in render([run])  # a run that was measured has none
+    run["residual"] = {"what": "none measured (catalog roofline)", "p90": None}
+    shown = render([run])
+    assert "known error: none measured (catalog roofline)" in shown
+    measured = {"median": 0.05, "p90": 0.104, "count": 1200}
+    named = {"what": "completion time", "source": "bench engines", "result": "engines-x.json"}
+    run["residual"] = measured | named
+    shown = render([run])
+    assert "± 10 % (bench engines, 90th)" in shown
+    assert (
+        "known error: of completion time; median 5.0 %, 90th percentile 10.4 % of 1,200 points "
+        "(bench engines, engines-x.json)"
+    ) in shown
+
+
+def test_layouts_that_differ_are_named_with_the_next_best(synthetic: ModuleType) -> None:
+    runs = [summary(synthetic.toy_record(policy=name, num_rows=50)) for name in "ab"]
+    assert "layout " not in render(runs).replace("layout tp1,", "")
+    runs[0]["layout"] = "tp2,dp8"
+    runs[0]["layout_search"] = {
+        "runner_up": {"layout": "tp4,dp4", "seconds": 71.0, "how": "estimate"}
+    }
+    shown = render(runs)
+    assert "layout several" in shown
+    assert "tp2,dp8" in shown
+    assert "tp4,dp4" in shown
+    assert "71.0 s (estimate)" in shown
 
 
 def test_an_empty_run_has_a_table_and_no_figures(synthetic: ModuleType, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from batchgen.machine import advisor_of_job
 from batchgen.replay import replay
 from batchgen.sim.run import simulate
-from batchgen.sim.setup import advisor_of_job
 from batchgen.simjob import SimJob
 
 TRACE = str(Path(__file__).parents[2] / "traces" / "servegen-deepseek-r1.jsonl.gz")

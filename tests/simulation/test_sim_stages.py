@@ -13,11 +13,11 @@ import pytest
 
 from batchgen.cli import main
 from batchgen.errors import UserError
+from batchgen.machine import advisor_of_job
 from batchgen.replay import ReplayReport, replay
 from batchgen.report import metrics
 from batchgen.report.record import RunRecord
 from batchgen.sim.run import simulate
-from batchgen.sim.setup import advisor_of_job
 from batchgen.simjob import SimJob
 
 PRESETS = ("static", "orca", "vllm", "batchgen")

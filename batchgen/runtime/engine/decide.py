@@ -342,6 +342,8 @@ def _launch(
     )
     engine.launched = step
     engine.flying = True
+    ranks = engine.ranks
+    engine.begin_pages = ranks[0].used if len(ranks) == 1 else engine.hbm_used()
     out.append(step)
     if engine.probe is not None and engine.probe[0] == engine.q:
         engine.probe = (engine.q, engine.up.pace.expected_ps(engine, _loads(engine, step)))

@@ -14,6 +14,7 @@ from batchgen.errors import IllegalTransition
 from batchgen.memory.pool import pages_for
 from batchgen.runtime.engine.copies import gave_host
 from batchgen.runtime.engine.lane import enqueue
+from batchgen.runtime.engine.peak import most_pages
 from batchgen.runtime.engine.streams import end_stream
 from batchgen.sequence import Status
 
@@ -45,8 +46,11 @@ def landed(engine: EngineMachine, event: ev.Landed, out: list[act.Action]) -> No
     told: list[int] = _NONE
     if engine.prompts_told:
         told, engine.prompts_told = engine.prompts_told, []
+    peak = -1  # it is at the end
     if step.decode:
         k = engine.k
+        if event.finished and passes > 1 and step.until == "n" and engine.up.bodies is None:
+            peak = most_pages(engine, k, passes, event.finished)
         for rank in ranks:
             if rank.growth.num_rows:
                 rank.advance(k, passes)
@@ -59,7 +63,9 @@ def landed(engine: EngineMachine, event: ev.Landed, out: list[act.Action]) -> No
         engine.left_since = {}
     if not lag:
         engine.flying = False
-    engine.end_pages = ranks[0].used if len(ranks) == 1 else engine.hbm_used()
+    if peak < 0:
+        peak = ranks[0].used if len(ranks) == 1 else engine.hbm_used()
+    engine.peak_pages = max(peak, engine.begin_pages)
     if engine.probe is not None:
         engine.up.pace.report(engine, event.end - 1 - lag, event.duration_ps)
     if step.chunks:

@@ -37,10 +37,10 @@ class EngineMachine:
     __slots__ = (
         "alive",
         "arrived",
+        "begin_pages",
         "boundary",
         "doubt",
         "draining",
-        "end_pages",
         "epoch",
         "extending",
         "flying",
@@ -70,6 +70,7 @@ class EngineMachine:
         "orders",
         "page_keys",
         "page_tokens",
+        "peak_pages",
         "policy",
         "prefill",
         "previous",
@@ -161,7 +162,8 @@ class EngineMachine:
         self.once = False  # the decision may find more to do one pass later
         self.freed = False  # a row ended in this decision
         self.open = True  # a whole batch may be taken
-        self.end_pages = 0  # leased at the end of the last step, before ended rows gave theirs back
+        self.begin_pages = 0  # leased when the newest step was launched
+        self.peak_pages = 0  # most that were leased in the last step that landed
 
     def _rank(self, index: int, pages: int) -> Rank:
         policy, table = self.policy, self.table

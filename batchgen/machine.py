@@ -1,0 +1,114 @@
+"""What a simulated job runs on: its names resolved, the plan and the costs. Nothing runs here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchgen.catalog.systems import find_cluster
+from batchgen.cost.build import build_cost
+from batchgen.cost.capacity import Capacity
+from batchgen.cost.efficiency import efficiency_of, refuse_constants
+from batchgen.cost.partition import PartitionPlanner
+from batchgen.hardware import GpuSpec, load_gpu
+from batchgen.layout import Layout, default_layout, parse_layout
+from batchgen.model import ModelSpec, load_model
+from batchgen.plan import Plan
+from batchgen.planning import build_plan, plan_options
+from batchgen.policy.presets import find_preset
+from batchgen.simjob import SimJob
+from batchgen.trace.schema import load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a job runs on: the names of the job resolved, the plan, and the cost of it all."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    gpus_per_node: int
+    layout: Layout
+    layout_reason: str
+    plan: Plan
+    sizes: Capacity
+    planner: PartitionPlanner
+
+
+def gpus_of(job: SimJob) -> tuple[GpuSpec, int]:
+    """The GPU of a job, and how many of them share a host."""
+    if job.cluster is None:
+        gpu = load_gpu(job.gpu)
+        node = gpu.gpus_per_node
+    else:
+        cluster = find_cluster(job.cluster)
+        gpu, node = load_gpu(cluster.gpu), cluster.gpus_per_node
+    return gpu, job.gpus_per_node or min(node, job.gpus)
+
+
+def resolve(job: SimJob, expert_skew: float) -> Machine:
+    """What a job runs on. Raises UserError for a name, an option or a layout that is none."""
+    overrides, preset = dict(job.overrides), find_preset(job.policy)
+    links = find_cluster(job.cluster).costs if job.cluster is not None else {}
+    known = {**links, **preset.costs}
+    options, efficiency = plan_options(overrides, preset.plan), efficiency_of(overrides, known)
+    if job.profile is not None and not Path(job.profile).is_dir():
+        refuse_constants(overrides, "--profile has measured everything")
+    model = load_model(job.model)
+    gpu, per_node = gpus_of(job)
+    if job.layout is None:
+        layout, why = default_layout(model, gpu, job.gpus, per_node)
+    else:
+        layout, why = parse_layout(job.layout, job.gpus), "given"
+    plan, sizes = build_plan(
+        model,
+        gpu,
+        layout,
+        preset,
+        gpus_per_node=per_node,
+        max_context=model.max_context,
+        options=options,
+    )
+    home = build_cost(
+        model,
+        gpu,
+        layout,
+        plan_b_attn=options.b_attn,
+        plan_b_moe=options.b_moe,
+        expert_skew=expert_skew,
+        profile=job.profile,
+        gpus_per_node=per_node,
+        efficiency=efficiency,
+        costs=job.costs,
+        residency=options.residency,
+        streamed_bytes=sizes.streamed_bytes,
+    )
+    planner = PartitionPlanner(
+        model=model,
+        gpu=gpu,
+        layout=layout,
+        home=home,
+        gpus_per_node=per_node,
+        expert_skew=expert_skew,
+        page_tokens=plan.page_tokens,
+        efficiency=efficiency,
+        costs=job.costs,
+        fixed=options.residency.streams,
+    )
+    return Machine(
+        model=model,
+        gpu=gpu,
+        gpus_per_node=per_node,
+        layout=layout,
+        layout_reason=why,
+        plan=plan,
+        sizes=sizes,
+        planner=planner,
+    )
+
+
+def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:
+    """The advisor of a recorded simulation, from the "job" of its run.json."""
+    overrides = tuple((key, text) for key, text in job["overrides"])
+    recorded = SimJob(**{**job, "overrides": overrides})
+    return resolve(recorded, load(recorded.trace, max_rows=1).expert_skew).planner

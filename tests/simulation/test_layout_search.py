@@ -1,0 +1,210 @@
+"""Layouts by simulation: what is tried, and that the best is found and run as if it were given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchgen import layout_search
+from batchgen.errors import UserError
+from batchgen.layout import check_layout
+from batchgen.layout_search import fitting_layouts, search
+from batchgen.layouts import candidates
+from batchgen.model import load_model
+from batchgen.report.metrics import bct_s, summary
+from batchgen.sim.run import simulate
+from batchgen.simjob import SimJob
+from batchgen.trace.schema import load
+from batchgen.trace.table import Trace
+
+
+def load_of(path: Path, rows: Sequence[tuple[int, int]]) -> str:
+    file = path / "trace.jsonl"
+    lines = [{"prompt_tokens": prompt, "output_tokens": output} for prompt, output in rows]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(file)
+
+
+def ragged(count: int, seed: int = 0) -> list[tuple[int, int]]:
+    rng = np.random.default_rng(seed)
+    prompts = np.clip(rng.lognormal(6.5, 0.8, count), 1, 8000).astype(int)
+    outputs = np.clip(rng.lognormal(5.5, 0.9, count), 1, 4000).astype(int)
+    return list(zip(prompts.tolist(), outputs.tolist(), strict=True))
+
+
+@given(
+    model=st.sampled_from(["llama-3.1-8b", "qwen3-30b-a3b", "deepseek-r1", "mixtral-8x7b"]),
+    gpus=st.sampled_from([1, 2, 6, 8, 16, 24, 72, 128]),
+    node=st.sampled_from([1, 4, 8, 72]),
+)
+def test_candidates_are_layouts_of_the_model_on_all_gpus(model: str, gpus: int, node: int) -> None:
+    spec = load_model(model)
+    found = candidates(spec, gpus, min(node, gpus))
+    assert len(set(found)) == len(found) > 0
+    for layout in found:
+        check_layout(spec, layout)
+        assert layout.num_gpus == gpus
+        size = layout.gpus_per_engine
+        assert min(node, gpus) % size == 0 or size % min(node, gpus) == 0
+        assert layout.ep in (1, size)
+        assert spec.is_moe or layout.attention_dp == 1
+
+
+CASES = (
+    ("llama-3.1-8b", "a100-80g", 4, 300, "vllm"),
+    ("llama-3.1-8b", "a100-80g", 8, 1500, "batchgen"),
+    ("qwen3-32b", "h100", 8, 400, "orca"),
+    ("qwen3-30b-a3b", "h100", 4, 600, "vllm"),
+    ("qwen3-30b-a3b", "h100", 8, 900, "static"),
+)
+
+
+@pytest.mark.parametrize(("model", "gpu", "gpus", "rows", "policy"), CASES)
+def test_nothing_that_was_left_out_is_better(
+    tmp_path: Path, model: str, gpu: str, gpus: int, rows: int, policy: str
+) -> None:
+    job = SimJob(
+        trace=load_of(tmp_path, ragged(rows)), model=model, gpu=gpu, gpus=gpus, policy=policy
+    )
+    trace = load(job.trace)
+    record = search(job, simulate, trace)
+    fitting = fitting_layouts(job, trace, gpus, {})
+    times = {
+        str(one.layout): bct_s(simulate(replace(job, layout=str(one.layout)), trace=trace))
+        for one in fitting
+    }
+    assert bct_s(record) == times[record.layout]  # searching changes nothing of the run itself
+    assert times[record.layout] <= 1.03 * min(times.values())
+    told = record.config["layout_search"]
+    assert {one["layout"] for one in told["candidates"]} == set(times)
+    for one in told["candidates"]:
+        if one["how"] == "simulated":
+            assert one["seconds"] == times[one["layout"]]
+        elif one["how"] in ("at least", "ideal passes"):
+            assert times[one["layout"]] > 0.97 * times[record.layout]
+    assert record.config["layout_reason"].startswith(f"{record.layout}: the fastest of")
+    assert summary(record)["layout_search"]["candidates"] == len(times)
+
+
+def test_the_search_is_the_same_twice(tmp_path: Path) -> None:
+    job = SimJob(trace=load_of(tmp_path, ragged(300)), model="qwen3-30b-a3b", gpu="h100", gpus=4)
+    trace = load(job.trace)
+    one, two = (search(job, simulate, trace) for _ in range(2))
+    assert one.config["layout_search"] == two.config["layout_search"]
+    np.testing.assert_array_equal(one.rows["end_ps"], two.rows["end_ps"])
+
+
+class Spy:
+    """The simulator, with a list of what it was asked for."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[SimJob, int]] = []
+
+    def __call__(
+        self, job: SimJob, *, progress: Any = None, trace: Trace | None = None, part: bool = False
+    ) -> Any:
+        assert trace is not None
+        self.jobs.append((job, len(trace)))
+        return simulate(job, progress=progress, trace=trace, part=part)
+
+
+def test_large_loads_are_sampled_and_the_winner_runs_whole(tmp_path: Path) -> None:
+    job = SimJob(trace=load_of(tmp_path, ragged(4000)), model="llama-3.1-8b", gpu="h100", gpus=8)
+    spy, trace = Spy(), load(job.trace)
+    record = search(job, spy, trace)
+    whole = [one for one, rows in spy.jobs if rows == len(trace)]
+    assert 1 <= len(whole) <= layout_search.MOST_WHOLE
+    assert record.layout in {one.layout for one in whole}
+    shares = [(one, rows) for one, rows in spy.jobs if rows < len(trace)]
+    assert shares
+    for one, rows in shares:
+        assert rows <= 2 * layout_search.MOST_ROWS
+        assert one.max_output_tokens == trace.longest_output
+        assert one.gpus_per_node == 8
+
+
+def test_a_layout_that_loses_rows_is_the_last_resort(tmp_path: Path) -> None:
+    """One GPU per engine would be fastest, but cannot hold the longest row."""
+    rows = [*[(4000, 8)] * 600, (100_000, 20)]
+    small = SimJob(
+        trace=load_of(tmp_path, rows[:-1]),
+        model="llama-3.1-8b",
+        gpu="h100",
+        gpus=4,
+        policy="vllm",
+        overrides=(("plan.memory_fraction", "0.3"), ("plan.max_num_seqs", "16")),
+    )
+    alone = search(small, simulate, load(small.trace))
+    assert "tp" not in alone.layout
+    long = replace(small, trace=load_of(tmp_path, rows))
+    record = search(long, simulate, load(long.trace))
+    assert summary(record)["failed_rows"] == 0
+    assert "tp" in record.layout
+
+
+def test_roles_bodies_and_arrivals_are_not_thinned(tmp_path: Path) -> None:
+    trace_file = load_of(tmp_path, ragged(2500))
+    plain = SimJob(trace=trace_file, model="llama-3.1-8b", gpu="h100", gpus=4, policy="vllm")
+    trace = load(trace_file)
+    for job in (
+        replace(plain, overrides=(("plan.prefill_engines", "2"),)),
+        replace(plain, body="batchgen.coroutine:default_body"),
+    ):
+        spy = Spy()
+        record = search(job, spy, trace)
+        assert {rows for _, rows in spy.jobs} == {len(trace)}
+        assert {one.gpus for one, _ in spy.jobs} == {4}
+        assert summary(record)["failed_rows"] == 0
+    spy = Spy()
+    search(replace(plain, arrivals="trace"), spy, trace)
+    assert min(rows / one.gpus for one, rows in spy.jobs) == len(trace) / 4
+
+
+def test_troubles_to_come_are_not_known_beforehand(tmp_path: Path) -> None:
+    faults = tmp_path / "faults.jsonl"
+    faults.write_text('{"at_s": 1, "kind": "slow", "gpu": 3, "factor": 2}\n')
+    job = SimJob(
+        trace=load_of(tmp_path, ragged(300)),
+        model="llama-3.1-8b",
+        gpu="h100",
+        gpus=4,
+        faults=str(faults),
+    )
+    spy = Spy()
+    record = search(job, spy, load(job.trace))
+    assert spy.jobs[0][0].faults is None
+    assert spy.jobs[-1][0].faults == str(faults)
+    assert summary(record)["faults"] == 1
+
+
+def test_mistakes_in_the_load_are_those_of_all_rows(tmp_path: Path) -> None:
+    """Not of the share that a stand-in gets."""
+    rows = [(5, 5)] * 2000
+    for row in (777, 1500, 1999):
+        rows[row] = (50_000, 5)
+    job = SimJob(trace=load_of(tmp_path, rows), model="qwen3-8b", gpu="h100", gpus=8)
+    trace = load(job.trace)
+    with pytest.raises(UserError) as whole:
+        simulate(replace(job, layout="dp8"), trace=trace)
+    with pytest.raises(UserError) as searched:
+        search(job, simulate, trace)
+    assert "row 777" in str(whole.value)
+    assert "(3 such rows)" in str(whole.value)
+    assert str(searched.value) == str(whole.value)
+
+
+def test_a_model_that_fits_nowhere_says_what_would_help(tmp_path: Path) -> None:
+    job = SimJob(trace=load_of(tmp_path, [(5, 5)]), model="deepseek-r1", gpu="a5000", gpus=1)
+    with pytest.raises(UserError, match="does not fit on 1 x a5000") as caught:
+        search(job, simulate, load(job.trace))
+    assert "--gpus" in caught.value.remedy
+    with pytest.raises(UserError, match="unknown policy"):
+        search(replace(job, policy="nothing"), simulate, load(job.trace))
