@@ -9,7 +9,8 @@ out. Of `costs` it takes the rows over all GPUs. Of the others every row that ha
     "errors": {"count", "median", "p90"}      |predicted / measured - 1|
     "what"                                     the quantity ("completion time", "time per token")
 
-and, where it is of some runs only, "costs", "gpu", "engine", "model_kind" (dense, moe, latent).
+and, where it is of some runs only, "costs", "cluster", "gpu", "engine", "model_kind" (dense, moe,
+latent), and "guessed" (whether kernels of that GPU were not measured).
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ KERNELS = {
     "experts": "routed experts",
     "collectives": "collectives",
 }
-KEYS = ("costs", "gpu", "engine", "model_kind")
+LEAST_POINTS = 5  # fewer say nothing of a spread
+KEYS = ("costs", "cluster", "gpu", "engine", "model_kind")
 
 
 def newest(benchmark: str, folder: Path = RESULTS) -> Path | None:
     """The last result of a benchmark by its date."""
-    return max(folder.glob(f"{benchmark}-*.json"), default=None, key=lambda path: path.name)
+    return max(folder.glob(f"{benchmark}-[0-9]*.json"), default=None, key=lambda path: path.name)
 
 
 def rows_of_costs(document: dict[str, Any], result: str) -> list[dict[str, Any]]:
@@ -65,11 +67,13 @@ def rows_of_runs(document: dict[str, Any], source: str, result: str) -> list[dic
             "source": source,
             "what": row.get("what", "completion time"),
             **{key: row[key] for key in KEYS if isinstance(row.get(key), str)},
+            **({"guessed": row["guessed"]} if isinstance(row.get("guessed"), bool) else {}),
             **_errors(row["errors"]),
             "result": result,
         }
         for row in document.get("rows", ())
         if isinstance(row, dict) and _has_errors(row.get("errors"))
+        if row["errors"]["count"] >= LEAST_POINTS
     ]
 
 

@@ -97,6 +97,7 @@ def kind_of_run(job: SimJob, ready: Setup) -> Kind:
     latent = "latent" if model.attention == "mla" else ""
     return Kind(
         costs=str(cost["kind"]),
+        cluster=job.cluster or "none",
         gpu=machine.gpu.name,
         engine=job.policy,
         model_kind=latent or ("moe" if model.is_moe else "dense"),

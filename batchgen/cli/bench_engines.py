@@ -92,6 +92,7 @@ def engines(
     silicon, show, missed = against_silicon() if data is None else ({}, None, [])
     if silicon:
         document["silicon"] = silicon
+        document["rows"] += _silicon_residuals(silicon)
     text = json.dumps(document, indent=1, allow_nan=False)
     if out is not None:
         out.write_text(text + "\n", encoding="utf-8")
@@ -117,6 +118,47 @@ def engines(
 
 Ablations = dict[str, dict[str, dict[str, float]]]
 """By run and term: errors by metric."""
+
+
+def _residuals(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Errors of all metrics of all runs by costs, for `benchmarks/residuals.py`."""
+    import numpy as np
+
+    from batchgen.engines.compare import CATALOG, PROFILES
+
+    rows = []
+    for name, costs in ((PROFILES, "engine profile"), (CATALOG, "measured")):
+        errors = [abs(line.error) for line in lines if line.costs == name]
+        if errors:
+            found = {"median": float(np.median(errors)), "p90": float(np.quantile(errors, 0.9))}
+            rows.append(
+                {
+                    "what": "makespan, rates and latencies of recorded runs",
+                    "costs": costs,
+                    "gpu": "rtx-pro-6000",
+                    "engine": "vllm",
+                    "errors": {"count": len(errors), **found},
+                }
+            )
+    return rows
+
+
+def _silicon_residuals(silicon: dict[str, Any]) -> list[dict[str, Any]]:
+    """Errors of inter-token times: of all, by GPU, by engine."""
+    keys = {"all": "", "GPU": "gpu", "engine": "engine"}
+    without = silicon["gpus_without_tables"]
+    return [
+        {
+            "what": "time per token of a closed loop",
+            "costs": "measured",
+            **({keys[table["table"]]: table["name"]} if keys[table["table"]] else {}),
+            "guessed": table["name"] in without,
+            "errors": {"count": table["count"]}
+            | {key: table["errors"]["physics"][key] for key in ("median", "p90")},
+        }
+        for table in silicon["tables"]
+        if table["table"] in keys
+    ]
 
 
 def _write_factors(tables: Path, target: Path) -> int:
@@ -205,6 +247,7 @@ def _document(
             for run in runs
         ],
         "overrides": [list(pair) for pair in given],
+        "rows": _residuals(lines),
         "lines": [asdict(line) | {"error": line.error, "missed": line.missed} for line in lines],
         "simulations": [
             {

@@ -66,6 +66,7 @@ def published(
             | {"simulated_minutes": one.minutes, "error": one.error, "failed": one.failed_rows}
             for one in outcomes
         ],
+        "rows": residuals(outcomes),
         "mean_absolute_error": mean,
         "ratios": [
             asdict_(one.ratio) | {"published": one.published, "simulated": one.simulated}
@@ -90,6 +91,29 @@ def published(
     for line in missed:
         say(line)
     return 1 if missed else 0
+
+
+def residuals(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Errors by cluster, and by system on a cluster, for `benchmarks/residuals.py`."""
+    import numpy as np
+
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for one in outcomes:
+        for key in ((one.cell.cluster,), (one.cell.cluster, one.cell.system)):
+            groups.setdefault(key, []).append(abs(one.error))
+    return [
+        {
+            "what": "completion time, constants fitted to these points",
+            "costs": "roofline",
+            **dict(zip(("cluster", "engine"), key, strict=False)),
+            "errors": {
+                "count": len(errors),
+                "median": float(np.median(errors)),
+                "p90": float(np.quantile(errors, 0.9)),
+            },
+        }
+        for key, errors in sorted(groups.items())
+    ]
 
 
 def asdict_(struct: Any) -> dict[str, Any]:

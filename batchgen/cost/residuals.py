@@ -16,7 +16,7 @@ from typing import Any
 
 SOURCES = ("bench engines", "bench published", "bench costs")
 """The nearest to a whole run first: real engines, published points of operation, kernels."""
-KEYS = ("costs", "gpu", "engine", "model_kind")
+KEYS = ("costs", "cluster", "gpu", "engine", "model_kind")
 """What a row of the data may be restricted to; absent or "all": it is not."""
 ANY = "all"
 
@@ -25,12 +25,13 @@ ANY = "all"
 class Kind:
     """What decides how near a run is to what was measured.
 
-    costs: "roofline", "measured", "profile". engine: the policy, which some real engine may bear
-    the name of. model_kind: "dense", "moe" or "latent". guessed: some kernels were not measured on
-    the GPU.
+    costs: "roofline", "measured", "profile", "engine profile". cluster: machines with constants of
+    their own, "none" without. engine: the policy, which some real engine may bear the name of.
+    model_kind: "dense", "moe" or "latent". guessed: some kernels were not measured on the GPU.
     """
 
     costs: str
+    cluster: str = "none"
     gpu: str
     engine: str
     model_kind: str

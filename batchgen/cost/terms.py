@@ -225,9 +225,9 @@ class Terms:
 
     def within_node(self, tokens: FloatArray) -> FloatArray:
         """Experts and exchange of a pass whose nodes work apart, `tokens` in all; the experts that
-        a node lacks cross the host links of its GPUs meanwhile."""
+        a node lacks cross the host links of its GPUs meanwhile. Ranks that span nodes cannot."""
         nodes = self.num_nodes
-        if nodes == 1:
+        if nodes == 1 or self.layout.attention_dp % nodes:
             return self.experts(tokens) + self.exchange(tokens)
         layout, inside = self.layout, self.gpus_per_node
         node = replace(

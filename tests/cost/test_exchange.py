@@ -130,6 +130,9 @@ def test_nodes_that_work_apart_exchange_nothing_and_fetch_what_they_lack() -> No
     few = float(apart.within_node(np.array([64.0]))[0]) / PS_PER_S
     assert few == pytest.approx(fetched_s, rel=1e-6)
     assert float(apart.within_node(np.array([0.0]))[0]) == 0.0
+    # A rank over two nodes cannot work apart.
+    spans = terms("tp16+ep16", 16)
+    assert spans.within_node(tokens) == pytest.approx(spans.experts(tokens))
 
 
 def test_heads_of_latent_attention_fill_tiles() -> None:
