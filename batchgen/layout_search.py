@@ -19,9 +19,10 @@ from batchgen.cost.api import CostModel
 from batchgen.errors import DataError, UserError
 from batchgen.layout import MAX_INSTANCE_GPUS, Layout, default_layout
 from batchgen.layouts import candidates
-from batchgen.machine import gpus_of, resolve
+from batchgen.machine import gpus_of, resolve, with_way_out
 from batchgen.model import load_model
 from batchgen.plan import Plan
+from batchgen.policy.presets import find_preset
 from batchgen.report.metrics import bct_s
 from batchgen.report.record import STATUS_FAILED, RunRecord
 from batchgen.simjob import Progress, SimJob, Simulate
@@ -252,6 +253,7 @@ def fitting_layouts(
     """Layouts that the model, the plan and the costs take, those alike in all of it once; `refused`
     gets why the others do not. Raises UserError when there is none."""
     model, (gpu, _) = load_model(job.model), gpus_of(job)
+    find_preset(job.policy)
     found: dict[tuple[Any, ...], Candidate] = {}
     first: UserError | None = None
     for layout in candidates(model, job.gpus, gpus_per_node):
@@ -273,9 +275,13 @@ def fitting_layouts(
             continue
         found[like] = Candidate(layout=layout, guess_s=_guess_s(plan, cost, trace))
     if not found:
-        default_layout(model, gpu, job.gpus, gpus_per_node)  # says it better, if it says no
         assert first is not None
-        raise first
+        try:
+            if first.code == "does_not_fit":
+                default_layout(model, gpu, job.gpus, gpus_per_node)  # says it better, if it does
+            raise first
+        except UserError as error:
+            raise with_way_out(error, replace(job, layout=None), trace.expert_skew) from None
     return list(found.values())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from batchgen.cost.build import build_cost
 from batchgen.cost.capacity import Capacity
 from batchgen.cost.efficiency import efficiency_of, refuse_constants
 from batchgen.cost.partition import PartitionPlanner
+from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec, load_gpu
 from batchgen.layout import Layout, default_layout, parse_layout
+from batchgen.layouts import candidates
 from batchgen.model import ModelSpec, load_model
 from batchgen.plan import Plan
 from batchgen.planning import build_plan, plan_options
@@ -105,6 +107,38 @@ def resolve(job: SimJob, expert_skew: float) -> Machine:
         sizes=sizes,
         planner=planner,
     )
+
+
+FROM_HOST = (
+    {"plan.weights": "spill"},
+    {"plan.weights": "spill", "plan.kv": "host"},
+    {"plan.weights": "experts", "plan.kv": "host", "plan.attention": "cpu"},
+    {"plan.weights": "layers", "plan.kv": "host", "plan.attention": "cpu"},
+)
+"""Places on the host for a model that does not fit, those that cost least first."""
+
+
+def with_way_out(error: UserError, job: SimJob, expert_skew: float) -> UserError:
+    """`error` of a model that does not fit, with the places on the host that would hold it."""
+    if error.code != "does_not_fit" or any(
+        key in ("plan.weights", "plan.kv") for key, _ in job.overrides
+    ):
+        return error
+    model, (_, per_node) = load_model(job.model), gpus_of(job)
+    layouts = [job.layout]
+    if job.layout is None:
+        layouts = [str(layout) for layout in reversed(candidates(model, job.gpus, per_node))]
+    for places in FROM_HOST:
+        for layout in layouts:
+            changed = replace(job, layout=layout, overrides=(*job.overrides, *places.items()))
+            try:
+                resolve(changed, expert_skew)
+            except UserError:
+                continue
+            options = " ".join(f"--set {key}={value}" for key, value in places.items())
+            way = f"{error.remedy}, or leave part of it on the host: --layout {layout} {options}"
+            return UserError(error.message, remedy=way, code=error.code)
+    return error
 
 
 def advisor_of_job(job: dict[str, Any]) -> PartitionPlanner:

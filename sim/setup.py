@@ -11,7 +11,7 @@ import numpy as np
 from batchgen.errors import UserError
 from batchgen.log import Header
 from batchgen.logbook import DecisionLog
-from batchgen.machine import Machine, resolve
+from batchgen.machine import Machine, resolve, with_way_out
 from batchgen.planning import plan_options
 from batchgen.policy.presets import CAPABILITIES, Policy, build_policy, find_preset
 from batchgen.runtime.core import Runtime
@@ -56,7 +56,10 @@ def set_up(
         overrides.setdefault("predictor.part", "oracle")
     policy = build_policy(preset, overrides, CAPABILITIES)
     options = plan_options(overrides, preset.plan)
-    machine = resolve(job, trace.expert_skew)
+    try:
+        machine = resolve(job, trace.expert_skew)
+    except UserError as error:
+        raise with_way_out(error, job, trace.expert_skew) from None
     model, layout, planner = machine.model, machine.layout, machine.planner
     plan, sizes = machine.plan, machine.sizes
     budgets = output_budgets(trace, job.max_output_tokens)

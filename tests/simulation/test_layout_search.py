@@ -206,5 +206,21 @@ def test_a_model_that_fits_nowhere_says_what_would_help(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not fit on 1 x a5000") as caught:
         search(job, simulate, load(job.trace))
     assert "--gpus" in caught.value.remedy
+    assert "host" in caught.value.remedy
     with pytest.raises(UserError, match="unknown policy"):
         search(replace(job, policy="nothing"), simulate, load(job.trace))
+
+
+def test_a_model_that_does_not_fit_is_told_what_would_hold_it(tmp_path: Path) -> None:
+    """And that does hold it."""
+    path = load_of(tmp_path, [(50, 5)] * 20)
+    for more in ({}, {"layout": "dp1"}):
+        job = SimJob(trace=path, model="mixtral-8x7b", gpu="a5000", gpus=1, **more)
+        with pytest.raises(UserError, match="does not fit") as caught:
+            (search(job, simulate, load(path)) if not more else simulate(job))
+        _, _, way = caught.value.remedy.partition("on the host: ")
+        words = way.split()
+        assert words[:2] == ["--layout", "dp1"] or words[:2] == ["--layout", "tp1"]
+        options = tuple(tuple(word.split("=")) for word in words[3::2])
+        record = simulate(replace(job, layout=words[1], overrides=options))
+        assert summary(record)["finished_rows"] == 20
