@@ -79,7 +79,7 @@ class PipeFlight(Flight):
     """The running set and the launched step of one batch. See `Flight`; here `report_ps` is when
     the next pass begins, or the step is reported, and `end_ps` when the pass in flight ends."""
 
-    __slots__ = ("_alone_ps", "_flying", "_pipe", "_stage_ps", "_worked_ps", "pipeline")
+    __slots__ = ("_alone_ps", "_flying", "_pipe", "_stage_ps", "_waits", "_worked_ps", "pipeline")
 
     def __init__(
         self, engine: int, book: RowBook, cost: CostModel, lag: int, pipeline: Pipeline
@@ -92,6 +92,7 @@ class PipeFlight(Flight):
         super().reset(cost)
         nothing = [0] * self.pipeline.cost.num_stages
         self._stage_ps, self._flying = nothing, nothing  # of the step's passes; of the last
+        self._waits = False  # with lag: its first pass has begun, its turn has not come
         self._worked_ps = self._alone_ps = 0  # of passes that have ended; of the one in flight
 
     # -- passes -----------------------------------------------------------------------------------
@@ -100,10 +101,13 @@ class PipeFlight(Flight):
         super().launch(step, now)
         self._stage_ps = [0] * len(self._stage_ps)
         self._flying = self._stage_ps
-        if self.lag:  # its first pass begins in its engine's turn
+        self._waits = self.lag > 0 and not self.busy
+        if self.busy:  # its first pass begins when the one in flight ends
             self.report_ps = self.end_ps = self.begin_ps
-        else:
-            self._begin_pass(now)
+            return
+        self._begin_pass(now)
+        if self._waits:
+            self.report_ps = now
 
     def _begin_pass(self, now: int) -> None:
         load = self._pipe.next_load()
@@ -117,8 +121,12 @@ class PipeFlight(Flight):
     def goes_on(self, now: int) -> bool:
         """The engine's turn: begin the next pass, if there is one. True: no report is due yet."""
         begun = len(self._pipe.ends)
+        waits, self._waits = self._waits, False
         if begun >= self.passes:
             return False
+        if waits:
+            self.report_ps = self.end_ps
+            return True
         self._begin_pass(now)
         return not self.lag or begun + 1 < self.passes
 
@@ -127,7 +135,7 @@ class PipeFlight(Flight):
         is set already."""
         if self.step is None:
             return False
-        passes = max(1, len(self._pipe.ends) + self.lag)
+        passes = max(1, len(self._pipe.ends) + (0 if self._waits else self.lag))
         if passes < self.passes:
             self.why = "cut"
             self.passes = passes
