@@ -1,10 +1,13 @@
-"""Pipelines in simulated time: oracles, a plain walk pass by pass, any length of steps, troubles."""
+"""Pipelines in simulated time: oracles, a plain walk pass by pass, any length of steps, faults."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,16 @@ from batchgen import events as ev
 from batchgen.check.loads import Composition
 from batchgen.check.shrink import smallest
 from batchgen.log import encode
-from batchgen.report.record import stage_column
+from batchgen.report import metrics, series
+from batchgen.report.record import RunRecord, stage_column
+from batchgen.report.rundir import load_run, write_run
 from batchgen.sim.cluster import Simulation
+from batchgen.sim.run import simulate
+from batchgen.sim.setup import set_up
+from batchgen.simjob import SimJob
+from batchgen.trace.schema import load
 
+TRACE = Path(__file__).parents[2] / "traces" / "vidur-arxiv-summarization.jsonl.gz"
 WEIGHTS = ((1000, 1000), (1000, 1500), (2000, 700), (1000, 1000, 1300), (800, 800, 800, 800))
 COLUMNS = ("status", "engine", "produced", "preemptions", "recomputed", "suspensions", "migrations")
 
@@ -159,7 +169,7 @@ def walk(rng: random.Random, count: int) -> None:
         try:
             compare(case, weights)
         except AssertionError as error:
-            small = smallest(case, fails(lambda one: compare(one, weights)))
+            small = smallest(case, fails(partial(compare, weights=weights)))
             raise AssertionError(f"{error}\n{weights} {number} {small}") from error
 
 
@@ -169,7 +179,7 @@ def test_stages_serve_one_pass_at_a_time() -> None:
     walked = plain(replace(case, troubles=()), weights)
     assert isinstance(walked.walker, PipeWalker)
     spans = sorted(walked.walker.busy)
-    for one, other in zip(spans, spans[1:], strict=False):
+    for one, other in pairwise(spans):
         if one[:2] == other[:2]:
             assert one[3] <= other[2]
 
@@ -214,3 +224,80 @@ def test_waiting_for_other_batches_is_no_slowness() -> None:
     troubled = replace(case, troubles=(("slow", 0, 0, 4),))
     compare(troubled, (1000, 1000))
     assert sum(simulated(troubled, (1000, 1000))[0].table.migrations) > 0
+
+
+# -- whole runs -----------------------------------------------------------------------------------
+
+
+def recorded(rows: int, **more: Any) -> RunRecord:
+    return simulate(
+        SimJob(
+            trace=str(TRACE),
+            model="llama-3.1-8b",
+            gpu="h100",
+            gpus=16,
+            layout="tp2+pp4",
+            policy="vllm",
+            limit=rows,
+            **more,
+        )
+    )
+
+
+def test_reports_show_bubbles(tmp_path: Path) -> None:
+    one, many = recorded(1), recorded(300)
+    for record in (one, many):
+        assert record.layout == "tp2+pp4,dp2"
+        assert record.num_stages == 4
+        assert record.num_gpus == sum(engine["num_gpus"] for engine in record.engines) == 16
+        assert not record.rows["status"].any()
+        split = metrics.time_split_s(record)
+        assert sum(split.values()) == pytest.approx(metrics.bct_s(record))
+        # The heat map has as much work in it as the metrics.
+        shown = series.busy_series(record, 200)
+        assert shown.mean() == pytest.approx(metrics.busy_fraction(record), rel=0.01)
+    # One row keeps one of two pipelines at a quarter, less the hops; its GPUs about alike.
+    assert 0.11 < metrics.busy_fraction(one) < 1 / 8  # type: ignore[operator]
+    by_gpu = series.busy_series(one, 50).mean(axis=1)
+    assert by_gpu[4:].max() == 0
+    assert by_gpu[:4] == pytest.approx([0.25] * 4, rel=0.15)
+    assert by_gpu[3] == by_gpu.max()  # which has the head
+    assert metrics.busy_fraction(many) > 0.5  # type: ignore[operator]
+    assert 0 < metrics.mfu(many) < 1  # type: ignore[operator]
+    summary = write_run(many, tmp_path / "run", plots=True)
+    assert metrics.summary(load_run(tmp_path / "run")) == summary
+
+
+def test_a_lost_gpu_of_a_file_takes_its_pipeline(tmp_path: Path) -> None:
+    """GPU 13 is one of stage 2 of the second pipeline."""
+    faults = tmp_path / "faults.jsonl"
+    faults.write_text('{"at_s": 1, "kind": "lost", "gpu": 13}\n')
+    record = recorded(200, faults=str(faults))
+    assert not record.rows["status"].any()
+    assert set(record.rows["engine"].tolist()) <= {0, 1, 2, 3}
+    late = record.steps["start_ps"] > 10**12
+    assert set(record.steps["engine"][late].tolist()) <= {0, 1, 2, 3}
+    assert set(record.steps["engine"].tolist()) == set(range(8))
+    assert record.marks[0]["engine"] == 4
+
+
+@pytest.mark.parametrize("depth", ["1", "2"])
+@pytest.mark.parametrize("policy", ["vllm", "batchgen", "static"])
+def test_runs_of_any_policy_equal_the_reference(policy: str, depth: str) -> None:
+    """A real model, prompts in chunks, streams to the host: one pass per step is the same."""
+    job = SimJob(
+        trace=str(TRACE),
+        model="llama-3.1-8b",
+        gpu="h100",
+        gpus=8,
+        layout="pp4",
+        policy=policy,
+        limit=16,
+        overrides=(("plan.depth", depth), ("plan.token_budget", "1024")),
+    )
+    trace = load(job.trace, max_rows=job.limit)
+    plain_run, reference = (set_up(job, trace, reference=one).simulation for one in (False, True))
+    plain_run.run()
+    reference.run()
+    assert state(plain_run) == state(reference)
+    assert plain_run.events < reference.events
