@@ -1,8 +1,9 @@
 """Layouts: how the GPUs form engines and ranks, and what that puts on each GPU; no speed here.
 
 Spec strings are parts joined by "+" or ",": `tpN` tensor parallelism inside a rank, `dpaN` N
-lockstep ranks with data-parallel attention, `epN` experts spread over N GPUs of an engine, `dpN` N
-independent engines. "dpa16+ep16" on 128 GPUs means eight engines of 16 ranks.
+lockstep ranks with data-parallel attention, `epN` experts spread over N GPUs of an engine, `ppN`
+layers split over N stages, `dpN` N independent engines. "dpa16+ep16" on 128 GPUs means eight
+engines of 16 ranks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from math import ceil
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.model import DTYPE_BYTES, ModelSpec
+from batchgen.pipeline import stage_models
 
 MAX_INSTANCE_GPUS = 64  # gains of larger instances plateau (BatchGen paper, multi-instance scaling)
 ROOMY_FRACTION = 0.65  # weights per GPU memory that leave about a quarter of it to the KV cache
@@ -21,34 +23,47 @@ ROOMY_EP_FRACTION = 0.60  # the same for expert-parallel engines, whose buffers 
 CROWDED_FRACTION = 0.75  # more than this and replicated attention weights cost too much KV room
 FULL_FRACTION = 0.87  # 0.9 of the memory less about 2 GB of workspace: beyond it nothing runs
 
-_PART = re.compile(r"(tp|dpa|ep|dp)(\d+)")
+_PART = re.compile(r"(tp|dpa|ep|pp|dp)(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """`num_engines` engines of `attention_dp` ranks of `tp` GPUs; experts over `ep` GPUs.
 
-    `ep` divides `gpus_per_engine`; with `ep` smaller than that the remaining factor splits each
-    expert (expert tensor parallelism). Dense models have `ep` 1.
+    `ep` divides `gpus_per_stage`; with `ep` smaller than that the remaining factor splits each
+    expert (expert tensor parallelism). Dense models have `ep` 1. With `pp` the layers of an engine
+    are split over so many stages of `tp` GPUs, and as many batches are in flight.
     """
 
     tp: int = 1
     attention_dp: int = 1
     ep: int = 1
+    pp: int = 1
     num_engines: int = 1
 
     def __post_init__(self) -> None:
-        for field in ("tp", "attention_dp", "ep", "num_engines"):
+        for field in ("tp", "attention_dp", "ep", "pp", "num_engines"):
             if getattr(self, field) < 1:
                 raise ValueError(f"layout.{field} must be at least 1, got {getattr(self, field)}")
-        if self.gpus_per_engine % self.ep:
+        if self.gpus_per_stage % self.ep:
             raise ValueError(
-                f"layout.ep must divide the {self.gpus_per_engine} GPUs of an engine, got {self.ep}"
+                f"layout.ep must divide the {self.gpus_per_stage} GPUs of an engine, got {self.ep}"
             )
+        if self.pp > 1 and self.attention_dp > 1:
+            raise ValueError("layout.pp and layout.attention_dp do not go together")
+
+    @property
+    def gpus_per_stage(self) -> int:
+        return self.tp * self.attention_dp
 
     @property
     def gpus_per_engine(self) -> int:
-        return self.tp * self.attention_dp
+        return self.gpus_per_stage * self.pp
+
+    @property
+    def stage(self) -> Layout:
+        """One stage of one engine as an engine of its own."""
+        return Layout(tp=self.tp, attention_dp=self.attention_dp, ep=self.ep)
 
     @property
     def ranks_per_engine(self) -> int:
@@ -65,16 +80,18 @@ class Layout:
     @property
     def expert_tp(self) -> int:
         """Slices of one expert."""
-        return self.gpus_per_engine // self.ep
+        return self.gpus_per_stage // self.ep
 
     def __str__(self) -> str:
         parts = []
-        if self.tp > 1 or (self.attention_dp == 1 and self.num_engines == 1 and self.ep == 1):
+        if self.tp > 1 or self.attention_dp * self.num_engines * self.ep * self.pp == 1:
             parts.append(f"tp{self.tp}")
         if self.attention_dp > 1:
             parts.append(f"dpa{self.attention_dp}")
         if self.ep > 1:
             parts.append(f"ep{self.ep}")
+        if self.pp > 1:
+            parts.append(f"pp{self.pp}")
         engine = "+".join(parts)
         if self.num_engines > 1:
             return f"{engine},dp{self.num_engines}" if engine else f"dp{self.num_engines}"
@@ -86,7 +103,7 @@ def parse_layout(spec: str, num_gpus: int) -> Layout:
 
     Raises UserError for an unknown part and when the parts do not make up `num_gpus`.
     """
-    grammar = "write for instance tp8, dp128, tp2,dp4 or dpa16+ep16"
+    grammar = "write for instance tp8, dp128, tp2,dp4, tp8+pp2 or dpa16+ep16"
     sizes: dict[str, int] = {}
     for part in re.split(r"[+,]", spec.strip().lower().replace(" ", "")):
         match = _PART.fullmatch(part)
@@ -100,12 +117,19 @@ def parse_layout(spec: str, num_gpus: int) -> Layout:
         sizes[kind] = size
     if num_gpus < 1:
         raise UserError(f"the number of GPUs must be at least 1, got {num_gpus}")
-    tp, attention_dp, ep = sizes.get("tp", 1), sizes.get("dpa", 1), sizes.get("ep", 1)
-    per_engine = tp * attention_dp
-    if per_engine % ep:
+    tp, attention_dp = sizes.get("tp", 1), sizes.get("dpa", 1)
+    ep, pp = sizes.get("ep", 1), sizes.get("pp", 1)
+    if pp > 1 and attention_dp > 1:
         raise UserError(
-            f"layout '{spec}': ep{ep} does not divide the {per_engine} GPUs of an engine",
-            remedy=f"use ep{per_engine}, or tp and dpa that multiply to a multiple of {ep}",
+            f"layout '{spec}': stages of data-parallel attention are not simulated",
+            remedy="use pp with tp, or dpa without pp",
+        )
+    per_stage, per_engine = tp * attention_dp, tp * attention_dp * pp
+    if per_stage % ep:
+        where = "a stage" if pp > 1 else "an engine"
+        raise UserError(
+            f"layout '{spec}': ep{ep} does not divide the {per_stage} GPUs of {where}",
+            remedy=f"use ep{per_stage}, or tp and dpa that multiply to a multiple of {ep}",
         )
     engines = sizes.get("dp", num_gpus // per_engine)
     if engines * per_engine != num_gpus:
@@ -114,7 +138,7 @@ def parse_layout(spec: str, num_gpus: int) -> Layout:
             f"layout '{spec}' takes {engines * per_engine or per_engine} GPUs, not {num_gpus}",
             remedy=f"engines have {per_engine} GPUs: use --gpus {fitting}, or another layout",
         )
-    return Layout(tp=tp, attention_dp=attention_dp, ep=ep, num_engines=engines)
+    return Layout(tp=tp, attention_dp=attention_dp, ep=ep, pp=pp, num_engines=engines)
 
 
 def check_layout(model: ModelSpec, layout: Layout) -> None:
@@ -135,10 +159,18 @@ def check_layout(model: ModelSpec, layout: Layout) -> None:
             f"{model.name}",
             remedy=f"use at most ep{model.num_experts}",
         )
+    if layout.pp > model.num_layers:
+        raise UserError(
+            f"layout {layout}: {layout.pp} stages exceed the {model.num_layers} layers of "
+            f"{model.name}",
+            remedy=f"use at most pp{model.num_layers}",
+        )
 
 
 def weight_bytes_per_gpu(model: ModelSpec, layout: Layout) -> dict[str, int]:
     """Weight bytes that one GPU holds, per kind of module (the fullest GPU)."""
+    if layout.pp > 1:
+        return max(stage_weight_bytes(model, layout), key=lambda held: sum(held.values()))
     whole = model.weight_bytes_by_module()
     tp = layout.tp
     linear = DTYPE_BYTES[model.weight_dtype]
@@ -157,6 +189,19 @@ def weight_bytes_per_gpu(model: ModelSpec, layout: Layout) -> dict[str, int]:
         share = ceil(model.num_experts / layout.ep) / model.num_experts / layout.expert_tp
         bytes_per_gpu["experts"] = ceil(whole["experts"] * share)
     return bytes_per_gpu
+
+
+def stage_weight_bytes(model: ModelSpec, layout: Layout) -> list[dict[str, int]]:
+    """Weight bytes that one GPU of every stage holds: the first has the embedding, the last the
+    head (which is the embedding when they are tied)."""
+    if layout.pp == 1:
+        return [weight_bytes_per_gpu(model, layout)]
+    held = [weight_bytes_per_gpu(one, layout.stage) for one in stage_models(model, layout.pp)]
+    for one in held[:-1]:
+        one["lm_head"] = one["final_norm"] = 0
+    for one in held[1:] if not model.tied else held[1:-1]:
+        one["embedding"] = 0
+    return held
 
 
 def attention_parameters_per_gpu(model: ModelSpec, tp: int) -> float:

@@ -90,7 +90,9 @@ def build_plan(
 ) -> tuple[Plan, Capacity]:
     """The plan and the capacities it was computed from.
 
-    An engine that spans nodes owns their host memory together. Raises UserError when the model does
+    An engine that spans nodes owns their host memory together. A pipeline of S stages is S engines
+    of the plan, one per batch in flight, that follow each other; each has its part of the pages.
+    Raises UserError when the model does
     not fit.
     """
     options = options or PlanOptions()
@@ -112,7 +114,7 @@ def build_plan(
     )
     if sizes.seats:
         max_num_seqs = min(options.max_num_seqs or sizes.seats, sizes.seats)
-    per_engine = layout.gpus_per_engine
+    per_engine, batches = layout.gpus_per_engine, layout.pp
     nodes_per_engine = max(1, per_engine // gpus_per_node)
     engines_per_node = max(1, gpus_per_node // per_engine)
     prefill = options.prefill_engines
@@ -122,18 +124,19 @@ def build_plan(
             remedy="leave at least one engine to decode, or choose a layout with more engines",
         )
     # A fixed share each, so that no engine sees what another plans (DESIGN section 5).
-    host_pages = sizes.host_pages * nodes_per_engine // engines_per_node if options.host else 0
+    share = sizes.host_pages * nodes_per_engine // engines_per_node // batches
+    host_pages = share if options.host else 0
     engines = tuple(
         EngineSpec(
             engine=index,
-            node=index // engines_per_node,
+            node=index // batches // engines_per_node,
             num_ranks=layout.ranks_per_engine,
             gpus_per_rank=layout.gpus_per_rank,
-            hbm_pages=sizes.hbm_pages,
+            hbm_pages=sizes.hbm_pages // batches,
             host_pages=host_pages,
-            role="both" if not prefill else "prefill" if index < prefill else "decode",
+            role="both" if not prefill else "prefill" if index < prefill * batches else "decode",
         )
-        for index in range(layout.num_engines)
+        for index in range(layout.num_engines * batches)
     )
     plan = Plan(
         page_tokens=page_tokens,

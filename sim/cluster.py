@@ -15,9 +15,12 @@ from simpy.events import Event as SimpyEvent
 
 from batchgen import actions as act
 from batchgen import events as ev
+from batchgen.cost.pipeline import PipelineCost
 from batchgen.runtime.advisor import HOME
 from batchgen.sim.faults import Troubles
 from batchgen.sim.flight import Flight
+from batchgen.sim.pipeflight import PipeFlight
+from batchgen.sim.pipeline import Pipeline
 from batchgen.sim.recorder import Recorder
 from batchgen.sim.rowbook import RowBook
 from batchgen.sim.stepend import StepEnd
@@ -44,8 +47,17 @@ class Observer(Protocol):
     def __call__(self, event: ev.Event, now: int, actions: list[Action]) -> None: ...
 
 
+class _Link:
+    """Copies out of the HBM of some GPUs; one after the other."""
+
+    __slots__ = ("free_ps",)
+
+    def __init__(self) -> None:
+        self.free_ps = 0
+
+
 class _Device:
-    """One engine's flight, its troubles and its link."""
+    """One engine's flight, its troubles and its link, which the engines of a pipeline share."""
 
     __slots__ = (
         "end",
@@ -53,12 +65,12 @@ class _Device:
         "flight",
         "launched",
         "life",
-        "link_free_ps",
+        "link",
         "newest",
         "troubles",
     )
 
-    def __init__(self, flight: Flight, num_gpus: int, end: StepEnd) -> None:
+    def __init__(self, flight: Flight, num_gpus: int, end: StepEnd, link: _Link) -> None:
         self.flight = flight
         self.troubles = Troubles(num_gpus)
         self.end = end
@@ -66,7 +78,7 @@ class _Device:
         self.launched = 0  # in answer to which event, by number
         self.newest: Step | None = None  # the step that was reported last
         self.life = 0  # copies to and from the HBM of an earlier life never end
-        self.link_free_ps = 0
+        self.link = link
 
 
 class Simulation:
@@ -98,14 +110,22 @@ class Simulation:
         self.env = simpy.Environment(initial_time=0)
         self.book = RowBook(table, true_output)
         self._on_step_end = [self._step_end]  # SimPy reads the list of callbacks, never changes it
-        self.devices = [
-            _Device(
-                Flight(spec.engine, self.book, cost, plan.lag),
-                spec.num_gpus,
-                self._new_end(spec.engine),
-            )
-            for spec in plan.engines
-        ]
+        # Engines of a pipeline follow each other in the plan, one per stage.
+        self.batches = cost.num_stages if isinstance(cost, PipelineCost) else 1
+        self.pipelines: list[Pipeline] = []
+        self.devices: list[_Device] = []
+        link = _Link()
+        for spec in plan.engines:
+            engine = spec.engine
+            if engine % self.batches == 0:
+                link = _Link()
+            if isinstance(cost, PipelineCost):
+                if engine % self.batches == 0:
+                    self.pipelines.append(Pipeline(cost, spec.num_gpus))
+                flight: Flight = PipeFlight(engine, self.book, cost, plan.lag, self.pipelines[-1])
+            else:
+                flight = Flight(engine, self.book, cost, plan.lag)
+            self.devices.append(_Device(flight, spec.num_gpus, self._new_end(engine), link))
         self.recorder = Recorder(len(table))
         self._on, self._ended = runtime.on, self.recorder.ended
         self.observer = observer
@@ -142,7 +162,8 @@ class Simulation:
         self._at(at_ps, ev.turn(event), lambda _: self._tell(event))
 
     def add_fault(self, fault: Fault, gpus_per_engine: int) -> None:
-        """Device trouble at its time; it acts at the next pass boundary, or at once for a loss."""
+        """Device trouble at its time; it acts at the next pass boundary, or at once for a loss. All
+        GPUs of a pipeline are those of one engine here."""
         engine, device = divmod(fault.gpu, gpus_per_engine)
         self._at(fault.at_ps, ev.DEVICE, lambda _: self._fault(fault, engine, device))
 
@@ -245,8 +266,11 @@ class Simulation:
         device = self.devices[engine]
         if device.end is event:
             self._landing = engine
-            if device.flight.step is None:
+            flight = device.flight
+            if flight.step is None:
                 self._drain(engine, device)
+            elif flight.goes_on(self.env.now):  # type: ignore[arg-type]
+                self._arm(engine, device, flight.report_ps)
             else:
                 self._land(engine, device)
             self._landing = -1
@@ -262,8 +286,7 @@ class Simulation:
         end, done = flight.land()
         missed = flight.times.missed(passes) if done and step.until == "n" else 0
         self.passes += passes
-        duration = now - flight.covered_ps
-        flight.covered_ps = now
+        duration, stage_ps = flight.worked(now), flight.stage_ps(passes)
         recorder = self.recorder
         if step.chunks:
             recorder.first_tokens(step, end_ps)
@@ -272,6 +295,8 @@ class Simulation:
         self._tell_at(ev.Landed(engine, end, step.epoch, finished, duration, why), now)
         pages = self.runtime.kv_pages(engine)
         recorder.step(step, passes, begin, end_ps, base, done, missed, pages)
+        if stage_ps:
+            recorder.stages(stage_ps)
         if self.lag and flight.step is None and (flight.end_ps > now or now > begin):
             self._arm(engine, device, flight.end_ps)
 
@@ -282,9 +307,7 @@ class Simulation:
     def _drained(self, engine: int, device: _Device, now: int) -> ev.Drained:
         flight = device.flight
         done = flight.drain()
-        duration = now - flight.covered_ps
-        flight.covered_ps = now
-        return ev.Drained(engine, device.epoch, self._finished(done), duration)
+        return ev.Drained(engine, device.epoch, self._finished(done), flight.worked(now))
 
     def _finished(self, done: list[tuple[int, int, int]]) -> list[ev.Finish]:
         """Outcomes for the runtime, in order of rows; their times go into the record."""
@@ -321,9 +344,10 @@ class Simulation:
             per_rank[rank] = per_rank.get(rank, 0) + tokens
         cost = device.flight.cost
         link = self._link(action)
-        duration = max(cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
-        start = max(now, device.link_free_ps)
-        device.link_free_ps = start + duration
+        end = now
+        if link:
+            duration = max(cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
+            end = device.link.free_ps = max(now, device.link.free_ps) + duration
         copy_id = action.copy_id
         # A copy ends nowhere when HBM at either end of it is lost; hosts outlive their devices.
         lives = [one for one in (device, target) if one is target or action.from_pool == "hbm"]
@@ -333,14 +357,17 @@ class Simulation:
             if [one.life for one in lives] == then:
                 self._tell(ev.CopiesDone(copy_id))
 
-        self._at(start + duration - now, ev.COPY, done)
+        self._at(end - now, ev.COPY, done)
         if action.purpose == "migrate":
             text = f"{len(action.rows)} rows to engine {action.to_engine}"
             self.recorder.mark(now, action.engine, "copy", text)
 
     def _link(self, action: act.Copy) -> str:
+        """ "" where the KV is in place already: batches of a pipeline share its HBM."""
         if action.engine == action.to_engine:
             return "host"
+        if self.pipelines and action.engine // self.batches == action.to_engine // self.batches:
+            return "" if action.from_pool == "hbm" else "host"
         nodes = self.plan.engines[action.engine].node, self.plan.engines[action.to_engine].node
         return "intra" if nodes[0] == nodes[1] else "inter"
 
@@ -366,8 +393,11 @@ class Simulation:
     # -- troubles ---------------------------------------------------------------------------------
 
     def _fault(self, fault: Fault, engine: int, gpu: int) -> None:
-        device = self.devices[engine]
         now: int = self.env.now  # type: ignore[assignment]
+        if self.pipelines:
+            self._fault_of_pipeline(fault, engine, gpu, now)
+            return
+        device = self.devices[engine]
         self.recorder.mark(now, engine, "fault", fault.text())
         if fault.kind == "slow":
             device.troubles.change(gpu, fault)
@@ -379,6 +409,22 @@ class Simulation:
             self._lose(engine, gpu, device, now)
         else:
             self._tell(ev.DeviceBack(engine, gpu))
+
+    def _fault_of_pipeline(self, fault: Fault, number: int, gpu: int, now: int) -> None:
+        """A stage is slow by itself; else a GPU's trouble is that of all batches."""
+        first = number * self.batches
+        self.recorder.mark(now, first, "fault", fault.text())
+        if fault.kind == "slow":
+            self.pipelines[number].change(gpu, fault)
+            return
+        for engine in range(first, first + self.batches):
+            if fault.kind == "notice":
+                self._tell(ev.DeviceNotice(engine, gpu, fault.deadline_ps))
+            elif fault.kind == "lost":
+                self._lose(engine, gpu, self.devices[engine], now)
+                self.pipelines[number].clear(now)
+            else:
+                self._tell(ev.DeviceBack(engine, gpu))
 
     def _lose(self, engine: int, gpu: int, device: _Device, now: int) -> None:
         flight = device.flight
@@ -396,6 +442,9 @@ class Simulation:
             pages = self.runtime.kv_pages(engine)
             missed = flight.times.missed(ran) if done and step.until == "n" else 0
             self.recorder.step(step, ran, begin, span, base, done, missed, pages)
+            stage_ps = flight.stage_ps(ran)
+            if stage_ps:
+                self.recorder.stages(stage_ps)
         elif end < before:  # the pass in flight never ended
             self.passes -= 1
             assert device.newest is not None
@@ -403,7 +452,7 @@ class Simulation:
         flight.clear()
         device.end = self._new_end(engine)
         device.life += 1
-        device.link_free_ps = 0
+        device.link.free_ps = 0
         flight.reset(self.cost)
         flight.end_ps = flight.covered_ps = now
         self._tell(ev.DeviceLost(engine, gpu, end, finished))

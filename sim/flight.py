@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from batchgen.step import Step
 
 FAR = 1 << 60
+NO_STAGES: list[int] = []
 
 
 class Flight:
@@ -54,9 +55,16 @@ class Flight:
         "why",
     )
 
-    def __init__(self, engine: int, book: RowBook, cost: CostModel, lag: int) -> None:
+    def __init__(
+        self,
+        engine: int,
+        book: RowBook,
+        cost: CostModel,
+        lag: int,
+        times: PassTimes | None = None,
+    ) -> None:
         self.engine, self.book, self.lag = engine, book, lag
-        self.times = PassTimes(book.table)
+        self.times = PassTimes(book.table) if times is None else times
         self.elapsed = self.times.elapsed  # of the newest step
         self.end_ps = self.covered_ps = self.begin_ps = self.report_ps = 0
         self.q = self.k = 0
@@ -240,6 +248,20 @@ class Flight:
         else:
             self.report_ps = begin + self.elapsed(passes - 1)
             self.end_ps = begin + self.elapsed(passes)
+
+    def goes_on(self, now: int) -> bool:
+        """At the time of the report: whether it is none, because another pass has just begun."""
+        return False
+
+    def worked(self, now: int) -> int:
+        """Time of the passes that ended since this was asked, at a report."""
+        duration = now - self.covered_ps
+        self.covered_ps = now
+        return duration
+
+    def stage_ps(self, passes: int) -> list[int]:
+        """Time that passes of the newest step took in each stage of a pipeline; else nothing."""
+        return NO_STAGES
 
     # -- ending early -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from batchgen.report.record import (
     KIND_MIXED,
     KIND_PREFILL,
     STEP_COLUMNS,
+    stage_column,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Recorder:
         self._reason = array("b", [0]) * num_rows
         self._num_steps = 0
         self._steps, self._more = bytearray(), bytearray()
+        self._num_stages, self._stage_ps = 0, array("q")
 
     @property
     def end_ps(self) -> NDArray[np.int64]:
@@ -159,6 +161,11 @@ class Recorder:
             offsets + count * (k + 1),
         )
 
+    def stages(self, stage_ps: list[int]) -> None:
+        """What the passes of the newest step took in each stage of its pipeline."""
+        self._num_stages = len(stage_ps)
+        self._stage_ps.extend(stage_ps)
+
     def _steps_more(
         self, step: Step, passes: int, k: int, done: list[tuple[int, int, int]], missed: int
     ) -> None:
@@ -221,7 +228,10 @@ class Recorder:
             columns["hbm_bytes"] = np.asarray(cost.hbm_bytes(load), dtype=np.float64) * per_step
         else:
             columns["flops"] = columns["hbm_bytes"] = np.zeros(0)
-        return {name: columns[name] for name in STEP_COLUMNS}
+        stages = np.array(self._stage_ps, dtype=np.int64).reshape(-1, max(self._num_stages, 1))
+        return {name: columns[name] for name in STEP_COLUMNS} | {
+            stage_column(stage): stages[:, stage].copy() for stage in range(self._num_stages)
+        }
 
     def rows(self, table: Table, arrival_ps: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The row columns of the run record."""

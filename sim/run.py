@@ -81,6 +81,11 @@ def simulate(
                 "hbm_pages_total": spec.hbm_pages * spec.num_ranks,
                 "peak_flops": gpu.peak_for(model.weight_dtype) * spec.num_ranks * per_rank,
                 "peak_bw": gpu.hbm_bytes_per_s * spec.num_ranks * per_rank,
+                **(
+                    {"pipeline": spec.engine // layout.pp, "stage": spec.engine % layout.pp}
+                    if layout.pp > 1
+                    else {}
+                ),
             }
             for spec in plan.engines
         ],

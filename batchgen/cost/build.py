@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from batchgen.cost.api import CostModel
 from batchgen.cost.efficiency import Efficiency
-from batchgen.cost.residency import Residency
+from batchgen.cost.residency import Residency, check_places
 from batchgen.cost.roofline import RooflineCost
+from batchgen.cost.terms import Terms
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout, check_layout
 from batchgen.model import ModelSpec
+from batchgen.pipeline import stage_models
 
 # Exponents of the popularity of experts with which they were measured.
 MEASURED_SKEWS = (0.0, 1.01, 1.2)
@@ -40,8 +44,28 @@ def build_cost(
     `costs`: "roofline", or "measured" for sums of measured kernels. `gpus_per_node` None takes that
     of the GPU. A `profile` (path to the JSON of `batchgen profile`)
     replaces the roofline and needs a layout of one-GPU engines. Raises UserError otherwise, for a
-    layout the model cannot take, and for negative options.
+    layout the model cannot take, and for negative options. A layout of several stages is the
+    cost of each stage's layers, and of what lies between them (`batchgen.cost.pipeline`).
     """
+    if layout.pp > 1:
+        check_layout(model, layout)
+        check_places(layout, residency or Residency())
+        if profile is not None:
+            raise UserError(
+                f"layout {layout}: profiles hold no single stages of a pipeline",
+                remedy="leave --profile out, or pp",
+            )
+        return _pipeline(
+            model,
+            gpu,
+            layout,
+            gpus_per_node=gpus_per_node or gpu.gpus_per_node,
+            efficiency=efficiency or Efficiency(),
+            plan_b_attn=plan_b_attn,
+            plan_b_moe=plan_b_moe,
+            expert_skew=expert_skew,
+            costs=costs,
+        )
     if residency is not None and residency.streams:
         inner = build_cost(
             model,
@@ -97,6 +121,43 @@ def build_cost(
         expert_skew=expert_skew,
         gpus_per_node=gpus_per_node or gpu.gpus_per_node,
     )
+
+
+def _pipeline(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    layout: Layout,
+    *,
+    gpus_per_node: int,
+    efficiency: Efficiency,
+    **options: Any,
+) -> CostModel:
+    from batchgen.cost.pipeline import PipelineCost, hops_of
+
+    known: dict[ModelSpec, CostModel] = {}
+    stages = []
+    for one in stage_models(model, layout.pp):
+        if one not in known:
+            # Launches of a pass with prompts are of its layers; the rest of its host work is paid
+            # by every stage.
+            launches_s = efficiency.prefill_step_s * one.num_layers / model.num_layers
+            known[one] = build_cost(
+                one,
+                gpu,
+                layout.stage,
+                gpus_per_node=gpus_per_node,
+                efficiency=replace(efficiency, prefill_step_s=launches_s),
+                **options,
+            )
+        stages.append(known[one])
+    terms = Terms(
+        model=model,
+        gpu=gpu,
+        layout=layout.stage,
+        efficiency=efficiency,
+        gpus_per_node=gpus_per_node,
+    )
+    return PipelineCost(model, layout, stages, hops_of(terms, layout.pp))
 
 
 def _measured(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from batchgen.cost.residency import KV_BUFFER_BYTES, Residency, placed
+from batchgen.cost.residency import KV_BUFFER_BYTES, Residency, check_places, placed
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
-from batchgen.layout import Layout, check_layout, kv_split, weight_bytes_per_gpu
+from batchgen.layout import Layout, check_layout, kv_split, stage_weight_bytes
 from batchgen.model import ModelSpec
+from batchgen.pipeline import stage_models
 from batchgen.plan import MOST_SIZE
 
 # Context, graphs and communication buffers of one GPU. Measured on a 24 GB card with a budget of
@@ -26,10 +27,11 @@ HOST_SAFETY = 0.9
 class Capacity:
     """Sizes of the KV pools and what they were computed from. Pages hold `page_tokens` tokens.
 
-    `hbm_pages` is per rank, `host_pages` per node (0: no room beside the weights). With KV on the
-    host `hbm_pages` is a rank's part of the host, and there is no other tier. `streamed_bytes` are
-    weights that each GPU fetches in every pass, `seats` the rows that device memory bounds (0: it
-    does not).
+    `hbm_pages` is per rank, `host_pages` per node (0: no room beside the weights). Of a pipeline
+    `hbm_pages` is for all its batches, by the stage that has room for the fewest; bytes are those
+    of that stage's GPUs. With KV on the host `hbm_pages` is a rank's part of the host, and there is
+    no other tier. `streamed_bytes` are weights that each GPU fetches in every pass, `seats` the
+    rows that device memory bounds (0: it does not).
     `kv_bytes_per_token` is what one token takes on each GPU of its rank, and
     `host_kv_bytes_per_token` what it takes in host memory.
     """
@@ -56,7 +58,8 @@ def workspace_bytes(
     """Memory of one GPU for activations, windowed KV and buffers at `token_budget` tokens a pass.
 
     Residual and normed states, the projections of attention and the widest FFN buffer are alive at
-    once, in bf16; logits of `max_num_seqs` rows in float32.
+    once, in bf16; logits of `max_num_seqs` rows in float32. Of a pipeline `model` is that of a
+    stage; the windows of all its batches are there at once.
     """
     tp = layout.tp
     ffn = 3 * model.ffn / tp if model.dense_layers else 0.0
@@ -66,7 +69,7 @@ def workspace_bytes(
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim / tp
     activations = token_budget * 2 * (4 * model.hidden + heads + ffn)
     logits = max_num_seqs * model.vocab * 4 / tp
-    window = max_num_seqs * model.kv_window_bytes / kv_split(model, tp)
+    window = layout.pp * max_num_seqs * model.kv_window_bytes / kv_split(model, tp)
     return CONTEXT_BYTES + ceil(activations + logits + window)
 
 
@@ -92,28 +95,36 @@ def capacity(
         raise UserError(f"the memory fraction must lie in (0, 1], got {memory_fraction}")
     check_layout(model, layout)
     residency = residency or Residency()
-    held = weight_bytes_per_gpu(model, layout)
-    weights, streamed = placed(model, layout, residency, held)
-    work = workspace_bytes(model, layout, token_budget=token_budget, max_num_seqs=max_num_seqs)
-    per_token = ceil(model.kv_bytes_per_token / kv_split(model, layout.tp))
+    check_places(layout, residency)
     usable = int(memory_fraction * gpu.hbm_bytes)
-    least = KV_BUFFER_BYTES if residency.kv == "host" else 2 * per_token * page_tokens
-    if residency.weights == "spill":
-        streamed = min(max(0, weights + work + least - usable), held["experts"])
-        weights -= streamed
-    room = usable - weights - work
-    if room < least:
-        raise UserError(
-            f"{model.name} does not fit on {gpu.name} under layout {layout}: per GPU "
-            f"{weights / 1e9:.1f} GB weights and {work / 1e9:.1f} GB workspace against "
-            f"{usable / 1e9:.1f} GB usable ({gpu.hbm_bytes / 1e9:.1f} GB x {memory_fraction:g})",
-            remedy="use more GPUs per engine (--gpus, --layout), a larger GPU, "
-            "or a smaller token budget",
-            code="does_not_fit",
-        )
+    fullest: tuple[int, ...] = ()
+    held_by_stage = stage_weight_bytes(model, layout)
+    for stage, held in zip(stage_models(model, layout.pp), held_by_stage, strict=True):
+        weights, streamed = placed(model, layout, residency, held)
+        work = workspace_bytes(stage, layout, token_budget=token_budget, max_num_seqs=max_num_seqs)
+        per_token = ceil(stage.kv_bytes_per_token / kv_split(model, layout.tp))
+        least = 2 * layout.pp * per_token * page_tokens
+        if residency.kv == "host":
+            least = KV_BUFFER_BYTES
+        if residency.weights == "spill":
+            streamed = min(max(0, weights + work + least - usable), held["experts"])
+            weights -= streamed
+        room = usable - weights - work
+        if room < least:
+            raise UserError(
+                f"{model.name} does not fit on {gpu.name} under layout {layout}: per GPU "
+                f"{weights / 1e9:.1f} GB weights and {work / 1e9:.1f} GB workspace against "
+                f"{usable / 1e9:.1f} GB usable ({gpu.hbm_bytes / 1e9:.1f} GB x "
+                f"{memory_fraction:g})",
+                remedy="use more GPUs per engine (--gpus, --layout), a larger GPU, "
+                "or a smaller token budget",
+                code="does_not_fit",
+            )
+        found = room // (per_token * page_tokens), room, per_token, weights, streamed, work
+        fullest = min(fullest, found) if fullest else found
+    pages, room, per_token, weights, streamed, work = fullest
     host_room = int((gpu.host_bytes - model.weight_bytes) * HOST_SAFETY)
     host_pages = max(0, host_room // (model.kv_bytes_per_token * page_tokens))
-    pages = room // (per_token * page_tokens)
     if residency.kv == "host":
         node = gpus_per_node or gpu.gpus_per_node
         pages, host_pages = host_pages // max(1, node // layout.tp), 0
@@ -134,5 +145,10 @@ def capacity(
         workspace_bytes=work,
         kv_pool_bytes=room,
         streamed_bytes=streamed,
-        seats=min(max(1, room // residency.row_bytes), MOST_SIZE) if residency.row_bytes else 0,
+        seats=_seats(room, residency.row_bytes * layout.pp),
     )
+
+
+def _seats(room: int, row_bytes: int) -> int:
+    """Rows that device memory holds; 0: it does not bound them."""
+    return min(max(1, room // row_bytes), MOST_SIZE) if row_bytes else 0

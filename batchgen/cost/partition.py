@@ -34,7 +34,8 @@ class PartitionPlanner:
     """The tail layouts of one engine of `layout`; answers the tail part's cost questions.
 
     `home` is the cost of the engine as it is; `page_tokens` the size of its pages. fixed: weights
-    or KV are on the host, where no other layout helps. Cost models are built once per layout and
+    or KV are on the host, where no other layout helps. A pipeline has none either: its batches
+    share the GPUs. Cost models are built once per layout and
     kept.
     """
 
@@ -67,7 +68,7 @@ class PartitionPlanner:
 
     def _layouts(self) -> dict[str, Layout]:
         """Candidates by name, in a fixed order."""
-        if self.fixed:
+        if self.fixed or self.layout.pp > 1:
             return {}
         ranks, node = self.layout.attention_dp, self.gpus_per_node
         found: dict[str, Layout] = {}

@@ -46,6 +46,16 @@ class Residency:
         return self != Residency(row_bytes=self.row_bytes)
 
 
+def check_places(layout: Layout, residency: Residency) -> None:
+    """Raise UserError for what is not on the GPUs of a pipeline."""
+    if layout.pp > 1 and residency.streams:
+        raise UserError(
+            f"layout {layout}: plan.weights, plan.kv and plan.attention on the host are not "
+            "simulated for pipelines",
+            remedy="leave pp out, or keep weights and KV in HBM",
+        )
+
+
 def placed(
     model: ModelSpec, layout: Layout, residency: Residency, held: dict[str, int]
 ) -> tuple[int, int]:

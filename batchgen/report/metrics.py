@@ -22,6 +22,7 @@ from batchgen.report.record import (
     STATUS_DONE,
     STATUS_FAILED,
     RunRecord,
+    stage_column,
 )
 from batchgen.units import to_s
 
@@ -55,6 +56,18 @@ def clipped_durations_ps(record: RunRecord) -> NDArray[np.int64]:
     return np.asarray(finish - begin, dtype=np.int64)
 
 
+def busy_ps(record: RunRecord) -> NDArray[np.int64]:
+    """Time of each step in passes inside the window, per GPU of its engine, shape (steps,). What a
+    step of a pipeline waits, or its states travel, is not in it: there it is what all its stages
+    together took, of `num_gpus` GPUs each."""
+    clipped = clipped_durations_ps(record)
+    if record.num_stages == 1:
+        return clipped
+    stages = range(record.num_stages)
+    worked = np.sum([record.steps[stage_column(stage)] for stage in stages], axis=0)
+    return np.asarray(np.minimum(worked, clipped), dtype=np.int64)
+
+
 def step_gpus(record: RunRecord) -> NDArray[np.int64]:
     """GPUs of the engine of each step, shape (steps,)."""
     gpus = {int(e["engine"]): int(e["num_gpus"]) for e in record.engines}
@@ -64,7 +77,7 @@ def step_gpus(record: RunRecord) -> NDArray[np.int64]:
 
 def gpu_ps_by_kind(record: RunRecord) -> dict[str, int]:
     """GPU-picoseconds inside the window spent in passes of each kind; keys of `KIND_NAMES`."""
-    durations, gpus, kinds = clipped_durations_ps(record), step_gpus(record), record.steps["kind"]
+    durations, gpus, kinds = busy_ps(record), step_gpus(record), record.steps["kind"]
     # Python integers: 10,000 GPUs for a day is 8.6e20 ps, more than int64 holds.
     totals = dict.fromkeys(KIND_NAMES, 0)
     for kind, name in enumerate(KIND_NAMES):

@@ -81,7 +81,7 @@ def _looks(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 def _utilisation(plt: Any, record: RunRecord, path: Path) -> Path:
     """Two heat maps, GPU against time: share of time in passes, and rows in the running batch."""
-    busy = series.engine_series(record, NUM_BINS)
+    busy = series.busy_series(record, NUM_BINS)
     running = series.engine_series(record, NUM_BINS, record.steps["running"])
     running /= np.array([max(int(e["num_gpus"]), 1) for e in record.engines])[:, None]
     figure, axes = plt.subplots(2, 1, figsize=(9.5, 7.2), sharex=True)
@@ -281,7 +281,7 @@ def _overlay(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
             "lw": 1.6,
         }
         gpus = np.array([int(e["num_gpus"]) for e in record.engines], dtype=np.float64)
-        busy = series.engine_series(record, NUM_BINS // 2) * gpus[:, None]
+        busy = series.busy_series(record, NUM_BINS // 2) * gpus[:, None]
         axes[0].stairs(100 * busy.sum(axis=0) / max(record.num_gpus, 1), edges, **look)
         running = series.engine_series(record, NUM_BINS // 2, record.steps["running"])
         axes[1].stairs(running.sum(axis=0), edges, **look)
@@ -311,7 +311,7 @@ def _heat_maps(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
     )
     image = None
     for axis, record, label in zip(axes[:, 0], records, _labels(records), strict=True):
-        matrix, num_gpus = series.gpu_rows(record, series.engine_series(record, NUM_BINS))
+        matrix, num_gpus = series.gpu_rows(record, series.busy_series(record, NUM_BINS))
         bct = metrics.bct_s(record) / divisor
         extent = (0.0, bct, num_gpus, 0.0)
         image = axis.imshow(matrix, aspect="auto", cmap="magma", vmin=0.0, vmax=1.0, extent=extent)

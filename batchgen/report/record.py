@@ -46,6 +46,12 @@ STEP_COLUMNS = (
 )
 FLOAT_COLUMNS = frozenset({"flops", "hbm_bytes"})
 
+
+def stage_column(stage: int) -> str:
+    """Of a step: what its passes took in a stage of their pipeline; not there without pipelines."""
+    return f"stage{stage}_ps"
+
+
 KIND_DECODE, KIND_MIXED, KIND_PREFILL = 0, 1, 2
 KIND_NAMES = ("decode", "mixed", "prefill")
 STATUS_DONE, STATUS_FAILED = 0, 1
@@ -67,6 +73,8 @@ class RunRecord:
     2 prefill; `running` is the rows in the first pass; `prompt_tokens`, `output_tokens` and
     `finished` are totals of the step; `kv_pages` are the most pages leased in it, all ranks: at its
     begin or at the end of one of its passes, before rows that ended in that pass gave theirs back.
+    An engine of a pipeline is one of its batches in flight, and its GPUs are those of one stage:
+    `stage_column(s)` says what the step took of stage s, which is engine s of the pipeline.
 
     marks: {"t_ps", "engine" (-1: the cluster), "kind", "text"}; kind is "phase", "switch", "fault",
     "copy", "steal" or a word of the backend's own. The text of a fault begins with "lost", "slow"
@@ -94,6 +102,11 @@ class RunRecord:
     wall_s: float
     gpu_price_per_hour: float
     decisions: Iterable[bytes] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the pipelines; 1 without."""
+        return max(1, sum(stage_column(stage) in self.steps for stage in range(len(self.engines))))
 
     def __post_init__(self) -> None:
         self.rows = checked("rows", self.rows, ROW_COLUMNS)

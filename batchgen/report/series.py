@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchgen.report.metrics import window_ps
-from batchgen.report.record import RunRecord
+from batchgen.report.record import RunRecord, stage_column
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +55,21 @@ def engine_series(record: RunRecord, num_bins: int, weight: NDArray[Any] | None 
     # Cancellation leaves values like -1e-16.
     series[np.abs(series) < 1e-9] = 0.0
     return np.asarray(series, dtype=np.float64)
+
+
+def busy_series(record: RunRecord, num_bins: int) -> Floats:
+    """Share of time in passes per engine and bin; of a pipeline, of the stage whose GPUs the engine
+    stands for, all batches together, as if a step used its stages evenly."""
+    stages = record.num_stages
+    if stages == 1:
+        return engine_series(record, num_bins)
+    spans = np.maximum(record.steps["duration_ps"], 1)
+    found = np.zeros((len(record.engines) // stages, stages, num_bins))
+    for stage in range(stages):
+        shares = record.steps[stage_column(stage)] / spans
+        by_engine = engine_series(record, num_bins, shares)
+        found[:, stage] = by_engine.reshape(-1, stages, num_bins).sum(axis=1)
+    return np.asarray(np.minimum(found, 1.0).reshape(-1, num_bins), dtype=np.float64)
 
 
 def gpu_rows(record: RunRecord, series: Floats, max_rows: int = 512) -> tuple[Floats, int]:
