@@ -85,7 +85,10 @@ def executed(notebook: Notebook) -> Notebook:
     """
     names: dict[str, Any] = {"__name__": "__main__"}
     cells, count = [], 0
-    with chdir(FOLDER):
+    import pandas as pd
+
+    wide = ("display.width", 200, "display.max_columns", 30)  # of tables as text; HTML has all
+    with chdir(FOLDER), pd.option_context(*wide):
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code":
                 count += 1
