@@ -4,8 +4,8 @@
     python notebooks/run.py 02           only those whose name holds this text
     python notebooks/run.py --check      execute, store nothing; exit code 1 where text differs
 
-A cell's value is shown by Jupyter's protocol (`_repr_png_`, `_repr_html_`, repr), so the outputs are
-those that Jupyter gives. They hold no dates and no wall-clock times: the same code gives the same.
+A cell's value is shown by Jupyter's protocol (`_repr_png_`, `_repr_html_`, repr), so that Jupyter
+shows the same. Outputs hold no dates and no wall-clock times: the same code gives the same.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def executed(notebook: Notebook) -> Notebook:
     cells, count = [], 0
     import pandas as pd
 
-    wide = ("display.width", 200, "display.max_columns", 30)  # of tables as text; HTML has all
+    # Of tables as text; their HTML has all.
+    wide = ("display.width", 200, "display.max_columns", 30, "display.max_colwidth", None)
     with chdir(FOLDER), pd.option_context(*wide):
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code":
