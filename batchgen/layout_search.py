@@ -22,8 +22,9 @@ from batchgen.layouts import candidates
 from batchgen.machine import gpus_of, resolve, with_way_out
 from batchgen.model import load_model
 from batchgen.plan import Plan
+from batchgen.planning import plan_options
 from batchgen.policy.presets import find_preset
-from batchgen.report.metrics import bct_s
+from batchgen.report.metrics import bct_s, tail10_s
 from batchgen.report.record import STATUS_FAILED, RunRecord
 from batchgen.simjob import Progress, SimJob, Simulate
 from batchgen.trace.table import Trace
@@ -32,9 +33,12 @@ from batchgen.units import PS_PER_S
 LEAST_ROWS = 600  # of a share; engines are added until it has them
 MOST_ROWS = 2000  # of a share; of more, every second, third, ... is simulated
 CUT = 1.2
+TAIL = 0.2  # of the time of a share, at most, when it is given up: a tail is not scaled up
 MOST_ESTIMATES = 12
 MOST_WHOLE = 3
 """Simulations of the whole load: of the winner, and of those whose estimates are below its time."""
+LARGE_LOAD = 50_000
+"""Rows from which on only the winner is simulated whole: shares of so many rows are alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +112,7 @@ class _Search:
                 found.append(Estimate(layout=one.layout, seconds=one.guess_s, how="ideal passes"))
             else:
                 found.append(self._estimate(one.layout, limit))
-        for _ in range(MOST_WHOLE):
+        for _ in range(MOST_WHOLE if len(self.trace) < LARGE_LOAD else 1):
             tried = [e for e in found if e.how != "ideal passes"] or found
             first = min(tried, key=lambda e: e.key)
             if first.how == "simulated":
@@ -147,37 +151,43 @@ class _Search:
             return self._whole(layout, limit)
         scale = len(self.trace) * engines / layout.num_engines / max(len(rows), 1)
         try:
-            seconds, failed = self._timed(layout, engines, rows, limit and limit / scale)
+            until = limit and limit / ((1 - TAIL) * scale + TAIL)
+            record = self._part(layout, engines, rows, until)
         except _GivenUp:
             assert limit is not None
             return Estimate(layout=layout, seconds=limit, how="at least")
         except UserError:
             return self._whole(layout, limit)  # it names the row as it is numbered in the load
-        failed = round(failed * len(self.trace) / max(len(rows), 1))
-        self.shares[str(layout)] = seconds * scale
-        return Estimate(layout=layout, seconds=seconds * scale, how="estimate", failed=failed)
+        failed = round(_failed(record) * len(self.trace) / max(len(rows), 1))
+        tail = tail10_s(record)  # as long for many rows as for few
+        seconds = (bct_s(record) - tail) * scale + tail
+        self.shares[str(layout)] = seconds
+        return Estimate(layout=layout, seconds=seconds, how="estimate", failed=failed)
 
     def _share(self, layout: Layout) -> tuple[int, np.ndarray[Any, Any]]:
-        """Engines of a stand-in, and the rows that they would get in turns; of very many rows a
-        part. Loads that arrive over time stay whole: a thinner one would wait less."""
+        """Engines of a stand-in, and the rows that they would get in turns: those engines that get
+        the longest row, which may end last of all. Of very many rows a part. Loads that arrive over
+        time stay whole: a thinner one would wait less."""
         total, every = len(self.trace), layout.num_engines
         engines = every if self.whole_only else min(every, -(-LEAST_ROWS * every // max(total, 1)))
         per_node = max(1, self.per_node // layout.gpus_per_engine)
         if engines > per_node:  # whole nodes
             engines = min(-(-engines // per_node) * per_node, every)
-        rows = np.flatnonzero(np.arange(total) % every < engines)
+        longest = int(self.trace.output_tokens.argmax())
+        rows = np.flatnonzero((np.arange(total) - longest) % every < engines)
         if self.whole_only or self.job.arrivals != "batch":
             return engines, rows
-        return engines, rows[:: max(1, len(rows) // MOST_ROWS)]
+        step = max(1, len(rows) // MOST_ROWS)
+        return engines, rows[int(np.searchsorted(rows, longest)) % step :: step]
 
-    def _timed(
+    def _part(
         self,
         layout: Layout,
         engines: int,
         rows: np.ndarray[Any, Any],
         limit_s: float | None,
-    ) -> tuple[float, int]:
-        """Seconds and failed rows of a share. Troubles to come are not known beforehand."""
+    ) -> RunRecord:
+        """A run of a share. Troubles to come are not known beforehand."""
         given = self.job.max_output_tokens
         job = replace(
             self.job,
@@ -190,8 +200,7 @@ class _Search:
             limit=None,
         )
         share = self.trace.take(rows)
-        record = self.simulate(job, progress=_limited(limit_s), trace=share, part=True)
-        return bct_s(record), _failed(record)
+        return self.simulate(job, progress=_limited(limit_s), trace=share, part=True)
 
     def _whole(self, layout: Layout, limit_s: float | None) -> Estimate:
         """The job itself in this layout."""
@@ -252,8 +261,8 @@ def fitting_layouts(
 ) -> list[Candidate]:
     """Layouts that the model, the plan and the costs take, those alike in all of it once; `refused`
     gets why the others do not. Raises UserError when there is none."""
+    plan_options(dict(job.overrides), find_preset(job.policy).plan)  # mistakes of all layouts
     model, (gpu, _) = load_model(job.model), gpus_of(job)
-    find_preset(job.policy)
     found: dict[tuple[Any, ...], Candidate] = {}
     first: UserError | None = None
     for layout in candidates(model, job.gpus, gpus_per_node):

@@ -10,6 +10,7 @@ from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout, check_layout, kv_split, weight_bytes_per_gpu
 from batchgen.model import ModelSpec
+from batchgen.plan import MOST_SIZE
 
 # Context, graphs and communication buffers of one GPU. Measured on a 24 GB card with a budget of
 # 2,048 tokens: 0.9 x memory - weights - about 1.2 GB is the KV room (feasibility study on vLLM
@@ -133,5 +134,5 @@ def capacity(
         workspace_bytes=work,
         kv_pool_bytes=room,
         streamed_bytes=streamed,
-        seats=max(1, room // residency.row_bytes) if residency.row_bytes else 0,
+        seats=min(max(1, room // residency.row_bytes), MOST_SIZE) if residency.row_bytes else 0,
     )

@@ -19,7 +19,7 @@ Format = Callable[[Any], str]
 ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
     ("layout", "layout", str, ""),
     ("next best layout", "runner_up", str, ""),
-    ("its time", "runner_up_s", str, ""),
+    ("next best layout takes", "runner_up_s", str, ""),
     ("batch completion time", "bct_s", text.duration, "low"),
     ("known error", "known_error", str, ""),
     ("against the fastest", "slowdown", text.ratio, ""),

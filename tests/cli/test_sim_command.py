@@ -22,6 +22,7 @@ SIM_FLAGS = {
     "--gpus",
     "--gpu",
     "--gpus-per-node",
+    "--cluster",
     "--layout",
     "--policy",
     "--compare",
@@ -191,7 +192,7 @@ def test_failed_rows_exit_1(toy_simulator: SimpleNamespace, trace_file: str) -> 
             "--profile and --costs measured are both given",
         ),
         (["--costs", "fast"], "--costs is 'fast'; choose one of roofline, measured"),
-        (["--policy", "a/b", "--out", "x"], "policy 'a/b' cannot name a folder"),
+        (["--policy", "a/b", "--out", "x"], "unknown policy 'a/b'"),
     ],
 )
 def test_bad_flags_are_one_line(

@@ -131,6 +131,24 @@ def test_large_loads_are_sampled_and_the_winner_runs_whole(tmp_path: Path) -> No
         assert one.gpus_per_node == 8
 
 
+@pytest.mark.parametrize("policy", ["orca", "vllm", "batchgen"])
+def test_a_share_tells_the_time_of_all_engines(tmp_path: Path, policy: str) -> None:
+    """It has the longest row, which alone ends after all others here."""
+    rows = ragged(4000)
+    rows[3333] = (700, 4001)
+    job = SimJob(
+        trace=load_of(tmp_path, rows), model="llama-3.1-8b", gpu="h100", gpus=8, policy=policy
+    )
+    trace = load(job.trace)
+    searched = layout_search._Search(job, simulate, trace, None)
+    for one in fitting_layouts(job, trace, 8, {}):
+        engines, share = searched._share(one.layout)
+        assert 3333 in share
+        estimate = searched._estimate(one.layout, None)
+        whole = bct_s(simulate(replace(job, layout=str(one.layout)), trace=trace))
+        assert estimate.seconds == pytest.approx(whole, rel=0.12), (one.layout, engines)
+
+
 def test_a_layout_that_loses_rows_is_the_last_resort(tmp_path: Path) -> None:
     """One GPU per engine would be fastest, but cannot hold the longest row."""
     rows = [*[(4000, 8)] * 600, (100_000, 20)]
