@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 COMPILED := build/compiled
 SOURCES := pyproject.toml constraints.txt hatch_build.py $(shell find -L batchgen -name '*.py')
 
-.PHONY: help demo test check soak compiled test-compiled gpu-check bench figures clean
+.PHONY: help demo test check soak compiled test-compiled gpu-check bench figures notebooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make gpu-check  tests that need a CUDA device"
 	@echo "make bench      speed, as JSON in benchmarks/results"
 	@echo "make figures    the README's picture and the figures and tables of paper_figs"
+	@echo "make notebooks  execute the notebooks and keep what they show; a few minutes"
 	@echo "make clean      remove .venv, caches and out/"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -67,6 +68,9 @@ bench: compiled
 figures: demo
 	cp out/demo/sim/plots/completion.png docs/img/completion.png
 	$(BIN)/python paper_figs/headline.py
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/run.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache out

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from batchgen.simjob import SimJob
 
 BAR = 0.15
 MEAN_BAR = 0.06
@@ -136,6 +139,43 @@ def mean_error(outcomes: Sequence[Outcome]) -> float:
 def overrides_of(cell: Cell) -> tuple[tuple[str, str], ...]:
     """Its `set` as the options of a simulation."""
     return tuple((key, str(value)) for key, value in cell.changes.items())
+
+
+def write_trace(name: str, load: Load, folder: Path, *, seed: int = 0) -> Path:
+    """The trace of a load as `folder`/`name`.jsonl, made once."""
+    from batchgen.trace.generate import GenerateOptions, Part, generate
+    from batchgen.trace.lengths import parse_lengths
+    from batchgen.trace.write import save
+
+    path = folder / f"{name}.jsonl"
+    if not path.exists():
+        part = Part(prompt=parse_lengths(load.prompt), output=parse_lengths(load.output))
+        save(generate((part,), GenerateOptions(num_rows=load.rows, seed=seed), name), path)
+    return path
+
+
+def respread(load: Load, *, sigma: float, cut_tokens: int) -> Load | None:
+    """The load with its log-normal outputs spread and cut otherwise; None: they are not such."""
+    from batchgen.trace.lengths import Lognormal, parse_lengths
+
+    lengths = parse_lengths(load.output)
+    if not isinstance(lengths, Lognormal):
+        return None
+    output = f"lognormal:mean={lengths.mean:g},sigma={sigma},max={cut_tokens}"
+    return msgspec.structs.replace(load, output=output)
+
+
+def job_of(cell: Cell, load: Load, trace: Path) -> SimJob:
+    """The simulation of a cell, given a trace of its load."""
+    return SimJob(
+        trace=str(trace),
+        model=load.model,
+        cluster=cell.cluster,
+        gpus=cell.gpus,
+        layout=cell.layout,
+        policy=cell.system,
+        overrides=overrides_of(cell),
+    )
 
 
 def command_of(cell: Cell, loads: Mapping[str, Load]) -> str:

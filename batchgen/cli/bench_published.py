@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -15,7 +14,7 @@ import typer
 from batchgen.cli.common import say
 from batchgen.errors import UserError
 from batchgen.paths import check_new_output
-from batchgen.simjob import SimJob, Simulate
+from batchgen.simjob import Simulate
 
 if TYPE_CHECKING:
     from batchgen.catalog.published import Cell, Load, Outcome, RatioOutcome
@@ -156,35 +155,13 @@ def _missed(
     return lines
 
 
-def _trace(name: str, load: Load, folder: Path, seed: int = 0) -> str:
-    """The trace of a load, made once."""
-    from batchgen.trace.generate import GenerateOptions, Part, generate
-    from batchgen.trace.lengths import parse_lengths
-    from batchgen.trace.write import save
-
-    path = folder / f"{name}.jsonl"
-    if not path.exists():
-        part = Part(prompt=parse_lengths(load.prompt), output=parse_lengths(load.output))
-        save(generate((part,), GenerateOptions(num_rows=load.rows, seed=seed), name), path)
-    return str(path)
-
-
 def _simulated(cell: Cell, load: Load, name: str, folder: Path) -> dict[str, Any]:
     """The summary of a cell's run."""
-    from batchgen.catalog.published import overrides_of
+    from batchgen.catalog.published import job_of, write_trace
     from batchgen.report.metrics import summary
 
     simulate = cast(Simulate, import_module("batchgen.sim.run").simulate)
-    job = SimJob(
-        trace=_trace(name, load, folder),
-        model=load.model,
-        cluster=cell.cluster,
-        gpus=cell.gpus,
-        layout=cell.layout,
-        policy=cell.system,
-        overrides=overrides_of(cell),
-    )
-    return summary(simulate(job))
+    return summary(simulate(job_of(cell, load, write_trace(name, load, folder))))
 
 
 def _outcomes(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> Iterator[Outcome]:
@@ -198,21 +175,15 @@ def _outcomes(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> It
 
 def _wider(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> Iterator[dict[str, Any]]:
     """The mixes with other spreads of their outputs, cut elsewhere."""
-    import msgspec
-
-    from batchgen.trace.lengths import Lognormal, parse_lengths
+    from batchgen.catalog.published import respread
 
     for cell in cells:
-        load = loads[cell.load]
-        lengths = parse_lengths(load.output)
-        if not isinstance(lengths, Lognormal):
-            continue
         for sigma in SPREADS:
             for cut in CUTS:
-                other = replace(lengths, sigma=sigma, max=cut)
-                text = f"lognormal:mean={other.mean:g},sigma={sigma},max={cut}"
+                changed = respread(loads[cell.load], sigma=sigma, cut_tokens=cut)
+                if changed is None:
+                    continue
                 name = f"{cell.load}-{sigma}-{cut}"
-                changed = msgspec.structs.replace(load, output=text)
                 found = _simulated(cell, changed, name, folder)
                 yield {
                     "system": cell.label,
@@ -226,13 +197,13 @@ def _wider(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> Itera
 
 def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> int:
     """Writes the traces and prints, for each cell, the command that simulates it."""
-    from batchgen.catalog.published import command_of
+    from batchgen.catalog.published import command_of, write_trace
 
     if not folder.is_dir():
         raise UserError(f"--commands {folder} is no folder", remedy="make it first")
     for cell in cells:
-        path = _trace(cell.load, loads[cell.load], folder)
-        print(command_of(cell, loads).replace(f"{cell.load}.jsonl", path, 1))
+        path = write_trace(cell.load, loads[cell.load], folder)
+        print(command_of(cell, loads).replace(f"{cell.load}.jsonl", str(path), 1))
     return 0
 
 

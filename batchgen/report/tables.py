@@ -90,7 +90,7 @@ def comparison_table(summaries: Sequence[Summary]) -> Table:
             table.add_section()
             continue
         label, key, form, better = row
-        values = [_value(s, key, None if best is None else summaries[best]) for s in summaries]
+        values = [cell_value(s, key, None if best is None else summaries[best]) for s in summaries]
         known = [v for v in values if v is not None and v != ""]
         if not known or (key in HIDDEN_WHEN_ZERO and not any(known)):
             continue
@@ -113,7 +113,7 @@ def fastest(summaries: Sequence[Summary]) -> int | None:
     return min(well, key=lambda i: float(summaries[i]["bct_s"]), default=None)
 
 
-def _value(summary: Summary, key: str, best: Summary | None) -> Any:
+def cell_value(summary: Summary, key: str, best: Summary | None) -> Any:
     """What a cell shows: a metric, or what follows from some."""
     if key == "slowdown":
         if best is None or not best["bct_s"] or not ended_well(summary):

@@ -11,10 +11,14 @@ import pytest
 
 from batchgen.catalog.published import (
     Outcome,
+    command_of,
+    job_of,
     load_published,
     mean_error,
     misordered,
     ratios,
+    respread,
+    write_trace,
 )
 from batchgen.catalog.systems import find_cluster
 from batchgen.cli import main
@@ -106,3 +110,38 @@ def test_each_cell_has_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     bct_s = json.loads(capsys.readouterr().out)["runs"][0]["bct_s"]
     assert bct_s / 60 == pytest.approx(816.7, rel=0.15)
     assert main(["bench", "published", "--commands", str(tmp_path / "none")]) == 2
+
+
+def test_a_job_is_what_the_command_of_its_cell_says() -> None:
+    for cell in DATA.cells:
+        job = job_of(cell, DATA.loads[cell.load], Path("x.jsonl"))
+        words = command_of(cell, DATA.loads).replace(f"{cell.load}.jsonl", "x.jsonl").split()
+        given = [
+            *("--trace", job.trace, "--model", job.model, "--cluster", job.cluster),
+            *("--gpus", str(job.gpus), "--layout", job.layout, "--policy", job.policy),
+        ]
+        given += [word for key, value in job.overrides for word in ("--set", f"{key}={value}")]
+        assert words == ["batchgen", "sim", *given]
+
+
+def test_a_trace_is_written_once_and_has_the_lengths_of_its_load(tmp_path: Path) -> None:
+    load = msgspec.structs.replace(DATA.loads["8k-2k-6k"], rows=3)
+    path = write_trace("three", load, tmp_path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "prompt_tokens" in row]
+    assert [(row["prompt_tokens"], row["output_tokens"]) for row in rows] == [(8192, 2048)] * 3
+    path.write_text("kept", encoding="utf-8")
+    assert write_trace("three", load, tmp_path).read_text(encoding="utf-8") == "kept"
+
+
+def test_only_mixes_are_spread_otherwise() -> None:
+    for load in DATA.loads.values():
+        changed = respread(load, sigma=0.6, cut_tokens=8192)
+        if load.output.startswith("constant"):
+            assert changed is None
+        else:
+            assert changed is not None
+            lengths, before = parse_lengths(changed.output), parse_lengths(load.output)
+            assert (lengths.sigma, lengths.max) == (0.6, 8192)  # type: ignore[union-attr]
+            assert lengths.mean == before.mean  # type: ignore[union-attr]
+            assert changed.prompt == load.prompt
