@@ -290,7 +290,7 @@ def fitting_layouts(
                 default_layout(model, gpu, job.gpus, gpus_per_node)  # says it better, if it does
             raise first
         except UserError as error:
-            raise with_way_out(error, replace(job, layout=None), trace.expert_skew) from None
+            raise with_way_out(error, replace(job, layout=None), trace) from None
     return list(found.values())
 
 

@@ -21,6 +21,7 @@ from batchgen.planning import build_plan, plan_options
 from batchgen.policy.presets import find_preset
 from batchgen.simjob import SimJob
 from batchgen.trace.schema import load
+from batchgen.trace.table import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,16 @@ class Machine:
     plan: Plan
     sizes: Capacity
     planner: PartitionPlanner
+
+
+MEASURED_TAKES = tuple(
+    f"cost.{name}"
+    for name in (
+        *("step_s", "prefill_step_s", "pcie_peer", "host_link", "switch_s"),
+        *("network", "nvlink", "decode_beside_prompt", "cpu_attention_bytes_per_s"),
+    )
+)
+"""Constants that count beside measured kernels: host work, links, what is not in the tables."""
 
 
 def gpus_of(job: SimJob) -> tuple[GpuSpec, int]:
@@ -56,6 +67,9 @@ def resolve(job: SimJob, expert_skew: float) -> Machine:
     options, efficiency = plan_options(overrides, preset.plan), efficiency_of(overrides, known)
     if job.profile is not None and not Path(job.profile).is_dir():
         refuse_constants(overrides, "--profile has measured everything")
+    if job.costs == "measured":
+        of_roofline = {key: text for key, text in overrides.items() if key not in MEASURED_TAKES}
+        refuse_constants(of_roofline, "of the roofline; --costs measured has measured it")
     model = load_model(job.model)
     gpu, per_node = gpus_of(job)
     if job.layout is None:
@@ -118,8 +132,9 @@ FROM_HOST = (
 """Places on the host for a model that does not fit, those that cost least first."""
 
 
-def with_way_out(error: UserError, job: SimJob, expert_skew: float) -> UserError:
-    """`error` of a model that does not fit, with the places on the host that would hold it."""
+def with_way_out(error: UserError, job: SimJob, trace: Trace) -> UserError:
+    """`error` of a model that does not fit, with the places on the host that would hold it and the
+    longest row of the trace."""
     if error.code != "does_not_fit" or any(
         key in ("plan.weights", "plan.kv") for key, _ in job.overrides
     ):
@@ -128,12 +143,15 @@ def with_way_out(error: UserError, job: SimJob, expert_skew: float) -> UserError
     layouts = [job.layout]
     if job.layout is None:
         layouts = [str(layout) for layout in reversed(candidates(model, job.gpus, per_node))]
+    longest = int((trace.prompt_tokens.astype(int) + trace.output_tokens).max(initial=0))
     for places in FROM_HOST:
         for layout in layouts:
             changed = replace(job, layout=layout, overrides=(*job.overrides, *places.items()))
             try:
-                resolve(changed, expert_skew)
+                held = resolve(changed, trace.expert_skew).sizes.hbm_tokens
             except UserError:
+                continue
+            if held <= longest:
                 continue
             options = " ".join(f"--set {key}={value}" for key, value in places.items())
             way = f"{error.remedy}, or leave part of it on the host: --layout {layout} {options}"

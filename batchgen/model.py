@@ -109,6 +109,11 @@ class ModelSpec:
         return self.num_experts > 0
 
     @property
+    def kind(self) -> str:
+        """ "latent", "moe" or "dense": what its kernels are."""
+        return "latent" if self.attention == "mla" else "moe" if self.is_moe else "dense"
+
+    @property
     def moe_layers(self) -> int:
         return self.num_layers - self.first_k_dense if self.is_moe else 0
 

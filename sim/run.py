@@ -99,13 +99,16 @@ def kind_of_run(job: SimJob, ready: Setup) -> Kind:
     """What decides how far the run may be from a real one."""
     machine = ready.machine
     cost, model = machine.planner.home.describe(), machine.model
-    latent = "latent" if model.attention == "mla" else ""
     return Kind(
         costs=str(cost["kind"]),
         cluster=job.cluster or "none",
         gpu=machine.gpu.name,
         engine=job.policy,
-        model_kind=latent or ("moe" if model.is_moe else "dense"),
+        model_kind=model.kind,
+        changed=any(
+            key.startswith(("cost.", "plan.weights", "plan.kv", "plan.attention"))
+            for key, _ in job.overrides
+        ),
         several_gpus=machine.layout.gpus_per_engine > 1,
         guessed=bool(cost.get("extrapolated")),
     )

@@ -59,7 +59,7 @@ def set_up(
     try:
         machine = resolve(job, trace.expert_skew)
     except UserError as error:
-        raise with_way_out(error, job, trace.expert_skew) from None
+        raise with_way_out(error, job, trace) from None
     model, layout, planner = machine.model, machine.layout, machine.planner
     plan, sizes = machine.plan, machine.sizes
     budgets = output_budgets(trace, job.max_output_tokens)

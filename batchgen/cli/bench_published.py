@@ -65,7 +65,7 @@ def published(
             | {"simulated_minutes": one.minutes, "error": one.error, "failed": one.failed_rows}
             for one in outcomes
         ],
-        "rows": residuals(outcomes),
+        "rows": residuals(outcomes, data.loads),
         "mean_absolute_error": mean,
         "ratios": [
             asdict_(one.ratio) | {"published": one.published, "simulated": one.simulated}
@@ -92,19 +92,22 @@ def published(
     return 1 if missed else 0
 
 
-def residuals(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Errors by cluster, and by system on a cluster, for `benchmarks/residuals.py`."""
+def residuals(outcomes: Sequence[Outcome], loads: dict[str, Load]) -> list[dict[str, Any]]:
+    """Errors by cluster and kind of model, and by system too, for `benchmarks/residuals.py`."""
     import numpy as np
+
+    from batchgen.model import load_model
 
     groups: dict[tuple[str, ...], list[float]] = {}
     for one in outcomes:
-        for key in ((one.cell.cluster,), (one.cell.cluster, one.cell.system)):
+        kind = load_model(loads[one.cell.load].model).kind
+        for key in ((one.cell.cluster, kind), (one.cell.cluster, kind, one.cell.system)):
             groups.setdefault(key, []).append(abs(one.error))
     return [
         {
             "what": "completion time, constants fitted to these points",
             "costs": "roofline",
-            **dict(zip(("cluster", "engine"), key, strict=False)),
+            **dict(zip(("cluster", "model_kind", "engine"), key, strict=False)),
             "errors": {
                 "count": len(errors),
                 "median": float(np.median(errors)),

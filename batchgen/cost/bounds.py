@@ -73,13 +73,19 @@ class Floor:
         sizes = [_one_rank(cost, _prompt(size)) for size in self.chunks[:-1].tolist()]
         self.chunk_ps = _rising(np.array(sizes))
         self.whole_chunk_ps = float(_one_rank(cost, _prompt(token_budget)))
-        # Rates per context token and per pair on one rank.
+        # Rates per context token and per pair on one rank. Passes that are no sums (a host link
+        # hides what is shorter) have the least rate at the begin.
+        at = (1, PROBE) if cost.detailed else (PROBE,)
         self.slope = min(
-            (cost.pass_one_ps(rows, PROBE) - cost.pass_one_ps(rows, 0)) / PROBE
+            (cost.pass_one_ps(rows, read) - cost.pass_one_ps(rows, 0)) / read
             for rows in _edges(seats)[:-1]
+            for read in at
         )
         once, twice = (cost.pass_one_ps(0, 0, 1, pairs) for pairs in (PROBE, 2 * PROBE))
         self.pair = (twice - once) / PROBE
+        if cost.detailed:
+            more = cost.pass_one_ps(0, 0, 1, 1) - cost.pass_one_ps(0, 0, 1, 0)
+            self.pair = min(self.pair, float(more))
 
     def _tokens_ps(self, cost: CostModel, tokens: IntArray) -> IntArray:
         """The least times of passes of so many tokens: only decodes, only prompts, or more than all

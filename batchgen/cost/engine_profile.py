@@ -65,7 +65,8 @@ class EngineProfileCost(TabledCost):
             model,
             layout,
             own=self._own_ps,
-            union=self._union_ps,
+            union=self.experts_ps,
+            exchange=terms.exchange if layout.attention_dp > 1 and model.is_moe else None,
             head=self._head_ps,
             slope=_nothing,
             fixed=_nothing,
@@ -116,9 +117,6 @@ class EngineProfileCost(TabledCost):
         rate = self._terms.peer_ps_per_byte(internode=internode)
         return np.asarray(volume * ((gpus - 1) / gpus * rate) + latency * PS_PER_S)
 
-    def _union_ps(self, tokens: FloatArray) -> FloatArray:
-        return self.experts_ps(tokens) + self._terms.exchange(tokens)
-
     def _head_ps(self, samples: FloatArray) -> FloatArray:
         layers, tp = self.tables.layers, self.layout.tp
         time = PS_PER_US * (layers["lm_head"].at(samples) + layers["sampler"].at(samples))
@@ -150,7 +148,7 @@ class EngineProfileCost(TabledCost):
         union = tokens.sum(axis=0)
         time = self._own.take(tokens) + self._head.take(load.samples)
         time += self.attention_ps(load, PassDetail.even(load) if detail is None else detail)
-        time += self._union.take(union) + self._step_ps
+        time += self.union_ps(load) + self._step_ps
         time += np.where(load.chunk_tokens.any(axis=0), self._chunks.step_ps, 0)
         if load.checkpoint.any():
             streamed = np.rint(load.checkpoint * self._host_ps).astype(np.int64)

@@ -27,7 +27,8 @@ class Kind:
 
     costs: "roofline", "measured", "profile", "engine profile". cluster: machines with constants of
     their own, "none" without. engine: the policy, which some real engine may bear the name of.
-    model_kind: "dense", "moe" or "latent". guessed: some kernels were not measured on the GPU.
+    model_kind: "dense", "moe" or "latent". changed: constants or places on the host are the user's,
+    which nobody measured. guessed: some kernels were not measured on the GPU.
     """
 
     costs: str
@@ -36,6 +37,7 @@ class Kind:
     engine: str
     model_kind: str
     several_gpus: bool = False
+    changed: bool = False
     guessed: bool = False
 
 
@@ -71,6 +73,8 @@ def find(kind: Kind, rows: Sequence[Mapping[str, Any]] | None = None) -> Residua
     these the worst; of `bench costs` the worst kernel that such a run has.
     """
     rows = load() if rows is None else rows
+    if kind.changed:
+        return Residual(what="none measured of this kind of run (constants or places were changed)")
     for source in SOURCES:
         found = [row for row in rows if row["source"] == source and _applies(row, kind)]
         if found:

@@ -2,7 +2,7 @@
 held back by the host link and by attention on the CPU.
 
     max(the pass as if all were there,
-        (streamed weights + KV that is read and written) / host link,
+        (streamed weights + KV that is read, written or checkpointed) / host link,
         KV that is read / what the CPU reads in a second)
 
 Copies run beside the computation of other layers, and the CPU beside both; the pass takes as long
@@ -52,9 +52,9 @@ class StreamedCost:
         self.num_ranks, self.detailed = inner.num_ranks, True
         self.weight_bytes = weight_bytes
         self._weights_ps = round(weight_bytes / link_bytes_per_s * PS_PER_S)
-        on_host = residency.kv == "host"
+        self._on_host = residency.kv == "host"
         self._on_cpu = residency.attention == "cpu"
-        self._token_ps = kv_bytes / link_bytes_per_s * PS_PER_S if on_host else 0.0
+        self._token_ps = kv_bytes / link_bytes_per_s * PS_PER_S
         self._cpu_ps = model_kv_bytes / cpu_bytes_per_s * PS_PER_S if self._on_cpu else 0.0
         self._rates = {
             "weight_bytes": weight_bytes,
@@ -64,12 +64,17 @@ class StreamedCost:
 
     def _computed(self, load: PassLoad) -> PassLoad:
         """What the GPU computes of a load."""
-        return replace(load, context=np.zeros_like(load.context)) if self._on_cpu else load
+        computed = replace(load, checkpoint=np.zeros_like(load.checkpoint))
+        if self._on_cpu:
+            computed.context = np.zeros_like(load.context)
+        return computed
 
     def _copied_ps(self, load: PassLoad) -> IntArray:
-        written = load.decodes + load.chunk_tokens
-        read = load.chunk_reads if self._on_cpu else load.chunk_reads + load.context
-        tokens = (written + read).max(axis=0)
+        tokens = load.checkpoint
+        if self._on_host:
+            tokens = tokens + load.decodes + load.chunk_tokens + load.chunk_reads
+            tokens = tokens if self._on_cpu else tokens + load.context
+        tokens = tokens.max(axis=0)
         copied: IntArray = np.rint(tokens * self._token_ps).astype(np.int64)
         return copied + self._weights_ps
 

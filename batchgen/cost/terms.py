@@ -229,7 +229,7 @@ class Terms:
         nodes = self.num_nodes
         if nodes == 1 or self.layout.attention_dp % nodes:
             return self.experts(tokens) + self.exchange(tokens)
-        layout, inside = self.layout, self.gpus_per_node
+        layout, inside = self.layout, self.layout.gpus_per_engine // nodes
         node = replace(
             self,
             layout=Layout(
