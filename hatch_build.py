@@ -32,6 +32,7 @@ COMPILED = (
     "batchgen/cost/table.py",
     "batchgen/cost/tabled.py",
     "batchgen/sim/cluster.py",
+    "batchgen/sim/device.py",
     "batchgen/sim/flight.py",
     "batchgen/sim/passtimes.py",
     "batchgen/sim/pipeflight.py",

@@ -17,13 +17,9 @@ from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.cost.pipeline import PipelineCost
 from batchgen.runtime.advisor import HOME
-from batchgen.sim.faults import Troubles
-from batchgen.sim.flight import Flight
-from batchgen.sim.pipeflight import PipeFlight
-from batchgen.sim.pipeline import Pipeline
+from batchgen.sim.device import Device, make_devices, new_end
 from batchgen.sim.recorder import Recorder
 from batchgen.sim.rowbook import RowBook
-from batchgen.sim.stepend import StepEnd
 from batchgen.step import Step
 
 if TYPE_CHECKING:
@@ -45,40 +41,6 @@ class Observer(Protocol):
     """Sees every event with the actions that answered it (the decision log)."""
 
     def __call__(self, event: ev.Event, now: int, actions: list[Action]) -> None: ...
-
-
-class _Link:
-    """Copies out of the HBM of some GPUs; one after the other."""
-
-    __slots__ = ("free_ps",)
-
-    def __init__(self) -> None:
-        self.free_ps = 0
-
-
-class _Device:
-    """One engine's flight, its troubles and its link, which the engines of a pipeline share."""
-
-    __slots__ = (
-        "end",
-        "epoch",
-        "flight",
-        "launched",
-        "life",
-        "link",
-        "newest",
-        "troubles",
-    )
-
-    def __init__(self, flight: Flight, num_gpus: int, end: StepEnd, link: _Link) -> None:
-        self.flight = flight
-        self.troubles = Troubles(num_gpus)
-        self.end = end
-        self.epoch = 0  # of the newest launched step
-        self.launched = 0  # in answer to which event, by number
-        self.newest: Step | None = None  # the step that was reported last
-        self.life = 0  # copies to and from the HBM of an earlier life never end
-        self.link = link
 
 
 class Simulation:
@@ -110,22 +72,8 @@ class Simulation:
         self.env = simpy.Environment(initial_time=0)
         self.book = RowBook(table, true_output)
         self._on_step_end = [self._step_end]  # SimPy reads the list of callbacks, never changes it
-        # Engines of a pipeline follow each other in the plan, one per stage.
         self.batches = cost.num_stages if isinstance(cost, PipelineCost) else 1
-        self.pipelines: list[Pipeline] = []
-        self.devices: list[_Device] = []
-        link = _Link()
-        for spec in plan.engines:
-            engine = spec.engine
-            if engine % self.batches == 0:
-                link = _Link()
-            if isinstance(cost, PipelineCost):
-                if engine % self.batches == 0:
-                    self.pipelines.append(Pipeline(cost, spec.num_gpus))
-                flight: Flight = PipeFlight(engine, self.book, cost, plan.lag, self.pipelines[-1])
-            else:
-                flight = Flight(engine, self.book, cost, plan.lag)
-            self.devices.append(_Device(flight, spec.num_gpus, self._new_end(engine), link))
+        self.devices, self.pipelines = make_devices(plan, self.book, cost, self.env)
         self.recorder = Recorder(len(table))
         self._on, self._ended = runtime.on, self.recorder.ended
         self.observer = observer
@@ -243,18 +191,10 @@ class Simulation:
         flight.launch(step, now)
         self._arm(engine, device, flight.report_ps)
 
-    def _new_end(self, engine: int) -> StepEnd:
-        event = StepEnd(self.env)
-        event.number = engine
-        event.queued = False
-        event._ok = True
-        event._value = None
-        return event
-
-    def _arm(self, engine: int, device: _Device, at_ps: int) -> None:
+    def _arm(self, engine: int, device: Device, at_ps: int) -> None:
         event = device.end
         if event.queued:
-            event = device.end = self._new_end(engine)
+            event = device.end = new_end(self.env, engine)
         event.queued = True
         event.callbacks = self._on_step_end
         env = self.env
@@ -275,7 +215,7 @@ class Simulation:
                 self._land(engine, device)
             self._landing = -1
 
-    def _land(self, engine: int, device: _Device) -> None:
+    def _land(self, engine: int, device: Device) -> None:
         flight = device.flight
         now: int = self.env.now  # type: ignore[assignment]
         step = flight.step
@@ -300,11 +240,11 @@ class Simulation:
         if self.lag and flight.step is None and (flight.end_ps > now or now > begin):
             self._arm(engine, device, flight.end_ps)
 
-    def _drain(self, engine: int, device: _Device) -> None:
+    def _drain(self, engine: int, device: Device) -> None:
         now: int = self.env.now  # type: ignore[assignment]
         self._tell_at(self._drained(engine, device, now), now)
 
-    def _drained(self, engine: int, device: _Device, now: int) -> ev.Drained:
+    def _drained(self, engine: int, device: Device, now: int) -> ev.Drained:
         flight = device.flight
         done = flight.drain()
         return ev.Drained(engine, device.epoch, self._finished(done), flight.worked(now))
@@ -426,7 +366,7 @@ class Simulation:
             else:
                 self._tell(ev.DeviceBack(engine, gpu))
 
-    def _lose(self, engine: int, gpu: int, device: _Device, now: int) -> None:
+    def _lose(self, engine: int, gpu: int, device: Device, now: int) -> None:
         flight = device.flight
         if not self.runtime.alive(engine):
             self._tell(ev.DeviceLost(engine, gpu, flight.q, []))
@@ -450,7 +390,7 @@ class Simulation:
             assert device.newest is not None
             self.recorder.no_first_tokens(device.newest, flight.last_end())
         flight.clear()
-        device.end = self._new_end(engine)
+        device.end = new_end(self.env, engine)
         device.life += 1
         device.link.free_ps = 0
         flight.reset(self.cost)

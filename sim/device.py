@@ -1,0 +1,76 @@
+"""One engine of the simulated cluster: its flight, its link, its troubles. It schedules nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchgen.cost.pipeline import PipelineCost
+from batchgen.sim.faults import Troubles
+from batchgen.sim.flight import Flight
+from batchgen.sim.pipeflight import PipeFlight
+from batchgen.sim.pipeline import Pipeline
+from batchgen.sim.stepend import StepEnd
+
+if TYPE_CHECKING:
+    import simpy
+
+    from batchgen.cost.api import CostModel
+    from batchgen.plan import Plan
+    from batchgen.sim.rowbook import RowBook
+    from batchgen.step import Step
+
+
+class Link:
+    """Copies out of the HBM of some GPUs; one after the other."""
+
+    __slots__ = ("free_ps",)
+
+    def __init__(self) -> None:
+        self.free_ps = 0
+
+
+class Device:
+    """One engine's flight, its troubles and its link, which the engines of a pipeline share."""
+
+    __slots__ = ("end", "epoch", "flight", "launched", "life", "link", "newest", "troubles")
+
+    def __init__(self, flight: Flight, num_gpus: int, end: StepEnd, link: Link) -> None:
+        self.flight = flight
+        self.troubles = Troubles(num_gpus)
+        self.end = end
+        self.epoch = 0  # of the newest launched step
+        self.launched = 0  # in answer to which event, by number
+        self.newest: Step | None = None  # the step that was reported last
+        self.life = 0  # copies to and from the HBM of an earlier life never end
+        self.link = link
+
+
+def new_end(env: simpy.Environment, engine: int) -> StepEnd:
+    """The event that an engine's reports use, not scheduled."""
+    event = StepEnd(env)
+    event.number = engine
+    event.queued = False
+    event._ok = True
+    event._value = None
+    return event
+
+
+def make_devices(
+    plan: Plan, book: RowBook, cost: CostModel, env: simpy.Environment
+) -> tuple[list[Device], list[Pipeline]]:
+    """The engines of a plan, and the pipelines that they share, if the cost is that of pipelines:
+    those of one follow each other in the plan, one per stage."""
+    devices: list[Device] = []
+    pipelines: list[Pipeline] = []
+    for spec in plan.engines:
+        engine, link = spec.engine, Link()
+        if isinstance(cost, PipelineCost):
+            if engine % cost.num_stages == 0:
+                pipelines.append(Pipeline(cost, spec.num_gpus))
+            else:
+                link = devices[-1].link
+            flight: Flight = PipeFlight(engine, book, cost, plan.lag, pipelines[-1])
+        else:
+            flight = Flight(engine, book, cost, plan.lag)
+        devices.append(Device(flight, spec.num_gpus, new_end(env, engine), link))
+    return devices, pipelines
