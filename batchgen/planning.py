@@ -32,6 +32,7 @@ class PlanOptions:
     """What --set plan.NAME=value may change; None takes the preset's or the machine's default."""
 
     token_budget: int | None = option(None, least=1, most=MOST_SIZE)
+    engine_token_budget: int | None = option(None, least=1, most=MOST_SIZE)
     max_num_seqs: int | None = option(None, least=1, most=MOST_SIZE)
     page_tokens: int | None = option(None, least=1, most=MOST_PAGE_TOKENS)
     boundary: int | None = option(None, least=1, most=MOST_SIZE)
@@ -100,6 +101,8 @@ def build_plan(
     machine = LARGE if large else SMALL
     page_tokens = options.page_tokens or preset.page_tokens
     token_budget = options.token_budget or preset.token_budget or machine["token_budget"]
+    if options.engine_token_budget is not None and options.token_budget is None:
+        token_budget = max(1, options.engine_token_budget // layout.attention_dp)
     max_num_seqs = options.max_num_seqs or preset.max_num_seqs or machine["max_num_seqs"]
     sizes = capacity(
         model,

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import combinations
+from math import log
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import msgspec
@@ -155,14 +157,37 @@ def write_trace(name: str, load: Load, folder: Path, *, seed: int = 0) -> Path:
 
 
 def respread(load: Load, *, sigma: float, cut_tokens: int) -> Load | None:
-    """The load with its log-normal outputs spread and cut otherwise; None: they are not such."""
+    """The load with its log-normal prompts and outputs spread otherwise, outputs cut at
+    `cut_tokens`, and the same means after the cut; None: they are not log-normal."""
     from batchgen.trace.lengths import Lognormal, parse_lengths
 
-    lengths = parse_lengths(load.output)
-    if not isinstance(lengths, Lognormal):
-        return None
-    output = f"lognormal:mean={lengths.mean:g},sigma={sigma},max={cut_tokens}"
-    return msgspec.structs.replace(load, output=output)
+    lengths = [parse_lengths(text) for text in (load.prompt, load.output)]
+    texts = []
+    for one, most in zip(lengths, (None, cut_tokens), strict=True):
+        if not isinstance(one, Lognormal):
+            return None
+        most = one.max if most is None else most
+        mean = mean_before_cut(one.mean, sigma, most) if most is not None else one.mean
+        cut = "" if most is None else f",max={most}"
+        texts.append(f"lognormal:mean={mean:.6g},sigma={sigma}{cut}")
+    return msgspec.structs.replace(load, prompt=texts[0], output=texts[1])
+
+
+def mean_before_cut(mean: float, sigma: float, cut: int) -> float:
+    """The mean of a log-normal whose values, cut at `cut`, have the mean `mean` (below `cut`)."""
+    if sigma == 0:
+        return mean
+    phi = NormalDist().cdf
+
+    def after(whole: float) -> float:
+        z = (log(cut / whole) + sigma**2 / 2) / sigma
+        return whole * phi(z - sigma) + cut * (1 - phi(z))
+
+    low, high = mean, 100.0 * mean
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if after(middle) < mean else (low, middle)
+    return low
 
 
 def job_of(cell: Cell, load: Load, trace: Path) -> SimJob:

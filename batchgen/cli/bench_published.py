@@ -19,7 +19,7 @@ from batchgen.simjob import Simulate
 if TYPE_CHECKING:
     from batchgen.catalog.published import Cell, Load, Outcome, RatioOutcome
 
-SPREADS = (0.2, 0.6, 1.0)  # of the outputs of a mix, as sigma of a log-normal
+SPREADS = (0.0, 0.2, 0.6, 1.0)  # of prompts and outputs of a mix, as sigma of a log-normal
 CUTS = (8192, 16384, 38631)  # the last is the longest of DeepSeek-R1's production trace
 
 
@@ -177,7 +177,7 @@ def _outcomes(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> It
 
 
 def _wider(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> Iterator[dict[str, Any]]:
-    """The mixes with other spreads of their outputs, cut elsewhere."""
+    """The mixes with other spreads of their lengths and the same means, outputs cut elsewhere."""
     from batchgen.catalog.published import respread
 
     for cell in cells:
@@ -247,7 +247,10 @@ def _print(
         )
     console.print(table)
     if wider:
-        table = Table(title="Outputs of the mix spread wider, cut elsewhere", title_justify="left")
+        table = Table(
+            title="Lengths of the mix spread otherwise, outputs cut elsewhere, the same means",
+            title_justify="left",
+        )
         for name in ("load", "system", "sigma"):
             table.add_column(name, no_wrap=True)
         for cut in CUTS:

@@ -93,7 +93,9 @@ class Efficiency:
     decode_beside_prompt: float = option(1.7, least=1, most=10)
     # How hidden states reach the experts: "dispatch" sends a token once to each node that has
     # experts of it (DeepEP), "gather" all tokens to all GPUs and the sums back (all-gather and
-    # reduce-scatter), "all-reduce" the same by two all-reduces (DP attention of SGLang).
+    # reduce-scatter, every rank padded to the fullest). "all-reduce" does that for decodes alone;
+    # passes with prompts sum what there is by two all-reduces (DP attention of SGLang, whose ranks
+    # then hold different numbers of tokens).
     exchange: str = one_of("dispatch", "gather", "all-reduce")
     # Passes of prompts alone run on every node of an engine by itself, without exchange between
     # nodes: the experts that a node lacks come from its host during the pass (BatchGen paper,

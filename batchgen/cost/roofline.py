@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class RooflineCost(TabledCost):
             ),
             union=terms.experts,
             exchange=terms.exchange if layout.attention_dp > 1 and model.is_moe else None,
+            gathered=partial(terms.exchange, summed=True) if eff.exchange == "all-reduce" else None,
             theta=eff.theta,
             head=terms.head,
             slope=terms.decode_slope,
@@ -103,14 +105,16 @@ class RooflineCost(TabledCost):
         union = tokens.sum(axis=0)
         busy, chunks = union > 0, load.chunk_tokens.any(axis=0)
         own, both = tokens.astype(np.float64), union.astype(np.float64)
+        sent = terms.exchange(own.max(axis=0) * self.num_ranks)
+        if terms.efficiency.exchange == "all-reduce":
+            sent = np.where(chunks, terms.exchange(both, summed=True), sent)
         parts: dict[str, FloatArray] = {
             "projections": np.where(tokens > 0, terms.projections(own), 0.0).max(axis=0),
             "dense": np.where(tokens > 0, terms.dense(own), 0.0).max(axis=0),
             "experts": np.where(busy, terms.experts(both), 0.0),
             "collectives": np.where(
                 busy,
-                terms.all_reduce(own).max(axis=0)
-                + terms.exchange(own.max(axis=0) * self.num_ranks),
+                terms.all_reduce(own).max(axis=0) + sent,
                 0.0,
             ),
             "overhead": np.where(busy, self._kernels_ps + self._step_ps, 0.0)

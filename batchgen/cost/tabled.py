@@ -59,7 +59,9 @@ class TabledCost:
     token, fixed(rows) and chunk_overhead(prompt tokens of a rank) are functions in picoseconds;
     `step_ps` is paid once per pass. exchange(tokens of the fullest rank, times ranks): a collective
     ends with its slowest sender; `theta` of the shorter of it and `union` is not hidden behind the
-    longer. `prompts`: what both are for passes without decodes, where that differs.
+    longer; gathered(tokens of the engine): the exchange of passes with prompts, where it is of what
+    there is and not of the fullest rank. `prompts`: what both are for passes without decodes,
+    where that differs.
     `beside`: by how much the slope is steeper where a rank has prompt tokens too.
     """
 
@@ -78,6 +80,7 @@ class TabledCost:
         copies: CopyRates,
         chunk_overhead: Tokens = np.zeros_like,
         exchange: Tokens | None = None,
+        gathered: Tokens | None = None,
         theta: float = 1.0,
         prompts: Tokens | None = None,
         beside: float = 1.0,
@@ -85,6 +88,7 @@ class TabledCost:
         self.model, self.layout = model, layout
         self.num_ranks = layout.ranks_per_engine
         self._exchange = None if exchange is None else IntTable(exchange)
+        self._gathered = None if gathered is None else IntTable(gathered)
         self._theta = theta
         self.detailed = False
         self._own, self._union, self._head = IntTable(own), IntTable(union), IntTable(head)
@@ -131,20 +135,26 @@ class TabledCost:
         time = self._union.take(union)
         if self._exchange is not None:
             sent = self._exchange.take(tokens.max(axis=0) * self.num_ranks)
+            if self._gathered is not None:
+                some = load.chunk_tokens.any(axis=0)
+                sent = np.where(some, self._gathered.take(union), sent)
             shorter = np.rint(self._theta * np.minimum(time, sent)).astype(np.int64)
             time = np.maximum(time, sent) + shorter
         if self._prompts is not None:
             time = np.where(load.decodes.any(axis=0), time, self._prompts.take(union))
         return time
 
-    def _union_one_ps(self, union: int, fullest: int, *, decodes: bool) -> int:
+    def _union_one_ps(self, union: int, fullest: int, *, decodes: bool, prompts: bool) -> int:
         # The same operations as in `union_ps`.
         if self._prompts is not None and not decodes:
             return self._prompts.at(union)
         time = self._union.at(union)
         if self._exchange is None:
             return time
-        sent = self._exchange.at(fullest * self.num_ranks)
+        if prompts and self._gathered is not None:
+            sent = self._gathered.at(union)
+        else:
+            sent = self._exchange.at(fullest * self.num_ranks)
         return max(time, sent) + round(self._theta * min(time, sent))
 
     def _chunk_ps(self, load: PassLoad) -> IntArray:
@@ -177,7 +187,8 @@ class TabledCost:
         if known is None:
             union = tokens * self.num_ranks
             base = self._step_ps + self._own.at(tokens)
-            base += self._union_one_ps(union, tokens, decodes=decodes > 0)
+            some = decodes > 0, chunk_tokens > 0
+            base += self._union_one_ps(union, tokens, decodes=some[0], prompts=some[1])
             base += self._head.at(samples) + self._fixed.at(decodes)
             if chunk_tokens:
                 base += self._chunk_overhead.at(chunk_tokens) + self._chunks.step_ps
@@ -210,7 +221,8 @@ class TabledCost:
             fullest = max(fullest, decodes + tokens)
         if not rows + prompts:
             return 0
-        shared = self._union_one_ps(rows + prompts, fullest, decodes=rows > 0) + self._step_ps
+        shared = self._step_ps
+        shared += self._union_one_ps(rows + prompts, fullest, decodes=rows > 0, prompts=prompts > 0)
         if prompts:
             shared += self._chunks.step_ps
         own, head, fixed = self._own.at, self._head.at, self._fixed.at

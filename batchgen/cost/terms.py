@@ -243,8 +243,9 @@ class Terms:
         streamed = lacking * DTYPE_BYTES[self.model.expert_dtype] * PS_PER_S / rate
         return np.where(tokens > 0, np.maximum(time, streamed), 0.0)
 
-    def exchange(self, tokens: FloatArray) -> FloatArray:
-        """Dispatch and combine of a lockstep engine; nothing for a single rank.
+    def exchange(self, tokens: FloatArray, *, summed: bool = False) -> FloatArray:
+        """Dispatch and combine of a lockstep engine; nothing for a single rank. summed: by two
+        all-reduces, which move twice as much as all-gather and reduce-scatter.
 
         All links of a node carry what crosses its border, those of NVLink what a GPU takes in; the
         two overlap.
@@ -257,9 +258,8 @@ class Terms:
         eff = self.efficiency
         fixed_s = 2 * (eff.internode_collective_s if nodes > 1 else eff.intranode_collective_s)
         if self.efficiency.exchange != "dispatch" or layout.ep == 1:
-            # Every GPU takes in the tokens of all others, and their sums go back: all-gather and
-            # reduce-scatter, or two all-reduces, which move twice as much.
-            rounds = 4.0 if self.efficiency.exchange == "all-reduce" else 2.0
+            # Every GPU takes in the tokens of all others, and their sums go back.
+            rounds = 4.0 if summed else 2.0
             whole = tokens * (rounds * model.hidden * _STATE_BYTES)
             received, crossed = whole * ((inside - 1) / inside), whole * ((nodes - 1) / nodes)
         else:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from batchgen.catalog.published import (
@@ -141,7 +142,16 @@ def test_only_mixes_are_spread_otherwise() -> None:
             assert changed is None
         else:
             assert changed is not None
-            lengths, before = parse_lengths(changed.output), parse_lengths(load.output)
-            assert (lengths.sigma, lengths.max) == (0.6, 8192)  # type: ignore[union-attr]
-            assert lengths.mean == before.mean  # type: ignore[union-attr]
-            assert changed.prompt == load.prompt
+            prompt, output = parse_lengths(changed.prompt), parse_lengths(changed.output)
+            assert (prompt.sigma, output.sigma, output.max) == (0.6, 0.6, 8192)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("cut", [8192, 16384, 38631])
+def test_other_spreads_have_the_stated_means(sigma: float, cut: int) -> None:
+    load = respread(DATA.loads["mix-6.5k-2.8k"], sigma=sigma, cut_tokens=cut)
+    assert load is not None
+    for text, mean in ((load.prompt, 6500), (load.output, 2800)):
+        drawn = parse_lengths(text).sample(np.random.default_rng(3), 200_000)
+        assert drawn.mean() == pytest.approx(mean, rel=0.01)
+    assert parse_lengths(load.output).sample(np.random.default_rng(3), 200_000).max() <= cut

@@ -27,8 +27,10 @@ def terms(layout: str, gpus: int, **constants: object) -> Terms:
     return Terms(model=R1, gpu=H20, layout=parse_layout(layout, gpus), efficiency=efficiency)
 
 
-def exchange_s(layout: str, gpus: int, tokens: float = TOKENS, **constants: object) -> float:
-    found = terms(layout, gpus, **constants).exchange(np.array([tokens]))
+def exchange_s(
+    layout: str, gpus: int, tokens: float = TOKENS, *, summed: bool = False, **constants: object
+) -> float:
+    found = terms(layout, gpus, **constants).exchange(np.array([tokens]), summed=summed)
     return float(found[0]) / PS_PER_S / R1.moe_layers
 
 
@@ -37,10 +39,10 @@ def test_gathered_states_cross_the_border_of_a_node_once_each_way() -> None:
     whole = TOKENS * R1.hidden * 2
     for layout, gpus, nodes in (("dpa16+ep16", 16, 2), ("dpa64+ep64", 64, 8)):
         crossed = whole * (nodes - 1) / nodes
-        for how, rounds in (("gather", 2), ("all-reduce", 4)):
+        for summed, rounds in ((False, 2), (True, 4)):
             expected = rounds * crossed / node_rate
             inside = rounds * whole * 7 / 8 / (H20.intra_bytes_per_s * Efficiency().nvlink)
-            found = exchange_s(layout, gpus, exchange=how)
+            found = exchange_s(layout, gpus, exchange="gather", summed=summed)
             assert found == pytest.approx(max(expected, inside), rel=1e-9)
 
 
@@ -110,6 +112,23 @@ def test_scalars_and_arrays_agree(constants: dict[str, object]) -> None:
         for name, value in zip(NAMES, loads[0], strict=True):
             getattr(even, name)[:] = value
         assert cost.pass_one_ps(*loads[0]) == cost.pass_ps(even)[0]
+
+
+def test_passes_with_prompts_sum_what_there_is() -> None:
+    """ "all-reduce": a rank's prompt alone moves a sixteenth of what all ranks' prompts move; passes
+    of decodes are padded to the fullest rank."""
+    efficiency = Efficiency(exchange="all-reduce", internode_collective_s=0.0)
+    layout = parse_layout("dpa16+ep16", 16)
+    cost = build_cost(R1, H20, layout, gpus_per_node=8, efficiency=efficiency)
+    moved = {}
+    for kind in ("chunk_tokens", "decodes"):
+        for ranks in (1, 16):
+            load = PassLoad.zeros(16, 1)
+            getattr(load, kind)[:ranks] = 512
+            moved[kind, ranks] = int(cost.breakdown(load)["collectives"][0])
+    assert moved["chunk_tokens", 16] == pytest.approx(16 * moved["chunk_tokens", 1], rel=1e-6)
+    assert moved["decodes", 16] == moved["decodes", 1]
+    assert moved["chunk_tokens", 16] == pytest.approx(2 * moved["decodes", 16], rel=1e-6)
 
 
 NAMES = (
