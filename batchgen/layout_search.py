@@ -312,7 +312,8 @@ def _like(plan: Plan, cost: CostModel) -> tuple[Any, ...]:
 
 
 def _guess_s(plan: Plan, cost: CostModel, trace: Trace) -> float:
-    """Prompts in full passes, then decodes in passes of as many rows as memory and seats hold."""
+    """Prompts in full passes, then decodes in passes of as many rows as memory and seats hold; the
+    longest answer alone, if that takes longer."""
     prompts, outputs = trace.prompt_tokens.astype(float), trace.output_tokens.astype(float)
     if not len(prompts):
         return 0.0
@@ -325,4 +326,6 @@ def _guess_s(plan: Plan, cost: CostModel, trace: Trace) -> float:
     prefill = cost.pass_one_ps(0, 0, chunk, int(chunk * prompts.mean()))
     decode = cost.pass_one_ps(rows, int(rows * context), samples=rows)
     passes = prompts.sum() / chunk * prefill + outputs.sum() / rows * decode
-    return float(passes) / ranks / PS_PER_S
+    idle = [(0, 0, 0, 0, 0, 0, 0)] * (cost.num_ranks - 1)
+    longest = float(outputs.max() - 1) * cost.time_ps([(1, 1, 0, 0, 0, 1, 0), *idle])
+    return max(float(passes) / ranks, longest) / PS_PER_S

@@ -116,7 +116,7 @@ def build_plan(
         residency=options.residency,
     )
     if sizes.seats:
-        max_num_seqs = min(options.max_num_seqs or sizes.seats, sizes.seats)
+        max_num_seqs = min(options.max_num_seqs or preset.max_num_seqs or sizes.seats, sizes.seats)
     per_engine, batches = layout.gpus_per_engine, layout.pp
     nodes_per_engine = max(1, per_engine // gpus_per_node)
     engines_per_node = max(1, gpus_per_node // per_engine)

@@ -12,15 +12,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from batchgen.errors import DataError, UserError
+from batchgen.plan import MOST_PAGE_TOKENS, MOST_SIZE
 from batchgen.policy.presets import NEUTRAL, PARTS, PRESETS, Preset
 
 SUFFIXES = (".yaml", ".yml")
+SIZES = (
+    ("page_tokens", 1, MOST_PAGE_TOKENS),
+    ("boundary", 1, MOST_SIZE),
+    ("token_budget", 0, MOST_SIZE),
+    ("max_num_seqs", 0, MOST_SIZE),
+)
+"""Fields of a system with what they may be; 0: the machine's default."""
 
 
 class Constant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,6 +132,14 @@ def _system(name: str, above: tuple[str, ...]) -> tuple[Preset, Mapping[str, Con
             plan[of_plan] = _plain(constant.value)
         else:
             costs[key] = constant.value
+    for field in ("plan", "costs"):
+        for key, value in getattr(found, field).items():
+            if not isinstance(value, bool | int | float | str):
+                raise DataError("must be a plain value", path=path, field=f"{field}.{key}")
+    for field, least, most in SIZES:
+        size = getattr(found, field)
+        if size is not None and not least <= size <= most:
+            raise DataError(f"must lie from {least} to {most}", path=path, field=field)
     options = {
         slot: {**base.options.get(slot, {}), **found.options.get(slot, {})}
         for slot in (*base.options, *found.options)
@@ -194,8 +211,10 @@ def _read(folder: str, name: str, kind: type[Any]) -> tuple[Any, str]:
     if is_file(name):
         path = name
         try:
+            if Path(name).exists() and not Path(name).is_file():
+                raise UserError(f"'{name}' is no file", remedy="check the path")
             text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "not UTF-8"
             raise UserError(f"cannot read '{name}' ({why})", remedy="check the path") from None
     else:
@@ -208,15 +227,15 @@ def _read(folder: str, name: str, kind: type[Any]) -> tuple[Any, str]:
         path, text = f"catalog/{folder}/{name}.yaml", place.read_text(encoding="utf-8")
     try:
         found = msgspec.convert(yaml.safe_load(text), kind)
-    except yaml.YAMLError as error:
+    except msgspec.ValidationError as error:
+        raise DataError(str(error), path=path, remedy="see a file of the catalog") from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else None
         raise DataError("is not valid YAML", path=path, line=line) from None
-    except msgspec.ValidationError as error:
-        raise DataError(str(error), path=path, remedy="see a file of the catalog") from None
     for key, constant in found.constants.items():
         low, high = constant.range
-        if not low <= constant.value <= high:
+        if not (low <= constant.value <= high and isfinite(low) and isfinite(high)):
             raise DataError(
                 f"{constant.value:g} lies outside its range {low:g} to {high:g}",
                 path=path,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchgen.cli.common import say
-from batchgen.errors import UserError
 from batchgen.paths import check_input, check_new_output
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ def silicon(
     """Errors of inter-token times of vLLM, SGLang and TensorRT-LLM; exit code 1 when a bar is
     missed."""
     if out is not None:
-        if not out.parent.is_dir():
-            raise UserError(f"folder {out.parent} does not exist", remedy="create it first")
         check_new_output(out, force=force)
     if data is not None:
         check_input("data", data, remedy="check --data")

@@ -171,6 +171,8 @@ def sim(
     )
     _check_policies(policies)
     labels = [label_of(name) for name in policies]
+    if len(set(labels)) < len(labels):
+        raise UserError("--compare names one policy twice", remedy="give files names of their own")
     _check_out(out, labels, force)
     records, summaries = [], []
     run = _runner(job, searched=layout is None)
@@ -213,7 +215,7 @@ def _check_out(out: Path | None, policies: list[str], force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file", remedy="give a folder")
     for name in policies:
-        if "/" in name or name in ("", ".", "..", "plots"):
+        if "/" in name or name in ("", ".", "..", "plots", "compare.json") or len(name) > 100:
             raise UserError(f"policy '{name}' cannot name a folder", remedy="leave out --out")
         check_target(out / name, force=force)
 

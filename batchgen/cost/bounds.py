@@ -24,6 +24,7 @@ from batchgen.cost.api import PS_PER_S, CostModel, FloatArray, IntArray, PassLoa
 STEP = 1.08  # edges of the classes of passes; a class has the time of its first
 ROUNDS = 40  # of thirds, when a price is sought
 ROUNDING = 1e-9  # times of passes are rounded to picoseconds
+NEAR = 10**6  # the same where a pass is no sum
 PROBE = 10**9  # pairs and context tokens from which rates are read
 
 
@@ -75,14 +76,15 @@ class Floor:
         self.whole_chunk_ps = float(_one_rank(cost, _prompt(token_budget)))
         # Rates per context token and per pair on one rank. Passes that are no sums (a host link
         # hides what is shorter) have the least rate at the begin.
-        at = (1, PROBE) if cost.detailed else (PROBE,)
+        at = (1, NEAR) if cost.detailed else (PROBE,)
         self.slope = min(
             (cost.pass_one_ps(rows, read) - cost.pass_one_ps(rows, 0)) / read
             for rows in _edges(seats)[:-1]
             for read in at
         )
-        once, twice = (cost.pass_one_ps(0, 0, 1, pairs) for pairs in (PROBE, 2 * PROBE))
-        self.pair = (twice - once) / PROBE
+        far = NEAR if cost.detailed else PROBE
+        once, twice = (cost.pass_one_ps(0, 0, 1, pairs) for pairs in (far, 2 * far))
+        self.pair = (twice - once) / far
         if cost.detailed:
             more = cost.pass_one_ps(0, 0, 1, 1) - cost.pass_one_ps(0, 0, 1, 0)
             self.pair = min(self.pair, float(more))
@@ -93,7 +95,9 @@ class Floor:
         decodes = _spread("decodes", cost, np.minimum(tokens, self.seats))
         fits = tokens <= self.seats
         prompts = _spread("chunk_tokens", cost, np.where(fits, tokens, tokens - self.seats))
-        return np.where(fits, np.minimum(decodes, prompts), np.maximum(decodes, prompts))
+        alone = _spread("chunk_tokens", cost, tokens)  # may pay no exchange between nodes
+        both = np.where(fits, prompts, np.maximum(decodes, prompts))
+        return np.minimum(np.minimum(both, alone), np.where(fits, decodes, alone))
 
     def prompt_ps(self, tokens: NDArray[np.int64]) -> FloatArray:
         """The fewest passes over a prompt alone, without attention."""

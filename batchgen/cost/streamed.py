@@ -84,7 +84,9 @@ class StreamedCost:
 
     def pass_ps(self, load: PassLoad, detail: PassDetail | None = None) -> IntArray:
         busy = (load.decodes + load.chunk_tokens).any(axis=0)
-        computed = self.inner.pass_ps(self._computed(load))
+        if self._on_cpu or not self.inner.detailed:
+            detail = None
+        computed = self.inner.pass_ps(self._computed(load), detail)
         held = np.maximum(self._copied_ps(load), self._attention_ps(load))
         return np.where(busy, np.maximum(computed, held), 0)
 

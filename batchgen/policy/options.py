@@ -99,6 +99,19 @@ def check_option(what: str, field: dataclasses.Field[Any], value: Any) -> None:
         raise UserError(f"{what}: out of range", remedy=_remedy(field))
 
 
+def read_plain(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
+    """An option of a preset, which may come from a file: a number, a word or a truth value of the
+    field's type and in its range. Raises UserError."""
+    what = f"preset option {key}={_shown(value)}"
+    if not isinstance(value, bool | int | float | str):
+        raise UserError(f"{what[:100]}: not a plain value", remedy=_remedy(field))
+    try:
+        return read_option(key, field, str(value))
+    except UserError as error:
+        _, _, why = error.message.rpartition(": ")
+        raise UserError(f"{what}: {why}", remedy=error.remedy) from None
+
+
 def read_config(
     slot: str, name: str, config: type[Any], options: Mapping[str, Any], texts: Mapping[str, str]
 ) -> Any:
@@ -113,8 +126,8 @@ def read_config(
                 remedy=f"its options: {', '.join(fields) or 'none'}",
             )
     values = dict(options)
-    for given, value in values.items():
-        check_option(f"preset option {slot}.{given}={_shown(value)}", fields[given], value)
+    for given, value in options.items():
+        values[given] = read_plain(f"{slot}.{given}", fields[given], value)
     for given, text in texts.items():
         values[given] = read_option(f"{slot}.{given}", fields[given], text)
     try:

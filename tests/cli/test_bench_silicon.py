@@ -74,7 +74,7 @@ def test_other_data_and_a_missed_bar(
         (["--data", "."], "data . is a folder"),
         (["--data", "text.csv"], "text.csv:1: has no column 'id'; give a table like"),
         (["--data", "disagg.csv"], "none of 5 rows can be predicted, most for: disaggregated"),
-        (["--out", "nowhere/x.json"], "folder nowhere does not exist; create it first"),
+        (["--out", "nowhere/x.json"], "folder nowhere does not exist; make it first"),
     ],
 )
 def test_wrong_calls(

@@ -115,8 +115,8 @@ def test_scalars_and_arrays_agree(constants: dict[str, object]) -> None:
 
 
 def test_passes_with_prompts_sum_what_there_is() -> None:
-    """ "all-reduce": a rank's prompt alone moves a sixteenth of what all ranks' prompts move; passes
-    of decodes are padded to the fullest rank."""
+    """By all-reduce: one rank's prompt moves a sixteenth of what those of all ranks move; passes of
+    decodes are padded to the fullest rank."""
     efficiency = Efficiency(exchange="all-reduce", internode_collective_s=0.0)
     layout = parse_layout("dpa16+ep16", 16)
     cost = build_cost(R1, H20, layout, gpus_per_node=8, efficiency=efficiency)
