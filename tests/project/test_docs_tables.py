@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,18 @@ def test_tables_are_up_to_date() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_published_times_are_those_of_the_last_result() -> None:
+    page = (ROOT / "docs" / "published.md").read_text(encoding="utf-8")
+    path = max((ROOT / "benchmarks" / "results").glob("published-*.json"))
+    assert path.name in page
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        ratio = cell["simulated_minutes"] / cell["minutes"]
+        label = cell.get("name") or cell["system"]
+        found = [
+            line
+            for line in page.splitlines()
+            if line.startswith(f"| {cell['load']} | {cell['gpus']} {cell['cluster']} | {label} |")
+        ]
+        assert [line.endswith(f"| {ratio:.2f} |") for line in found] == [True], label
