@@ -86,13 +86,18 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 
 def check_new_output(path: Path, *, force: bool) -> None:
-    """`check_output`, and UserError for a folder that is missing and for a file that is there
-    without `force`."""
+    """`check_output`, and UserError for a file that is there without `force`."""
     check_output(path)
-    if not path.parent.is_dir():
-        raise UserError(f"folder {path.parent} does not exist", remedy="make it first")
     if path.exists() and not force:
         raise UserError(f"{path} exists", remedy="give --force to replace it")
+
+
+def check_result(path: Path, *, force: bool) -> None:
+    """`check_new_output`, and UserError for a folder that is missing: before a long run, not after
+    it."""
+    if not path.parent.is_dir():
+        raise UserError(f"folder {path.parent} does not exist", remedy="make it first")
+    check_new_output(path, force=force)
 
 
 def shown_path(path: Path) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from batchgen.cli.common import say
 from batchgen.errors import UserError
-from batchgen.paths import check_new_output, kind_of
+from batchgen.paths import check_result, kind_of
 
 if TYPE_CHECKING:
     from batchgen.cost.operators.assess import Row
@@ -39,7 +39,7 @@ def costs(
 ) -> int:
     """Errors of kernels' costs on shapes and GPUs left out; exit code 1 when a bar is missed."""
     if out is not None:
-        check_new_output(out, force=force)
+        check_result(out, force=force)
     if write is not None:
         if tables is None:
             raise UserError("--write has nothing to fit", remedy="add --tables DIR")

@@ -15,7 +15,7 @@ import typer
 from batchgen.cli.bench_silicon import against_silicon
 from batchgen.cli.common import say
 from batchgen.errors import UserError
-from batchgen.paths import check_new_output
+from batchgen.paths import check_result
 
 if TYPE_CHECKING:
     from batchgen.engines.compare import Line
@@ -60,9 +60,9 @@ def engines(
     """Replay recorded runs of vLLM in the simulator, then `bench silicon` unless --data names other
     runs; exit code 1 when an error is above its bar."""
     if out is not None:
-        check_new_output(out, force=force)
+        check_result(out, force=force)
     if factors is not None:
-        check_new_output(factors, force=force)
+        check_result(factors, force=force)
     if plots is not None:
         if plots.exists() and not plots.is_dir():
             raise UserError(f"--plots {plots} is a file", remedy="give a folder")

@@ -13,7 +13,7 @@ import typer
 
 from batchgen.cli.common import say
 from batchgen.errors import UserError
-from batchgen.paths import check_new_output
+from batchgen.paths import check_result
 from batchgen.simjob import Simulate
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def published(
     from batchgen.catalog.published import load_published, mean_error, misordered, ratios
 
     if out is not None:
-        check_new_output(out, force=force)
+        check_result(out, force=force)
     data = load_published()
     cells = [cell for cell in data.cells if only is None or only in _text(cell)]
     if not cells:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchgen.cli.common import say
-from batchgen.paths import check_input, check_new_output
+from batchgen.paths import check_input, check_result
 
 if TYPE_CHECKING:
     from batchgen.cost.silicon.assess import Assessment, Errors
@@ -33,7 +33,7 @@ def silicon(
     """Errors of inter-token times of vLLM, SGLang and TensorRT-LLM; exit code 1 when a bar is
     missed."""
     if out is not None:
-        check_new_output(out, force=force)
+        check_result(out, force=force)
     if data is not None:
         check_input("data", data, remedy="check --data")
     told, show, missed = against_silicon(data)
