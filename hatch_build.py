@@ -23,7 +23,6 @@ COMPILED = (
     "batchgen/memory",
     "batchgen/runtime",
     "batchgen/cost/engine_profile.py",
-    "batchgen/cost/engine_profile.py",
     "batchgen/cost/experts.py",
     "batchgen/cost/measured.py",
     "batchgen/cost/pipeline.py",

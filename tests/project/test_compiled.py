@@ -43,6 +43,7 @@ def test_what_is_compiled_may_be() -> None:
     """mypyc makes no msgspec structs and no class that inherits from an interpreted one; what it
     makes crashes on import if a record has a field of a type that only the type checker knows."""
     files = hook().compiled_files(ROOT)
+    assert len(set(files)) == len(files)
     assert {"batchgen/runtime/core.py", "batchgen/sim/flight.py"} <= set(files)
     assert not [name for name in files if name.startswith(("batchgen/policy/", "batchgen/exec/"))]
     for name in files:
