@@ -101,10 +101,15 @@ def is_file(text: str) -> bool:
     return text.endswith(SUFFIXES)
 
 
-@cache
 def find_system(name: str) -> tuple[Preset, Mapping[str, Constant]]:
     """The preset of a system and its fitted constants, by name or path. Raises UserError and
     DataError."""
+    return _system(name, ()) if is_file(name) else _own_system(name)
+
+
+@cache
+def _own_system(name: str) -> tuple[Preset, Mapping[str, Constant]]:
+    """Of the catalog; a user's file may change while a notebook runs."""
     return _system(name, ())
 
 
@@ -164,9 +169,14 @@ def _plain(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
-@cache
 def find_cluster(name: str) -> Cluster:
     """A cluster by name or path. Raises UserError and DataError."""
+    return _cluster(name, ()) if is_file(name) else _own_cluster(name)
+
+
+@cache
+def _own_cluster(name: str) -> Cluster:
+    """Of the catalog."""
     return _cluster(name, ())
 
 

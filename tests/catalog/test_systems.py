@@ -88,6 +88,13 @@ def test_a_copy_of_a_file_is_the_same_system(tmp_path: Path) -> None:
     assert find_cluster(str(machines)) == find_cluster("h20-ib")
 
 
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    for fraction in (0.8, 0.7):
+        mine.write_text(GOOD + f"base: sglang-opt\nplan: {{memory_fraction: {fraction}}}")
+        assert find_preset(str(mine)).plan["memory_fraction"] == fraction
+
+
 GOOD = "name: mine\nsource: me\n"
 
 
