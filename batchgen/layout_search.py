@@ -10,12 +10,13 @@ to hold what it promised against the estimates behind it. Nothing depends on how
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from batchgen.cost.api import CostModel
+from batchgen.cost.api import CostModel, FloatArray
 from batchgen.errors import DataError, UserError
 from batchgen.layout import MAX_INSTANCE_GPUS, Layout, default_layout
 from batchgen.layouts import candidates
@@ -27,7 +28,7 @@ from batchgen.policy.presets import find_preset
 from batchgen.report.metrics import bct_s, tail10_s
 from batchgen.report.record import STATUS_FAILED, RunRecord
 from batchgen.simjob import Progress, SimJob, Simulate
-from batchgen.trace.table import Trace
+from batchgen.trace.table import Trace, output_budgets
 from batchgen.units import PS_PER_S
 
 LEAST_ROWS = 600  # of a share; engines are added until it has them
@@ -263,6 +264,8 @@ def fitting_layouts(
     gets why the others do not. Raises UserError when there is none."""
     plan_options(dict(job.overrides), find_preset(job.policy).plan)  # mistakes of all layouts
     model, (gpu, _) = load_model(job.model), gpus_of(job)
+    budgets = output_budgets(trace, job.max_output_tokens)
+    outputs = np.minimum(trace.output_tokens, budgets).astype(float)
     found: dict[tuple[Any, ...], Candidate] = {}
     first: UserError | None = None
     for layout in candidates(model, job.gpus, gpus_per_node):
@@ -282,7 +285,9 @@ def fitting_layouts(
         if like in found:
             refused[str(layout)] = f"passes and pools are those of {found[like].layout}"
             continue
-        found[like] = Candidate(layout=layout, guess_s=_guess_s(plan, cost, trace))
+        tails = [tail for tail, _ in machine.planner.tails()]
+        guess_s = _guess_s(plan, cost, tails, trace.prompt_tokens.astype(float), outputs)
+        found[like] = Candidate(layout=layout, guess_s=guess_s)
     if not found:
         assert first is not None
         try:
@@ -311,10 +316,15 @@ def _like(plan: Plan, cost: CostModel) -> tuple[Any, ...]:
     return *sizes, *times, cost.copy_ps(1000, "host")
 
 
-def _guess_s(plan: Plan, cost: CostModel, trace: Trace) -> float:
+def _guess_s(
+    plan: Plan,
+    cost: CostModel,
+    tails: Sequence[CostModel],
+    prompts: FloatArray,
+    outputs: FloatArray,
+) -> float:
     """Prompts in full passes, then decodes in passes of as many rows as memory and seats hold; the
-    longest answer alone, if that takes longer."""
-    prompts, outputs = trace.prompt_tokens.astype(float), trace.output_tokens.astype(float)
+    longest answer alone, in the fastest layout that its tail may have, if that takes longer."""
     if not len(prompts):
         return 0.0
     engine = plan.engines[0]
@@ -326,6 +336,7 @@ def _guess_s(plan: Plan, cost: CostModel, trace: Trace) -> float:
     prefill = cost.pass_one_ps(0, 0, chunk, int(chunk * prompts.mean()))
     decode = cost.pass_one_ps(rows, int(rows * context), samples=rows)
     passes = prompts.sum() / chunk * prefill + outputs.sum() / rows * decode
-    idle = [(0, 0, 0, 0, 0, 0, 0)] * (cost.num_ranks - 1)
-    longest = float(outputs.max() - 1) * cost.time_ps([(1, 1, 0, 0, 0, 1, 0), *idle])
+    row, idle = (1, 1, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, 0, 0)
+    alone = min(one.time_ps([row] + [idle] * (one.num_ranks - 1)) for one in (cost, *tails))
+    longest = float(outputs.max() - 1) * alone
     return max(float(passes) / ranks, longest) / PS_PER_S

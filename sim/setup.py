@@ -20,6 +20,7 @@ from batchgen.sim.cluster import Simulation
 from batchgen.sim.faults import load_faults
 from batchgen.sim.stages import check_conversations, further_stages, total_outputs
 from batchgen.simjob import SimJob
+from batchgen.trace.table import output_budgets
 
 if TYPE_CHECKING:
     from batchgen.cost.capacity import Capacity
@@ -158,14 +159,6 @@ def decision_log(
     )
     log.listen(runtime.bodies)
     return log
-
-
-def output_budgets(trace: Trace, given: int | None) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Output budgets a scheduler may see, of every stage of a row: the row's own, else `given`,
-    else the trace's maximum."""
-    default = given if given is not None else trace.longest_output
-    budgets = np.where(trace.max_output_tokens > 0, trace.max_output_tokens, default)
-    return budgets.astype(np.int32)
 
 
 def check_contexts(trace: Trace, max_context: int, model: str, path: str) -> None:

@@ -247,3 +247,11 @@ class TraceBuilder:
             expert_skew=expert_skew,
             meta=meta,
         )
+
+
+def output_budgets(trace: Trace, given: int | None) -> NDArray[np.int32]:
+    """Output budgets a scheduler may see, of every stage of a row: the row's own, else `given`,
+    else the trace's maximum."""
+    default = given if given is not None else trace.longest_output
+    budgets = np.where(trace.max_output_tokens > 0, trace.max_output_tokens, default)
+    return budgets.astype(np.int32)
