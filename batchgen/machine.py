@@ -9,7 +9,12 @@ from typing import Any
 from batchgen.catalog.systems import find_cluster
 from batchgen.cost.build import build_cost
 from batchgen.cost.capacity import Capacity
-from batchgen.cost.efficiency import efficiency_of, refuse_constants
+from batchgen.cost.efficiency import (
+    BESIDE_KERNELS,
+    BESIDE_PROFILES,
+    efficiency_of,
+    refuse_constants,
+)
 from batchgen.cost.partition import PartitionPlanner
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec, load_gpu
@@ -38,16 +43,6 @@ class Machine:
     planner: PartitionPlanner
 
 
-MEASURED_TAKES = tuple(
-    f"cost.{name}"
-    for name in (
-        *("step_s", "prefill_step_s", "pcie_peer", "host_link", "switch_s"),
-        *("network", "nvlink", "decode_beside_prompt", "cpu_attention_bytes_per_s"),
-    )
-)
-"""Constants that count beside measured kernels: host work, links, what is not in the tables."""
-
-
 def gpus_of(job: SimJob) -> tuple[GpuSpec, int]:
     """The GPU of a job, and how many of them share a host."""
     if job.cluster is None:
@@ -67,9 +62,10 @@ def resolve(job: SimJob, expert_skew: float) -> Machine:
     options, efficiency = plan_options(overrides, preset.plan), efficiency_of(overrides, known)
     if job.profile is not None and not Path(job.profile).is_dir():
         refuse_constants(overrides, "--profile has measured everything")
-    if job.costs == "measured":
-        of_roofline = {key: text for key, text in overrides.items() if key not in MEASURED_TAKES}
-        refuse_constants(of_roofline, "of the roofline; --costs measured has measured it")
+    elif job.profile is not None:
+        refuse_constants(overrides, "of the roofline; --profile has it", but=BESIDE_PROFILES)
+    elif job.costs == "measured":
+        refuse_constants(overrides, "of the roofline; --costs measured has it", but=BESIDE_KERNELS)
     model = load_model(job.model)
     gpu, per_node = gpus_of(job)
     if job.layout is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,90 +49,97 @@ def build_cost(
     layout the model cannot take, and for negative options. A layout of several stages is the
     cost of each stage's layers, and of what lies between them (`batchgen.cost.pipeline`).
     """
-    if layout.pp > 1:
-        check_layout(model, layout)
-        check_places(layout, residency or Residency())
-        if profile is not None:
-            raise UserError(
-                f"layout {layout}: profiles hold no single stages of a pipeline",
-                remedy="leave --profile out, or pp",
-            )
-        return _pipeline(
-            model,
-            gpu,
-            layout,
-            gpus_per_node=gpus_per_node or gpu.gpus_per_node,
-            efficiency=efficiency or Efficiency(),
-            plan_b_attn=plan_b_attn,
-            plan_b_moe=plan_b_moe,
-            expert_skew=expert_skew,
-            costs=costs,
-        )
-    if residency is not None and residency.streams:
-        inner = build_cost(
-            model,
-            gpu,
-            layout,
-            plan_b_attn=plan_b_attn,
-            plan_b_moe=plan_b_moe,
-            expert_skew=expert_skew,
-            profile=profile,
-            gpus_per_node=gpus_per_node,
-            efficiency=efficiency,
-            costs=costs,
-        )
-        per_node = gpus_per_node or gpu.gpus_per_node
-        return _streamed(inner, model, gpu, layout, residency, streamed_bytes, per_node, efficiency)
     check_layout(model, layout)
+    residency = residency or Residency()
+    check_places(layout, residency)
     for name, value in (("b_attn", plan_b_attn), ("b_moe", plan_b_moe), ("skew", expert_skew)):
         if value < 0:
             raise UserError(f"plan option {name} must not be negative, got {value}")
+    efficiency, node = efficiency or Efficiency(), gpus_per_node or gpu.gpus_per_node
+    if layout.pp > 1 and profile is not None:
+        raise UserError(
+            f"layout {layout}: profiles hold no single stages of a pipeline",
+            remedy="leave --profile out, or pp",
+        )
+    engine = partial(
+        _in_hbm,
+        gpu=gpu,
+        gpus_per_node=node,
+        b_attn=plan_b_attn,
+        b_moe=plan_b_moe,
+        expert_skew=expert_skew,
+        profile=profile,
+        costs=costs,
+    )
+    if layout.pp > 1:
+        return _pipeline(engine, model, gpu, layout, node, efficiency)
+    inner = engine(model, layout=layout, efficiency=efficiency)
+    if residency.streams:
+        return _streamed(inner, model, gpu, layout, residency, streamed_bytes, node, efficiency)
+    return inner
+
+
+def _in_hbm(
+    model: ModelSpec,
+    *,
+    gpu: GpuSpec,
+    layout: Layout,
+    gpus_per_node: int,
+    efficiency: Efficiency,
+    b_attn: int,
+    b_moe: int,
+    expert_skew: float,
+    profile: str | Path | None,
+    costs: str,
+) -> CostModel:
+    """An engine without stages that has all it needs on its GPUs."""
+    common: dict[str, Any] = {"efficiency": efficiency, "gpus_per_node": gpus_per_node}
     if profile is not None and Path(profile).is_dir():
         from batchgen.cost.engine_profile import EngineProfileCost
         from batchgen.cost.engine_tables import read_engine_tables
 
-        if plan_b_attn or plan_b_moe:
-            raise UserError(
-                "plan.b_attn and plan.b_moe: operator profiles know no sub-batches",
-                remedy="leave out --profile, or the options",
-            )
-        return EngineProfileCost(
-            model,
-            gpu,
-            layout,
-            read_engine_tables(profile, model, gpu, layout.tp),
-            efficiency=efficiency,
-            expert_skew=expert_skew,
-            gpus_per_node=gpus_per_node or gpu.gpus_per_node,
-        )
+        _refuse_sub_batches(b_attn, b_moe, "operator profiles", "--profile")
+        tables = read_engine_tables(profile, model, gpu, layout.tp)
+        return EngineProfileCost(model, gpu, layout, tables, expert_skew=expert_skew, **common)
     if profile is not None:
         from batchgen.cost.profile import ProfiledCost, load_profile
 
         return ProfiledCost(model, load_profile(profile), layout)
     if costs == "measured":
-        return _measured(
-            model, gpu, layout, plan_b_attn, plan_b_moe, expert_skew, gpus_per_node, efficiency
-        )
+        from batchgen.cost.measured import MeasuredCost
+
+        _refuse_sub_batches(b_attn, b_moe, "measured costs", "--costs measured")
+        return MeasuredCost(model, gpu, layout, skew=_measured_skew(expert_skew), **common)
     return RooflineCost(
-        model,
-        gpu,
-        layout,
-        efficiency=efficiency,
-        b_attn=plan_b_attn,
-        b_moe=plan_b_moe,
-        expert_skew=expert_skew,
-        gpus_per_node=gpus_per_node or gpu.gpus_per_node,
+        model, gpu, layout, b_attn=b_attn, b_moe=b_moe, expert_skew=expert_skew, **common
     )
 
 
+def _refuse_sub_batches(b_attn: int, b_moe: int, what: str, flag: str) -> None:
+    if b_attn or b_moe:
+        raise UserError(
+            f"plan.b_attn and plan.b_moe: {what} know no sub-batches",
+            remedy=f"leave out {flag}, or the options",
+        )
+
+
+def _measured_skew(exponent: float) -> float:
+    """0, 1, 2 for the exponents with which experts were measured, linear in between."""
+    if exponent > MEASURED_SKEWS[-1]:
+        raise UserError(
+            f"an expert skew of {exponent:g}: experts were measured up to {MEASURED_SKEWS[-1]}",
+            remedy="leave out --costs measured",
+        )
+    return float(np.interp(exponent, MEASURED_SKEWS, range(len(MEASURED_SKEWS))))
+
+
 def _pipeline(
+    engine: Callable[..., CostModel],
     model: ModelSpec,
     gpu: GpuSpec,
     layout: Layout,
-    *,
     gpus_per_node: int,
     efficiency: Efficiency,
-    **options: Any,
 ) -> CostModel:
     from batchgen.cost.pipeline import PipelineCost, hops_of
 
@@ -141,14 +150,8 @@ def _pipeline(
             # Launches of a pass with prompts are of its layers; the rest of its host work is paid
             # by every stage.
             launches_s = efficiency.prefill_step_s * one.num_layers / model.num_layers
-            known[one] = build_cost(
-                one,
-                gpu,
-                layout.stage,
-                gpus_per_node=gpus_per_node,
-                efficiency=replace(efficiency, prefill_step_s=launches_s),
-                **options,
-            )
+            part = replace(efficiency, prefill_step_s=launches_s)
+            known[one] = engine(one, layout=layout.stage, efficiency=part)
         stages.append(known[one])
     terms = Terms(
         model=model,
@@ -160,39 +163,6 @@ def _pipeline(
     return PipelineCost(model, layout, stages, hops_of(terms, layout.pp))
 
 
-def _measured(
-    model: ModelSpec,
-    gpu: GpuSpec,
-    layout: Layout,
-    b_attn: int,
-    b_moe: int,
-    expert_skew: float,
-    gpus_per_node: int | None,
-    efficiency: Efficiency | None,
-) -> CostModel:
-    from batchgen.cost.measured import MeasuredCost
-
-    if b_attn or b_moe:
-        raise UserError(
-            "plan.b_attn and plan.b_moe: measured costs know no sub-batches",
-            remedy="leave out --costs measured, or the options",
-        )
-    if expert_skew > MEASURED_SKEWS[-1]:
-        raise UserError(
-            f"an expert skew of {expert_skew:g}: experts were measured up to {MEASURED_SKEWS[-1]}",
-            remedy="leave out --costs measured",
-        )
-    skew = float(np.interp(expert_skew, MEASURED_SKEWS, range(len(MEASURED_SKEWS))))
-    return MeasuredCost(
-        model,
-        gpu,
-        layout,
-        efficiency=efficiency,
-        skew=skew,
-        gpus_per_node=gpus_per_node or gpu.gpus_per_node,
-    )
-
-
 def _streamed(
     inner: CostModel,
     model: ModelSpec,
@@ -201,18 +171,17 @@ def _streamed(
     residency: Residency,
     streamed_bytes: int,
     gpus_per_node: int,
-    efficiency: Efficiency | None,
+    efficiency: Efficiency,
 ) -> CostModel:
     from batchgen.cost.streamed import StreamedCost
 
-    eff = efficiency or Efficiency()
     ranks_per_node = max(1, gpus_per_node // layout.tp)
     return StreamedCost(
         inner,
         residency,
         weight_bytes=streamed_bytes,
-        link_bytes_per_s=gpu.host_bytes_per_s * eff.host_link,
+        link_bytes_per_s=gpu.host_bytes_per_s * efficiency.host_link,
         kv_bytes=model.kv_bytes_per_token / layout.tp,
-        cpu_bytes_per_s=eff.cpu_attention_bytes_per_s / ranks_per_node,
+        cpu_bytes_per_s=efficiency.cpu_attention_bytes_per_s / ranks_per_node,
         model_kv_bytes=model.kv_bytes_per_token,
     )

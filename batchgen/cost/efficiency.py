@@ -7,7 +7,7 @@ public vLLM 0.19 logs, "BatchGen" a fit to the published completion times of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -143,8 +143,18 @@ def efficiency_of(
     return Efficiency(**values)
 
 
-def refuse_constants(overrides: Mapping[str, str], why: str) -> None:
-    """Raises UserError for "cost.*" entries where they would change nothing."""
+BESIDE_KERNELS = (
+    *("step_s", "prefill_step_s", "switch_s", "decode_beside_prompt", "cpu_attention_bytes_per_s"),
+    *("pcie_peer", "nvlink", "network", "host_link"),
+)
+"""Constants that count beside tables of kernels: host work, links, what these do not hold."""
+BESIDE_PROFILES = (*BESIDE_KERNELS, "internode_collective_s", "intranode_collective_s")
+"""Those beside operator profiles, which hold no collectives."""
+
+
+def refuse_constants(overrides: Mapping[str, str], why: str, *, but: Sequence[str] = ()) -> None:
+    """Raises UserError for "cost.*" entries, those of `but` excepted, where they would change
+    nothing."""
     for key in overrides:
-        if key.startswith("cost."):
+        if key.startswith("cost.") and key.removeprefix("cost.") not in but:
             raise UserError(f"--set {key}: {why}", remedy="leave it out")

@@ -43,6 +43,9 @@ def cost(model: str, gpu: str, spec: str, gpus: int, skew: float = 0.0) -> Measu
     return made
 
 
+PROFILES = Path(__file__).parents[2] / "traces" / "engines" / "op_profiles"
+
+
 def random_load(num_ranks: int, num_passes: int, seed: int) -> PassLoad:
     load, rng = PassLoad.zeros(num_ranks, num_passes), np.random.default_rng(seed)
     shape = (num_ranks, num_passes)
@@ -199,3 +202,20 @@ def test_the_simulator_takes_them_and_says_what_it_guessed(
             assert (told in printed) == ((gpu, costs) == ("h20", "measured"))
     for gpu in ("h100", "h20"):
         assert 0.5 < times[gpu, "measured"] / times[gpu, "roofline"] < 2.0
+
+
+@pytest.mark.parametrize("source", [["--costs", "measured"], ["--profile", str(PROFILES)]])
+def test_constants_of_the_roofline_are_refused_beside_measured_kernels(
+    source: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"prompt_tokens": 50, "output_tokens": 50}\n' * 10)
+    command = ["sim", "--trace", str(trace), "--model", "llama-3.1-8b", "--gpu", "rtx-pro-6000"]
+    command += ["--gpus", "1", "--layout", "tp1", "--json", *source]
+    times = []
+    for more in ([], ["--set", "cost.step_s=0.01"]):
+        assert main([*command, *more]) == 0
+        times.append(json.loads(capsys.readouterr().out)["runs"][0]["bct_s"])
+    assert times[0] < times[1]
+    assert main([*command, "--set", "cost.engine=0.5"]) == 2
+    assert "--set cost.engine: of the roofline" in capsys.readouterr().err
