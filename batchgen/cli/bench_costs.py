@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batchgen.cli.common import say
+from batchgen.cli.common import say, tell_result
 from batchgen.errors import UserError
 from batchgen.paths import check_result, kind_of
 
@@ -63,16 +62,8 @@ def costs(
         "rows": [_finite(asdict(row) | {"errors": _finite(asdict(row.errors))}) for row in rows],
         "missed": missed,
     }
-    text = json.dumps(document, indent=1, allow_nan=False)
-    if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
-    if as_json:
-        print(text)
-    else:
-        _print(rows, what)
-    for name in missed:
-        say(f"{name}: above its bar")
-    return 1 if missed else 0
+    lines = [f"{name}: above its bar" for name in missed]
+    return tell_result(document, lambda: _print(rows, what), lines, out=out, as_json=as_json)
 
 
 def _full(tables: Path, write: Path | None) -> tuple[list[Row], str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from batchgen.cli.bench_silicon import against_silicon
-from batchgen.cli.common import say
+from batchgen.cli.common import say, tell_result
 from batchgen.errors import UserError
 from batchgen.paths import check_result
 
@@ -89,58 +89,53 @@ def engines(
     found, ablations = _replay(runs, tables, given, simulate, ablate)
     lines = [line for _, _, lines in found for line in lines]
     document = _document(runs, lines, found, ablations, given)
-    silicon, show, missed = against_silicon() if data is None else ({}, None, [])
-    if silicon:
-        document["silicon"] = silicon
-        document["rows"] += _silicon_residuals(silicon)
-    text = json.dumps(document, indent=1, allow_nan=False)
-    if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
-    if plots is not None:
-        from batchgen.engines.curves import draw
-
-        say(f"wrote {draw([(run, records) for run, records, _ in found], plots / PICTURE)}")
-    if as_json:
-        print(text)
-    else:
-        _print(lines, ablations)
-        if show is not None:
-            show()
     missed = [
         f"{line.run}, {line.costs}: {line.metric} is off by {_percent(line.error)}"
         for line in lines
         if line.missed
-    ] + missed
-    for text in missed:
-        say(text)
-    return 1 if missed else 0
+    ]
+    show_silicon = None
+    if data is None:
+        document["silicon"], show_silicon, more = against_silicon()
+        document["rows"] += _silicon_residuals(document["silicon"])
+        missed += more
+    if plots is not None:
+        from batchgen.engines.curves import draw
+
+        say(f"wrote {draw([(run, records) for run, records, _ in found], plots / PICTURE)}")
+
+    def show() -> None:
+        _print(lines, ablations)
+        if show_silicon is not None:
+            show_silicon()
+
+    return tell_result(document, show, missed, out=out, as_json=as_json)
 
 
 Ablations = dict[str, dict[str, dict[str, float]]]
 """By run and term: errors by metric."""
 
 
-def _residuals(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Errors of all metrics of all runs by costs, for `benchmarks/residuals.py`."""
-    import numpy as np
-
+def _residuals(runs: Sequence[Recorded], lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Errors of all metrics by costs and GPU, for `benchmarks/residuals.py`."""
+    from batchgen.cost.residuals import spread_of
     from batchgen.engines.compare import CATALOG, PROFILES
 
-    rows = []
-    for name, costs in ((PROFILES, "engine profile"), (CATALOG, "measured")):
-        errors = [abs(line.error) for line in lines if line.costs == name]
-        if errors:
-            found = {"median": float(np.median(errors)), "p90": float(np.quantile(errors, 0.9))}
-            rows.append(
-                {
-                    "what": "makespan, rates and latencies of recorded runs",
-                    "costs": costs,
-                    "gpu": "rtx-pro-6000",
-                    "engine": "vllm",
-                    "errors": {"count": len(errors), **found},
-                }
-            )
-    return rows
+    gpus = {run.name: run.settings.gpu for run in runs}
+    kinds = {PROFILES: "engine profile", CATALOG: "measured"}
+    groups: dict[tuple[str, str], list[float]] = {}
+    for line in lines:
+        groups.setdefault((kinds[line.costs], gpus[line.run]), []).append(line.error)
+    return [
+        {
+            "what": "makespan, rates and latencies of recorded runs",
+            "costs": costs,
+            "gpu": gpu,
+            "engine": "vllm",
+            "errors": spread_of(errors),
+        }
+        for (costs, gpu), errors in groups.items()
+    ]
 
 
 def _silicon_residuals(silicon: dict[str, Any]) -> list[dict[str, Any]]:
@@ -247,7 +242,7 @@ def _document(
             for run in runs
         ],
         "overrides": [list(pair) for pair in given],
-        "rows": _residuals(lines),
+        "rows": _residuals(runs, lines),
         "lines": [asdict(line) | {"error": line.error, "missed": line.missed} for line in lines],
         "simulations": [
             {

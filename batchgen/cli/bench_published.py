@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import msgspec
 import typer
 
-from batchgen.cli.common import say
+from batchgen.cli.common import say, tell_result
 from batchgen.errors import UserError
 from batchgen.paths import check_result
 from batchgen.simjob import Simulate
@@ -61,14 +61,15 @@ def published(
         "schema": 1,
         "benchmark": "bench published",
         "cells": [
-            asdict_(one.cell)
+            msgspec.to_builtins(one.cell)
             | {"simulated_minutes": one.minutes, "error": one.error, "failed": one.failed_rows}
             for one in outcomes
         ],
         "rows": residuals(outcomes, data.loads),
         "mean_absolute_error": mean,
         "ratios": [
-            asdict_(one.ratio) | {"published": one.published, "simulated": one.simulated}
+            msgspec.to_builtins(one.ratio)
+            | {"published": one.published, "simulated": one.simulated}
             for one in found
         ],
         "orders_compared": compared,
@@ -76,52 +77,34 @@ def published(
         "spread": wider,
         "missed": missed,
     }
-    text = json.dumps(document, indent=1, allow_nan=False)
-    if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
-    if as_json:
-        print(text)
-    else:
+
+    def show() -> None:
         _print(outcomes, found, wider)
-        print(
-            f"Mean error {100 * mean:.1f} %; {compared - len(wrong)} of {compared} orders as "
-            "published"
-        )
-    for line in missed:
-        say(line)
-    return 1 if missed else 0
+        right = f"{compared - len(wrong)} of {compared} orders as published"
+        print(f"Mean error {100 * mean:.1f} %; {right}")
+
+    return tell_result(document, show, missed, out=out, as_json=as_json)
 
 
 def residuals(outcomes: Sequence[Outcome], loads: dict[str, Load]) -> list[dict[str, Any]]:
     """Errors by cluster and kind of model, and by system too, for `benchmarks/residuals.py`."""
-    import numpy as np
-
+    from batchgen.cost.residuals import spread_of
     from batchgen.model import load_model
 
     groups: dict[tuple[str, ...], list[float]] = {}
     for one in outcomes:
         kind = load_model(loads[one.cell.load].model).kind
         for key in ((one.cell.cluster, kind), (one.cell.cluster, kind, one.cell.system)):
-            groups.setdefault(key, []).append(abs(one.error))
+            groups.setdefault(key, []).append(one.error)
     return [
         {
             "what": "completion time, constants fitted to these points",
             "costs": "roofline",
             **dict(zip(("cluster", "model_kind", "engine"), key, strict=False)),
-            "errors": {
-                "count": len(errors),
-                "median": float(np.median(errors)),
-                "p90": float(np.quantile(errors, 0.9)),
-            },
+            "errors": spread_of(errors),
         }
         for key, errors in sorted(groups.items())
     ]
-
-
-def asdict_(struct: Any) -> dict[str, Any]:
-    import msgspec
-
-    return cast(dict[str, Any], msgspec.to_builtins(struct))
 
 
 def _text(cell: Cell) -> str:
@@ -186,8 +169,9 @@ def _wider(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> Itera
                 changed = respread(loads[cell.load], sigma=sigma, cut_tokens=cut)
                 if changed is None:
                     continue
-                name = f"{cell.load}-{sigma}-{cut}"
-                found = _simulated(cell, changed, name, folder)
+                if sigma or cut == CUTS[0]:  # without a spread nothing is cut
+                    name = f"{cell.load}-{sigma}-{cut}"
+                    found = _simulated(cell, changed, name, folder)
                 yield {
                     "system": cell.label,
                     "load": cell.load,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batchgen.cli.common import say
+from batchgen.cli.common import tell_result
 from batchgen.paths import check_input, check_result
 
 if TYPE_CHECKING:
@@ -37,16 +36,7 @@ def silicon(
     if data is not None:
         check_input("data", data, remedy="check --data")
     told, show, missed = against_silicon(data)
-    text = json.dumps(told, indent=1, allow_nan=False)
-    if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
-    if as_json:
-        print(text)
-    else:
-        show()
-    for line in missed:
-        say(line)
-    return 1 if missed else 0
+    return tell_result(told, show, missed, out=out, as_json=as_json)
 
 
 def against_silicon(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from batchgen.errors import UserError
@@ -164,3 +165,25 @@ class PlainProgress:
         self.last = clock
         status = _status(now_ps, rows_done, rows_total, clock - self.started, self.real)
         say(f"{self.label}: {status}")
+
+
+def tell_result(
+    document: Mapping[str, Any],
+    show: Callable[[], object],
+    missed: Sequence[str],
+    *,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Ends a bench: JSON to `out`, JSON or tables on stdout, a line for each missed bar on stderr.
+    Returns the exit code."""
+    text = json.dumps(document, indent=1, allow_nan=False)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        print(text)
+    else:
+        show()
+    for line in missed:
+        say(line)
+    return 1 if missed else 0

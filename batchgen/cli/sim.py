@@ -169,29 +169,43 @@ def sim(
         limit=limit,
         body=body,
     )
+    summaries = _run_all(job, policies, searched=layout is None, out=out, force=force, how=progress)
+    if as_json:
+        print_runs_json(summaries)
+    else:
+        print_table(summaries)
+    return 1 if any(s["failed_rows"] for s in summaries) else 0
+
+
+def _run_all(
+    job: SimJob,
+    policies: tuple[str, ...],
+    *,
+    searched: bool,
+    out: Path | None,
+    force: bool,
+    how: str,
+) -> list[dict[str, Any]]:
+    """Checks the policies, then runs the job under each; the summaries. how: to show progress."""
     _check_policies(policies)
     labels = [label_of(name) for name in policies]
     if len(set(labels)) < len(labels):
         raise UserError("--compare names one policy twice", remedy="give files names of their own")
     _check_out(out, labels, force)
     records, summaries = [], []
-    run = _runner(job, searched=layout is None)
-    for name, policy_name in zip(labels, policies, strict=True):
-        with users_code(), progress_bar(name, progress) as callback:
-            record = run(replace(job, policy=policy_name), callback)
-        if layout is None:
-            say(f"{name}: {record.config['layout_reason']}")
-        summaries.append(_keep(record, name, out, force))
+    run = _runner(job, searched=searched)
+    for label, policy in zip(labels, policies, strict=True):
+        with users_code(), progress_bar(label, how) as callback:
+            record = run(replace(job, policy=policy), callback)
+        if searched:
+            say(f"{label}: {record.config['layout_reason']}")
+        summaries.append(_keep(record, label, out, force))
         for row, why in list(record.config.get("why_failed", {}).items())[:MOST_REASONS]:
-            say(f"{name}: row {row} failed, {why}")
+            say(f"{label}: row {row} failed, {why}")
         records.append(record)
     if out is not None and len(records) > 1:
         _write_comparison(records, summaries, out)
-    if as_json:
-        print_runs_json(summaries)
-    else:
-        print_table(summaries)
-    return 1 if any(s["failed_rows"] for s in summaries) else 0
+    return summaries
 
 
 def _runner(job: SimJob, *, searched: bool) -> Callable[[SimJob, Progress | None], RunRecord]:

@@ -54,6 +54,14 @@ class Residual:
     result: str = ""
 
 
+def spread_of(errors: Sequence[float]) -> dict[str, Any]:
+    """Absolute errors as a row of results tells them: count, median, 90th percentile."""
+    import numpy as np
+
+    middle, high = np.quantile(np.abs(errors), (0.5, 0.9)).tolist()
+    return {"count": len(errors), "median": middle, "p90": high}
+
+
 @cache
 def load() -> list[dict[str, Any]]:
     """All rows of the catalog; none when the file is missing."""
