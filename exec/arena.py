@@ -124,7 +124,10 @@ class BlockTables:
 class KvArena:
     """One tier: `num_pages` KV pages of a model, their pool and their block tables.
 
-    `storage` has shape [pages, layers, parts, heads, page_tokens, head_dim].
+    `storage` has shape [pages, layers, parts, heads, page_tokens, head_dim]. With `spare` it has
+    one page more, number `num_pages`, which no row ever gets: what a pass of fixed size writes for
+    rows that are not there. `put` runs what the arena does to its storage by itself. `zeros` makes
+    the storage, if the device's memory will not do.
     """
 
     def __init__(
@@ -136,15 +139,21 @@ class KvArena:
         page_tokens: int,
         dtype: torch.dtype,
         device: str = "cpu",
-        pinned: bool = False,
+        spare: bool = False,
+        put: Callable[[Callable[[], object]], object] = lambda work: work(),
+        zeros: Callable[[tuple[int, ...], torch.dtype], torch.Tensor] | None = None,
     ) -> None:
         self.name = name
+        self._put = put
         self.layout = layout
         self.page_tokens = page_tokens
         self.device = torch.device(device)
-        shape = (num_pages, layout.layers, layout.parts, layout.heads, page_tokens, layout.head_dim)
+        self.spare = num_pages if spare else -1
+        pages = num_pages + spare
+        shape = (pages, layout.layers, layout.parts, layout.heads, page_tokens, layout.head_dim)
         # Zeros, not empty: masked positions are multiplied by 0, which does not hide a stray NaN.
-        self.storage = _zeros(shape, dtype, self.device, pinned)
+        make = zeros or (lambda shape, dtype: _zeros(shape, dtype, self.device))
+        self.storage = make(shape, dtype)
         self.flat = self.storage.view(-1, layout.heads, page_tokens, layout.head_dim)
         self._vectors = self.storage.view(-1, layout.head_dim)
         # Per part one buffer for it as stored and one for it in float32: see `load`.
@@ -170,7 +179,12 @@ class KvArena:
         self.pool.soiled.update(self.tables.of(slot))
 
     def _clean(self, pages: Sequence[int]) -> None:
-        self.storage[self.tensor(np.array(pages, dtype=np.int64))] = 0
+        index = np.array(pages, dtype=np.int64)
+
+        def clean() -> None:
+            self.storage[self.tensor(index)] = 0
+
+        self._put(clean)
 
     def tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         """An array as a tensor where this arena is."""
@@ -255,14 +269,12 @@ class KvArena:
         return have[:need].view(shape)
 
 
-def _zeros(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, pinned: bool
-) -> torch.Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros; in plain memory of the CPU only the first are taken from the system now, others when
     they are used."""
     size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or pinned or not size:
-        return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
+    if device.type != "cpu" or not size:
+        return torch.zeros(shape, dtype=dtype, device=device)
     try:
         untouched = np.zeros(size, dtype=np.uint8)
     except MemoryError as error:

@@ -15,6 +15,7 @@ import torch
 if TYPE_CHECKING:
     from batchgen.exec.attention import Backend
     from batchgen.exec.attention.chunks import ChunkGroup
+    from batchgen.schedule import Period
 
 IntArray = npt.NDArray[np.int64]
 
@@ -89,6 +90,19 @@ class Wanted:
 
     tokens: torch.Tensor
     attention: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a pass needs to be computed, on the device: nothing of it is looked up on the host.
+
+    `batches`: one for all layers, or one per module of `period` that attends (None for others).
+    `wanted` None: the logits of all tokens are wanted.
+    """
+
+    batches: tuple[Batch | None, ...]
+    wanted: Wanted | None
+    period: Period | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,16 @@
 One device, one engine. Passes come from `batchgen.step.Composition`; between them the loop delivers
 what happened meanwhile (arrivals, finished copies, timers), before the step's own report. With
 depth 2 the next pass begins before the outcome of the one before is known, and a step is reported
-one pass early (DESIGN section 5).
+one pass early (DESIGN section 5); on a device with queues that pass is even launched before the one
+before it has ended, so that the device never waits for the host.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +21,6 @@ from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.errors import IllegalTransition
 from batchgen.exec.record import DriverRecord
-from batchgen.exec.runner import Runner, Ticket
 from batchgen.sequence import Status
 from batchgen.step import Composition, Pass, Step
 from batchgen.units import PS_PER_S
@@ -30,6 +32,17 @@ if TYPE_CHECKING:
     from batchgen.runtime.core import Runtime
 
 Observer = Callable[[ev.Event, int, list[Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flying:
+    """A pass that has begun: its step, when, and the KV tokens that its rows read."""
+
+    one: Pass
+    step: Step
+    ticket: Any
+    began_ps: int
+    contexts: list[int]
 
 
 class Driver:
@@ -48,6 +61,7 @@ class Driver:
         observer: Observer | None = None,
         progress: Callable[[int, int, int], None] | None = None,
         on_finish: Callable[[int, str], None] | None = None,
+        ahead: bool | None = None,
     ) -> None:
         self.runtime = runtime
         self.table = runtime.table
@@ -61,19 +75,18 @@ class Driver:
         self.why: dict[int, str] = {}
         self.record = DriverRecord(len(self.table))
         self._composition = Composition(self.lag)
-        self._runner = Runner(worker, runtime.plan.depth)
+        self._runner = worker.runner(runtime.plan.depth)
+        # A simulated clock tells of events in the order of the simulator's.
+        self._ahead = self._runner.ahead and (not clock.simulated if ahead is None else ahead)
         self._heap: list[tuple[int, int, int, ev.Event]] = []
         self._sequence = 0
         self._step: Step | None = None  # launched and not reported
-        self._pass: Pass | None = None  # in flight
-        self._ticket: Ticket | None = None
+        self._flying: deque[Flying] = deque()  # the oldest first; at most one without `ahead`
         self._copies: dict[int, int] = {}  # ticket of the copier -> copy of the runtime
         self._tickets: dict[int, int] = {}  # and the other way round, until it is told
         self._streams: dict[int, list[int]] = {}  # ticket -> rows whose closed pages it takes down
         self._told_ps = 0
-        self._pass_step: Step | None = None
-        self._began_ps = self._covered_ps = self._step_began_ps = 0
-        self._contexts: list[int] = []
+        self._covered_ps = self._step_began_ps = self._ended_ps = 0
         self._decoded = 0
         self._pending: list[ev.Finish] = []
         self._epoch = 0
@@ -89,11 +102,11 @@ class Driver:
         """Until every row that arrived has ended and nothing more is scheduled."""
         with self._runner:
             while True:
-                if self._pass is not None:
+                if self._flying:
                     self._finish_pass()
                 elif self._step is not None:
                     self._deliver(self.clock.now_ps())
-                    if self._pass is None and self._step is not None:
+                    if not self._flying and self._step is not None:
                         self._begin()
                         self._at_once()
                 elif self._heap or (self._copies and not self.clock.simulated):
@@ -161,7 +174,7 @@ class Driver:
         if isinstance(action, Step):
             self._step, self._epoch = action, action.epoch
             self._composition.launch(action)
-            if self._pass is None:
+            if not self._flying:
                 self._covered_ps = now
         elif isinstance(action, act.Cut):
             self._composition.cut()
@@ -246,15 +259,18 @@ class Driver:
 
     def _begin(self) -> None:
         """The next pass of the launched step begins now."""
-        one = self._composition.next_pass()
+        step, one = self._step, self._composition.next_pass()
+        assert step is not None
         assert one is not None
-        self._pass, self._pass_step = one, self._step
-        self._began_ps = self.clock.now_ps()
+        began_ps = self.clock.now_ps()
         if one.number == 0:
-            self._step_began_ps, self._decoded = self._began_ps, 0
+            self._step_began_ps, self._decoded = began_ps, 0
         self._decoded += len(one.decodes)
-        self._contexts = self.worker.contexts(one.decodes)
-        self._ticket = self._runner.launch(one)
+        contexts = self.worker.contexts(one.decodes)
+        ticket = self._runner.launch(one)
+        self._flying.append(
+            Flying(one=one, step=step, ticket=ticket, began_ps=began_ps, contexts=contexts)
+        )
 
     def _at_once(self) -> None:
         """With lag a step of one pass is reported when it begins, after what else happens then."""
@@ -262,22 +278,24 @@ class Driver:
             self._land()
 
     def _finish_pass(self) -> None:
-        """The pass in flight ends: deliver what happened before, then its outcomes."""
-        one, step = self._pass, self._pass_step
-        assert one is not None
-        assert step is not None
-        assert self._ticket is not None
-        result = self._runner.collect(self._ticket)
+        """The oldest pass in flight ends: deliver what happened before, then its outcomes."""
+        if self._ahead and self._may_begin() and len(self._flying) == 1:
+            self._begin()
+        ours = self._flying[0]
+        result = self._runner.collect(ours.ticket)
+        one, step = ours.one, ours.step
         tokens = sum(size for _, _, size, _ in one.chunks)
         streamed = len(one.decodes) + tokens if step.checkpoint == "host" else 0
-        self.clock.at(self._began_ps)
-        end_ps = self.clock.pass_done(self._contexts, one.chunks, streamed)
+        began_ps = max(ours.began_ps, self._ended_ps)  # launched before, perhaps
+        self.clock.at(began_ps)
+        end_ps = self.clock.pass_done(ours.contexts, one.chunks, streamed)
         self._deliver(end_ps)
         self.clock.at(end_ps)
-        self.record.one_pass(self._contexts, one.chunks, self._began_ps, end_ps)
-        self._pass = None
+        self._ended_ps = end_ps
+        self.record.one_pass(ours.contexts, one.chunks, began_ps, end_ps)
+        self._flying.popleft()
         finished = self._outcomes(step, one, result, end_ps)
-        if self.lag and self._step is not None and not self._composition.over():
+        if self.lag and not self._flying and self._may_begin():
             self._begin()  # what has just ended is not known yet: rows may run as ghosts
         self._composition.report(finished)
         for row, code, why in result.failed:
@@ -288,9 +306,13 @@ class Driver:
                 self._land()
             elif not self.lag:
                 self._begin()
-        elif self.lag and self._pass is None:
+        elif self.lag and not self._flying:
             now = self.clock.now_ps()
             self._tell(ev.Drained(0, self._epoch, self._take(), self._busy(now)), now)
+
+    def _may_begin(self) -> bool:
+        """Whether a step is launched that has a next pass, as far as is known."""
+        return self._step is not None and not self._composition.over()
 
     def _outcomes(self, step: Step, one: Pass, result: PassResult, end_ps: int) -> list[int]:
         """Note who ended or has a first token."""

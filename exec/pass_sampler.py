@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from batchgen.exec.adjust import adjust
@@ -15,6 +16,8 @@ from batchgen.exec.blocks import Blocks
 from batchgen.exec.logprobs import Logprobs, TokenLogprobs, measure
 from batchgen.exec.rows import FAILED, REASONS, RUNNING, STOP, Ints, Rows
 from batchgen.exec.sampler import choose
+
+Flags = npt.NDArray[np.bool_]
 
 
 @torch.inference_mode()
@@ -44,20 +47,29 @@ def next_tokens(
     noted = _logprobs(columns, slots[some], blocks, some, tokens[some])
     if own is not None:
         noted += _logprobs(columns, slots[both[fine]], own, fine, tokens[both[fine]])
-    columns.make_room(slots)
-    columns.ended[slots[bad]] = FAILED
-    failed = [(rows[number], "non_finite_logits", "") for number in np.flatnonzero(bad).tolist()]
-    good = np.flatnonzero(running & ~bad)
-    why = columns.append(slots[good], tokens[good])
+    outcome = accept(columns, rows, slots, tokens, running & ~bad, bad)
     for kept, one in noted:
         kept.tokens.append(one)
-    for number in np.flatnonzero(options.watched[slots[good]] & (why != STOP)).tolist():
-        if columns.text_stops(int(slots[good[number]])):
+    return outcome
+
+
+def accept(
+    columns: Rows, rows: Sequence[int], slots: Ints, tokens: Ints, good: Flags, bad: Flags
+) -> tuple[list[tuple[int, str]], list[tuple[int, str, str]]]:
+    """Rows [R] get their `tokens` where these are `good`, and fail where they are `bad`; returns
+    who ended, (row, reason), and who failed, (row, code, why)."""
+    columns.make_room(slots[good])
+    columns.ended[slots[bad]] = FAILED
+    failed = [(rows[number], "non_finite_logits", "") for number in np.flatnonzero(bad).tolist()]
+    chosen = np.flatnonzero(good)
+    why = columns.append(slots[chosen], tokens[chosen])
+    for number in np.flatnonzero(columns.options.watched[slots[chosen]] & (why != STOP)).tolist():
+        if columns.text_stops(int(slots[chosen[number]])):
             why[number] = STOP
     over = np.flatnonzero(why != RUNNING)
     finished = [
         (rows[number], REASONS[reason])
-        for number, reason in zip(good[over].tolist(), why[over].tolist(), strict=True)
+        for number, reason in zip(chosen[over].tolist(), why[over].tolist(), strict=True)
     ]
     return finished, failed
 

@@ -24,7 +24,7 @@ from batchgen.exec.sizing import check_weights_fit, make_plan
 from batchgen.exec.stops import ending_ids
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
-from batchgen.exec.worker import Worker
+from batchgen.exec.worker import Worker, check_device
 from batchgen.job.jsonl import InputDigest
 from batchgen.job.rows import BadRow, JobRow, RowLimits, read_rows
 from batchgen.job.samples import samples
@@ -111,8 +111,19 @@ class Prepared:
         )
 
 
-def prepare(job: ExecJob) -> Prepared:
-    """Load the model, read the rows, size the arenas. Raises UserError for anything wrong."""
+def worker_of(device: str) -> type[Worker]:
+    """The class of workers for a device."""
+    check_device(device)
+    if device == "cpu":
+        return Worker
+    from batchgen.exec.gpu.worker import QueuedWorker
+
+    return QueuedWorker
+
+
+def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared:
+    """Load the model, read the rows, size the arenas. `make` makes the worker, if not the one of
+    the device. Raises UserError for anything wrong."""
     folder = find_model(job.model)
     preset, overrides, options = _checked(job)
     policy = build_policy(preset, overrides, CAPABILITIES)
@@ -123,7 +134,7 @@ def prepare(job: ExecJob) -> Prepared:
     process_bytes = resident_bytes()
     began = time.perf_counter()
     tokenizer = Tokenizer(folder)
-    worker = Worker(
+    worker = (make or worker_of(job.device))(
         folder,
         page_tokens=page_tokens,
         hbm_pages=1,

@@ -64,14 +64,23 @@ class RotaryTable:
 
     def at(self, positions: torch.Tensor, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of `positions` [T], none of them behind `last`: two of [T, 1, dim / 2]."""
-        have = len(self._cos)
-        if last >= have:
-            # At least doubled, so that growing costs little however long a row becomes.
-            want = -(-max(last + 1, 2 * have) // BLOCK)
-            blocks = [self._block(number) for number in range(have // BLOCK, want)]
-            self._cos = torch.cat([self._cos, *(cos for cos, _ in blocks)])
-            self._sin = torch.cat([self._sin, *(sin for _, sin in blocks)])
+        self.reserve(last)
+        return self.rows(positions)
+
+    def rows(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of positions that the table holds, for `reserve` has seen to it."""
         return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+
+    def reserve(self, last: int) -> None:
+        """Let the table hold positions up to `last`. Growing makes new tables."""
+        have = len(self._cos)
+        if last < have:
+            return
+        # At least doubled, so that growing costs little however long a row becomes.
+        want = -(-max(last + 1, 2 * have) // BLOCK)
+        blocks = [self._block(number) for number in range(have // BLOCK, want)]
+        self._cos = torch.cat([self._cos, *(cos for cos, _ in blocks)])
+        self._sin = torch.cat([self._sin, *(sin for _, sin in blocks)])
 
     def _block(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         positions = torch.arange(number * BLOCK, (number + 1) * BLOCK).float()

@@ -58,6 +58,8 @@ class Rows:
     that are follow-ups; `computed` and `on_host` the leading tokens whose KV is valid in each tier;
     `budget` is the most tokens that the row may produce; those of its last stage start in the tail
     at `began`. `ended` is one of REASONS by number.
+    `flying` tokens are computed by passes whose outcome is not known here yet; they are not in the
+    tail. `generation` changes whenever what such a pass brings would not count any more.
     `reads` and `writes` are the last copies that read, or write, its pages.
     """
 
@@ -72,6 +74,8 @@ class Rows:
         "last",
         "ended",
         "stops",
+        "flying",
+        "generation",
     )
     TICKETS = ("reads", "writes")
 
@@ -108,6 +112,8 @@ class Rows:
     last: Ints
     ended: Ints
     stops: Ints
+    flying: Ints
+    generation: Ints
     reads: Ints
     writes: Ints
 
@@ -177,8 +183,9 @@ class Rows:
         self.tail[slot] = len(produced_ids)
         self.tails[slot, : len(produced_ids)] = produced_ids
         self.last[slot] = known[-1]
-        for name in ("given", "began", "computed", "on_host", "ended", *self.TICKETS):
+        for name in ("given", "began", "computed", "on_host", "ended", "flying", *self.TICKETS):
             getattr(self, name)[slot] = 0
+        self.generation[slot] += 1
         return slot
 
     def _stop_set(self, ids: frozenset[int]) -> int:
@@ -192,6 +199,7 @@ class Rows:
     def drop(self, row: int) -> None:
         """The row is no longer resident."""
         slot = self.slot(row)
+        self.generation[slot] += 1
         self._slot_of[row] = -1
         self.inputs[slot] = None
         self._follow_ups.pop(slot, None)

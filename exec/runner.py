@@ -28,7 +28,12 @@ class Ticket:
 
 
 class Runner:
-    """One worker. `depth` 1 or 2. Use as a context manager, so that its threads end."""
+    """One worker. `depth` 1 or 2. Use as a context manager, so that its threads end.
+
+    `ahead`: a pass may be launched while another is in flight; not here.
+    """
+
+    ahead = False
 
     def __init__(self, worker: Worker, depth: int) -> None:
         self._worker = worker

@@ -21,13 +21,14 @@ def segments(
 ) -> tuple[Ints, Ints, Ints]:
     """Slots, first positions and lengths [S] of what a pass computes, checked."""
     slots = columns.slots([*decodes, *(row for row, _, _, _ in chunks)])
-    known, computed, ended = columns.known(slots), columns.computed[slots], columns.ended[slots]
+    flying, computed, ended = columns.flying[slots], columns.computed[slots], columns.ended[slots]
+    known = columns.known(slots) + flying
     n = len(decodes)
     starts, lengths = computed.copy(), np.ones(len(slots), dtype=np.int64)
     # A ghost that failed has no token of its own: the one before again.
     again = ended == FAILED
     starts -= again & (computed > 0)
-    ready = (computed[:n] == known[:n] - 1) & (columns.produced(slots[:n]) > 0)
+    ready = (computed[:n] == known[:n] - 1) & (columns.produced(slots[:n]) + flying[:n] > 0)
     if not bool((ready | again[:n]).all()):
         bad = int(np.flatnonzero(~(ready | again[:n]))[0])
         raise IllegalTransition(

@@ -16,7 +16,8 @@ from batchgen.exec.arena import KvArena
 from batchgen.exec.arithmetic import Arithmetic, ExactArithmetic
 from batchgen.exec.attention import choose_backend
 from batchgen.exec.attention.chunks import ChunkGroup, chunk_groups
-from batchgen.exec.batch import Batch, IntArray, PassRows, Wanted
+from batchgen.exec.attention.paged import PagedPass
+from batchgen.exec.batch import Batch, IntArray, PassRows, Prepared, Wanted
 from batchgen.exec.config import LatentConfig, ModelConfig, load_config
 from batchgen.exec.exact import check_products
 from batchgen.exec.layer_stack import stack_layers
@@ -82,7 +83,6 @@ class Transformer:
         for layer in self.layers:
             yield from layer.matrices()
 
-    @torch.inference_mode()
     def forward(self, arena: KvArena, rows: PassRows, period: Period | None = None) -> torch.Tensor:
         """Run T tokens, write their KV into `arena`, return float32 logits [R, vocab].
 
@@ -90,47 +90,90 @@ class Transformer:
         `period`: the modules of every layer run in its order, in its parts (None: each once, on
         everything).
         """
+        prepared = self.prepare(arena, rows, period)
+        return self.logits(self.compute(arena, arena.tensor(rows.token_ids), prepared)).float()
+
+    @torch.inference_mode()
+    def prepare(self, arena: KvArena, rows: PassRows, period: Period | None = None) -> Prepared:
+        """What `compute` needs of a pass; arrays of the host become tensors of the device here."""
+        if period is not None and not period.whole:
+            return Prepared(
+                batches=tuple(
+                    self._batch(arena, rows.part(*node.rows)) if node.module == ATTENTION else None
+                    for node in period.nodes
+                ),
+                wanted=Wanted(tokens=arena.tensor(rows.wanted), attention=None),
+                period=period,
+            )
+        wanted = None
+        if len(rows.wanted) < len(rows.token_ids):
+            some = self.backend.prepare(arena, rows.of_wanted()) if len(rows.wanted) else None
+            wanted = Wanted(tokens=arena.tensor(rows.wanted), attention=some)
+        return Prepared(batches=(self._batch(arena, rows),), wanted=wanted)
+
+    def reserve_positions(self, positions: int) -> None:
+        """No pass will make the table of angles grow before it reaches so many positions."""
+        self._rotary.reserve(positions - 1)
+
+    def prepare_paged(self, arena: KvArena, paged: PagedPass) -> Prepared:
+        """The same of a pass that is on the device already, by launches alone."""
+        shape, places = paged.shape, paged.positions
+        columns = paged.token_rows * shape.table_width + places // arena.page_tokens
+        cos, sin = self._rotary.rows(places)
+        batch = Batch(
+            pages=paged.tables.flatten().index_select(0, columns).long(),
+            offsets=(places % arena.page_tokens).long(),
+            cos=cos,
+            sin=sin,
+            backend=self.backend,
+            attention=paged,
+        )
+        wanted = None
+        if shape.num_wanted < shape.num_tokens:
+            some = paged.of_wanted() if shape.num_wanted else None
+            wanted = Wanted(tokens=paged.wanted, attention=some)
+        return Prepared(batches=(batch,), wanted=wanted)
+
+    @torch.inference_mode()
+    def compute(self, arena: KvArena, ids_T: torch.Tensor, prepared: Prepared) -> torch.Tensor:
+        """All layers over the tokens `ids_T`; hidden states [R, H] of the wanted ones."""
+        x_TH = self.embedding.index_select(0, ids_T)
+        if prepared.period is None:
+            return self._by_layers(x_TH, arena, prepared)
+        x_TH = self._by_modules(x_TH, arena, prepared)
+        assert prepared.wanted is not None
+        return x_TH.index_select(0, prepared.wanted.tokens)
+
+    @torch.inference_mode()
+    def logits(self, x_RH: torch.Tensor) -> torch.Tensor:
+        """Logits [R, vocab] of hidden states behind the last layer, in the dtype of the head's
+        product."""
         eps = self.config.rms_eps
-        x_TH = self.embedding.index_select(0, arena.tensor(rows.token_ids))
-        if period is None or period.whole:
-            x_RH = self._by_layers(x_TH, arena, rows)
-        else:
-            x_TH = self._by_modules(x_TH, arena, rows, period)
-            x_RH = x_TH.index_select(0, arena.tensor(rows.wanted))
         if self.stack is not None and isinstance(self.head, PackedMatrix):
             return self.stack.logits(x_RH, self.final_norm, self.head, eps)
-        return self._arithmetic.linear(rms_norm(x_RH, self.final_norm, eps), self.head).float()
+        return self._arithmetic.linear(rms_norm(x_RH, self.final_norm, eps), self.head)
 
-    def _by_layers(self, x_TH: torch.Tensor, arena: KvArena, rows: PassRows) -> torch.Tensor:
+    def _by_layers(self, x_TH: torch.Tensor, arena: KvArena, prepared: Prepared) -> torch.Tensor:
         """All layers one after another; what the wanted tokens [R, H] leave behind."""
         eps = self.config.rms_eps
-        batch, last = self._prepare(arena, rows), len(self.layers) - 1
-        all_wanted = len(rows.wanted) == len(x_TH)
-        count = len(self.layers) if all_wanted else last
+        batch, last = prepared.batches[0], len(self.layers) - 1
+        assert batch is not None
+        count = len(self.layers) if prepared.wanted is None else last
         if self.stack is not None and count:
             x_TH = self.stack.run(x_TH, arena, batch, count)
         else:
             for number, layer in enumerate(self.layers[:count]):
                 x_TH = layer(x_TH, eps, arena, number, batch)
-        if all_wanted:
+        if prepared.wanted is None:
             return x_TH
-        wanted = Wanted(
-            tokens=arena.tensor(rows.wanted),
-            attention=self.backend.prepare(arena, rows.of_wanted()) if len(rows.wanted) else None,
-        )
-        return self.layers[last].last(x_TH, eps, arena, last, batch, wanted)
+        return self.layers[last].last(x_TH, eps, arena, last, batch, prepared.wanted)
 
-    def _by_modules(
-        self, x_TH: torch.Tensor, arena: KvArena, rows: PassRows, period: Period
-    ) -> torch.Tensor:
+    def _by_modules(self, x_TH: torch.Tensor, arena: KvArena, prepared: Prepared) -> torch.Tensor:
         """All layers, module by module: what attention leaves is parked in `x_TH`, in place."""
         eps = self.config.rms_eps
-        batches = [
-            self._prepare(arena, rows.part(*node.rows)) if node.module == ATTENTION else None
-            for node in period.nodes
-        ]
+        assert prepared.period is not None
         for number, layer in enumerate(self.layers):
-            for node, batch in zip(period.nodes, batches, strict=True):
+            for node, batch in zip(prepared.period.nodes, prepared.batches, strict=True):
                 part = x_TH[slice(*node.tokens)]
                 if batch is not None:
                     part.copy_(layer.attend(part, eps, arena, number, batch))
@@ -138,7 +181,7 @@ class Transformer:
                     part.copy_(layer.feed(part, eps))
         return x_TH
 
-    def _prepare(self, arena: KvArena, rows: PassRows) -> Batch:
+    def _batch(self, arena: KvArena, rows: PassRows) -> Batch:
         slots, positions = rows.flat()
         columns, offsets = np.divmod(positions, arena.page_tokens)
         cos, sin = self._rotary.at(arena.tensor(positions), int(positions.max()))

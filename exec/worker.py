@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ class Worker:
         self._dtype = DTYPES[dtype]
         self._b_attn = self._b_moe = 0
         self.rows = Rows(self.config.vocab_size)
-        self.copier = Copier()
+        self.copier = self.make_copier()
         # Copies under way: tier that gets them, and what it had of each row before.
         self._before_copy: dict[int, tuple[str, list[tuple[int, int]]]] = {}
         self._make_arenas(hbm_pages, host_pages)
@@ -99,12 +100,26 @@ class Worker:
             raise IllegalTransition("arenas cannot change while rows or prefixes use them")
         self._make_arenas(hbm_pages, host_pages)
 
+    def runner(self, depth: int) -> Any:
+        """What launches and collects its passes."""
+        from batchgen.exec.runner import Runner
+
+        return Runner(self, depth)
+
+    def make_copier(self) -> Any:
+        """What copies pages between the tiers."""
+        return Copier()
+
     def _make_arenas(self, hbm_pages: int, host_pages: int) -> None:
         self._hbm = self._arena("hbm", hbm_pages, self._dtype)
         self._host = self._arena("host", host_pages, self._dtype)
         self.prefix = PrefixPages(self._hbm, self.rows)
 
     def _arena(self, name: str, pages: int, dtype: torch.dtype) -> KvArena:
+        return self.new_arena(name, pages, dtype)
+
+    def new_arena(self, name: str, pages: int, dtype: torch.dtype, **options: Any) -> KvArena:
+        """The arena of a tier. Raises UserError without memory for it."""
         config = self.config
         try:
             return KvArena(
@@ -114,7 +129,7 @@ class Worker:
                 page_tokens=self.page_tokens,
                 dtype=dtype,
                 device=self.device if name == "hbm" else "cpu",
-                pinned=name == "host" and self.device != "cpu" and pages > 0,
+                **options,
             )
         except RuntimeError as error:
             size = config.kv_page_elements(self.page_tokens) * dtype.itemsize * pages
@@ -376,13 +391,17 @@ class Worker:
             token_ids=token_ids(columns, slots, starts, lengths, len(decodes)),
             wanted=(np.cumsum(lengths) - 1)[samples],
         )
-        logits = self.model.forward(self._hbm, rows, self._period(lengths))
+        logits = self.forward_now(rows)
         sampled = [*decodes, *(row for row, _, _, last in chunks if last)]
         alive = columns.ended[slots] == RUNNING  # a ghost's pass counts for nothing
         outcome = self._append(sampled, logits)  # may fail too: rows are as they were until then
         columns.computed[slots[alive]] = (starts + lengths)[alive]
         self.prefix.filled(slots[alive], starts[alive], (starts + lengths)[alive])
         return outcome
+
+    def forward_now(self, rows: PassRows) -> torch.Tensor:
+        """Float32 logits [R, vocab] of the wanted tokens of a pass."""
+        return self.model.forward(self._hbm, rows, self._period(rows.lengths))
 
     def schedule_by(self, plan: Plan) -> None:
         """Modules run in the sub-batches of the plan from now on."""

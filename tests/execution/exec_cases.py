@@ -103,12 +103,25 @@ def cost_of(model: Path) -> Any:
     return build_cost(load_model(model), load_gpu("h100"), Layout())
 
 
-def run(case: Case, model: Path, folder: Path, *, tweak: Callable[[Worker], None] = id) -> Outcome:
-    """Run a case on the stub clock; `tweak` may break its worker first."""
-    prepared = prepare(case.job(model, folder))
+def run(
+    case: Case,
+    model: Path,
+    folder: Path,
+    *,
+    tweak: Callable[[Worker], None] = id,
+    make: Callable[..., Worker] | None = None,
+    ahead: bool | None = None,
+) -> Outcome:
+    """Run a case on the stub clock; `tweak` may break its worker first. `make` and `ahead`: another
+    kind of worker, and whether passes are launched before those before them have ended."""
+    prepared = prepare(case.job(model, folder), make)
     tweak(prepared.worker)
     return drive_watched(
-        prepared, arrivals_ps=case.arrivals_ps, cancels=case.cancels, cost=cost_of(model)
+        prepared,
+        arrivals_ps=case.arrivals_ps,
+        cancels=case.cancels,
+        cost=cost_of(model),
+        ahead=ahead,
     )
 
 
@@ -118,6 +131,7 @@ def drive_watched(
     cost: Any,
     arrivals_ps: Sequence[int] | None = None,
     cancels: Sequence[tuple[int, int]] = (),
+    ahead: bool | None = None,
 ) -> Outcome:
     """`batchgen.exec.drive.drive` with a look at the pages after every step."""
     runtime = prepared.runtime()
@@ -142,6 +156,7 @@ def drive_watched(
         ModelClock(cost),
         progress=look,
         on_finish=keep,
+        ahead=ahead,
         observer=lambda event, now, actions: outcome.entries.append((event, now, actions)),
     )
     outcome = Outcome(prepared=prepared, runtime=runtime, driver=driver)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from exec_cases import PRESETS, Case, check_answer, cost_of, drive_watched, prompt, run
+from exec_cases import PRESETS, Case, Outcome, check_answer, cost_of, drive_watched, prompt, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -82,6 +82,11 @@ def test_rows_end_with_their_own_answers_and_every_page_is_accounted_for(
 ) -> None:
     model = models["qwen3"]
     outcome = run(case, model, tmp_path)
+    check_outcome(case, outcome, model)
+
+
+def check_outcome(case: Case, outcome: Outcome, model: Path) -> None:
+    """Every row ended with its own answer, and pages in use were pages leased."""
     assert set(outcome.reasons) == set(range(len(case.rows)))
     for row, (number, budget) in enumerate(case.rows):
         reason, tokens = outcome.reasons[row], outcome.tokens[row]

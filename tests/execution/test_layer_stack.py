@@ -122,7 +122,7 @@ rows = PassRows(
     slots=np.array([0]), starts=np.array([0]), lengths=np.array([tokens]), num_decodes=0,
     token_ids=np.ones(tokens, dtype=np.int64), wanted=np.arange(tokens),
 )
-batch = model._prepare(kv, rows)
+batch = model._batch(kv, rows)
 x = model.embedding.index_select(0, torch.from_numpy(rows.token_ids))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 3_000_000, resource.RLIM_INFINITY))
