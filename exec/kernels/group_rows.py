@@ -191,6 +191,9 @@ def group_rows(
     num_blocks = most_blocks(num_pairs, num_experts, block_rows)
     if out is None:
         out = new_groups(num_pairs, num_experts, block_rows, chosen.device)
+    assert len(out.pairs) >= num_blocks * block_rows
+    assert len(out.block_experts) >= num_blocks
+    assert len(out.counts) == num_experts
     out = Groups(out.pairs[: num_blocks * block_rows], out.block_experts[:num_blocks], out.counts)
     if num_pairs == 0:
         out.counts.zero_()
