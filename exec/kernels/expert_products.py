@@ -15,6 +15,9 @@ quarter as many pairs as experts, when hardly any two share one.
 Bytes and FLOPs: see `experts`.
 """
 
+# Parameters of kernels have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -11,6 +11,9 @@ Bytes over those of `experts`: per pair 2 * H elements (the gather's store, the 
 TB/s, to be earned by products that take 1.57 ms at best. From which size it does is to be measured.
 """
 
+# Parameters of kernels have no Python types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import torch
