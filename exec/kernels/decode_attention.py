@@ -382,8 +382,8 @@ def _tiles(
     if value_dim > 256:
         # Absorbed latents: the accumulator of 64 heads takes 8 warps, whose products are wgmma.
         heads = min(64 if itemsize == 2 else 16, max(16, triton.next_power_of_2(group)))
-        default = {"BLOCK_H": heads, "TILE": 32, "num_warps": 8 if heads > 32 else 4}
-        default |= {"num_stages": 2, "programs": 4}
+        default = {"BLOCK_H": heads, "TILE": 32, "num_warps": 8, "programs": 4}
+        default |= {"num_stages": 2 if heads > 32 else 3}
         if itemsize > 2:
             default |= {"TILE": 16, "num_stages": 1}
     else:
