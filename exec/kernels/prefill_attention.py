@@ -18,6 +18,8 @@ Shapes: T tokens, C chunks, N query heads, V kv heads, G = N / V, P page_tokens,
 E value_dim.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -26,8 +28,15 @@ import torch
 import triton
 import triton.language as tl
 
-from batchgen.exec.kernels.decode_attention import attend_reference, keys_and_values
-from batchgen.exec.kernels.launching import INTERPRETED, AheadCase, Work, config
+from batchgen.exec.kernels.launching import AheadCase, Work, config
+from batchgen.exec.kernels.paged_keys import (
+    attend_reference,
+    check_layout,
+    keys_and_values,
+    load_pages,
+    paged_case,
+    paged_constants,
+)
 
 # Most chunks that the search for a block looks at together.
 SEARCH_CHUNKS = 1024
@@ -82,17 +91,6 @@ def _find_block(
 
 
 @triton.jit
-def _pages(table, start, first, end, PAGE: tl.constexpr, TILE: tl.constexpr):
-    """Pages of the keys of a tile from `first` to `end`: one, or one for each key."""
-    if PAGE >= TILE:
-        pages = tl.load(table + start // PAGE, mask=start < end, other=0)
-    else:
-        numbers = start + tl.arange(0, TILE)
-        pages = tl.load(table + numbers // PAGE, mask=(numbers >= first) & (numbers < end), other=0)
-    return pages
-
-
-@triton.jit
 def _attend(
     acc,
     total,
@@ -121,10 +119,11 @@ def _attend(
 ):
     """The online softmax over keys from `begin` to `end`. Not masked: whole tiles that every query
     sees."""
+    WHOLE: tl.constexpr = not MASKED and VALUE_DIM == BLOCK_E
     dims = tl.arange(0, BLOCK_E)
     rest = tl.arange(0, BLOCK_R if BLOCK_R else 16)
     # Pages are loaded one tile ahead by hand: the compiler, left to it, spends its stages on them.
-    pages = _pages(table, begin, first_seen, end, PAGE, TILE)
+    pages = load_pages(table, begin, first_seen, end, PAGE, TILE)
     for start in tl.range(begin, end, TILE):
         numbers = start + tl.arange(0, TILE)
         if PAGE >= TILE:
@@ -133,16 +132,13 @@ def _attend(
         else:
             offsets = pages.to(tl.int64) * page_stride + numbers % PAGE * HEAD_DIM
             at = origin + offsets[:, None]
-        pages = _pages(table, start + TILE, first_seen, end, PAGE, TILE)
+        pages = load_pages(table, start + TILE, first_seen, end, PAGE, TILE)
+        mask = dims[None, :] < VALUE_DIM
         if MASKED:
             held = (numbers < end) & (numbers >= first_seen)
-            k = tl.load(
-                at + dims[None, :], mask=held[:, None] & (dims[None, :] < VALUE_DIM), other=0.0
-            )
-        elif VALUE_DIM == BLOCK_E:
-            k = tl.load(at + dims[None, :])
-        else:
-            k = tl.load(at + dims[None, :], mask=dims[None, :] < VALUE_DIM, other=0.0)
+            mask = mask & held[:, None]
+        k_at = at + dims[None, :]
+        k = tl.load(k_at) if WHOLE else tl.load(k_at, mask=mask, other=0.0)
         k = k.to(tl.float32) if WIDEN else k
         scores = tl.dot(queries, tl.trans(k), input_precision="ieee")
         if BLOCK_R:
@@ -167,15 +163,8 @@ def _attend(
         if PARTS == 1:
             v = k
         else:
-            at_v = at + KV_HEADS * PAGE * HEAD_DIM + dims[None, :]
-            if MASKED:
-                v = tl.load(
-                    at_v, mask=held[:, None] & (dims[None, :] < VALUE_DIM), other=0.0
-                )
-            elif VALUE_DIM == BLOCK_E:
-                v = tl.load(at_v)
-            else:
-                v = tl.load(at_v, mask=dims[None, :] < VALUE_DIM, other=0.0)
+            v_at = k_at + KV_HEADS * PAGE * HEAD_DIM
+            v = tl.load(v_at) if WHOLE else tl.load(v_at, mask=mask, other=0.0)
             v = v.to(tl.float32) if WIDEN else v
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
     return acc, total, top
@@ -264,7 +253,8 @@ def prefill_attention_kernel(
         acc, total, top = _attend(
             acc, total, top, queries, q_rest, positions, table, origin, page_stride, exponent,
             diagonal if MASKED else begin, end if MASKED else diagonal, first_seen,
-            MASKED, PARTS, PAGE, KV_HEADS, HEAD_DIM, VALUE_DIM, BLOCK_E, BLOCK_R, WINDOW, TILE, WIDEN,
+            MASKED, PARTS, PAGE, KV_HEADS, HEAD_DIM, VALUE_DIM, BLOCK_E, BLOCK_R, WINDOW, TILE,
+            WIDEN,
         )  # fmt: skip
     if HAS_SINKS:
         sink = tl.load(sinks + heads) * 1.4426950408889634
@@ -286,13 +276,14 @@ def _tiles(
         rows = 16 if value_dim > 256 else 32
         default = {"BLOCK_M": rows, "TILE": rows, "num_warps": 4, "num_stages": 1}
     elif value_dim > 256:
-        default = {"BLOCK_M": 64, "TILE": 32, "num_warps": 8, "num_stages": 2}
+        # 64 rows would be wgmma and spill.
+        default = {"BLOCK_M": 32, "TILE": 64, "num_warps": 8, "num_stages": 2}
     elif small:
         default = {"BLOCK_M": 64, "TILE": 64, "num_warps": 4, "num_stages": 3}
-        default |= {"num_warps": 8, "TILE": 32} if value_dim > 128 else {}
     else:
         default = {"BLOCK_M": 128, "TILE": 64, "num_warps": 8, "num_stages": 3}
-        default |= {"TILE": 32} if value_dim > 128 else {}
+    if itemsize == 2 and 128 < value_dim <= 256:
+        default |= {"num_warps": 8, "TILE": 32}
     bucket = f"d{head_dim}_e{value_dim}_p{page}_b{itemsize}{'_small' if small else ''}"
     return config("prefill_attention", bucket, default)
 
@@ -317,24 +308,25 @@ def prefill_attention(
 ) -> torch.Tensor:
     """Attention [T, N, E] of the tokens of chunks; other tokens of `out` are not written.
 
-    q [T, N, D]; storage [pages, layers, parts, V, P, D]; tables [slots, columns]; of each chunk, [C]
-    int32: its slot, the tokens before it, the number of its first token in q, its length, which
+    q [T, N, D]; storage [pages, layers, parts, V, P, D]; tables [slots, columns]; of each chunk,
+    [C] int32: its slot, the tokens before it, the number of its first token in q, its length, which
     may be 0. Token i of a chunk sees keys 0 to starts + i. `num_tokens` and `max_length` bound the
     sum and the greatest of `lengths`. `window`, `sinks`: as for `decode_attention`.
     """
-    _, num_layers, parts, kv_heads, page, head_dim = storage.shape
+    _, num_layers, _, kv_heads, page, head_dim = storage.shape
     num_heads = q.shape[1]
     dim = value_dim or head_dim
-    assert storage.is_contiguous() and tables.is_contiguous() and page & (page - 1) == 0
-    assert scale > 0 and (parts == 1) == (value_dim is not None)
+    assert scale > 0
     out = q.new_empty(q.shape[0], num_heads, dim) if out is None else out
-    assert q.stride(2) == 1 and out.stride(2) == 1 and q.shape[2] == head_dim
+    check_layout(q, storage, tables, out, value_dim)
+    constants = paged_constants(
+        num_heads, tuple(storage.shape[2:]), value_dim, window, sinks is not None
+    )
     group, num_chunks = num_heads // kv_heads, len(slots)
     tiles = _tiles(group, head_dim, dim, page, storage.element_size(), max_length)
     rows = tiles["BLOCK_M"]
-    num_blocks = min(
-        num_tokens * group // rows + num_chunks, num_chunks * -(-max_length * group // rows)
-    )
+    at_most = num_chunks * -(-max_length * group // rows)
+    num_blocks = min(num_tokens * group // rows + num_chunks, at_most)
     if not num_blocks:
         return out
     prefill_attention_kernel[(num_blocks * kv_heads,)](
@@ -347,31 +339,16 @@ def prefill_attention(
         lengths,
         q if sinks is None else sinks,
         out,
-        q.stride(0),
-        q.stride(1),
-        out.stride(0),
-        out.stride(1),
+        *q.stride()[:2],
+        *out.stride()[:2],
         tables.shape[1],
         num_layers,
         layer,
         num_chunks,
         scale,
-        HEADS=num_heads,
-        KV_HEADS=kv_heads,
-        PARTS=parts,
-        PAGE=page,
-        HEAD_DIM=head_dim,
-        VALUE_DIM=dim,
-        BLOCK_E=max(16, triton.next_power_of_2(dim)),
-        BLOCK_R=max(16, triton.next_power_of_2(head_dim - dim)) if head_dim > dim else 0,
-        WINDOW=window,
-        HAS_SINKS=sinks is not None,
+        **constants,
         BLOCK_C=min(SEARCH_CHUNKS, max(16, triton.next_power_of_2(num_chunks))),
-        BLOCK_M=rows,
-        TILE=tiles["TILE"],
-        WIDEN=INTERPRETED,
-        num_warps=tiles["num_warps"],
-        num_stages=tiles["num_stages"],
+        **tiles,
     )
     return out
 
@@ -402,35 +379,11 @@ def _case(
     dim = 512 if latent else head_dim
     tiles = _tiles(heads // kv_heads, head_dim, dim, page, 2, 4096)
     constants = {
-        "HEADS": heads,
-        "KV_HEADS": kv_heads,
-        "PARTS": 1 if latent else 2,
-        "PAGE": page,
-        "HEAD_DIM": head_dim,
-        "VALUE_DIM": dim,
-        "BLOCK_E": triton.next_power_of_2(dim),
-        "BLOCK_R": head_dim - dim,
-        "WINDOW": 0,
-        "HAS_SINKS": False,
+        **paged_constants(heads, (1 if latent else 2, kv_heads, page, head_dim), dim),
         "BLOCK_C": 16,
-        "BLOCK_M": tiles["BLOCK_M"],
-        "TILE": tiles["TILE"],
         "WIDEN": False,
     } | changes
-    types = dict.fromkeys(("q", "storage", "out"), "*bf16") | {"sinks": "*fp32", "scale": "fp32"}
-    types |= dict.fromkeys(("tables", "slots", "starts", "firsts", "lengths"), "*i32")
-    strides = ("q_token_stride", "q_head_stride", "out_token_stride", "out_head_stride")
-    types |= dict.fromkeys(strides, "i32:16")
-    types |= dict.fromkeys(("num_columns", "num_layers", "layer", "num_chunks"), "i32")
-    return AheadCase(
-        name=name,
-        kernel=prefill_attention_kernel,
-        signature=types | dict.fromkeys(constants, "constexpr"),
-        constants=constants,
-        num_warps=tiles["num_warps"],
-        num_stages=tiles["num_stages"],
-        tensor_cores=True,
-    )
+    return paged_case(name, prefill_attention_kernel, constants, tiles, not latent)
 
 
 AHEAD = (

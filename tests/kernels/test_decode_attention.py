@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from batchgen.exec.kernels import decode_attention as module
+from batchgen.exec.kernels import decode_splits
 from batchgen.exec.kernels.decode_attention import (
     AHEAD,
     decode_attention,
@@ -93,8 +93,8 @@ def check(shape: Shape, contexts: list[int], dtype: torch.dtype, device: torch.d
 def splits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Rows in one split, or in as many as there can be."""
     if request.param == "split":
-        monkeypatch.setattr(module, "LEAST_KEYS", 1)
-        monkeypatch.setattr(module, "PROGRAMS", 16)
+        monkeypatch.setattr(decode_splits, "LEAST_KEYS", 1)
+        monkeypatch.setattr(decode_splits, "PROGRAMS", 16)
     return bool(request.param == "split")
 
 
@@ -141,8 +141,8 @@ def test_many_rows_find_their_items(
     monkeypatch: pytest.MonkeyPatch, wide: torch.dtype, device: torch.device
 ) -> None:
     """More rows than a block of the search, most of them empty, and one long."""
-    monkeypatch.setattr(module, "LEAST_KEYS", 1)
-    monkeypatch.setattr(module, "SEARCH_ROWS", 16)
+    monkeypatch.setattr(decode_splits, "LEAST_KEYS", 1)
+    monkeypatch.setattr(decode_splits, "SEARCH_ROWS", 16)
     contexts = [0] * 17 + [65] + [2] * 16 + [130]
     check(Shape(heads=1, kv_heads=1), contexts, wide, device)
 
@@ -159,7 +159,7 @@ def test_queries_may_be_a_part_of_a_wider_tensor(wide: torch.dtype, device: torc
 
 def test_one_launch_where_rows_are_short_and_many() -> None:
     storage = torch.empty(1, 1, 2, 8, 16, 16)
-    assert decode_scratch_floats(1, 32, storage, max_context=module.LEAST_KEYS) == 0
+    assert decode_scratch_floats(1, 32, storage, max_context=decode_splits.LEAST_KEYS) == 0
     assert decode_scratch_floats(512, 32, storage, max_context=1024) == 0
     assert decode_scratch_floats(1, 32, storage, max_context=4096) > 0
     assert decode_scratch_floats(1, 32, storage, max_context=4096, window=128) == 0
