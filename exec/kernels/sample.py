@@ -1,0 +1,476 @@
+"""From logits to tokens on the device: greedy, or a seeded draw. Nothing is sorted, nobody waits.
+
+*Idea.* One read of the logits leaves two numbers per block of 128 tokens: its maximum, and its
+mass, relative to the maximum. With them a second launch, one program per row, finds the best token,
+or draws:
+
+- From the whole vocabulary by the inverse of the distribution in the order of the tokens: first a
+  block by its mass, then a token of it.
+- With top_k, top_p or min_p from the best tokens, the best first and of equals the lowest first. In
+  this order each of the three keeps a *prefix*, so together they keep the shortest, and a draw is
+  again a place in it. A prefix is a value v and how many tokens equal to v it has beside all above.
+  Each such v is found by its bits (`prefix_search`). The tokens looked at are those no worse than the best of the BEST-th best block; there are at least
+  BEST, they are collected once, and every step of a search reads them from L1.
+- Where these do not reach (top_p of a flat distribution), a third launch searches the whole row the
+  same way. It has more threads, and its programs of other rows end at once.
+
+The number of a row is a hash of its seed and of how many tokens it has drawn, that of
+`exec.sampler.uniform`. Exponentials are float32, sums float64 in one order, which no batch changes:
+a row's token depends on its logits, options, seed and counter alone. `exec.sampler` draws in the
+same two orders and chooses the same tokens, up to the rounding of exponentials; only its rows of
+the third kind are drawn in the order of the tokens (the distribution is the same).
+
+*Bytes.* R V logits once; 8 / 128 of a byte per token beside that, and the blocks looked at. *FLOPs*
+some 4 per logit, one exponential among them. *Floor* on an H200 (4.3 TB/s): 1024 rows of 151,936 in
+bfloat16 are 311 MB, 72 us; the exponentials alone 35 us of all units that make them. A search takes
+as many steps as a logit has bits, two at a time, three searches at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from batchgen.exec.kernels.launching import INTERPRETED, AheadCase, Work, config
+from batchgen.exec.kernels.prefix_search import find, key_of, place_of, reach, uniform
+
+BLOCK_TOKENS = 128
+CANDIDATES = 2048  # that are collected of a row at most
+LEAST_TEMPERATURE: tl.constexpr = tl.constexpr(1e-12)  # of job.sampling: below it a row is greedy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawColumns:
+    """How rows draw, as columns [R] on the device: float64, but int64 `top_k` (0 is all), `seeds`
+    (the bits of an unsigned number) and `counters`. A temperature of 0 is greedy."""
+
+    temperature: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    top_k: torch.Tensor
+    seeds: torch.Tensor
+    counters: torch.Tensor
+
+
+def sample_reference(
+    logits: torch.Tensor, draws: DrawColumns | None, at_random: torch.Tensor
+) -> torch.Tensor:
+    """As `sample`, by sorting, with random numbers [R] given."""
+    vocab_size = logits.shape[1]
+    values, ids = logits.double().sort(dim=1, descending=True, stable=True)
+    values = torch.where(logits.isnan().any(1, keepdim=True), torch.nan, values)
+    best = values[:, :1]
+    tokens = ids[:, 0].clone()
+    for row in range(0 if draws is None else len(tokens)):
+        temperature, top_k = float(draws.temperature[row]), int(draws.top_k[row])
+        top_p, min_p = float(draws.top_p[row]), float(draws.min_p[row])
+        if temperature < 1e-12 or not bool(best[row].isfinite()):
+            continue
+        top_k = vocab_size if top_k == 0 else min(top_k, vocab_size)
+        order = ids[row]
+        if top_k == vocab_size and top_p == 1.0 and min_p == 0.0:
+            order = torch.arange(vocab_size, device=order.device)
+        weights = ((logits[row].double()[order] - best[row]) / temperature).exp()
+        kept = weights[:top_k]
+        before = kept.cumsum(0) - kept
+        fine = (before < top_p * kept.sum()) & (kept >= min_p)
+        fine[0] |= top_p < 1.0
+        kept = torch.where(fine, kept, 0.0) if top_p < 1.0 or min_p > 0.0 else kept
+        below = kept.cumsum(0)
+        place = int((below <= at_random[row] * below[-1]).sum())
+        tokens[row] = order[min(place, int(kept.nonzero().max()))]
+    return torch.where(best[:, 0].isfinite(), tokens, vocab_size).to(torch.int32)
+
+
+@triton.jit
+def _temperature(temperature, row):
+    """Of a row, and what logits are multiplied by; the latter 0 where it is greedy."""
+    heat = tl.load(temperature + row).to(tl.float64)
+    drawn = heat >= LEAST_TEMPERATURE
+    return drawn, tl.where(drawn, 1.0 / tl.where(drawn, heat, 1.0), 0.0).to(tl.float32)
+
+
+@triton.jit
+def tops_kernel(
+    logits,
+    temperature,
+    tops,
+    masses,
+    stride,
+    vocab_size,
+    num_blocks,
+    BLOCKS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    DRAWS: tl.constexpr,
+):
+    """Maximum of each block, inf where a logit is NaN; DRAWS: its mass relative to it."""
+    row = tl.program_id(1).to(tl.int64)
+    block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
+    token = block[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
+    x = tl.load(logits + row * stride + token, mask=token < vocab_size, other=float("-inf"))
+    x = x.to(tl.float32)
+    x = tl.where(x != x, float("inf"), x)
+    top = tl.max(x, axis=1)
+    at = row * num_blocks + block
+    tl.store(tops + at, top, mask=block < num_blocks)
+    if DRAWS:
+        _, scale = _temperature(temperature, row)
+        usable = (top > float("-inf")) & (top < float("inf"))
+        behind = x - tl.where(usable, top, 0.0)[:, None]
+        # Of a block without a finite maximum nothing is used.
+        weight = tl.exp(tl.minimum(behind, 0.0) * scale)
+        mass = tl.where(usable, tl.sum(weight, axis=1), 0.0)
+        tl.store(masses + at, mass, mask=block < num_blocks)
+
+
+@triton.jit
+def _greedy(logits, top, best, vocab_size, TOPS: tl.constexpr, TOKENS: tl.constexpr):
+    """The lowest token of the highest logit."""
+    block = tl.min(tl.where(top == best, tl.arange(0, TOPS), TOPS - 1), axis=0)
+    at = block * TOKENS + tl.arange(0, TOKENS)
+    x = tl.load(logits + at, mask=at < vocab_size, other=float("-inf")).to(tl.float32)
+    return tl.min(tl.where(x == best, at, vocab_size - 1), axis=0)
+
+
+@triton.jit
+def _from_all(
+    logits, mass, best, scale, at_random, vocab_size, TOPS: tl.constexpr, TOKENS: tl.constexpr
+):
+    """A draw from the whole vocabulary: a block by its mass, then a token of it."""
+    block = tl.arange(0, TOPS)
+    below = tl.cumsum(mass, axis=0)
+    wanted = at_random * tl.max(below, axis=0)
+    chosen = tl.sum((below <= wanted).to(tl.int32), axis=0)
+    chosen = tl.minimum(chosen, tl.max(tl.where(mass > 0.0, block, 0), axis=0))
+    ours = tl.sum(tl.where(block == chosen, mass, 0.0), axis=0)
+    before = tl.sum(tl.where(block == chosen, below - mass, 0.0), axis=0)
+    share = tl.minimum(tl.maximum((wanted - before) / ours, 0.0), 1.0)
+    at = tl.arange(0, TOKENS)
+    token = chosen * TOKENS + at
+    x = tl.load(logits + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
+    weight = tl.exp((x - best) * scale).to(tl.float64)
+    sums = tl.cumsum(weight, axis=0)
+    place = tl.sum((sums <= share * tl.max(sums, axis=0)).to(tl.int32), axis=0)
+    return chosen * TOKENS + tl.minimum(place, tl.max(tl.where(weight > 0.0, at, 0), axis=0))
+
+
+@triton.jit
+def _collect(
+    logits,
+    top,
+    least,
+    blocks,
+    values,
+    ids,
+    vocab_size,
+    num_blocks,
+    TOPS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    TILE: tl.constexpr,
+    LIMIT: tl.constexpr,
+    BITS: tl.constexpr,
+):
+    """How many tokens are no less than `least`; the first LIMIT go into `values` and `ids`."""
+    block = tl.arange(0, TOPS)
+    wanted = (key_of(top, BITS) >= least) & (block < num_blocks)
+    rank = tl.cumsum(wanted.to(tl.int32), axis=0) - 1
+    tl.store(blocks + rank, block, mask=wanted)
+    count = tl.sum(wanted.to(tl.int32), axis=0)
+    tl.debug_barrier()
+    size = tl.zeros([], tl.int32)
+    for start in range(0, count, TILE):
+        which = start + tl.arange(0, TILE)
+        first = tl.load(blocks + which, mask=which < count, other=num_blocks) * TOKENS
+        at = tl.reshape(first[:, None] + tl.arange(0, TOKENS)[None, :], [TILE * TOKENS])
+        x = tl.load(logits + at, mask=at < vocab_size, other=float("-inf")).to(tl.float32)
+        fine = (key_of(x, BITS) >= least) & (x > float("-inf"))
+        rank = size + tl.cumsum(fine.to(tl.int32), axis=0) - 1
+        tl.store(values + rank, x, mask=fine & (rank < LIMIT))
+        tl.store(ids + rank, at, mask=fine & (rank < LIMIT))
+        size += tl.sum(fine.to(tl.int32), axis=0)
+    tl.debug_barrier()
+    return size
+
+
+@triton.jit
+def _from_best(
+    logits,
+    tops,
+    top,
+    blocks,
+    values,
+    ids,
+    mass,
+    best,
+    scale,
+    at_random,
+    k,
+    p,
+    least_share,
+    vocab_size,
+    num_blocks,
+    BEST: tl.constexpr,
+    TOPS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    TILE: tl.constexpr,
+    LIMIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BITS: tl.constexpr,
+    DIGIT: tl.constexpr,
+):
+    """A draw from the best tokens, or -1 if those that were looked at do not suffice."""
+    least = tl.zeros([], tl.uint32)
+    if num_blocks > BEST:
+        target = tl.zeros([], tl.float64) + BEST
+        least = reach(tops, num_blocks, best, scale, target, True, False, BITS, DIGIT, BLOCK)
+    size = _collect(
+        logits,
+        top,
+        least,
+        blocks,
+        values,
+        ids,
+        vocab_size,
+        num_blocks,
+        TOPS,
+        TOKENS,
+        TILE,
+        LIMIT,
+        BITS,
+    )
+    at = tl.arange(0, LIMIT)
+    x = tl.load(values + at, mask=at < size, other=float("-inf"))
+    weight = tl.exp((x - best) * scale).to(tl.float64)
+    lowest = tl.min(tl.where(at < size, weight, 1.0), axis=0)
+    cuts = (k > 0) & (k < vocab_size)
+    if cuts:
+        held = (size >= k) | ((lowest < least_share) & (p >= 1.0))
+    else:
+        held = ((tl.sum(weight, axis=0) >= p * mass) & (p < 1.0)) | (lowest < least_share)
+    held = (held | (num_blocks <= BEST)) & (size <= LIMIT)
+    token = tl.zeros([], tl.int32) - 1
+    if held:
+        key, number = place_of(
+            values, size, best, scale, mass, at_random, k, p, least_share, cuts, BITS, DIGIT, BLOCK
+        )
+        token = tl.load(ids + find(values, size, key, number, BITS, BLOCK))
+    return token
+
+
+@triton.jit
+def choose_kernel(
+    logits,
+    tops,
+    masses,
+    temperature,
+    top_p,
+    min_p,
+    top_k,
+    seeds,
+    counters,
+    blocks,
+    values,
+    ids,
+    out,
+    stride,
+    vocab_size,
+    num_blocks,
+    BEST: tl.constexpr,
+    TOPS: tl.constexpr,  # a power of two, at least num_blocks
+    TOKENS: tl.constexpr,
+    TILE: tl.constexpr,  # blocks collected at once
+    LIMIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BITS: tl.constexpr,
+    DIGIT: tl.constexpr,
+    DRAWS: tl.constexpr,
+):
+    """One program per row. A token of -1: the candidates do not suffice."""
+    row = tl.program_id(0).to(tl.int64)
+    ours = logits + row * stride
+    block = tl.arange(0, TOPS)
+    at = row * num_blocks + block
+    top = tl.load(tops + at, mask=block < num_blocks, other=float("-inf"))
+    best = tl.max(top, axis=0)
+    token = tl.zeros([], tl.int32) + vocab_size
+    if (best > float("-inf")) & (best < float("inf")):
+        token = _greedy(ours, top, best, vocab_size, TOPS, TOKENS)
+        if DRAWS:
+            drawn, scale = _temperature(temperature, row)
+            if drawn:
+                mass = tl.load(masses + at, mask=block < num_blocks, other=0.0)
+                mass = (mass * tl.exp((top - best) * scale)).to(tl.float64)
+                at_random = uniform(tl.load(seeds + row), tl.load(counters + row))
+                k = tl.load(top_k + row)
+                p = tl.load(top_p + row).to(tl.float64)
+                least_share = tl.load(min_p + row).to(tl.float64)
+                if ((k > 0) & (k < vocab_size)) | (p < 1.0) | (least_share > 0.0):
+                    token = _from_best(
+                        ours,
+                        tops + row * num_blocks,
+                        top,
+                        blocks + row * num_blocks,
+                        values + row * LIMIT,
+                        ids + row * LIMIT,
+                        tl.sum(mass, axis=0),
+                        best,
+                        scale,
+                        at_random,
+                        k,
+                        p,
+                        least_share,
+                        vocab_size,
+                        num_blocks,
+                        BEST,
+                        TOPS,
+                        TOKENS,
+                        TILE,
+                        LIMIT,
+                        BLOCK,
+                        BITS,
+                        DIGIT,
+                    )
+                else:
+                    token = _from_all(ours, mass, best, scale, at_random, vocab_size, TOPS, TOKENS)
+    tl.store(out + row, token)
+
+
+@triton.jit
+def search_kernel(
+    logits,
+    tops,
+    masses,
+    temperature,
+    top_p,
+    min_p,
+    top_k,
+    seeds,
+    counters,
+    out,
+    stride,
+    vocab_size,
+    num_blocks,
+    TOPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BITS: tl.constexpr,
+    DIGIT: tl.constexpr,
+):
+    """Rows of token -1, from the whole row."""
+    row = tl.program_id(0).to(tl.int64)
+    if tl.load(out + row) == -1:
+        logits += row * stride
+        block = tl.arange(0, TOPS)
+        inside = block < num_blocks
+        top = tl.load(tops + row * num_blocks + block, mask=inside, other=float("-inf"))
+        best = tl.max(top, axis=0)
+        _, scale = _temperature(temperature, row)
+        mass = tl.load(masses + row * num_blocks + block, mask=inside, other=0.0)
+        whole = tl.sum((mass * tl.exp((top - best) * scale)).to(tl.float64), axis=0)
+        k = tl.load(top_k + row)
+        key, number = place_of(
+            logits,
+            vocab_size,
+            best,
+            scale,
+            whole,
+            uniform(tl.load(seeds + row), tl.load(counters + row)),
+            k,
+            tl.load(top_p + row).to(tl.float64),
+            tl.load(min_p + row).to(tl.float64),
+            (k > 0) & (k < vocab_size),
+            BITS,
+            DIGIT,
+            BLOCK,
+        )
+        tl.store(out + row, find(logits, vocab_size, key, number, BITS, BLOCK))
+
+
+def sample(
+    logits: torch.Tensor, draws: DrawColumns | None = None, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Next tokens [R] int32 of `logits` [R, V] (bfloat16 or float32); `vocab_size` marks a row
+    whose maximum is not finite. Without `draws` all rows are greedy: ties to the lowest token."""
+    num_rows, vocab_size = logits.shape
+    if out is None:
+        out = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
+    if not num_rows:
+        return out
+    num_blocks, draw = triton.cdiv(vocab_size, BLOCK_TOKENS), draws is not None
+    first, second, third = _sizes(num_blocks)
+    device, bits = logits.device, 16 if logits.dtype == torch.bfloat16 else 32
+    tops = torch.empty((2, num_rows, num_blocks), dtype=torch.float32, device=device)
+    columns = (out,) * 6  # nobody reads them
+    if draws is not None:
+        columns = (draws.temperature, draws.top_p, draws.min_p, draws.top_k)
+        columns += (draws.seeds, draws.counters)
+    kept = num_rows if draw else 0
+    blocks = torch.empty((kept, num_blocks), dtype=torch.int32, device=device)
+    values = torch.empty((kept, CANDIDATES), dtype=torch.float32, device=device)
+    ids = torch.empty((kept, CANDIDATES), dtype=torch.int32, device=device)
+    read = (logits, tops[0], tops[1], *columns)
+    sizes = (logits.stride(0), vocab_size, num_blocks)
+    grid = (triton.cdiv(num_blocks, first["BLOCKS"]), num_rows)
+    tops_kernel[grid](logits, columns[0], tops[0], tops[1], *sizes, DRAWS=draw, **first)
+    choose_kernel[(num_rows,)](
+        *read, blocks, values, ids, out, *sizes, BITS=bits, DRAWS=draw, **second
+    )
+    if draw:
+        search_kernel[(num_rows,)](*read, out, *sizes, BITS=bits, **third)
+    return out
+
+
+def _sizes(num_blocks: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Of the three kernels."""
+    wide = triton.next_power_of_2(num_blocks)
+    digit = 8 if INTERPRETED else 2  # an interpreter has to make few steps
+    tops = {"BLOCKS": min(32, wide), "TOKENS": BLOCK_TOKENS, "num_warps": 4}
+    choose = {"BEST": 128, "TOPS": wide, "TOKENS": BLOCK_TOKENS, "TILE": 16, "BLOCK": 512}
+    choose |= {"LIMIT": CANDIDATES, "DIGIT": digit, "num_warps": 4}
+    search = {"TOPS": wide, "BLOCK": 2048, "DIGIT": digit, "num_warps": 8}
+    found = []
+    for name, default in (("tops", tops), ("choose", choose), ("search", search)):
+        found.append(config(f"sample_{name}", str(wide), default))
+    return found[0], found[1], found[2]
+
+
+def sample_work(num_rows: int, vocab_size: int, itemsize: int) -> Work:
+    logits = float(num_rows * vocab_size)
+    return Work(flops=4.0 * logits, bytes=logits * (itemsize + 16.0 / BLOCK_TOKENS))
+
+
+_COLUMNS = {
+    **dict.fromkeys(("temperature", "top_p", "min_p"), "*fp64"),
+    **dict.fromkeys(("top_k", "seeds", "counters"), "*i64"),
+}
+
+
+def _ahead(name: str, number: int, dtype: str, *, draws: bool, vocab_size: int) -> AheadCase:
+    kernel = (tops_kernel, choose_kernel, search_kernel)[number]
+    sizes = _sizes(triton.cdiv(vocab_size, BLOCK_TOKENS))[number]
+    constants: dict[str, Any] = {"BITS": 16 if dtype == "bf16" else 32, "DRAWS": draws, **sizes}
+    warps = constants.pop("num_warps")
+    types = {"logits": f"*{dtype}", "tops": "*fp32", "masses": "*fp32", **_COLUMNS}
+    types |= {"blocks": "*i32", "values": "*fp32", "ids": "*i32", "out": "*i32"}
+    types |= {"stride": "i32", "vocab_size": "i32", "num_blocks": "i32"}
+    types |= dict.fromkeys(constants, "constexpr")
+    signature = {name: types[name] for name in kernel.arg_names}
+    return AheadCase(
+        name=f"sample_{name}",
+        kernel=kernel,
+        signature=signature,
+        constants={name: value for name, value in constants.items() if name in signature},
+        num_warps=warps,
+    )
+
+
+AHEAD = tuple(
+    _ahead(f"{name}_{dtype}{suffix}", number, dtype, draws=draws, vocab_size=151_936)
+    for number, name in enumerate(("tops", "choose", "search"))
+    for dtype in ("bf16", "fp32")
+    for draws, suffix in ((True, ""), (False, "_greedy"))
+    if draws or number < 2
+)
