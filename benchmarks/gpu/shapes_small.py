@@ -73,22 +73,22 @@ def gated(tokens: int, width: int) -> Cell:
     return _cell("swiglu", f"{tokens} x {width}", make, "silu, mul")
 
 
-def placed(heads: int, kv_heads: int, head_dim: int = 128, tokens: int = TOKENS) -> Cell:
+def placed(
+    heads: int, kv_heads: int, head_dim: int = 128, tokens: int = TOKENS, rows: int = 64
+) -> Cell:
     def make(device: torch.device) -> Made:
         from batchgen.exec.kernels.place_qkv import place_qkv, place_qkv_work
 
-        page, rows = 64, 64
-        length = tokens // rows
+        page, length = 64, tokens // rows
+        num_pages = rows * -(-length // page)
         qkv = _normal(device, tokens, heads + 2 * kv_heads, head_dim)
         norms = _normal(device, head_dim), _normal(device, head_dim)
         angles = torch.rand(length, head_dim // 2, device=device)
         cos, sin = angles.cos(), angles.sin()
         positions = torch.arange(length, dtype=torch.int32, device=device).repeat(rows)
         slots = torch.arange(rows, dtype=torch.int32, device=device).repeat_interleave(length)
-        pages = torch.randperm(tokens // page, device=device).to(torch.int32).view(rows, -1)
-        storage = torch.empty(
-            tokens // page, 2, 2, kv_heads, page, head_dim, dtype=BF16, device=device
-        )
+        pages = torch.randperm(num_pages, device=device).to(torch.int32).view(rows, -1)
+        storage = torch.empty(num_pages, 2, 2, kv_heads, page, head_dim, dtype=BF16, device=device)
         return Made(
             call=lambda: place_qkv(qkv, norms, 1e-6, cos, sin, positions, slots, pages, storage, 1),
             work=place_qkv_work(tokens, heads, kv_heads, head_dim, 2),
@@ -111,6 +111,42 @@ def routed(tokens: int, experts: int, k: int) -> Cell:
     return _cell("route_experts", f"{tokens} x {experts}, {k} each", make, "softmax, topk")
 
 
+def sampled(rows: int, vocab_size: int, draws: bool) -> Cell:
+    """`draws`: temperature 0.8, the 50 best, 0.95 of the mass; else the best token."""
+
+    def make(device: torch.device) -> Made:
+        from batchgen.exec.kernels.sample import DrawColumns, sample, sample_work
+
+        logits = _normal(device, rows, vocab_size).mul_(3.0)
+
+        def column(value: float, dtype: torch.dtype) -> torch.Tensor:
+            return torch.full((rows,), value, dtype=dtype, device=device)
+
+        columns = DrawColumns(
+            temperature=column(0.8, torch.float64),
+            top_p=column(0.95, torch.float64),
+            min_p=column(0.0, torch.float64),
+            top_k=column(50, torch.int64),
+            seeds=torch.arange(rows, device=device),
+            counters=column(3, torch.int64),
+        )
+
+        def other() -> object:
+            best, ids = logits.float().div(0.8).topk(min(50, vocab_size))
+            shares = best.softmax(-1)
+            kept = shares.masked_fill(shares.cumsum(-1) - shares >= 0.95, 0.0)
+            return ids.gather(1, torch.multinomial(kept, 1))
+
+        return Made(
+            call=lambda: sample(logits, columns if draws else None),
+            work=sample_work(rows, vocab_size, 2),
+            other=other if draws else lambda: logits.argmax(-1),
+        )
+
+    way = "topk, multinomial" if draws else "argmax"
+    return _cell("sample", f"{rows} x {vocab_size}, {'draws' if draws else 'greedy'}", make, way)
+
+
 CELLS = (
     norm(4096),
     norm(2048),
@@ -121,4 +157,6 @@ CELLS = (
     placed(32, 8),
     placed(32, 4),
     routed(131072, 128, 8),
+    sampled(1024, 151936, draws=False),
+    sampled(1024, 151936, draws=True),
 )
