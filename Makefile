@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 COMPILED := build/compiled
 SOURCES := pyproject.toml constraints.txt hatch_build.py $(shell find -L batchgen -name '*.py')
 
-.PHONY: help demo test check soak compiled test-compiled gpu-check bench figures notebooks clean
+.PHONY: help demo test check soak compiled test-compiled gpu-wheels gpu-check bench figures notebooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,7 +17,8 @@ help:
 	@echo "make soak       slow tests: long property runs and full grids"
 	@echo "make compiled   the scheduler and the simulator as C, in build/compiled; needs a C compiler, 2 minutes"
 	@echo "make test-compiled  the test suite on that"
-	@echo "make gpu-check  tests that need a CUDA device"
+	@echo "make gpu-wheels packages that a GPU machine lacks, into .gpu-site, which travels with the checkout"
+	@echo "make gpu-check  tests, ceilings, kernels and throughput on a CUDA machine, with its own Python; ARGS=--dry-run"
 	@echo "make bench      speed, as JSON in benchmarks/results"
 	@echo "make figures    the README's picture and the figures and tables of paper_figs"
 	@echo "make notebooks  execute the notebooks and keep what they show; a few minutes"
@@ -59,8 +60,18 @@ compiled: $(COMPILED)/.made
 test-compiled: compiled
 	PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/pytest -n auto -q
 
-gpu-check: $(STAMP)
-	$(BIN)/python -m pytest -q -m gpu
+# A GPU machine may be offline, with torch and Triton in its own Python: it gets no environment, only what is missing
+# there. Wheels of Python 3.12, since that is what such machines run.
+WHEELS := simpy msgspec
+gpu-wheels:
+	rm -rf .gpu-wheels .gpu-site
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  -c constraints.txt -d .gpu-wheels $(WHEELS)
+	for wheel in .gpu-wheels/*.whl; do $(PYTHON) -m zipfile -e "$$wheel" .gpu-site || exit 1; done
+
+gpu-check:
+	$(PYTHON) benchmarks/gpu/check.py $(ARGS)
 
 bench: compiled
 	$(BIN)/python benchmarks/run.py
@@ -73,4 +84,4 @@ notebooks: $(STAMP)
 	$(BIN)/python notebooks/run.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache out
+	rm -rf $(VENV) .gpu-wheels .gpu-site build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache out

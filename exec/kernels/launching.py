@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class AheadCase:
     """One compilation of `kernel` for a GPU that is not there.
 
     `signature` gives the Triton type of every parameter by name, "constexpr" for those in
-    `constants`. `tensor_cores`: its products must use wgmma on sm_90.
+    `constants`, "i32:16" for a number that is a multiple of 16 at every launch. `tensor_cores`: its
+    products must use wgmma on sm_90. `capabilities`: the GPUs that it is launched on.
     """
 
     name: str
@@ -43,25 +45,57 @@ class AheadCase:
     num_stages: int = 2
     tensor_cores: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    capabilities: tuple[int, ...] = (80, 90, 100)
 
 
 def config(kernel: str, bucket: str, default: Mapping[str, int]) -> dict[str, int]:
-    """Tile sizes, warps and stages of a kernel for a bucket of shapes on this GPU: measured ones
-    from `configs`, else `default`."""
-    return {**default, **_measured().get(kernel, {}).get(bucket, {})}
+    """Tile sizes, warps and stages of a kernel for a bucket of shapes on this GPU: what a tuner
+    tries just now, else measured ones from `configs`, else `default`."""
+    chosen = _tried.get((kernel, bucket)) or _shipped().get(kernel, {}).get(bucket, {})
+    return {**default, **chosen}
+
+
+@contextmanager
+def tried(kernel: str, bucket: str, values: Mapping[str, int]) -> Iterator[None]:
+    """While a tuner measures: `config` gives these values for this bucket."""
+    _tried[kernel, bucket] = values
+    try:
+        yield
+    finally:
+        del _tried[kernel, bucket]
+
+
+_tried: dict[tuple[str, str], Mapping[str, int]] = {}
+
+Configs = dict[str, dict[str, dict[str, int]]]
+"""By kernel and bucket."""
+
+
+def configs_for(device_name: str, triton_version: str, folder: Path = CONFIGS) -> Configs:
+    """Those of the file whose name begins the device's; none of another Triton, whose compiler may
+    need other tiles. The longest name wins: "nvidia-h100-pcie" before "nvidia-h100"."""
+    name = slug(device_name)
+    files = [path for path in folder.glob("*.json") if name.startswith(path.stem)]
+    if not files:
+        return {}
+    document = json.loads(max(files, key=lambda path: len(path.stem)).read_text(encoding="utf-8"))
+    found: Configs = document["kernels"] if document["triton"] == triton_version else {}
+    return found
+
+
+def slug(device_name: str) -> str:
+    """What names of files begin with: "NVIDIA H200" is nvidia-h200."""
+    return device_name.replace(" ", "-").lower()
 
 
 @functools.cache
-def _measured() -> dict[str, dict[str, dict[str, int]]]:
+def _shipped() -> Configs:
     """Configurations of the GPU of this process; none without one."""
     if INTERPRETED or not torch.cuda.is_available():
         return {}
-    name = torch.cuda.get_device_name().replace(" ", "-").lower()
-    for path in sorted(CONFIGS.glob("*.json")):
-        if name.startswith(path.stem):
-            found: dict[str, dict[str, dict[str, int]]] = json.loads(path.read_text())["kernels"]
-            return found
-    return {}
+    import triton
+
+    return configs_for(torch.cuda.get_device_name(), triton.__version__)
 
 
 def num_multiprocessors(device: torch.device) -> int:
