@@ -245,7 +245,7 @@ def linear_cases(dtype: Any) -> Iterator[tuple[str, Callable[[], Any], Callable[
 def in_turns(*runs: Callable[[], Any]) -> list[float]:
     """Seconds of a layer of each, the lower quartile, measured in turns: a neighbour on the machine
     that comes or goes meets all of them."""
-    from batchgen.exec.profile_operators import undisturbed
+    from batchgen.exec.stopwatch import Stopwatch
 
     for run in runs:
         run()  # the first call pays for caches and allocations
@@ -256,7 +256,7 @@ def in_turns(*runs: Callable[[], Any]) -> list[float]:
             begin = time.perf_counter()
             run()
             own.append(time.perf_counter() - begin)
-    return [undisturbed(own) / LAYERS for own in samples]
+    return [Stopwatch().typical(own) / LAYERS for own in samples]
 
 
 def measure(threads: int, only: str) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ class Arithmetic:
         counts_E: torch.Tensor,
     ) -> torch.Tensor:
         """Rows sorted by their expert `owners_S`, `counts_E` each, times their expert's weight."""
-        if x_SH.dtype == torch.bfloat16:
+        if x_SH.dtype == torch.bfloat16 and _has_aligned_rows(x_SH, weight_EOH):
             ends = counts_E.cumsum(0).to(torch.int32)
             out_SO = functional.grouped_mm(x_SH, weight_EOH.transpose(1, 2), offs=ends)
         else:
@@ -109,6 +109,16 @@ class ExactArithmetic(Arithmetic):
         wide = x_SH.new_zeros(sum(sizes), x_SH.shape[1]).index_copy_(0, places, x_SH)
         out_SO = each(wide, weight_EOH, sizes).index_select(0, places)
         return out_SO if bias_EO is None else out_SO + bias_EO.index_select(0, owners_S)
+
+
+def _has_aligned_rows(x_SH: torch.Tensor, weight_EOH: torch.Tensor) -> bool:
+    """Whether torch's grouped product takes these: on a GPU rows must begin at 16 bytes each."""
+    if x_SH.device.type == "cpu":
+        return True
+    rows_bytes = (x.stride(-2) * x.itemsize for x in (x_SH, weight_EOH))
+    return all(x.data_ptr() % 16 == 0 for x in (x_SH, weight_EOH)) and not any(
+        size % 16 for size in rows_bytes
+    )
 
 
 def each(x_SH: torch.Tensor, weight_EOH: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:

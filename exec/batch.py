@@ -123,3 +123,12 @@ class Batch:
     attention: Any
     absorbed: torch.Tensor | None = None
     expanded: tuple[ChunkGroup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassResult:
+    """What one pass did. `finished` holds (row, "stop" | "length"), `failed` (row, code, why)."""
+
+    finished: tuple[tuple[int, str], ...]
+    failed: tuple[tuple[int, str, str], ...]
+    duration_s: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from batchgen.exec.worker import Worker
 
 ROWS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, 48, 24
 FEWEST, ENOUGH_S = 4, 0.4
+LEAST_PAUSE = 2.0  # between looks at a job of many parts, in durations of a look
 
 
 class Calibration:
@@ -29,11 +31,18 @@ class Calibration:
             for _ in range(ROWS)
         ]
         self.times_s: list[float] = []
+        self._looked_s = 0.0
         self._once()
 
     def look(self) -> None:
         """Time the job once."""
         self.times_s.append(self._once())
+        self._looked_s = time.perf_counter()
+
+    def look_again(self) -> None:
+        """A look, unless the last was a moment ago: looking takes the smaller part of the time."""
+        if time.perf_counter() - self._looked_s >= LEAST_PAUSE * self.times_s[-1]:
+            self.look()
 
     def look_long(self) -> None:
         """Some looks, more at a short job."""

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from batchgen.exec import compiled
 from batchgen.exec.arena import KvArena
 from batchgen.exec.batch import IntArray
-
-TOGETHER = 32  # pages that torch moves at once, which takes memory for them once more
+from batchgen.exec.page_moves import move_pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +36,7 @@ class _Job:
     theirs: IntArray
     target: torch.Tensor
     ours: IntArray
+    ready: torch.cuda.Event | None  # what the GPU was asked for before; a copy sees all of it
 
 
 class Copier:
@@ -64,6 +63,10 @@ class Copier:
         none = np.zeros(0, dtype=np.int64)
         theirs = np.concatenate([none, *(part[0] for part in pages)])
         ours = np.concatenate([none, *(part[1] for part in pages)])
+        ready = None
+        if "cuda" in (source.device.type, target.device.type):
+            ready = torch.cuda.Event()
+            ready.record()
         with self._change:
             self.asked += 1
             self._jobs.append(
@@ -74,6 +77,7 @@ class Copier:
                     theirs=theirs,
                     target=target.storage,
                     ours=ours,
+                    ready=ready,
                 )
             )
             if self._thread is None:
@@ -124,6 +128,7 @@ class Copier:
     # -- the thread -------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        stream = None  # of a GPU: its own, so that copies and passes run beside each other
         while True:
             with self._change:
                 self._change.wait_for(lambda: bool(self._jobs) or self._closing)
@@ -132,7 +137,11 @@ class Copier:
                 job = self._jobs.popleft()
             error = ""
             try:
-                move_pages(job.source, job.theirs, job.target, job.ours)
+                if job.ready is not None:
+                    stream = stream or torch.cuda.Stream()
+                    stream.wait_event(job.ready)
+                with torch.cuda.stream(stream):  # nothing for None
+                    move_pages(job.source, job.theirs, job.target, job.ours)
             except Exception as problem:  # whatever it is: who waits for the ticket must be told
                 error = f"{problem!s:.200}" or type(problem).__name__
             with self._change:
@@ -145,22 +154,3 @@ class Copier:
                 at_ns = time.perf_counter_ns()
                 self._done.append(CopyDone(ticket=job.ticket, at_ns=at_ns, error=error))
                 self._change.notify_all()
-
-
-def move_pages(
-    source: torch.Tensor, theirs: IntArray, target: torch.Tensor, ours: IntArray
-) -> None:
-    """target[ours] = source[theirs], where tensors are [pages, ...]; ours and theirs may be empty.
-
-    In few calls that let go of the interpreter: a pass that computes beside it keeps the lock for
-    milliseconds, and a copy would wait for it in each.
-    """
-    index, place = torch.from_numpy(theirs), torch.from_numpy(ours)
-    if source.device.type == target.device.type == "cpu" and compiled.is_compiled(source.dtype):
-        compiled.copy_pages(source, index, target, place)
-        return
-    for some, there in zip(index.split(TOGETHER), place.split(TOGETHER), strict=True):
-        moved = source.index_select(0, some.to(source.device)).to(target.device)
-        target.index_copy_(0, there.to(target.device), moved)
-    if source.device.type != target.device.type:
-        torch.cuda.synchronize()

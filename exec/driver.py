@@ -27,8 +27,9 @@ from batchgen.units import PS_PER_S
 
 if TYPE_CHECKING:
     from batchgen.actions import Action
+    from batchgen.exec.batch import PassResult
     from batchgen.exec.clock import Clock
-    from batchgen.exec.worker import PassResult, Worker
+    from batchgen.exec.worker import Worker
     from batchgen.runtime.core import Runtime
 
 Observer = Callable[[ev.Event, int, list[Any]], None]

@@ -51,6 +51,16 @@ SIZES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 2,
         "head_dim": 32,
     },
+    # Half a billion parameters where they are dense: passes that a GPU can be measured by. 2 GB.
+    "medium": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+    },
 }
 MAX_CONTEXT = 4096
 
@@ -109,7 +119,7 @@ def random_config(arch: str, size: str, tie_word_embeddings: bool) -> dict[str, 
         "vocab_size": VOCAB_SIZE,
         **SIZES[size],
         "hidden_act": "silu",
-        "max_position_embeddings": MAX_CONTEXT,
+        "max_position_embeddings": SIZES[size].get("max_position_embeddings", MAX_CONTEXT),
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "attention_bias": False,

@@ -13,6 +13,7 @@ from batchgen.coroutine import BodyFactory
 from batchgen.cost.efficiency import refuse_constants
 from batchgen.cost.residency import Residency
 from batchgen.errors import UserError
+from batchgen.exec.devices import check_device
 from batchgen.exec.free_memory import resident_bytes
 from batchgen.exec.generation import sampling_defaults
 from batchgen.exec.hub import find_model
@@ -130,6 +131,7 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
     sampling = sampling_defaults(folder, job.temperature)
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
+    check_device(job.device)
     check_weights_fit(job, folder)
     process_bytes = resident_bytes()
     began = time.perf_counter()

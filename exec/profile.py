@@ -6,24 +6,25 @@ Points come from `profile_operators` and `profile_passes`; the form is that of
 
 from __future__ import annotations
 
-import os
-import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import batchgen
 from batchgen.cost.overheads import errors_by_kind, fit_overheads
 from batchgen.cost.profile import ProfiledCost, gemm_shapes, parse_profile
 from batchgen.cost.profile_schema import PROFILE_KIND, PROFILE_SCHEMA
 from batchgen.exec.calibration import Calibration
+from batchgen.exec.config import load_config
+from batchgen.exec.devices import check_device
 from batchgen.exec.init import init_model
+from batchgen.exec.machine_facts import machine_facts
+from batchgen.exec.profile_grid import Grid, grid_of
 from batchgen.exec.profile_operators import (
-    Grid,
+    Bench,
     check_profilable,
     fit_copies,
     time_copies,
@@ -33,11 +34,13 @@ from batchgen.exec.profile_operators import (
     time_prefill_attention,
 )
 from batchgen.exec.profile_passes import random_prompts, read_prompts, run_passes
+from batchgen.exec.stopwatch import stopwatch_of
 from batchgen.exec.transformer import DTYPES
 from batchgen.exec.worker import Worker
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec, load_model
 
+USUAL_DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 CATALOG_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 GENERIC_SIZES = (256, 1024, 4096)  # n and k of products that belong to no model
 GENERIC_MODEL = ("qwen3", "small")
@@ -50,21 +53,27 @@ def measure(
     *,
     prompts: Path | None = None,
     grid: Grid | None = None,
-    dtype: str = "float32",
+    device: str = "cpu",
+    dtype: str | None = None,
     page_tokens: int = 64,
     threads: int | None = None,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
     """The profile document of this machine for one model (a generic small one if None).
 
-    `prompts`: rows for `batchgen exec` whose passes are measured, random ones if None. `say` gets a
-    line of progress per table. Minutes on a large model; `grid=QUICK` takes seconds.
+    `prompts`: rows for `batchgen exec` whose passes are measured, random ones if None. `device`:
+    "cpu" or "cuda"; it decides the `grid` and the `dtype` if they are not given. `say` gets a line
+    of progress per table. Minutes on a large model; a grid of `grid_of(..., quick=True)` takes
+    seconds.
     """
-    grid = Grid() if grid is None else grid
+    check_device(device)
+    grid = grid_of(device) if grid is None else grid
+    dtype = USUAL_DTYPES[device] if dtype is None else dtype
     with tempfile.TemporaryDirectory() as folder:
         directory = (
             init_model(Path(folder) / "m", *GENERIC_MODEL) if model_dir is None else model_dir
         )
+        check_profilable(load_config(directory))
         worker = Worker(
             directory,
             page_tokens=page_tokens,
@@ -72,45 +81,35 @@ def measure(
             host_pages=0,
             dtype=dtype,
             threads=threads,
+            device=device,
         )
         spec = load_model(directory)
-    check_profilable(worker.config)
-    config, layers, kind = worker.config, worker.model.layers, DTYPES[dtype]
+    watch = stopwatch_of(device)
+    watch.wake()
+    bench = Bench(watch=watch, grid=grid, kind=DTYPES[dtype], page_tokens=page_tokens)
     shapes = set(gemm_shapes(spec).values())
     if model_dir is None:
         shapes |= {(n, k) for n in GENERIC_SIZES for k in GENERIC_SIZES}
     document: dict[str, Any] = {
         "schema": PROFILE_SCHEMA,
         "kind": PROFILE_KIND,
-        "machine": _machine(dtype) | {"kernels": worker.kernels},
+        "machine": machine_facts(device, dtype) | {"kernels": worker.kernels},
         "model": {"name": None if model_dir is None else spec.name, "page_tokens": page_tokens},
     }
-    with torch.inference_mode():
-        say(f"products: {len(shapes)} shapes x {len(grid.tokens)} sizes")
-        document["gemm"] = list(
-            time_gemms(sorted(shapes), config.num_layers, grid, kind, CATALOG_DTYPES[dtype])
-        )
-        say("attention of decodes and of prompts")
-        document["decode_attention"] = list(
-            time_decode_attention(config, layers, grid, kind, page_tokens)
-        )
-        document["prefill_attention"] = list(
-            time_prefill_attention(config, layers, grid, kind, page_tokens)
-        )
-        document["experts"] = list(time_experts(config, layers, grid, kind))
-        say("copies between the tiers")
-        document["copies"] = fit_copies(list(time_copies(config, grid, kind, page_tokens)))
+    calibration = Calibration(worker)
+    calibration.look_long()
+    for name, measured in _tables(worker, bench, sorted(shapes), CATALOG_DTYPES[dtype], say):
+        document[name] = measured
+        calibration.look()
     say("whole passes")
     rows = (
         random_prompts(worker, grid)
         if prompts is None
         else read_prompts(prompts, directory, worker, grid)
     )
-    calibration = Calibration(worker)
+    passes = run_passes(worker, rows, grid, calibration.look_again)
     calibration.look_long()
-    passes = run_passes(worker, rows, grid, calibration.look)
-    calibration.look_long()
-    # Beyond the schema: what a small job took meanwhile; so a prediction knows a slower machine.
+    # What a small job took meanwhile: so a prediction knows a slower machine, and how steady it is.
     document["calibration"] = {
         "median_s": calibration.median_s,
         "least_s": min(calibration.times_s),
@@ -128,30 +127,26 @@ def measure(
     return document
 
 
+def _tables(
+    worker: Worker, bench: Bench, shapes: list[tuple[int, int]], dtype_name: str, say: Say
+) -> Iterator[tuple[str, Any]]:
+    """The tables of operators one by one, by their names in the document."""
+    config, layers = worker.config, worker.model.layers
+    say(f"products: {len(shapes)} shapes x {len(bench.grid.tokens)} sizes")
+    yield "gemm", _measured(time_gemms(shapes, config.num_layers, bench, dtype_name))
+    say("attention of decodes and of prompts")
+    yield "decode_attention", _measured(time_decode_attention(config, layers, bench))
+    yield "prefill_attention", _measured(time_prefill_attention(config, layers, bench))
+    yield "experts", _measured(time_experts(config, layers, bench))
+    say("copies between the tiers")
+    yield "copies", fit_copies(_measured(time_copies(config, bench)))
+
+
+def _measured(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    with torch.inference_mode():
+        return list(points)
+
+
 def _cost(spec: ModelSpec, document: dict[str, Any]) -> ProfiledCost:
     """The cost model that a reader would make of the document, as far as it is written."""
     return ProfiledCost(spec, parse_profile(document), Layout())
-
-
-def _machine(dtype: str) -> dict[str, Any]:
-    return {
-        "device": "cpu",
-        "name": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "dtype": dtype,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "batchgen": batchgen.__version__,
-    }
-
-
-def _processor() -> str:
-    """The processor's name from /proc/cpuinfo, or what the platform module knows."""
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,15 +1,15 @@
 """Time the operators of a pass one by one: products, attention, experts, copies between tiers.
 
-Runs the executor's own code (`Arithmetic`, the backend of attention, `SparseMlp`, `move_pages`),
-not whole passes. Tables are lists of measured points in seconds, in the form that
-`batchgen.cost.profile_schema` defines.
+Runs the executor's own code (`Arithmetic`, the backend of attention, `SparseMlp`, `move_pages`) on
+the CPU or a GPU, not whole passes. Tables are lists of measured points in seconds, in the form that
+`batchgen.cost.profile_schema` defines. A point that a GPU has no memory for is left out.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,119 +21,111 @@ from batchgen.exec.arithmetic import Arithmetic
 from batchgen.exec.attention import Heads, choose_backend
 from batchgen.exec.batch import IntArray, PassRows
 from batchgen.exec.config import AttentionConfig, LatentConfig, ModelConfig
-from batchgen.exec.copier import move_pages
 from batchgen.exec.layers import GroupedAttention, Layer
 from batchgen.exec.mlp import SparseMlp
+from batchgen.exec.page_moves import move_pages
+from batchgen.exec.profile_grid import Grid
+from batchgen.exec.stopwatch import Stopwatch
 
 MAX_WEIGHT_BYTES = MAX_KV_BYTES = 256 << 20
+# What is read between two uses of the same weights, at least, so that no GPU of today has them in
+# its caches (50 MB in an H100): a model that is larger leaves nothing there either.
+COLD_BYTES = 192 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """Which points are measured and for how long each. Counts in tokens, rows and pages.
+class Bench:
+    """Where and how operators are timed: the device is that of the `watch`; `kind` is the dtype of
+    weights and KV."""
 
-    Jobs of whole passes, `rounds` times: `prompts` rows of at most `outputs` tokens, in so many
-    `seats`, and prompts alone in passes of up to `max_prefill_tokens`; no further job is begun
-    after `patience_s`.
+    watch: Stopwatch
+    grid: Grid
+    kind: torch.dtype
+    page_tokens: int
+
+    @property
+    def device(self) -> str:
+        return self.watch.device
+
+    def random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=self.device).to(self.kind)
+
+    def timed(self, run: Callable[[], object]) -> float:
+        return self.watch.timed(run, self.grid.seconds)
+
+
+def _if_it_fits(measured: Callable[[], float]) -> float | None:
+    """None for what the GPU has no memory for."""
+    try:
+        return measured()
+    except torch.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()
+    return None
+
+
+def _in_turn(bench: Bench, num_layers: int, layer_bytes: int, most_bytes: int) -> int:
+    """How many copies of `layer_bytes` are used in turn.
+
+    On the CPU as many as there are layers: caches help as much as in a pass, not more. On a GPU as
+    many as keep them out of its caches, be the model ever so small: it is a stand-in for larger.
     """
-
-    tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-    rows: tuple[int, ...] = (1, 4, 16, 64, 128)
-    contexts: tuple[int, ...] = (16, 64, 256, 1024, 2048)
-    chunks: tuple[int, ...] = (16, 64, 256, 512)
-    starts: tuple[int, ...] = (0, 256, 1024)
-    pages: tuple[int, ...] = (1, 4, 16, 64)
-    seconds: float = 0.05
-    max_kv_tokens: int = 1 << 17
-    prompts: int = 128
-    outputs: int = 256
-    seats: tuple[int, ...] = (4, 16, 128)
-    max_prefill_tokens: int = 1 << 14
-    rounds: int = 3  # processors change their speed within seconds
-    patience_s: float = 60.0
-
-
-QUICK = Grid(
-    tokens=(1, 8, 64, 256),
-    rows=(1, 8, 32),
-    contexts=(16, 128, 512),
-    chunks=(16, 128),
-    starts=(0, 256),
-    pages=(1, 16),
-    seconds=0.01,
-    max_kv_tokens=1 << 14,
-    prompts=48,
-    outputs=96,
-    seats=(4, 64),
-    max_prefill_tokens=1 << 12,
-    rounds=1,
-)
-
-
-def undisturbed(samples: Sequence[float]) -> float:
-    """The lower quartile: other work on the machine delays calls and never speeds one up."""
-    return sorted(samples)[len(samples) // 4]
-
-
-def timed(run: Callable[[], object], seconds: float) -> float:
-    """Typical undisturbed duration of `run` in seconds: at least three calls, about `seconds`."""
-
-    def once() -> float:
-        begin = time.perf_counter()
-        run()
-        return time.perf_counter() - begin
-
-    return sampled(once, seconds)
-
-
-def sampled(once: Callable[[], float], seconds: float) -> float:
-    """Typical undisturbed result of `once`: at least three calls, for about `seconds`."""
-    once()  # the first call pays for caches and allocations
-    samples: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(samples) < 3 or time.perf_counter() < end:
-        samples.append(once())
-    return undisturbed(samples)
+    if bench.device == "cuda":
+        num_layers = -(-COLD_BYTES // layer_bytes)
+    return max(1, min(num_layers, most_bytes // layer_bytes))
 
 
 def time_gemms(
-    shapes: Iterable[tuple[int, int]], num_layers: int, grid: Grid, kind: torch.dtype, name: str
+    shapes: Iterable[tuple[int, int]], num_layers: int, bench: Bench, name: str
 ) -> Iterable[dict[str, Any]]:
     """Products [m, k] x [k, n]; `name` is the dtype as the catalog spells it."""
-    arithmetic = Arithmetic(kind, "cpu")
+    arithmetic = Arithmetic(bench.kind, bench.device)
     linear = arithmetic.linear
     for n, k in shapes:
-        # As many weights in turn as there are layers: caches help as much as in a pass, not more.
-        copies = max(1, min(num_layers, MAX_WEIGHT_BYTES // (n * k * kind.itemsize)))
-        weights = [arithmetic.pack(torch.randn(n, k).to(kind)) for _ in range(copies)]
-        for m in grid.tokens:
-            x = torch.randn(m, k).to(kind)
+        copies = _in_turn(bench, num_layers, n * k * bench.kind.itemsize, MAX_WEIGHT_BYTES)
+        weights = [arithmetic.pack(bench.random(n, k)) for _ in range(copies)]
+        for m in bench.grid.tokens:
 
-            def run(x: torch.Tensor = x, weights: list[torch.Tensor] = weights) -> None:
-                for weight in weights:
-                    linear(x, weight)
+            def measured(
+                m: int = m, k: int = k, weights: Sequence[torch.Tensor] = weights
+            ) -> float:
+                x = bench.random(m, k)
 
-            seconds = timed(run, grid.seconds) / copies
-            yield {"m": m, "n": n, "k": k, "dtype": name, "seconds": seconds}
+                def run() -> None:
+                    for weight in weights:
+                        linear(x, weight)
+
+                return bench.timed(run) / len(weights)
+
+            seconds = _if_it_fits(measured)
+            if seconds is not None:
+                yield {"m": m, "n": n, "k": k, "dtype": name, "seconds": seconds}
 
 
 def _attention(
     config: ModelConfig,
     model_layers: Sequence[Layer],
-    kind: torch.dtype,
-    page_tokens: int,
+    bench: Bench,
     starts: IntArray,
     lengths: IntArray,
-    seconds: float,
 ) -> float:
     """Seconds of one layer's KV write and attention for these segments, all of the same kind."""
-    heads = check_profilable(config)
+    heads, page_tokens = check_profilable(config), bench.page_tokens
     pages = int((-(-(starts + lengths) // page_tokens)).sum())
-    page_bytes = config.kv_page_elements(page_tokens) * kind.itemsize // config.num_layers
-    # As many layers in turn as in a pass, as with the weights of products.
-    layers = max(1, min(config.num_layers, MAX_KV_BYTES // (pages * page_bytes)))
+    page_bytes = config.kv_page_elements(page_tokens) * bench.kind.itemsize // config.num_layers
+    # As many layers in turn as in a pass, as with the weights of products, which are read between.
+    layers = min(config.num_layers, max(1, MAX_KV_BYTES // (pages * page_bytes)))
+    if bench.device == "cuda":
+        layers = min(layers, _in_turn(bench, layers, _weight_bytes(model_layers[0]), COLD_BYTES))
     layout = replace(config.kv_layout, layers=layers)
-    arena = KvArena("profile", pages, layout, page_tokens=page_tokens, dtype=kind)
+    arena = KvArena(
+        "profile",
+        pages,
+        layout,
+        page_tokens=page_tokens,
+        dtype=bench.kind,
+        device=bench.device,
+    )
     for slot, end in enumerate(starts + lengths):
         arena.reserve(slot, int(end))
     count = int(lengths.sum())
@@ -148,28 +140,36 @@ def _attention(
     slots, positions = rows.flat()
     columns, within = np.divmod(positions, page_tokens)
     places = arena.tensor(arena.tables.pages[slots, columns]), arena.tensor(within)
-    backend = choose_backend(config, kind, exact=False, device="cpu")
+    backend = choose_backend(config, bench.kind, exact=False, device=bench.device)
     prepared = backend.prepare(arena, rows)
-    q = torch.randn(count, heads.num_heads, heads.head_dim).to(kind)
-    kv = torch.randn(count, heads.num_kv_heads, heads.head_dim).to(kind)
+    q = bench.random(count, heads.num_heads, heads.head_dim)
+    kv = bench.random(count, heads.num_kv_heads, heads.head_dim)
     how = [_how(layer) for layer in model_layers[:layers]]
 
-    def once() -> float:
-        spent = 0.0
+    def once() -> None:
         for layer in range(layers):
             # As in a pass, where the weights of a layer push its KV out of the caches.
             _touch(model_layers[layer])
-            begin = time.perf_counter()
-            arena.write(layer, *places, kv, kv)
-            backend.run(arena, layer, q, prepared, how[layer])
-            spent += time.perf_counter() - begin
-        return spent
 
-    return sampled(once, seconds) / layers
+            def run(layer: int = layer) -> None:
+                arena.write(layer, *places, kv, kv)
+                backend.run(arena, layer, q, prepared, how[layer])
+
+            bench.watch.lap(run)
+
+    return bench.watch.sampled(once, bench.grid.seconds) / layers
+
+
+def _weights(layer: Layer) -> tuple[torch.Tensor, ...]:
+    return *layer.attention.matrices(), layer.mlp.gate_up, layer.mlp.down
+
+
+def _weight_bytes(layer: Layer) -> int:
+    return sum(int(weight.nbytes) for weight in _weights(layer))
 
 
 def _touch(layer: Layer) -> None:
-    for weight in (*layer.attention.matrices(), layer.mlp.gate_up, layer.mlp.down):
+    for weight in _weights(layer):
         weight.sum()
 
 
@@ -198,40 +198,34 @@ def _head_sizes(config: ModelConfig) -> dict[str, Any]:
 
 
 def time_decode_attention(
-    config: ModelConfig,
-    layers: Sequence[Layer],
-    grid: Grid,
-    kind: torch.dtype,
-    page_tokens: int,
+    config: ModelConfig, layers: Sequence[Layer], bench: Bench
 ) -> Iterable[dict[str, Any]]:
     """One layer: KV write and attention of `rows` rows that read `context` tokens each."""
-    for rows in grid.rows:
-        for context in grid.contexts:
-            if context <= config.max_context and rows * context <= grid.max_kv_tokens:
+    for rows in bench.grid.rows:
+        for context in bench.grid.contexts:
+            if context <= config.max_context and rows * context <= bench.grid.max_kv_tokens:
                 segments = np.full(rows, context - 1), np.ones(rows, dtype=np.int64)
-                seconds = _attention(config, layers, kind, page_tokens, *segments, grid.seconds)
-                point = {"rows": rows, "context": context, "seconds": seconds}
-                yield _head_sizes(config) | point
+                seconds = _if_it_fits(partial(_attention, config, layers, bench, *segments))
+                if seconds is not None:
+                    point = {"rows": rows, "context": context, "seconds": seconds}
+                    yield _head_sizes(config) | point
 
 
 def time_prefill_attention(
-    config: ModelConfig,
-    layers: Sequence[Layer],
-    grid: Grid,
-    kind: torch.dtype,
-    page_tokens: int,
+    config: ModelConfig, layers: Sequence[Layer], bench: Bench
 ) -> Iterable[dict[str, Any]]:
     """One layer: KV write and attention of one prompt chunk behind `start` earlier tokens."""
-    for chunk in grid.chunks:
-        for start in grid.starts:
+    for chunk in bench.grid.chunks:
+        for start in bench.grid.starts:
             if start + chunk <= config.max_context:
                 segment = np.array([start]), np.array([chunk])
-                seconds = _attention(config, layers, kind, page_tokens, *segment, grid.seconds)
-                yield _head_sizes(config) | {"chunk": chunk, "start": start, "seconds": seconds}
+                seconds = _if_it_fits(partial(_attention, config, layers, bench, *segment))
+                if seconds is not None:
+                    yield _head_sizes(config) | {"chunk": chunk, "start": start, "seconds": seconds}
 
 
 def time_experts(
-    config: ModelConfig, layers: Sequence[Layer], grid: Grid, kind: torch.dtype
+    config: ModelConfig, layers: Sequence[Layer], bench: Bench
 ) -> Iterable[dict[str, Any]]:
     """A sparse MLP as a whole: router, grouping and uneven experts are part of its cost.
 
@@ -246,26 +240,40 @@ def time_experts(
         "num_experts": config.moe.num_experts,
         "top_k": config.moe.experts_per_token,
     }
-    for m in grid.tokens:
-        x = torch.randn(m, config.hidden_size).to(kind)
+    for m in bench.grid.tokens:
 
-        def run(x: torch.Tensor = x) -> None:
-            for mlp in sparse:
-                mlp(x)
+        def measured(m: int = m) -> float:
+            x = bench.random(m, config.hidden_size)
 
-        yield shape | {"m": m, "seconds": timed(run, grid.seconds) / len(sparse)}
+            def run() -> None:
+                for mlp in sparse:
+                    mlp(x)
+
+            return bench.timed(run) / len(sparse)
+
+        seconds = _if_it_fits(measured)
+        if seconds is not None:
+            yield shape | {"m": m, "seconds": seconds}
 
 
-def time_copies(
-    config: ModelConfig, grid: Grid, kind: torch.dtype, page_tokens: int
-) -> Iterable[dict[str, Any]]:
-    most = max(grid.pages)
+def time_copies(config: ModelConfig, bench: Bench) -> Iterable[dict[str, Any]]:
+    """Pages between the tiers; by the host's clock, since a copy is done when `move_pages` is."""
+    most, is_gpu = max(bench.grid.pages), bench.device == "cuda"
     tiers = {}
     for name in ("hbm", "host"):
-        tiers[name] = KvArena(name, most, config.kv_layout, page_tokens=page_tokens, dtype=kind)
-        tiers[name].reserve(0, most * page_tokens)
+        tiers[name] = KvArena(
+            name,
+            most,
+            config.kv_layout,
+            page_tokens=bench.page_tokens,
+            dtype=bench.kind,
+            device=bench.device if name == "hbm" else "cpu",
+            pinned=is_gpu and name == "host",
+        )
+        tiers[name].reserve(0, most * bench.page_tokens)
+    clock = Stopwatch()
     for source, target in (("hbm", "host"), ("host", "hbm")):
-        for pages in grid.pages:
+        for pages in bench.grid.pages:
 
             def run(a: KvArena = tiers[source], b: KvArena = tiers[target], n: int = pages) -> None:
                 move_pages(a.storage, a.tables.pages[0, :n], b.storage, b.tables.pages[0, :n])
@@ -274,7 +282,7 @@ def time_copies(
                 "from": source,
                 "to": target,
                 "bytes": pages * tiers[source].page_bytes,
-                "seconds": timed(run, grid.seconds),
+                "seconds": clock.timed(run, bench.grid.seconds),
             }
 
 

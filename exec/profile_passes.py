@@ -20,8 +20,8 @@ from batchgen.errors import UserError
 from batchgen.exec.clock import WallClock
 from batchgen.exec.driver import Driver
 from batchgen.exec.job import CAPABILITIES
-from batchgen.exec.profile_operators import Grid
-from batchgen.exec.sizing import CPU_BOUNDARY, CPU_TOKEN_BUDGET, pages_wanted
+from batchgen.exec.profile_grid import Grid
+from batchgen.exec.sizing import limits_of, pages_wanted, room_pages
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.worker import Worker
 from batchgen.job.rows import JobRow, RowLimits, TokenIds, read_job
@@ -64,7 +64,8 @@ def random_prompts(worker: Worker, grid: Grid) -> list[Prompt]:
     """Random tokens: many short rows, few long ones, in and out."""
     generator = np.random.default_rng(0)
     config, context = worker.config, worker.config.max_context
-    longest = min(max(grid.contexts), context // 2), min(grid.outputs, context // 2)
+    prompt_tokens = min(grid.prompt_tokens, max(grid.contexts))
+    longest = min(prompt_tokens, context // 2), min(grid.outputs, context // 2)
     sizes = [
         np.exp(generator.uniform(np.log(min(4, most)), np.log(most), grid.prompts)).astype(int)
         for most in longest
@@ -141,17 +142,21 @@ def _prefill_groups(prompts: Sequence[Prompt], most_tokens: int) -> Iterator[lis
 def run_job(
     worker: Worker, preset_name: str, prompts: Sequence[Prompt], seats: int
 ) -> list[MeasuredPass]:
-    """One job by one preset, with memory for all its rows."""
-    preset = find_preset(preset_name)
-    page = worker.page_tokens
-    hbm_pages = pages_wanted([len(p.ids) + p.max_output for p in prompts], page, CPU_BOUNDARY)
+    """One job by one preset, with memory for all its rows as far as a GPU has it."""
+    preset, limits = find_preset(preset_name), limits_of(worker.device)
+    page, boundary = worker.page_tokens, limits.boundary or preset.boundary
+    worker.resize(hbm_pages=0, host_pages=0)  # what it had is free again
+    hbm_pages = min(
+        pages_wanted([len(p.ids) + p.max_output for p in prompts], page, boundary),
+        room_pages(worker.device, worker.page_bytes),
+    )
     worker.resize(hbm_pages=hbm_pages, host_pages=0)
     table = Table([len(p.ids) for p in prompts], [p.max_output for p in prompts])
     plan = Plan(
         page_tokens=page,
-        boundary=CPU_BOUNDARY,
+        boundary=boundary,
         engines=(EngineSpec(engine=0, node=0, hbm_pages=hbm_pages),),
-        token_budget=CPU_TOKEN_BUDGET,
+        token_budget=limits.token_budget,
         max_num_seqs=seats,
         max_context=worker.config.max_context,
     )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from batchgen.errors import IllegalTransition
 
 if TYPE_CHECKING:
-    from batchgen.exec.worker import PassResult, Worker
+    from batchgen.exec.batch import PassResult
+    from batchgen.exec.worker import Worker
     from batchgen.step import Pass
 
 

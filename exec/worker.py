@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ import torch
 
 from batchgen.errors import IllegalTransition, UserError
 from batchgen.exec.arena import KvArena
-from batchgen.exec.batch import IntArray, PassRows
+from batchgen.exec.batch import IntArray, PassResult, PassRows
 from batchgen.exec.config import ModelConfig
 from batchgen.exec.copier import Copier
+from batchgen.exec.devices import check_device, device_error
 from batchgen.exec.pass_sampler import next_tokens
 from batchgen.exec.prefix import PrefixPages
 from batchgen.exec.rows import FAILED, RUNNING, Ints, RowInput, Rows, Stage
@@ -32,25 +32,6 @@ from batchgen.job.sampling import Sampling
 from batchgen.plan import Plan
 from batchgen.schedule import Period, forward_period
 from batchgen.step import Chunk
-
-DEVICES = ("cpu", "cuda")
-
-
-def check_device(device: str) -> None:
-    """Raise UserError unless `device` is one that this torch can use."""
-    if device not in DEVICES:
-        raise UserError(f"unknown device {device!r}", remedy=f"choose one of {', '.join(DEVICES)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("this torch finds no cuda device", remedy="use --device cpu")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassResult:
-    """What one pass did. `finished` holds (row, "stop" | "length"), `failed` (row, code, why)."""
-
-    finished: tuple[tuple[int, str], ...]
-    failed: tuple[tuple[int, str, str], ...]
-    duration_s: float
 
 
 class Worker:
@@ -94,10 +75,16 @@ class Worker:
         """What computes attention, for reports: "compiled" or "torch"."""
         return self.model.kernels
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one KV page over all layers."""
+        return self.config.kv_page_elements(self.page_tokens) * int(self._dtype.itemsize)
+
     def resize(self, *, hbm_pages: int, host_pages: int) -> None:
         """Give the worker arenas of other sizes; only while it has no rows and no prefixes."""
         if len(self.rows) or self.prefix:
             raise IllegalTransition("arenas cannot change while rows or prefixes use them")
+        del self.prefix, self._hbm, self._host  # first: there may be no room for both
         self._make_arenas(hbm_pages, host_pages)
 
     def runner(self, depth: int) -> Any:
@@ -132,7 +119,7 @@ class Worker:
                 **options,
             )
         except RuntimeError as error:
-            size = config.kv_page_elements(self.page_tokens) * dtype.itemsize * pages
+            size = self.page_bytes * pages
             raise UserError(
                 f"cannot allocate {size} bytes for {pages} {name} KV pages ({error!s:.80})",
                 remedy=f"lower {name}_pages",
@@ -361,7 +348,7 @@ class Worker:
                     parts += reversed(halves(some, pieces))
                     continue
                 row = some[0] if some else pieces[0][0]
-                ended, bad = [], [(row, *_device_error(error))]
+                ended, bad = [], [(row, *device_error(error))]
                 self._fail(row)
             finished += ended
             failed += bad
@@ -393,6 +380,10 @@ class Worker:
         )
         logits = self.forward_now(rows)
         sampled = [*decodes, *(row for row, _, _, last in chunks if last)]
+        if not sampled and self.device == "cuda":
+            # Nothing else waits for the pass: its errors and its time are its own, and what is
+            # copied to the host is there.
+            torch.cuda.current_stream().synchronize()
         alive = columns.ended[slots] == RUNNING  # a ghost's pass counts for nothing
         outcome = self._append(sampled, logits)  # may fail too: rows are as they were until then
         columns.computed[slots[alive]] = (starts + lengths)[alive]
@@ -424,10 +415,3 @@ class Worker:
         have = np.where(slots < len(counts), counts[np.minimum(slots, len(counts) - 1)], 0)
         for number in np.flatnonzero(ends > have * self.page_tokens).tolist():
             self._hbm.reserve(int(slots[number]), int(ends[number]))
-
-
-def _device_error(error: BaseException) -> tuple[str, str]:
-    """The code of a row that its device cannot compute, and why."""
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in text
-    return ("out_of_memory" if memory else "device_error"), text

@@ -100,6 +100,7 @@ def kind_of_run(job: SimJob, ready: Setup) -> Kind:
     machine = ready.machine
     cost, model = machine.planner.home.describe(), machine.model
     return Kind(
+        **(cost.get("spread") or {}),
         costs=str(cost["kind"]),
         cluster=job.cluster or "none",
         gpu=machine.gpu.name,

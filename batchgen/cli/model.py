@@ -169,7 +169,10 @@ def hardware_command(as_json: Json = False) -> None:
 def init_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
     arch: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "qwen3",
-    size: Annotated[str, typer.Option(help="tiny (tests) or small (demonstrations).")] = "tiny",
+    size: Annotated[
+        str,
+        typer.Option(help="tiny (tests), small (demonstrations) or medium (for a GPU; 2 GB)."),
+    ] = "tiny",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a checkpoint that exists.")

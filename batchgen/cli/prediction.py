@@ -10,7 +10,7 @@ import json
 import math
 import os
 import statistics
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,11 +19,13 @@ import typer
 from batchgen.cli.common import parse_names, say
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
+from batchgen.report import text
 from batchgen.units import PS_PER_S
 
 if TYPE_CHECKING:
     from batchgen.cost.api import CostModel
     from batchgen.cost.overheads import MeasuredPass
+    from batchgen.cost.profile_schema import Spread
     from batchgen.exec.job import ExecJob
 
 CLOSE = 0.10
@@ -61,7 +63,8 @@ def prediction(
     from batchgen.cost.profile import load_profile
     from batchgen.exec.job import ExecJob
 
-    load_profile(profile)  # refuses what is no profile, in one line and before anything runs
+    # Refuses what is no profile, in one line and before anything runs.
+    spread = load_profile(profile).spread
     document = json.loads(profile.read_text())
     settings = _settings_as_profiled(document, parse_overrides(overrides or ()))
     dtype, threads = _machine_as_profiled(document, profile, threads)
@@ -76,6 +79,7 @@ def prediction(
             hbm_pages=hbm_pages,
             limit=limit,
             dtype=dtype,
+            device=_device_as_profiled(document, profile),
             threads=threads,
         )
         for input_ in inputs
@@ -85,7 +89,7 @@ def prediction(
     speed = Speedometer(jobs[0], document)
     rounds = [[measure(job, speed) for job in jobs] for _ in range(repeats)]
     runs = [
-        compare(job, [taken[number] for taken in rounds], profile, speed.slower)
+        compare(job, [taken[number] for taken in rounds], profile, speed.slower, spread)
         for number, job in enumerate(jobs)
     ]
     ordered = all(
@@ -99,12 +103,14 @@ def prediction(
             "order_agrees": ordered,
             "worst_bct_error": worst,
             "machine": speed.remark(),
+            "profile_spread": None if spread is None else asdict(spread),
         }
         print(json.dumps(report))
     else:
         for run in runs:
             _print(run)
         print(speed.remark())
+        print(_steadiness(spread))
         print(
             f"order of the policies {'agrees' if ordered else 'DIFFERS'}; "
             f"largest error of the batch completion time {worst:.1%}"
@@ -151,11 +157,39 @@ def _machine_as_profiled(
     )
 
 
+def _device_as_profiled(document: dict[str, Any], profile: Path) -> str:
+    """The device of the runs: that of the profile. UserError for one that is not here."""
+    machine = document.get("machine")
+    device = machine.get("device") if isinstance(machine, dict) else None
+    if device == "cuda":
+        from batchgen.exec.devices import check_device
+
+        try:
+            check_device(device)
+        except UserError:
+            raise UserError(
+                f"{profile} was measured on a GPU, and this torch finds no cuda device",
+                remedy="validate it there, or profile this machine",
+            ) from None
+        return "cuda"
+    return "cpu"
+
+
+def _steadiness(spread: Spread | None) -> str:
+    """How far the profile's own machine strayed while it was measured, in one line."""
+    if spread is None:
+        return "the profile does not say how steady the machine was while it was measured"
+    return (
+        f"while the profile was measured a small job took {text.spread(spread.least, spread.most)}"
+        " of its median: no prediction is surer than that"
+    )
+
+
 def _print(result: dict[str, Any]) -> None:
     print(
         f"{Path(result['input']).name}, {result['policy']}: "
         f"BCT measured {result['measured_bct_s']:.3f} s, predicted "
-        f"{result['predicted_bct_s']:.3f} s ({result['bct_error']:+.1%}"
+        f"{result['predicted_bct_s']:.3f} s{_range(result)} ({result['bct_error']:+.1%}"
         f"{_corrected(result)}); "
         f"KV peak {result['measured_kv_peak_pages']} pages, predicted "
         f"{result['predicted_kv_peak_pages']}"
@@ -165,6 +199,12 @@ def _print(result: dict[str, Any]) -> None:
             f"  {kind} passes: {entry['count']}, total {entry['measured_s']:.3f} s, predicted "
             f"{entry['error']:+.1%}; median error of a pass {entry['median_error']:.1%}"
         )
+
+
+def _range(result: dict[str, Any]) -> str:
+    """The prediction's error bar, as far as the profile knows one."""
+    bar = result["predicted_bct_range_s"]
+    return "" if bar is None else f" [{bar[0]:.3f}, {bar[1]:.3f}]"
 
 
 def _corrected(result: dict[str, Any]) -> str:
@@ -215,6 +255,7 @@ class Speedometer:
                 host_pages=0,
                 dtype=job.dtype,
                 threads=job.threads,
+                device=job.device,
             )
             self._now = Calibration(worker)
 
@@ -270,9 +311,11 @@ def measure(job: ExecJob, speed: Speedometer) -> Measured:
     )
 
 
-def compare(job: ExecJob, runs: list[Measured], profile: Path, slower: float) -> dict[str, Any]:
+def compare(
+    job: ExecJob, runs: list[Measured], profile: Path, slower: float, spread: Spread | None
+) -> dict[str, Any]:
     """The run of median time against its simulation with the profile, on a machine that takes
-    `slower` times as long as it did then."""
+    `slower` times as long as it did then; `spread`: how steady it was then."""
     from batchgen.cost.build import build_cost
     from batchgen.cost.overheads import errors_by_kind
     from batchgen.exec.hub import find_model
@@ -296,6 +339,9 @@ def compare(job: ExecJob, runs: list[Measured], profile: Path, slower: float) ->
         "measured_bct_s": ran.bct_ps / PS_PER_S,
         "measured_bct_s_all": [run.bct_ps / PS_PER_S for run in runs],
         "predicted_bct_s": predicted_ps / PS_PER_S,
+        "predicted_bct_range_s": None
+        if spread is None
+        else [predicted_ps * part / PS_PER_S for part in (spread.least, spread.most)],
         "bct_error": predicted_ps / ran.bct_ps - 1,
         "machine_slower": slower,
         "uncorrected_error": profiled_ps / ran.bct_ps - 1,

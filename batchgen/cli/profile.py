@@ -30,7 +30,13 @@ def profile_command(
         typer.Option(metavar="PATH", help="Rows like those to come; default: random tokens."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter points.")] = False,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="What is measured.")] = "cpu",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16 [default: float32 on the CPU, bfloat16 on a GPU]."
+        ),
+    ] = None,
     page_tokens: Annotated[int, typer.Option(min=1, help="Tokens per KV page.")] = 64,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Torch threads [default: torch's own].")
@@ -38,7 +44,7 @@ def profile_command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile too.")] = False,
 ) -> None:
-    """Measure products, attention, copies and overheads of this machine.
+    """Measure products, attention, copies and overheads of this machine, or of its GPU.
 
     The profile answers 'batchgen sim --profile' for runs on this machine; a profile of a --model
     fits that model exactly. Keep the machine idle meanwhile.
@@ -47,13 +53,16 @@ def profile_command(
 
     _check_output(output, force)
     calm_threads()
+    from batchgen.exec.devices import check_device
     from batchgen.exec.profile import measure
-    from batchgen.exec.profile_operators import QUICK, Grid
+    from batchgen.exec.profile_grid import grid_of
 
+    check_device(device)
     document = measure(
         model,
         prompts=prompts,
-        grid=QUICK if quick else Grid(),
+        grid=grid_of(device, quick=quick),
+        device=device,
         dtype=dtype,
         page_tokens=page_tokens,
         threads=threads,

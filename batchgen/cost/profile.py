@@ -8,6 +8,7 @@ context with an integer slope.
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,7 @@ class ProfiledCost(TabledCost):
             "layout": str(self.layout),
             "profile": self.profile.path,
             "machine": self.profile.machine,
+            "spread": None if self.profile.spread is None else asdict(self.profile.spread),
         }
 
 

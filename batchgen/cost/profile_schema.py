@@ -18,7 +18,9 @@ number of points in any order.
                                                              optional: beyond the operators, by
                                                              rising count; seconds may be negative
      "copies": {"host_bytes_per_s", "host_latency_s",
-                "intra_bytes_per_s", "inter_bytes_per_s"}}   only host_bytes_per_s is required
+                "intra_bytes_per_s", "inter_bytes_per_s"},   only host_bytes_per_s is required
+     "calibration": {"median_s", "least_s", "most_s", ...}}  optional: a small job, timed again and
+                                                             again while the machine was measured
 
 What overheads mean: `batchgen.cost.overheads`. Shapes to measure for a model: `gemm_shapes(model)`.
 """
@@ -88,6 +90,15 @@ class Copies:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How steady the machine was while it was measured: the least and the most that a small job
+    took, in its median time. No prediction by the profile is surer than this."""
+
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """A checked profile; see the module docstring for units."""
 
@@ -98,6 +109,7 @@ class Profile:
     copies: Copies
     experts: tuple[ExpertPoint, ...] = ()
     machine: dict[str, Any] = field(default_factory=dict)
+    spread: Spread | None = None
     path: str = ""
 
 
@@ -171,6 +183,7 @@ def parse_profile(data: Any, place: str = "profile") -> Profile:
         overheads=check.overheads(data.get("overheads", {})),
         copies=Copies(**check.rates(data, "copies", Copies, ("host_bytes_per_s",))),
         machine=dict(data.get("machine") or {}),
+        spread=check.spread(data.get("calibration")),
         path=place,
     )
 
@@ -254,6 +267,19 @@ class _Check:
             if values.get(key, 0.0) <= 0:
                 raise self._bad(f"{name}.{key}", "must be positive", group.get(key))
         return values
+
+    def spread(self, group: Any) -> Spread | None:
+        """None for a profile that does not say."""
+        if group is None:
+            return None
+        if not isinstance(group, dict):
+            raise DataError("must be an object", path=self.place, field="calibration")
+        names = ("least_s", "median_s", "most_s")
+        least, median, most = (self._number(f"calibration.{n}", group.get(n)) for n in names)
+        if not 0 < least <= median <= most:
+            rule = "must rise from least_s over median_s to most_s, all positive"
+            raise self._bad("calibration", rule, [least, median, most])
+        return Spread(least=least / median, most=most / median)
 
     def _number(self, where: str, value: Any) -> float:
         if (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -39,12 +39,15 @@ class Kind:
     several_gpus: bool = False
     changed: bool = False
     guessed: bool = False
+    least: float | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residual:
     """|predicted / measured - 1| of `what`: median and 90th percentile over `count` points, with
-    the benchmark and its file of results. None: nothing was measured, and `what` says so."""
+    the benchmark and its file of results. None: nothing was measured, and `what` says so. `least`
+    and `most`: those of the kind, a part of the error that is known whatever was benchmarked."""
 
     what: str
     median: float | None = None
@@ -52,6 +55,8 @@ class Residual:
     count: int = 0
     source: str = ""
     result: str = ""
+    least: float | None = None
+    most: float | None = None
 
 
 def spread_of(errors: Sequence[float]) -> dict[str, Any]:
@@ -80,7 +85,11 @@ def find(kind: Kind, rows: Sequence[Mapping[str, Any]] | None = None) -> Residua
     Of a benchmark's rows that apply the most particular counts (most of `KEYS` named), and among
     these the worst; of `bench costs` the worst kernel that such a run has.
     """
-    rows = load() if rows is None else rows
+    found = _benchmarked(kind, load() if rows is None else rows)
+    return replace(found, least=kind.least, most=kind.most)
+
+
+def _benchmarked(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> Residual:
     if kind.changed:
         return Residual(what="none measured of this kind of run (constants or places were changed)")
     for source in SOURCES:

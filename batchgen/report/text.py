@@ -48,12 +48,13 @@ def ratio(value: float | None) -> str:
 
 
 def residual(known: Mapping[str, Any] | None) -> str | None:
-    """'± 10 % (bench engines, 90th)': an error as it was measured, with its source; None: the run
-    is itself a measurement."""
+    """'± 10 % (bench engines, 90th)': an error as it was measured, with its source; of a profile at
+    least how steady its machine was; None: the run is itself a measurement."""
     if known is None:
         return None
     if known.get("p90") is None:
-        return "none measured"
+        steady = spread(known.get("least"), known.get("most"))
+        return f"{steady} (machine's speed)" if steady else "none measured"
     return f"± {100 * known['p90']:.0f} % ({known['source']}, 90th)"
 
 
@@ -61,10 +62,20 @@ def residual_line(known: Mapping[str, Any] | None) -> str | None:
     """The same in full: of what, how many points, which file."""
     if known is None:
         return None
+    steady = spread(known.get("least"), known.get("most"))
+    more = f"; a small job took {steady} of its median while the profile was made" if steady else ""
     if known.get("p90") is None:
-        return f"known error: {known['what']}"
+        return f"known error: {known['what']}{more}"
     return (
         f"known error: of {known['what']}; median {100 * known['median']:.1f} %, 90th percentile "
         f"{100 * known['p90']:.1f} % of {known['count']:,} points ({known['source']}, "
-        f"{known['result']})"
+        f"{known['result']}){more}"
     )
+
+
+def spread(least: float | None, most: float | None) -> str:
+    """'-2 to +9 %': what something took at its fastest and slowest, less its median; "" if it is
+    not known."""
+    if least is None or most is None:
+        return ""
+    return f"{100 * (least - 1):+.0f} to {100 * (most - 1):+.0f} %"

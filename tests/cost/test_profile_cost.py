@@ -246,7 +246,7 @@ def test_a_real_profile_is_read(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from batchgen.exec.init import init_model
     from batchgen.exec.profile import measure
-    from batchgen.exec.profile_operators import Grid
+    from batchgen.exec.profile_grid import Grid
 
     folder = init_model(tmp_path / "m", "qwen3-moe", "tiny")
     grid = Grid(

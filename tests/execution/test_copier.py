@@ -10,7 +10,8 @@ import torch
 
 from batchgen.exec.arena import KvArena
 from batchgen.exec.config import KvLayout
-from batchgen.exec.copier import Copier, move_pages
+from batchgen.exec.copier import Copier
+from batchgen.exec.page_moves import _one_by_one, _together, move_pages
 
 LAYOUT = KvLayout(layers=2, parts=2, heads=3, head_dim=5)
 PAGES, PAGE_TOKENS = 12, 4
@@ -46,6 +47,18 @@ def test_pages_arrive_and_others_stay(
         move_pages(source.storage, theirs, target.storage, ours)
         assert torch.equal(target.storage, expected)
         assert torch.equal(source.storage, before)
+
+
+def test_pages_alone_and_together_arrive_alike() -> None:
+    """The two ways between a GPU and its host, which are the same on the CPU."""
+    rng = np.random.default_rng(4)
+    source = arena("hbm", torch.bfloat16).storage
+    for count in (1, 5, PAGES):
+        some, there = (torch.from_numpy(rng.permutation(PAGES)[:count]) for _ in range(2))
+        targets = [arena("host", torch.bfloat16).storage for _ in range(2)]
+        for way, target in zip((_one_by_one, _together), targets, strict=True):
+            way(source, some, target, there)
+        assert torch.equal(*targets)
 
 
 def test_a_ticket_holds_the_pages_of_many_rows(copier: Copier) -> None:

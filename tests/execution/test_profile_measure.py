@@ -12,7 +12,8 @@ from batchgen.cost.profile import ProfiledCost, gemm_shapes, load_profile
 from batchgen.exec.config import load_config
 from batchgen.exec.init import init_model
 from batchgen.exec.profile import measure
-from batchgen.exec.profile_operators import Grid, fit_copies
+from batchgen.exec.profile_grid import Grid
+from batchgen.exec.profile_operators import fit_copies
 from batchgen.exec.profile_passes import read_prompts, run_passes
 from batchgen.exec.weights import expected_shapes
 from batchgen.exec.worker import Worker
