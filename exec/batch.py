@@ -110,15 +110,16 @@ class Batch:
     """One pass, prepared: what its layers share, as tensors on the device.
 
     `pages` and `offsets` [T] say where each token's KV is written, `cos` and `sin` [T, 1, D / 2]
-    how its queries and keys are turned. `attention` is what `backend` prepared. Models with latent
-    attention: `absorbed` are the tokens that it covers (None: all), `expanded` the chunks that
-    it leaves out.
+    how its queries and keys are turned: rows of `angles`, the whole tables. `attention` is what
+    `backend` prepared. Models with latent attention: `absorbed` are the tokens that it covers
+    (None: all), `expanded` the chunks that it leaves out.
     """
 
     pages: torch.Tensor
     offsets: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
+    angles: tuple[torch.Tensor, torch.Tensor]
     backend: Backend
     attention: Any
     absorbed: torch.Tensor | None = None

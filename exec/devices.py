@@ -33,8 +33,3 @@ def free_device_bytes(device: str) -> int:
     free, _ = torch.cuda.mem_get_info()
     kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return int(free + kept)
-
-
-def pinned_bytes(num_bytes: int) -> int:
-    """What torch takes for a pinned tensor: the next power of two."""
-    return 1 << (num_bytes - 1).bit_length() if num_bytes > 0 else 0

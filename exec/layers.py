@@ -16,8 +16,10 @@ from batchgen.exec import fused
 from batchgen.exec.arena import KvArena
 from batchgen.exec.arithmetic import Arithmetic
 from batchgen.exec.attention import Heads
+from batchgen.exec.attention.paged import PagedPass
 from batchgen.exec.batch import Batch, Wanted
 from batchgen.exec.config import AttentionConfig
+from batchgen.exec.kernels.use import uses_kernels
 from batchgen.exec.mlp import Mlp
 from batchgen.exec.rotary import apply_rope
 
@@ -26,6 +28,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMS norm over the last dimension, statistics in float32."""
     if fused.is_fused(x):
         return fused.rms_norm(x, weight, eps)
+    if uses_kernels(x):
+        from batchgen.exec.kernels import norms
+
+        return norms.rms_norm(x, weight, eps)
     wide = x.float()
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return wide.to(x.dtype) * weight
@@ -37,6 +43,10 @@ def add_rms_norm(
     """The sum of both, and its RMS norm."""
     if fused.is_fused(x_TH):
         return fused.add_rms_norm(x_TH, added_TH, weight, eps)
+    if uses_kernels(x_TH):
+        from batchgen.exec.kernels import norms
+
+        return norms.add_rms_norm(x_TH, added_TH, weight, eps)
     x_TH = x_TH + added_TH
     return x_TH, rms_norm(x_TH, weight, eps)
 
@@ -98,6 +108,12 @@ class GroupedAttention:
             norms = self.q_norm, self.k_norm
         if fused.is_fused(qkv) and fused.is_fused(arena.storage):
             return fused.place_qkv(qkv, norms, self.eps, arena, layer, batch)
+        if isinstance(batch.attention, PagedPass) and uses_kernels(qkv):
+            from batchgen.exec.kernels.place_qkv import place_qkv
+
+            paged = batch.attention
+            places = (*batch.angles, paged.positions, paged.token_rows, paged.tables)
+            return place_qkv(qkv, norms, self.eps, *places, arena.storage, layer)
         heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
         q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
         if norms is not None:

@@ -11,6 +11,7 @@ import torch
 from batchgen.exec import compiled
 from batchgen.exec.arithmetic import Arithmetic, add_in_order
 from batchgen.exec.config import ClampedSwiglu
+from batchgen.exec.kernels.use import uses_kernels
 from batchgen.exec.packed import PackedMatrix, packed_experts
 from batchgen.exec.routing import Router
 
@@ -24,6 +25,10 @@ def gated(
     gate_up: torch.Tensor, arithmetic: Arithmetic, clamp: ClampedSwiglu | None = None
 ) -> torch.Tensor:
     """silu(gate) * up, or the clamped form; the last dimension holds gate before up."""
+    if uses_kernels(gate_up) and not arithmetic.exact:
+        from batchgen.exec.kernels.swiglu import swiglu
+
+        return swiglu(gate_up, None if clamp is None else (clamp.limit, clamp.alpha))
     gate, up = gate_up.chunk(2, dim=-1)
     if clamp is None:
         return arithmetic.silu(gate) * up
@@ -74,6 +79,8 @@ class SparseMlp:
         gate_up, down = self.gate_up, self.down
         if isinstance(gate_up, PackedMatrix) and isinstance(down, PackedMatrix):
             routed = self._packed(x_TH, gate_up, down)
+        elif uses_kernels(x_TH) and not self.arithmetic.exact:
+            routed = self._by_kernels(x_TH)
         else:
             routed = self._compiled(x_TH) if self._is_compiled(x_TH) else self._in_torch(x_TH)
         return routed if self.shared is None else routed + self.shared(x_TH)
@@ -101,6 +108,22 @@ class SparseMlp:
             (gate_up, down),
             router.experts_per_token,
             router.config.normalise,
+        )
+
+    def _by_kernels(self, x_TH: torch.Tensor) -> torch.Tensor:
+        from batchgen.exec.kernels.experts import experts
+
+        weights, chosen = self.router(x_TH)
+        clamp = None if self.clamp is None else (self.clamp.limit, self.clamp.alpha)
+        return experts(
+            x_TH.contiguous(),
+            weights.contiguous(),
+            chosen.to(torch.int32).contiguous(),
+            self.gate_up,
+            self.down,
+            gate_up_bias=self.gate_up_bias,
+            down_bias=self.down_bias,
+            clamp=clamp,
         )
 
     def _is_compiled(self, x_TH: torch.Tensor) -> bool:

@@ -25,7 +25,7 @@ from batchgen.exec.sizing import check_weights_fit, make_plan
 from batchgen.exec.stops import ending_ids
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
-from batchgen.exec.worker import Worker, check_device
+from batchgen.exec.worker import Worker
 from batchgen.job.jsonl import InputDigest
 from batchgen.job.rows import BadRow, JobRow, RowLimits, read_rows
 from batchgen.job.samples import samples
@@ -114,7 +114,6 @@ class Prepared:
 
 def worker_of(device: str) -> type[Worker]:
     """The class of workers for a device."""
-    check_device(device)
     if device == "cpu":
         return Worker
     from batchgen.exec.gpu.worker import QueuedWorker

@@ -21,6 +21,7 @@ from batchgen.exec.arithmetic import Arithmetic
 from batchgen.exec.attention import Heads, choose_backend
 from batchgen.exec.batch import IntArray, PassRows
 from batchgen.exec.config import AttentionConfig, LatentConfig, ModelConfig
+from batchgen.exec.gpu.pinned import pinned_zeros
 from batchgen.exec.layers import GroupedAttention, Layer
 from batchgen.exec.mlp import SparseMlp
 from batchgen.exec.page_moves import move_pages
@@ -268,7 +269,7 @@ def time_copies(config: ModelConfig, bench: Bench) -> Iterable[dict[str, Any]]:
             page_tokens=bench.page_tokens,
             dtype=bench.kind,
             device=bench.device if name == "hbm" else "cpu",
-            pinned=is_gpu and name == "host",
+            zeros=pinned_zeros if is_gpu and name == "host" else None,
         )
         tiers[name].reserve(0, most * bench.page_tokens)
     clock = Stopwatch()

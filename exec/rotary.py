@@ -71,6 +71,11 @@ class RotaryTable:
         """The same of positions that the table holds, for `reserve` has seen to it."""
         return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
 
+    @property
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of all positions that it holds, each [positions, 1, dim / 2]."""
+        return self._cos, self._sin
+
     def reserve(self, last: int) -> None:
         """Let the table hold positions up to `last`. Growing makes new tables."""
         have = len(self._cos)

@@ -8,6 +8,7 @@ import torch
 
 from batchgen.exec.arithmetic import Arithmetic, add_in_order
 from batchgen.exec.config import RoutingConfig
+from batchgen.exec.kernels.use import uses_kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,8 @@ class Router:
         config = self.config
         x = x_TH.to(self.weight.dtype)
         logits_TE = self.arithmetic.linear(x, self.weight, self.bias).float()
+        if uses_kernels(logits_TE) and not self.arithmetic.exact:
+            return self._by_kernel(logits_TE, x_TH.dtype)
         if config.score == "sigmoid":
             scores_TE = self.arithmetic.sigmoid(logits_TE)
         elif config.score == "softmax":
@@ -47,6 +50,25 @@ class Router:
             # Sigmoids may all be zero; those of a softmax that were chosen are not.
             weights_TK = weights_TK / (total + 1e-20 if config.score == "sigmoid" else total)
         return (weights_TK * config.scaling).to(x_TH.dtype), experts_TK
+
+    def _by_kernel(
+        self, logits_TE: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from batchgen.exec.kernels.route_experts import route_experts
+
+        config = self.config
+        return route_experts(
+            logits_TE,
+            k=self.experts_per_token,
+            score=config.score,
+            normalise=config.normalise,
+            scaling=config.scaling,
+            correction=self.correction,
+            groups=config.groups,
+            groups_kept=config.groups_kept,
+            group_top=config.group_top,
+            dtype=dtype,
+        )
 
     def _within_best_groups(self, ranks_TE: torch.Tensor) -> torch.Tensor:
         """Ranks with those outside the best groups below all others."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from batchgen.errors import UserError
 from batchgen.exec.config import ModelConfig, load_config
-from batchgen.exec.devices import free_device_bytes, pinned_bytes
+from batchgen.exec.devices import free_device_bytes
 from batchgen.exec.free_memory import free_memory_bytes
 from batchgen.exec.job import ExecJob
 from batchgen.exec.weights import expected_shapes
@@ -121,10 +121,10 @@ def _check_pages_fit(device: str, hbm: int, host: int, page_bytes: int) -> None:
         where = f"the {free_memory_bytes() / 1e9:.1f} GB of memory that are free"
     else:
         on_device, on_host = free_device_bytes(device), free_memory_bytes()
-        fits = hbm_bytes <= on_device and pinned_bytes(host_bytes) <= on_host
+        fits = hbm_bytes <= on_device and host_bytes <= on_host
         where = (
             f"the {on_device / 1e9:.1f} GB that are free on the GPU and the {on_host / 1e9:.1f} GB "
-            "of the host, whose pinned memory comes in powers of two"
+            "of the host"
         )
     if not fits:
         raise UserError(

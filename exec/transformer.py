@@ -125,6 +125,7 @@ class Transformer:
             offsets=(places % arena.page_tokens).long(),
             cos=cos,
             sin=sin,
+            angles=self._rotary.tables,
             backend=self.backend,
             attention=paged,
         )
@@ -191,6 +192,7 @@ class Transformer:
             offsets=arena.tensor(offsets),
             cos=cos,
             sin=sin,
+            angles=self._rotary.tables,
             backend=self.backend,
             attention=None if attended is None else self.backend.prepare(arena, attended),
             absorbed=None if absorbed is None else arena.tensor(absorbed),

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from batchgen.exec.batch import PassResult
 from batchgen.exec.rows import Ints
-from batchgen.exec.worker import PassResult
 
 
 @dataclass(slots=True, kw_only=True)

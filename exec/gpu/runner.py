@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchgen.errors import IllegalTransition
+from batchgen.exec.batch import PassResult
 from batchgen.exec.gpu.flight import Flight
-from batchgen.exec.worker import PassResult
 
 if TYPE_CHECKING:
     from batchgen.exec.gpu.worker import QueuedWorker

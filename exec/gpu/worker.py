@@ -20,7 +20,7 @@ from batchgen.errors import IllegalTransition
 from batchgen.exec.arena import KvArena
 from batchgen.exec.attention.paged import IN_FLIGHT, PassShape, pack, shape_of, unpack
 from batchgen.exec.attention.triton import TritonBackend
-from batchgen.exec.batch import PassRows
+from batchgen.exec.batch import PassResult, PassRows
 from batchgen.exec.gpu.copier import QueuedCopier
 from batchgen.exec.gpu.flight import Flight
 from batchgen.exec.gpu.graphs import DecodeGraphs, decode_shape
@@ -31,7 +31,7 @@ from batchgen.exec.pass_sampler import accept
 from batchgen.exec.rows import FAILED, RUNNING, Ints
 from batchgen.exec.sampler import Draws
 from batchgen.exec.segments import segments, token_ids
-from batchgen.exec.worker import PassResult, Worker
+from batchgen.exec.worker import Worker
 from batchgen.step import Chunk
 
 BUFFERS = 3  # arrays of inputs on the host: one is filled, two passes may still read theirs

@@ -16,7 +16,6 @@ from batchgen.errors import UserError
 from batchgen.exec import sizing
 from batchgen.exec.arithmetic import _has_aligned_rows
 from batchgen.exec.config import load_config
-from batchgen.exec.devices import pinned_bytes
 from batchgen.exec.init import init_model
 from batchgen.exec.job import ExecJob
 from batchgen.exec.machine_facts import driver_version, machine_facts
@@ -47,14 +46,6 @@ def long_row() -> JobRow:
         sampling=Sampling(),
         ignore_eos=True,
     )
-
-
-@given(size=st.integers(1, 1 << 45))
-def test_pinned_memory_comes_in_powers_of_two(size: int) -> None:
-    taken = pinned_bytes(size)
-    assert size <= taken < 2 * size
-    assert taken.bit_count() == 1
-    assert pinned_bytes(0) == 0
 
 
 def test_a_gpu_plans_with_its_own_memory(

@@ -1,0 +1,139 @@
+"""Whole models through the kernels: passes of decodes and chunks, and jobs on late queues."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "execution"))
+
+from exec_cases import Case, check_answer, run
+from model_cases import FAMILIES, pass_rows, write_model
+
+from batchgen.exec.arena import KvArena
+from batchgen.exec.attention.paged import pack, shape_of, unpack
+from batchgen.exec.attention.triton import TritonBackend
+from batchgen.exec.gpu.graphs import decode_shape
+from batchgen.exec.gpu.worker import QueuedWorker
+from batchgen.exec.init import init_model
+from batchgen.exec.kernels import use
+from batchgen.exec.transformer import Transformer, load_model
+
+PAGE = 8
+
+
+@pytest.fixture
+def _kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if device.type == "cpu":
+        monkeypatch.setattr(use, "INTERPRETED_ON_CPU", True)
+    return None
+
+
+def by_kernels(path: Path, device: torch.device) -> Transformer:
+    model = load_model(path, dtype="float32", device=device.type)
+    model.backend = TritonBackend()
+    model.stack = None
+    return model
+
+
+def filled(path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing."""
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_logits_are_those_of_torch(
+    arch: str, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass of prompts, one of decodes and a chunk, and one of decodes filled up as a graph is."""
+    path = write_model(tmp_path / "m", arch, seed=5)
+    monkeypatch.setattr(use, "INTERPRETED_ON_CPU", False)
+    plain = load_model(path, dtype="float32")
+    rng = np.random.default_rng(3)
+    texts = [rng.integers(0, plain.config.vocab_size, n).tolist() for n in (21, 9, 34, 17)]
+    passes = [
+        ([], [(0, 0, 13), (1, 0, 9), (2, 0, 30)]),
+        ([(1, 8, 1), (0, 13, 1), (2, 30, 1)], [(3, 0, 11)]),
+        ([(0, 14, 1), (2, 31, 1), (3, 11, 1)], []),
+    ]
+    reference = [_logits(plain, texts, passes, torch.device("cpu"), filled_up=False)]
+    monkeypatch.setattr(use, "INTERPRETED_ON_CPU", device.type == "cpu")
+    model = by_kernels(path, device)
+    model.reserve_positions(64)
+    found = [_logits(model, texts, passes, device, filled_up=up) for up in (False, True)]
+    for logits in found:
+        for ours, theirs in zip(logits, reference[0], strict=True):
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=2e-3, atol=2e-3)
+
+
+def _logits(
+    model: Transformer,
+    texts: list[list[int]],
+    passes: list[tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]],
+    device: torch.device,
+    *,
+    filled_up: bool,
+) -> list[torch.Tensor]:
+    """Of every pass, through packed inputs where the model has kernels."""
+    arena = KvArena(
+        "hbm",
+        40,
+        model.config.kv_layout,
+        page_tokens=PAGE,
+        dtype=torch.float32,
+        device=device.type,
+        spare=True,
+    )
+    found = []
+    for decodes, chunks in passes:
+        segments = [*decodes, *chunks]
+        for slot, start, length in segments:
+            arena.reserve(slot, start + length)
+        flat = [t for slot, start, n in segments for t in texts[slot][start : start + n]]
+        rows = pass_rows(segments, len(decodes), flat)
+        if not isinstance(model.backend, TritonBackend):
+            found.append(model.forward(arena, rows))
+            continue
+        shape = shape_of(arena, rows)
+        if filled_up and not chunks:
+            shape = decode_shape(len(decodes), shape.table_width, PAGE)
+        host = torch.full((sum(shape.sizes) + 3,), 77, dtype=torch.int32)
+        used = pack(arena, rows, rows.token_ids, shape, host.numpy())
+        paged = unpack(host[:used].to(device), shape)
+        hidden = model.compute(arena, paged.token_ids, model.prepare_paged(arena, paged))
+        found.append(model.logits(hidden).float()[: len(flat)])
+    return found
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("arch", ["qwen3", "qwen3-moe"])
+def test_a_job_on_queues_by_kernels(arch: str, device: torch.device, tmp_path: Path) -> None:
+    """Tokens that feed the next pass on the device, rows that end, memory that is scarce."""
+    model = init_model(tmp_path / arch, arch, "tiny", seed=3)
+    case = Case(
+        policy="batchgen",
+        rows=((1, 6), (2, 9), (5, 7), (7, 4)),
+        hbm_pages=17,
+        host_pages=40,
+        depth=2,
+    )
+    if device.type == "cuda":
+        case = replace(case, rows=tuple((n, 40) for n in range(12)), hbm_pages=30)
+
+    def with_kernels(folder: Path, **options: object) -> QueuedWorker:
+        worker = QueuedWorker(folder, **{**options, "device": device.type})
+        worker.model.backend = TritonBackend()
+        worker.model.stack = None
+        worker._paged = True
+        return worker
+
+    outcome = run(case, model, tmp_path, make=with_kernels, ahead=True)
+    for row, (number, budget) in enumerate(case.rows):
+        assert outcome.reasons[row] in ("stop", "length")
+        check_answer(model, number, outcome.tokens[row], budget)
