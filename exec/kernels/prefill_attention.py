@@ -273,8 +273,8 @@ def _tiles(
     """Tiles of the kernel for these shapes; few rows take half a block."""
     small = max_length * group <= 64
     if itemsize > 2:
-        rows = 16 if value_dim > 256 else 32
-        default = {"BLOCK_M": rows, "TILE": rows, "num_warps": 4, "num_stages": 1}
+        rows = 16 if value_dim > 64 else 32
+        default = {"BLOCK_M": rows, "TILE": rows, "num_warps": 8, "num_stages": 1}
     elif value_dim > 256:
         # 64 rows would be wgmma and spill.
         default = {"BLOCK_M": 32, "TILE": 64, "num_warps": 8, "num_stages": 2}
