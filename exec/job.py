@@ -13,7 +13,8 @@ CAPABILITIES = frozenset({"host", "prefix"})
 class ExecJob:
     """One job on one device.
 
-    Page counts None: as much as runs at once, bounded by a quarter of the free memory.
+    Page counts None: as much as runs at once, bounded by a part of the free memory
+    (`exec.sizing.LIMITS`).
     `max_tokens`: output budget of rows that name none. `exact`: the same tokens whatever the policy
     does, in float32 on the cpu. `temperature`: of rows that name none (None: the checkpoint's).
     `body`: module:function of the body that every row runs.
