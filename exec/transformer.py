@@ -24,7 +24,7 @@ from batchgen.exec.layer_stack import stack_layers
 from batchgen.exec.layers import rms_norm
 from batchgen.exec.packed import PackedMatrix
 from batchgen.exec.rotary import RotaryTable
-from batchgen.exec.weights import Checkpoint, read_model
+from batchgen.exec.weights import Checkpoint, Source, read_model
 from batchgen.schedule import ATTENTION, Period
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,7 +56,7 @@ class Transformer:
     def __init__(
         self,
         config: ModelConfig,
-        checkpoint: Checkpoint,
+        checkpoint: Source,
         dtype: torch.dtype,
         *,
         exact: bool = False,

@@ -26,7 +26,7 @@ from batchgen.exec.prefix import PrefixPages
 from batchgen.exec.rows import FAILED, RUNNING, Ints, RowInput, Rows, Stage
 from batchgen.exec.segments import halves, segments, token_ids
 from batchgen.exec.stops import Decode
-from batchgen.exec.transformer import DTYPES, load_model
+from batchgen.exec.transformer import DTYPES, Transformer, load_model
 from batchgen.job.rows import TokenIds
 from batchgen.job.sampling import Sampling
 from batchgen.plan import Plan
@@ -35,7 +35,7 @@ from batchgen.step import Chunk
 
 
 class Worker:
-    """A model with its KV arenas. Rows are named by the runtime's row numbers.
+    """A model, or that of a folder, with its KV arenas. Rows are named by the runtime's row numbers.
 
     `hbm_pages` and `host_pages` are sizes of the two tiers in pages of `page_tokens` tokens;
     `threads` sets the torch threads of the process. `exact`: a row's tokens do not depend on what
@@ -45,7 +45,7 @@ class Worker:
 
     def __init__(
         self,
-        model_dir: Path,
+        model: Path | Transformer,
         *,
         page_tokens: int,
         hbm_pages: int,
@@ -58,7 +58,9 @@ class Worker:
         check_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        self.model = load_model(Path(model_dir), dtype=dtype, exact=exact, device=device)
+        if not isinstance(model, Transformer):
+            model = load_model(Path(model), dtype=dtype, exact=exact, device=device)
+        self.model = model
         self.config: ModelConfig = self.model.config
         self.page_tokens = page_tokens
         self.device = device

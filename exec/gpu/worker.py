@@ -31,6 +31,7 @@ from batchgen.exec.pass_sampler import accept
 from batchgen.exec.rows import FAILED, RUNNING, Ints
 from batchgen.exec.sampler import Draws
 from batchgen.exec.segments import segments, token_ids
+from batchgen.exec.transformer import Transformer
 from batchgen.exec.worker import Worker
 from batchgen.step import Chunk
 
@@ -42,7 +43,12 @@ class QueuedWorker(Worker):
     for tests. `graphs`: decode passes are CUDA graphs."""
 
     def __init__(
-        self, model_dir: Path, *, device: str = "cuda", graphs: bool = True, **options: Any
+        self,
+        model: Path | Transformer,
+        *,
+        device: str = "cuda",
+        graphs: bool = True,
+        **options: Any,
     ) -> None:
         self._queues = Queues(torch.device(device))
         self._last = torch.zeros(1, dtype=torch.int32, device=device)
@@ -50,7 +56,7 @@ class QueuedWorker(Worker):
         self._inputs: list[torch.Tensor] = [torch.zeros(0, dtype=torch.int32)] * BUFFERS
         self._turn = 0
         self._with_graphs = graphs and device == "cuda"
-        super().__init__(model_dir, device=device, **options)
+        super().__init__(model, device=device, **options)
         self._paged = isinstance(self.model.backend, TritonBackend)
         self.model.reserve_positions(self.config.max_context)  # graphs hold the table's address
 
