@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from batchgen.exec.kernels.launching import Work
 from batchgen.exec.kernels.timing import Call, median_s, num_copies
+from batchgen.exec.kernels.tuning import Tune
 
 COPY, MATMUL = "device_copy", "matmul_bf16"  # the ceilings that targets are shares of
 
@@ -36,6 +37,16 @@ class Cell:
     ceiling: str = COPY
     target: float | None = None
     other: str = ""
+
+
+def tune_of(cell: Cell, changes: Sequence[Mapping[str, int]]) -> Tune:
+    """The kernel at the shape of a line, with what `batchgen bench tune` may change."""
+
+    def make(device: torch.device, seed: int) -> tuple[Call, Work]:
+        made = cell.make(device, seed)
+        return made.call, made.work
+
+    return Tune(kernel=cell.kernel, shape=cell.shape, changes=changes, make=make)
 
 
 def measure(cell: Cell, device: torch.device, ceilings: Mapping[str, float]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def run(piece: Piece, left_s: float, folder: Path, environment: dict[str, str]) 
     return entry
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "gpu-check")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
@@ -161,7 +162,7 @@ def main() -> int:
     parser.add_argument("--cell-seconds", type=float, default=CELL_S)
     parser.add_argument("--skip-done", action="store_true", help="what succeeded at this commit")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     begin = time.monotonic()
     environment = paths(os.environ)
     try:

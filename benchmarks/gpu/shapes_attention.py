@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
-from cell import MATMUL, Cell, Made
+from cell import MATMUL, Cell, Made, tune_of
 
 LAYERS = 4  # of the arena: pages of one layer do not lie side by side, as in a model's
 LAYER = 2
@@ -162,4 +162,35 @@ CELLS = (
     prefill(8192, 0, 32, 8),
     prefill(8192, 0, 32, 4),
     prefill(2048, 6144, 32, 8),
+)
+
+# Longer tiles are fewer steps, more stages are more bytes in flight; both want shared memory.
+DECODE_CHANGES = (
+    {"TILE": 32, "num_stages": 4},
+    {"TILE": 32, "num_stages": 6},
+    {"TILE": 64, "num_stages": 2},
+    {"TILE": 64, "num_stages": 4},
+    {"TILE": 128, "num_stages": 2},
+    {"TILE": 64, "num_warps": 2},
+    {"TILE": 64, "num_warps": 8},
+)
+LATENT_CHANGES = (
+    {"TILE": 32, "num_stages": 3},
+    {"TILE": 64, "num_stages": 2},
+    {"TILE": 16, "num_stages": 4},
+    {"num_warps": 4},
+)
+PREFILL_CHANGES = (
+    {"BLOCK_M": 128, "TILE": 128, "num_stages": 2},
+    {"BLOCK_M": 128, "TILE": 64, "num_stages": 2},
+    {"BLOCK_M": 128, "TILE": 64, "num_stages": 4},
+    {"BLOCK_M": 64, "TILE": 64, "num_warps": 4},
+    {"BLOCK_M": 64, "TILE": 128, "num_warps": 4, "num_stages": 2},
+)
+TUNE = (
+    tune_of(decode(64, 4096, 32, 8), DECODE_CHANGES),
+    tune_of(decode(128, 4096, 32, 4), DECODE_CHANGES),
+    tune_of(decode(256, 4096, 16, 1, 576, 512), LATENT_CHANGES),
+    tune_of(decode(256, 4096, 128, 1, 576, 512), LATENT_CHANGES),
+    tune_of(prefill(8192, 0, 32, 8), PREFILL_CHANGES),
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
-from cell import COPY, MATMUL, Cell, Made
+from cell import COPY, MATMUL, Cell, Made, tune_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,4 +104,25 @@ CELLS = (
     mixture(256, MIXTRAL, COPY, 0.75),
     whole(16384, QWEN3_30B, MATMUL),
     whole(256, QWEN3_30B, COPY),
+)
+
+FEW_CHANGES = (
+    {"UP_N": 64, "UP_STAGES": 4},
+    {"UP_N": 128, "UP_K": 64, "UP_STAGES": 4},
+    {"UP_N": 64, "DOWN_N": 64, "UP_K": 128, "DOWN_K": 128},
+    {"DOWN_N": 64, "DOWN_STAGES": 4},
+    {"UP_WARPS": 4, "DOWN_WARPS": 4},
+    {"UP_WARPS": 8, "DOWN_WARPS": 8},
+)
+MANY_CHANGES = (
+    {"BLOCK_M": 64},
+    {"UP_N": 128, "DOWN_N": 128, "UP_WARPS": 4, "DOWN_WARPS": 4},
+    {"UP_N": 128, "DOWN_N": 128, "UP_WARPS": 8, "DOWN_WARPS": 8},
+    {"UP_STAGES": 3, "DOWN_STAGES": 3},
+    {"GROUP_M": 1},
+    {"GROUP_M": 32},
+)
+TUNE = (
+    *(tune_of(mixture(n, QWEN3_30B, COPY, None), FEW_CHANGES) for n in (64, 128, 256, 512)),
+    *(tune_of(mixture(n, QWEN3_30B, MATMUL, None), MANY_CHANGES) for n in (2048, 4096, 16384)),
 )

@@ -49,23 +49,37 @@ class AheadCase:
 
 
 def config(kernel: str, bucket: str, default: Mapping[str, int]) -> dict[str, int]:
-    """Tile sizes, warps and stages of a kernel for a bucket of shapes on this GPU: what a tuner
-    tries just now, else measured ones from `configs`, else `default`."""
-    chosen = _tried.get((kernel, bucket)) or _shipped().get(kernel, {}).get(bucket, {})
-    return {**default, **chosen}
+    """Tile sizes, warps and stages of a kernel for a bucket of shapes on this GPU: measured ones
+    from `configs`, else `default`; changed by what a tuner tries just now."""
+    own = {**default, **_shipped().get(kernel, {}).get(bucket, {})}
+    for asked in _observers:
+        asked[kernel, bucket] = own
+    return {**own, **_tried.get(kernel, {})}
 
 
 @contextmanager
-def tried(kernel: str, bucket: str, values: Mapping[str, int]) -> Iterator[None]:
-    """While a tuner measures: `config` gives these values for this bucket."""
-    _tried[kernel, bucket] = values
+def tried(kernel: str, change: Mapping[str, int]) -> Iterator[None]:
+    """While a tuner measures: `config` changes what it gives to this kernel."""
+    _tried[kernel] = change
     try:
         yield
     finally:
-        del _tried[kernel, bucket]
+        del _tried[kernel]
 
 
-_tried: dict[tuple[str, str], Mapping[str, int]] = {}
+@contextmanager
+def observed() -> Iterator[dict[tuple[str, str], dict[str, int]]]:
+    """What kernels ask `config` for meanwhile: values by kernel and bucket."""
+    asked: dict[tuple[str, str], dict[str, int]] = {}
+    _observers.append(asked)
+    try:
+        yield asked
+    finally:
+        _observers.remove(asked)
+
+
+_tried: dict[str, Mapping[str, int]] = {}
+_observers: list[dict[tuple[str, str], dict[str, int]]] = []
 
 Configs = dict[str, dict[str, dict[str, int]]]
 """By kernel and bucket."""

@@ -1,7 +1,8 @@
 """Chooses tile sizes by measuring: the form of `TUNE`, and files of configurations.
 
-A kernel module may hold `TUNE`, a tuple of `Tune`: one per bucket of shapes. How time is taken is
-passed in, so that nothing here needs a GPU but `tune` with the real clock.
+A module may hold `TUNE`, a tuple of `Tune`: a call of a kernel at some shape, and what may be
+changed. The bucket and the kernel's own numbers are seen when it asks `launching.config`. How time
+is taken is passed in, so that nothing but the real clock needs a GPU.
 """
 
 from __future__ import annotations
@@ -16,41 +17,48 @@ from typing import Any
 
 import torch
 
-from batchgen.exec.kernels.launching import CONFIGS, Configs, Work, slug, tried
+from batchgen.exec.kernels.launching import CONFIGS, Configs, Work, observed, slug, tried
 from batchgen.exec.kernels.timing import Call, median_s, num_copies
 
 GPUS = ("nvidia-h100", "nvidia-h200")  # of which configurations are shipped
-HEURISTIC = "what the kernels say themselves; no GPU has measured it"
+HEURISTIC = "none is measured: the kernels' own numbers hold"
 MADE_ON = "batchgen bench tune on "
-# A candidate must be so much shorter than the kernel's own numbers to replace them: what two
-# measurements of one thing differ by.
+# A change must save so much to replace the kernel's own numbers: what two measurements of one
+# thing differ by.
 MARGIN = 0.02
+
+Make = Callable[[torch.device, int], tuple[Call, Work]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tune:
-    """A bucket of shapes of one kernel.
+    """A kernel at a shape.
 
-    `kernel` and `bucket` are what the kernel gives to `launching.config`, which hands out the
-    values of a candidate while it is measured. `candidates`: the kernel's own numbers first.
-    `make(device, seed)` makes buffers and gives a call of the kernel on them, and its work.
+    `kernel` is the name that it gives to `launching.config`. `changes`: options to try in place of
+    its own, each a part of what it asks for. `make(device, seed)` makes buffers and gives a call of
+    the kernel on them, and its work.
     """
 
     kernel: str
-    bucket: str
-    candidates: Sequence[Mapping[str, int]]
-    make: Callable[[torch.device, int], tuple[Call, Work]]
+    shape: str
+    changes: Sequence[Mapping[str, int]]
+    make: Make
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """Seconds by candidate (infinite where it did not run) and the one that was chosen."""
+    """What was measured: `seconds` of the kernel's own numbers and of each change (infinite where
+    it did not run), `errors` of those that did not, and the `values` that won."""
 
     kernel: str
     bucket: str
     seconds: tuple[float, ...]
     errors: tuple[str, ...]
-    chosen: int
+    values: Mapping[str, int]
+
+    @property
+    def best_s(self) -> float:
+        return min(self.seconds)
 
 
 def find_tunes(modules: Sequence[str]) -> list[Tune]:
@@ -58,60 +66,49 @@ def find_tunes(modules: Sequence[str]) -> list[Tune]:
     return [one for name in modules for one in getattr(importlib.import_module(name), "TUNE", ())]
 
 
-def defaults(tunes: Sequence[Tune]) -> Configs:
-    """What the kernels use where nothing was measured."""
-    found: Configs = {}
-    for one in tunes:
-        found.setdefault(one.kernel, {})[one.bucket] = dict(one.candidates[0])
-    return found
-
-
 def tune(
-    tunes: Sequence[Tune],
+    one: Tune,
     device: torch.device,
     time_s: Callable[[Sequence[Call]], float] = median_s,
     copies: Callable[[float, torch.device], int] = num_copies,
-) -> Iterator[Tuned]:
-    """Measures every candidate of every bucket; those that do not run are passed over."""
-    for one in tunes:
-        calls: list[Call] = []
-        work = Work(0.0, 0.0)
-        while not calls or len(calls) < copies(work.bytes, device):
-            call, work = one.make(device, len(calls))
-            calls.append(call)
-        seconds, errors = [], []
-        for values in one.candidates:
-            try:
-                with tried(one.kernel, one.bucket, values):
-                    seconds.append(time_s(calls))
-            except Exception as error:  # too much shared memory, tiles that do not fit: of any kind
-                seconds.append(math.inf)
-                errors.append(f"{dict(values)}: {type(error).__name__}: {error}"[:300])
-        best = min(range(len(seconds)), key=seconds.__getitem__)
-        if seconds[best] > seconds[0] * (1 - MARGIN):
-            best = 0
-        yield Tuned(
-            kernel=one.kernel,
-            bucket=one.bucket,
-            seconds=tuple(seconds),
-            errors=tuple(errors),
-            chosen=best,
-        )
+) -> Tuned:
+    """Measures the kernel's own numbers and every change. What the first raises is the caller's."""
+    call, work = one.make(device, 0)
+    calls = [call]
+    calls += [one.make(device, seed)[0] for seed in range(1, copies(work.bytes, device))]
+    with observed() as asked:
+        call()
+    buckets = [bucket for kernel, bucket in asked if kernel == one.kernel]
+    if len(buckets) != 1:
+        raise ValueError(f"{one.kernel} at {one.shape} asks for {len(buckets)} buckets, not one")
+    own = asked[one.kernel, buckets[0]]
+    seconds, errors = [time_s(calls)], []
+    for change in one.changes:
+        try:
+            if not change.keys() <= own.keys():
+                raise ValueError(f"the kernel has {', '.join(own)} alone")
+            with tried(one.kernel, change):
+                seconds.append(time_s(calls))
+        except Exception as error:  # too much shared memory, tiles that do not fit: of any kind
+            seconds.append(math.inf)
+            errors.append(f"{dict(change)}: {type(error).__name__}: {error}"[:300])
+    best = min(range(len(seconds)), key=seconds.__getitem__)
+    better = best > 0 and seconds[best] <= seconds[0] * (1 - MARGIN)
+    return Tuned(
+        kernel=one.kernel,
+        bucket=buckets[0],
+        seconds=tuple(seconds),
+        errors=tuple(errors),
+        values={**own, **one.changes[best - 1]} if better else own,
+    )
 
 
-def chosen(tunes: Sequence[Tune], results: Sequence[Tuned]) -> Configs:
-    """The candidates that won. A bucket of which none ran is left to the kernel."""
+def configs_of(results: Iterator[Tuned] | Sequence[Tuned]) -> Configs:
+    """What won, by kernel and bucket; of several shapes of one bucket the last."""
     found: Configs = {}
-    for one, result in zip(tunes, results, strict=True):
-        if math.isfinite(result.seconds[result.chosen]):
-            values = dict(one.candidates[result.chosen])
-            found.setdefault(one.kernel, {})[one.bucket] = values
+    for result in results:
+        found.setdefault(result.kernel, {})[result.bucket] = dict(result.values)
     return found
-
-
-def document(kernels: Configs, triton_version: str, source: str, measured: bool) -> dict[str, Any]:
-    """A file of configurations, as `launching.configs_for` reads it."""
-    return {"triton": triton_version, "measured": measured, "source": source, "kernels": kernels}
 
 
 def merged(path: Path, kernels: Configs, triton_version: str) -> Configs:
@@ -125,20 +122,9 @@ def merged(path: Path, kernels: Configs, triton_version: str) -> Configs:
     return every | {name: every.get(name, {}) | buckets for name, buckets in kernels.items()}
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def write_defaults(folder: Path, tunes: Sequence[Tune], triton_version: str) -> list[Path]:
-    """Files of the kernels' own numbers for the GPUs of `GPUS`; measured files stay."""
-    written = []
-    for gpu in GPUS:
-        path = folder / f"{gpu}.json"
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["measured"]:
-            continue
-        write(path, document(defaults(tunes), triton_version, HEURISTIC, False))
-        written.append(path)
-    return written
+def document(kernels: Configs, triton_version: str, source: str, measured: bool) -> dict[str, Any]:
+    """A file of configurations, as `launching.configs_for` reads it."""
+    return {"triton": triton_version, "measured": measured, "source": source, "kernels": kernels}
 
 
 def default_path(device_name: str) -> Path:

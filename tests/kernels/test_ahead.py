@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from batchgen.exec.kernels import ahead
 
 HERE = Path(__file__).parent
@@ -41,6 +43,7 @@ def table_cells() -> dict[tuple[str, str], list[str]]:
     return {(row[0].strip("`"), row[1]): row[2:] for row in rows}
 
 
+@pytest.mark.timeout(900)  # about two seconds a case on one core, once: Triton keeps what it made
 def test_all_kernels_compile_for_sm_90_and_docs_say_what_came_out() -> None:
     code, cases, errors = compiled("--target", "sm_90")
     assert code == 0, errors

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from batchgen.exec.kernels.launching import observed
+
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 NAMES = ("cell", "shapes_attention", "shapes_experts", "shapes_small")
 SMALL: dict[str, Callable[[Any], Any]] = {
@@ -65,6 +67,26 @@ def test_a_line_runs(modules: dict[str, ModuleType], name: str, device: torch.de
     assert made.work.bytes > 0
     if made.other is not None and "expert" not in name:  # grouped_mm of bf16 is for GPUs
         made.other()
+
+
+@pytest.mark.parametrize("name", ["decode", "decode latent", "prefill", "experts"])
+def test_what_a_tuner_changes_is_what_kernels_ask_for(
+    modules: dict[str, ModuleType], name: str, device: torch.device
+) -> None:
+    cell = SMALL[name](modules)
+    tunes = [
+        one
+        for module in NAMES[1:]
+        for one in getattr(modules[module], "TUNE", ())
+        if one.kernel == cell.kernel
+    ]
+    assert tunes
+    call = cell.make(device, 0).call
+    with observed() as asked:
+        call()
+    own = [values for (kernel, _), values in asked.items() if kernel == cell.kernel]
+    assert len(own) == 1
+    assert all(change.keys() <= own[0].keys() for one in tunes for change in one.changes)
 
 
 def test_lines_are_told_apart(modules: dict[str, ModuleType]) -> None:

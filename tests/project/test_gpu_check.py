@@ -153,6 +153,44 @@ def test_what_was_done_is_kept_for_its_commit_alone(
     assert modules["check"].State(path, "abc").pieces == {}
 
 
+def test_a_whole_call_is_gone_on_with(
+    modules: dict[str, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """A machine with a GPU is made believe; the pieces are real processes, one fails at first."""
+    counter = tmp_path / "counter"
+    count = f"open({str(counter)!r}, 'a').write('x')"
+    code = f"import os; {count}; raise SystemExit(os.path.getsize({str(counter)!r}) < 2)"
+    pieces = [
+        piece(modules, "good", f"{count}; print('fine')", least_s=1.0),
+        piece(modules, "second", code, least_s=1.0),
+        piece(modules, "long", "pass", least_s=1e6),
+    ]
+    check = modules["check"]
+    monkeypatch.setattr(check, "look", lambda environment: FOUND)
+    monkeypatch.setattr(check, "pieces", lambda folder, cell_s: pieces)
+    counter.write_text("")
+    folders = ["--folder", str(tmp_path / "state"), "--results", str(tmp_path)]
+    pieces[0], pieces[1] = pieces[1], pieces[0]
+    assert check.main(folders) == 1
+    said = capsys.readouterr().out
+    assert "cells/second             failed after" in said
+    assert "cells/good               done after" in said
+    assert "cells/long               left: go on with --skip-done" in said
+    pieces.pop()
+    assert check.main([*folders, "--skip-done"]) == 0
+    said = capsys.readouterr().out
+    assert "cells/good               done before" in said
+    assert "cells/second             done after" in said
+    (path,) = tmp_path.glob("gpu-h100-*.json")
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    ends = {label: entry["status"] for label, entry in whole["pieces"].items()}
+    assert ends == {"cells/second": "done", "cells/good": "done"}
+    assert whole["gpu"]["name"] == "NVIDIA H100 80GB HBM3"
+
+
 def test_the_result_says_what_it_was_measured_on(
     modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
