@@ -43,7 +43,14 @@ def set_pages_reference(tables: torch.Tensor, triplets: torch.Tensor) -> None:
 
 
 @triton.jit
-def gather_tokens_kernel(last, slots, given, out, count, BLOCK: tl.constexpr):
+def gather_tokens_kernel(
+    last: tl.tensor,
+    slots: tl.tensor,
+    given: tl.tensor,
+    out: tl.tensor,
+    count: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = at < count
     slot = tl.load(slots + at, mask=mask, other=-1)
@@ -53,7 +60,14 @@ def gather_tokens_kernel(last, slots, given, out, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def keep_tokens_kernel(last, slots, tokens, count, vocab_size, BLOCK: tl.constexpr):
+def keep_tokens_kernel(
+    last: tl.tensor,
+    slots: tl.tensor,
+    tokens: tl.tensor,
+    count: tl.tensor,
+    vocab_size: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = at < count
     slot = tl.load(slots + at, mask=mask, other=-1)
@@ -63,7 +77,9 @@ def keep_tokens_kernel(last, slots, tokens, count, vocab_size, BLOCK: tl.constex
 
 
 @triton.jit
-def set_pages_kernel(tables, triplets, count, stride, BLOCK: tl.constexpr):
+def set_pages_kernel(
+    tables: tl.tensor, triplets: tl.tensor, count: tl.tensor, stride: tl.tensor, BLOCK: tl.constexpr
+) -> None:
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = at < count
     slot = tl.load(triplets + at * 3, mask=mask, other=-1)

@@ -47,26 +47,26 @@ def add_rms_norm_reference(
 
 @triton.jit
 def norm_kernel(
-    x,
-    added,
-    weight,
-    total,
-    out,
-    num_rows,
-    inner,
-    x_outer,
-    x_inner,
-    added_stride,
-    total_stride,
-    out_outer,
-    out_inner,
-    eps,
+    x: tl.tensor,
+    added: tl.tensor,
+    weight: tl.tensor,
+    total: tl.tensor,
+    out: tl.tensor,
+    num_rows: tl.tensor,
+    inner: tl.tensor,
+    x_outer: tl.tensor,
+    x_inner: tl.tensor,
+    added_stride: tl.tensor,
+    total_stride: tl.tensor,
+    out_outer: tl.tensor,
+    out_inner: tl.tensor,
+    eps: tl.tensor,
     HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     ADDS: tl.constexpr,
     FLAT: tl.constexpr,  # rows have one stride: `inner` is 1
-):
+) -> None:
     """ROWS rows per program. Row r lies at (r // inner, r % inner)."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)[None, :]

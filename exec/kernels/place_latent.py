@@ -58,26 +58,26 @@ def place_latent_reference(
 
 @triton.jit
 def place_latent_kernel(
-    latent,
-    key,
-    query,
-    norm,
-    cos,
-    sin,
-    positions,
-    slots,
-    tables,
-    storage,  # of the layer
-    out,
-    latent_stride,
-    key_stride,
-    query_stride,
-    query_head_stride,
-    table_stride,
-    page_stride,
-    out_stride,
-    out_head_stride,
-    eps,
+    latent: tl.tensor,
+    key: tl.tensor,
+    query: tl.tensor,
+    norm: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    positions: tl.tensor,
+    slots: tl.tensor,
+    tables: tl.tensor,
+    storage: tl.tensor,  # of the layer
+    out: tl.tensor,
+    latent_stride: tl.tensor,
+    key_stride: tl.tensor,
+    query_stride: tl.tensor,
+    query_head_stride: tl.tensor,
+    table_stride: tl.tensor,
+    page_stride: tl.tensor,
+    out_stride: tl.tensor,
+    out_head_stride: tl.tensor,
+    eps: tl.tensor,
     HEADS: tl.constexpr,
     LATENT: tl.constexpr,
     ROTARY: tl.constexpr,
@@ -86,7 +86,7 @@ def place_latent_kernel(
     HALF: tl.constexpr,  # a power of two, at least ROTARY / 2
     TILE: tl.constexpr,  # heads per program
     NORMED: tl.constexpr,
-):
+) -> None:
     """Programs: tokens by one for what is kept and one per tile of heads."""
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -219,8 +219,8 @@ def _ahead(name: str, heads: int, *, normed: bool, dtype: str = "bf16") -> Ahead
     signature |= {"cos": "*fp32", "sin": "*fp32"}
     signature |= dict.fromkeys(("positions", "slots", "tables"), "*i32")
     signature |= dict.fromkeys(("storage", "out"), f"*{dtype}")
-    strides = ("latent_stride", "key_stride", "query_stride", "query_head_stride")
-    strides += ("table_stride", "page_stride", "out_stride", "out_head_stride")
+    strides = ["latent_stride", "key_stride", "query_stride", "query_head_stride"]
+    strides += ["table_stride", "page_stride", "out_stride", "out_head_stride"]
     signature |= {**dict.fromkeys(strides, "i32"), "eps": "fp32"}
     signature |= dict.fromkeys(constants, "constexpr")
     return AheadCase(

@@ -70,22 +70,22 @@ def rotate_reference(x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) 
 
 @triton.jit
 def place_qkv_kernel(
-    qkv,
-    q_norm,
-    k_norm,
-    cos,
-    sin,
-    positions,
-    slots,
-    tables,
-    storage,  # of the layer
-    out,
-    qkv_stride,
-    table_stride,
-    page_stride,
-    part_stride,
-    out_stride,
-    eps,
+    qkv: tl.tensor,
+    q_norm: tl.tensor,
+    k_norm: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    positions: tl.tensor,
+    slots: tl.tensor,
+    tables: tl.tensor,
+    storage: tl.tensor,  # of the layer
+    out: tl.tensor,
+    qkv_stride: tl.tensor,
+    table_stride: tl.tensor,
+    page_stride: tl.tensor,
+    part_stride: tl.tensor,
+    out_stride: tl.tensor,
+    eps: tl.tensor,
     HEADS: tl.constexpr,  # N
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -93,7 +93,7 @@ def place_qkv_kernel(
     TILE: tl.constexpr,  # heads per program
     HALF: tl.constexpr,  # a power of two, at least HEAD_DIM / 2
     NORMED: tl.constexpr,
-):
+) -> None:
     """Programs: tokens by tiles of heads."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * TILE + tl.arange(0, TILE)[:, None]

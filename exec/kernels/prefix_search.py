@@ -17,7 +17,7 @@ import triton.language as tl
 
 
 @triton.jit
-def key_of(x, BITS: tl.constexpr):
+def key_of(x: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
     """Unsigned integers in the order of float32 `x`; of bfloat16 the upper 16 bits do."""
     bits = tl.where(x == 0.0, 0.0, x).to(tl.uint32, bitcast=True)
     key = tl.where((bits >> 31) != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
@@ -25,7 +25,7 @@ def key_of(x, BITS: tl.constexpr):
 
 
 @triton.jit
-def _mix(x):
+def _mix(x: tl.tensor) -> tl.tensor:
     x = x + 0x9E3779B97F4A7C15
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
@@ -33,7 +33,7 @@ def _mix(x):
 
 
 @triton.jit
-def uniform(seed, counter):
+def uniform(seed: tl.tensor, counter: tl.tensor) -> tl.tensor:
     """As `exec.sampler.uniform`."""
     state = _mix(seed.to(tl.uint64, bitcast=True))
     state = _mix(state ^ counter.to(tl.uint64, bitcast=True))
@@ -42,17 +42,17 @@ def uniform(seed, counter):
 
 @triton.jit
 def reach(
-    values,
-    size,
-    best,
-    scale,
-    target,
+    values: tl.tensor,
+    size: tl.tensor,
+    best: tl.tensor,
+    scale: tl.tensor,
+    target: tl.tensor,
     COUNT: tl.constexpr,
     STRICT: tl.constexpr,
     BITS: tl.constexpr,
     DIGIT: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+) -> tl.tensor:
     """The largest key such that the `size` values no less than it weigh at least `target`
     (STRICT: more); 0 if all do not. COUNT: each weighs 1."""
     WAYS: tl.constexpr = 1 << DIGIT
@@ -77,7 +77,15 @@ def reach(
 
 
 @triton.jit
-def around(values, size, best, scale, value, BITS: tl.constexpr, BLOCK: tl.constexpr):
+def around(
+    values: tl.tensor,
+    size: tl.tensor,
+    best: tl.tensor,
+    scale: tl.tensor,
+    value: tl.tensor,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
     """Of the key `value`: count and mass of what is above it, count of what equals it and the
     weight of one of these."""
     above = tl.zeros([BLOCK], tl.int32)
@@ -98,7 +106,9 @@ def around(values, size, best, scale, value, BITS: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def _shorter(value, ties, other, other_ties):
+def _shorter(
+    value: tl.tensor, ties: tl.tensor, other: tl.tensor, other_ties: tl.tensor
+) -> tl.tensor:
     """The shorter of two prefixes."""
     less = (other > value) | ((other == value) & (other_ties < ties))
     return tl.where(less, other, value), tl.where(less, other_ties, ties)
@@ -106,20 +116,20 @@ def _shorter(value, ties, other, other_ties):
 
 @triton.jit
 def place_of(
-    values,
-    size,
-    best,
-    scale,
-    mass,  # of the whole vocabulary
-    at_random,
-    top_k,
-    top_p,
-    min_p,
-    cuts,  # whether top_k is less than the vocabulary
+    values: tl.tensor,
+    size: tl.tensor,
+    best: tl.tensor,
+    scale: tl.tensor,
+    mass: tl.tensor,  # of the whole vocabulary
+    at_random: tl.tensor,
+    top_k: tl.tensor,
+    top_p: tl.tensor,
+    min_p: tl.tensor,
+    cuts: tl.tensor,  # whether top_k is less than the vocabulary
     BITS: tl.constexpr,
     DIGIT: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+) -> tl.tensor:
     """The key of the token that a row draws, and which of those that have it."""
     ALL: tl.constexpr = 1 << 30
     value = tl.zeros([], tl.uint32)
@@ -160,7 +170,14 @@ def place_of(
 
 
 @triton.jit
-def find(values, size, key, number, BITS: tl.constexpr, BLOCK: tl.constexpr):
+def find(
+    values: tl.tensor,
+    size: tl.tensor,
+    key: tl.tensor,
+    number: tl.tensor,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
     """Where among `values` the one lies that is the `number`-th of this key."""
     place = tl.zeros([], tl.int32)
     seen = tl.zeros([], tl.int32)

@@ -9,8 +9,9 @@ or draws:
 - With top_k, top_p or min_p from the best tokens, the best first and of equals the lowest first. In
   this order each of the three keeps a *prefix*, so together they keep the shortest, and a draw is
   again a place in it. A prefix is a value v and how many tokens equal to v it has beside all above.
-  Each such v is found by its bits (`prefix_search`). The tokens looked at are those no worse than the best of the BEST-th best block; there are at least
-  BEST, they are collected once, and every step of a search reads them from L1.
+  Each such v is found by its bits (`prefix_search`). The tokens looked at are those no worse than
+  the best of the BEST-th best block; there are at least BEST, they are collected once, and every
+  step of a search reads them from L1.
 - Where these do not reach (top_p of a flat distribution), a third launch searches the whole row the
   same way. It has more threads, and its programs of other rows end at once.
 
@@ -36,7 +37,8 @@ import triton
 import triton.language as tl
 
 from batchgen.exec.kernels.launching import INTERPRETED, AheadCase, Work, config
-from batchgen.exec.kernels.prefix_search import find, key_of, place_of, reach, uniform
+from batchgen.exec.kernels.prefix_search import find, place_of, uniform
+from batchgen.exec.kernels.row_draws import from_all, from_best, greedy_token
 
 BLOCK_TOKENS = 128
 CANDIDATES = 2048  # that are collected of a row at most
@@ -65,7 +67,9 @@ def sample_reference(
     values = torch.where(logits.isnan().any(1, keepdim=True), torch.nan, values)
     best = values[:, :1]
     tokens = ids[:, 0].clone()
-    for row in range(0 if draws is None else len(tokens)):
+    for row in range(len(tokens)):
+        if draws is None:
+            break
         temperature, top_k = float(draws.temperature[row]), int(draws.top_k[row])
         top_p, min_p = float(draws.top_p[row]), float(draws.min_p[row])
         if temperature < 1e-12 or not bool(best[row].isfinite()):
@@ -87,7 +91,7 @@ def sample_reference(
 
 
 @triton.jit
-def _temperature(temperature, row):
+def _temperature(temperature: tl.tensor, row: tl.tensor) -> tl.tensor:
     """Of a row, and what logits are multiplied by; the latter 0 where it is greedy."""
     heat = tl.load(temperature + row).to(tl.float64)
     drawn = heat >= LEAST_TEMPERATURE
@@ -96,17 +100,17 @@ def _temperature(temperature, row):
 
 @triton.jit
 def tops_kernel(
-    logits,
-    temperature,
-    tops,
-    masses,
-    stride,
-    vocab_size,
-    num_blocks,
+    logits: tl.tensor,
+    temperature: tl.tensor,
+    tops: tl.tensor,
+    masses: tl.tensor,
+    stride: tl.tensor,
+    vocab_size: tl.tensor,
+    num_blocks: tl.tensor,
     BLOCKS: tl.constexpr,
     TOKENS: tl.constexpr,
     DRAWS: tl.constexpr,
-):
+) -> None:
     """Maximum of each block, inf where a logit is NaN; DRAWS: its mass relative to it."""
     row = tl.program_id(1).to(tl.int64)
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
@@ -128,157 +132,23 @@ def tops_kernel(
 
 
 @triton.jit
-def _greedy(logits, top, best, vocab_size, TOPS: tl.constexpr, TOKENS: tl.constexpr):
-    """The lowest token of the highest logit."""
-    block = tl.min(tl.where(top == best, tl.arange(0, TOPS), TOPS - 1), axis=0)
-    at = block * TOKENS + tl.arange(0, TOKENS)
-    x = tl.load(logits + at, mask=at < vocab_size, other=float("-inf")).to(tl.float32)
-    return tl.min(tl.where(x == best, at, vocab_size - 1), axis=0)
-
-
-@triton.jit
-def _from_all(
-    logits, mass, best, scale, at_random, vocab_size, TOPS: tl.constexpr, TOKENS: tl.constexpr
-):
-    """A draw from the whole vocabulary: a block by its mass, then a token of it."""
-    block = tl.arange(0, TOPS)
-    below = tl.cumsum(mass, axis=0)
-    wanted = at_random * tl.max(below, axis=0)
-    chosen = tl.sum((below <= wanted).to(tl.int32), axis=0)
-    chosen = tl.minimum(chosen, tl.max(tl.where(mass > 0.0, block, 0), axis=0))
-    ours = tl.sum(tl.where(block == chosen, mass, 0.0), axis=0)
-    before = tl.sum(tl.where(block == chosen, below - mass, 0.0), axis=0)
-    share = tl.minimum(tl.maximum((wanted - before) / ours, 0.0), 1.0)
-    at = tl.arange(0, TOKENS)
-    token = chosen * TOKENS + at
-    x = tl.load(logits + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
-    weight = tl.exp((x - best) * scale).to(tl.float64)
-    sums = tl.cumsum(weight, axis=0)
-    place = tl.sum((sums <= share * tl.max(sums, axis=0)).to(tl.int32), axis=0)
-    return chosen * TOKENS + tl.minimum(place, tl.max(tl.where(weight > 0.0, at, 0), axis=0))
-
-
-@triton.jit
-def _collect(
-    logits,
-    top,
-    least,
-    blocks,
-    values,
-    ids,
-    vocab_size,
-    num_blocks,
-    TOPS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    TILE: tl.constexpr,
-    LIMIT: tl.constexpr,
-    BITS: tl.constexpr,
-):
-    """How many tokens are no less than `least`; the first LIMIT go into `values` and `ids`."""
-    block = tl.arange(0, TOPS)
-    wanted = (key_of(top, BITS) >= least) & (block < num_blocks)
-    rank = tl.cumsum(wanted.to(tl.int32), axis=0) - 1
-    tl.store(blocks + rank, block, mask=wanted)
-    count = tl.sum(wanted.to(tl.int32), axis=0)
-    tl.debug_barrier()
-    size = tl.zeros([], tl.int32)
-    for start in range(0, count, TILE):
-        which = start + tl.arange(0, TILE)
-        first = tl.load(blocks + which, mask=which < count, other=num_blocks) * TOKENS
-        at = tl.reshape(first[:, None] + tl.arange(0, TOKENS)[None, :], [TILE * TOKENS])
-        x = tl.load(logits + at, mask=at < vocab_size, other=float("-inf")).to(tl.float32)
-        fine = (key_of(x, BITS) >= least) & (x > float("-inf"))
-        rank = size + tl.cumsum(fine.to(tl.int32), axis=0) - 1
-        tl.store(values + rank, x, mask=fine & (rank < LIMIT))
-        tl.store(ids + rank, at, mask=fine & (rank < LIMIT))
-        size += tl.sum(fine.to(tl.int32), axis=0)
-    tl.debug_barrier()
-    return size
-
-
-@triton.jit
-def _from_best(
-    logits,
-    tops,
-    top,
-    blocks,
-    values,
-    ids,
-    mass,
-    best,
-    scale,
-    at_random,
-    k,
-    p,
-    least_share,
-    vocab_size,
-    num_blocks,
-    BEST: tl.constexpr,
-    TOPS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    TILE: tl.constexpr,
-    LIMIT: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BITS: tl.constexpr,
-    DIGIT: tl.constexpr,
-):
-    """A draw from the best tokens, or -1 if those that were looked at do not suffice."""
-    least = tl.zeros([], tl.uint32)
-    if num_blocks > BEST:
-        target = tl.zeros([], tl.float64) + BEST
-        least = reach(tops, num_blocks, best, scale, target, True, False, BITS, DIGIT, BLOCK)
-    size = _collect(
-        logits,
-        top,
-        least,
-        blocks,
-        values,
-        ids,
-        vocab_size,
-        num_blocks,
-        TOPS,
-        TOKENS,
-        TILE,
-        LIMIT,
-        BITS,
-    )
-    at = tl.arange(0, LIMIT)
-    x = tl.load(values + at, mask=at < size, other=float("-inf"))
-    weight = tl.exp((x - best) * scale).to(tl.float64)
-    lowest = tl.min(tl.where(at < size, weight, 1.0), axis=0)
-    cuts = (k > 0) & (k < vocab_size)
-    if cuts:
-        held = (size >= k) | ((lowest < least_share) & (p >= 1.0))
-    else:
-        held = ((tl.sum(weight, axis=0) >= p * mass) & (p < 1.0)) | (lowest < least_share)
-    held = (held | (num_blocks <= BEST)) & (size <= LIMIT)
-    token = tl.zeros([], tl.int32) - 1
-    if held:
-        key, number = place_of(
-            values, size, best, scale, mass, at_random, k, p, least_share, cuts, BITS, DIGIT, BLOCK
-        )
-        token = tl.load(ids + find(values, size, key, number, BITS, BLOCK))
-    return token
-
-
-@triton.jit
 def choose_kernel(
-    logits,
-    tops,
-    masses,
-    temperature,
-    top_p,
-    min_p,
-    top_k,
-    seeds,
-    counters,
-    blocks,
-    values,
-    ids,
-    out,
-    stride,
-    vocab_size,
-    num_blocks,
+    logits: tl.tensor,
+    tops: tl.tensor,
+    masses: tl.tensor,
+    temperature: tl.tensor,
+    top_p: tl.tensor,
+    min_p: tl.tensor,
+    top_k: tl.tensor,
+    seeds: tl.tensor,
+    counters: tl.tensor,
+    blocks: tl.tensor,
+    values: tl.tensor,
+    ids: tl.tensor,
+    out: tl.tensor,
+    stride: tl.tensor,
+    vocab_size: tl.tensor,
+    num_blocks: tl.tensor,
     BEST: tl.constexpr,
     TOPS: tl.constexpr,  # a power of two, at least num_blocks
     TOKENS: tl.constexpr,
@@ -288,7 +158,7 @@ def choose_kernel(
     BITS: tl.constexpr,
     DIGIT: tl.constexpr,
     DRAWS: tl.constexpr,
-):
+) -> None:
     """One program per row. A token of -1: the candidates do not suffice."""
     row = tl.program_id(0).to(tl.int64)
     ours = logits + row * stride
@@ -298,7 +168,7 @@ def choose_kernel(
     best = tl.max(top, axis=0)
     token = tl.zeros([], tl.int32) + vocab_size
     if (best > float("-inf")) & (best < float("inf")):
-        token = _greedy(ours, top, best, vocab_size, TOPS, TOKENS)
+        token = greedy_token(ours, top, best, vocab_size, TOPS, TOKENS)
         if DRAWS:
             drawn, scale = _temperature(temperature, row)
             if drawn:
@@ -309,7 +179,7 @@ def choose_kernel(
                 p = tl.load(top_p + row).to(tl.float64)
                 least_share = tl.load(min_p + row).to(tl.float64)
                 if ((k > 0) & (k < vocab_size)) | (p < 1.0) | (least_share > 0.0):
-                    token = _from_best(
+                    token = from_best(
                         ours,
                         tops + row * num_blocks,
                         top,
@@ -335,30 +205,30 @@ def choose_kernel(
                         DIGIT,
                     )
                 else:
-                    token = _from_all(ours, mass, best, scale, at_random, vocab_size, TOPS, TOKENS)
+                    token = from_all(ours, mass, best, scale, at_random, vocab_size, TOPS, TOKENS)
     tl.store(out + row, token)
 
 
 @triton.jit
 def search_kernel(
-    logits,
-    tops,
-    masses,
-    temperature,
-    top_p,
-    min_p,
-    top_k,
-    seeds,
-    counters,
-    out,
-    stride,
-    vocab_size,
-    num_blocks,
+    logits: tl.tensor,
+    tops: tl.tensor,
+    masses: tl.tensor,
+    temperature: tl.tensor,
+    top_p: tl.tensor,
+    min_p: tl.tensor,
+    top_k: tl.tensor,
+    seeds: tl.tensor,
+    counters: tl.tensor,
+    out: tl.tensor,
+    stride: tl.tensor,
+    vocab_size: tl.tensor,
+    num_blocks: tl.tensor,
     TOPS: tl.constexpr,
     BLOCK: tl.constexpr,
     BITS: tl.constexpr,
     DIGIT: tl.constexpr,
-):
+) -> None:
     """Rows of token -1, from the whole row."""
     row = tl.program_id(0).to(tl.int64)
     if tl.load(out + row) == -1:
@@ -403,7 +273,7 @@ def sample(
     first, second, third = _sizes(num_blocks)
     device, bits = logits.device, 16 if logits.dtype == torch.bfloat16 else 32
     tops = torch.empty((2, num_rows, num_blocks), dtype=torch.float32, device=device)
-    columns = (out,) * 6  # nobody reads them
+    columns: tuple[torch.Tensor, ...] = (out,) * 6  # nobody reads them
     if draws is not None:
         columns = (draws.temperature, draws.top_p, draws.min_p, draws.top_k)
         columns += (draws.seeds, draws.counters)

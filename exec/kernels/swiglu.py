@@ -39,18 +39,18 @@ def swiglu_reference(
 
 @triton.jit
 def swiglu_kernel(
-    gate_up,
-    out,
-    num_rows,
-    stride,
-    out_stride,
-    limit,
-    alpha,
+    gate_up: tl.tensor,
+    out: tl.tensor,
+    num_rows: tl.tensor,
+    stride: tl.tensor,
+    out_stride: tl.tensor,
+    limit: tl.tensor,
+    alpha: tl.tensor,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CLAMPED: tl.constexpr,
-):
+) -> None:
     """Programs: tiles of rows by tiles of columns."""
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]

@@ -1,4 +1,4 @@
-"""Tokens of the device's sampler against the CPU's, and against the distribution of a sorted row."""
+"""Tokens of the device's sampler against the CPU's and against sorted rows."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_greedy(device: torch.device, wide: torch.dtype) -> None:
     few = torch.tensor([[0.0, 2.0, 2.0], [nan, 1, 0], [-inf, 0, -1], [inf, 0, 0], [-inf] * 3])
     assert sample(few.to(device, wide)).tolist() == [1, 3, 1, 3, 3]
     generator = np.random.default_rng(0)
-    for vocab_size in (1, 127, 128, 129, 1000, 20_000):
+    for vocab_size in (1, 128, 129, 20_000):
         wider = torch.from_numpy(generator.integers(-30, 30, (6, vocab_size + 8))).to(wide)
         logits = wider[:, :vocab_size]
         logits[1, vocab_size // 2] = nan
@@ -115,9 +115,8 @@ def test_the_same_tokens_as_the_cpu(
     rows = [
         Sampling(**{**vars_of(one), "seed": int(generator.integers(-(1 << 63), 1 << 63))})
         for one in OPTIONS
-        for _ in range(2 if vocab_size < 1000 else 1)
     ]
-    for step in range(2):
+    for step in range(1 if device.type == "cpu" else 20):
         counters = generator.integers(0, 100_000, len(rows)).tolist()
         logits = peaked(generator, len(rows), vocab_size, wide).to(device)
         logits[:, 3] = logits[:, 1] = logits.amax(1)  # ties of the best
@@ -160,7 +159,7 @@ def test_flat_rows_are_searched_whole(device: torch.device, wide: torch.dtype) -
 def test_the_distribution(one: Sampling, device: torch.device, wide: torch.dtype) -> None:
     generator = np.random.default_rng(7)
     logits = torch.from_numpy(generator.integers(0, 12, (1, 40)) / 4.0).to(wide)
-    count = 48 if device.type == "cpu" else 20_000
+    count = 24 if device.type == "cpu" else 20_000
     draws = host_columns([one] * count, range(count))
     tokens = sample(logits.to(device).expand(count, -1), device_columns(draws, device))
     values = logits[0].double().numpy()
@@ -181,9 +180,9 @@ def test_the_distribution(one: Sampling, device: torch.device, wide: torch.dtype
 
 def test_a_draw_does_not_depend_on_its_batch(device: torch.device, wide: torch.dtype) -> None:
     generator = np.random.default_rng(11)
-    logits = peaked(generator, len(OPTIONS), 2_000, wide).to(device)
-    draws = host_columns(OPTIONS, range(len(OPTIONS)))
+    logits = peaked(generator, 8, 2_000, wide).to(device)
+    draws = host_columns(OPTIONS[:8], range(8))
     together = sample(logits, device_columns(draws, device)).tolist()
-    for row in (0, 2, 7):
+    for row in (0, 7):
         alone = sample(logits[row : row + 1], device_columns(draws[np.array([row])], device))
         assert alone.tolist() == [together[row]]
