@@ -77,8 +77,8 @@ def collect(
     """How many tokens are no less than `least`; the first LIMIT go into `values` and `ids`."""
     block = tl.arange(0, TOPS)
     wanted = (key_of(top, BITS) >= least) & (block < num_blocks)
-    rank = tl.cumsum(wanted.to(tl.int32), axis=0) - 1
-    tl.store(blocks + rank, block, mask=wanted)
+    number = tl.cumsum(wanted.to(tl.int32), axis=0) - 1
+    tl.store(blocks + number, block, mask=wanted)
     count = tl.sum(wanted.to(tl.int32), axis=0)
     tl.debug_barrier()
     size = tl.zeros([], tl.int32)

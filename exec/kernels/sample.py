@@ -41,6 +41,7 @@ from batchgen.exec.kernels.prefix_search import find, place_of, uniform
 from batchgen.exec.kernels.row_draws import from_all, from_best, greedy_token
 
 BLOCK_TOKENS = 128
+KERNELS = ("tops", "choose", "search")
 CANDIDATES = 2048  # that are collected of a row at most
 LEAST_TEMPERATURE: tl.constexpr = tl.constexpr(1e-12)  # of job.sampling: below it a row is greedy
 
@@ -295,14 +296,16 @@ def sample(
 
 def _sizes(num_blocks: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """Of the three kernels."""
-    wide = triton.next_power_of_2(num_blocks)
+    wide = max(128, triton.next_power_of_2(num_blocks))
+    # Without `maxnreg` ptxas allots so few registers that it spills some.
     digit = 8 if INTERPRETED else 2  # an interpreter has to make few steps
-    tops = {"BLOCKS": min(32, wide), "TOKENS": BLOCK_TOKENS, "num_warps": 4}
-    choose = {"BEST": 128, "TOPS": wide, "TOKENS": BLOCK_TOKENS, "TILE": 16, "BLOCK": 512}
-    choose |= {"LIMIT": CANDIDATES, "DIGIT": digit, "num_warps": 4}
-    search = {"TOPS": wide, "BLOCK": 2048, "DIGIT": digit, "num_warps": 8}
+    tops = {"BLOCKS": 32, "TOKENS": BLOCK_TOKENS, "num_warps": 4}
+    choose = {"BEST": 128, "TOPS": wide, "TOKENS": BLOCK_TOKENS, "TILE": 8, "BLOCK": 512}
+    choose |= {"LIMIT": CANDIDATES, "DIGIT": digit, "num_warps": 4, "maxnreg": 128}
+    search = {"TOPS": wide, "BLOCK": 4096, "DIGIT": digit}
+    search |= {"num_warps": 16, "maxnreg": 128}
     found = []
-    for name, default in (("tops", tops), ("choose", choose), ("search", search)):
+    for name, default in zip(KERNELS, (tops, choose, search), strict=True):
         found.append(config(f"sample_{name}", str(wide), default))
     return found[0], found[1], found[2]
 
@@ -322,7 +325,9 @@ def _ahead(name: str, number: int, dtype: str, *, draws: bool, vocab_size: int) 
     kernel = (tops_kernel, choose_kernel, search_kernel)[number]
     sizes = _sizes(triton.cdiv(vocab_size, BLOCK_TOKENS))[number]
     constants: dict[str, Any] = {"BITS": 16 if dtype == "bf16" else 32, "DRAWS": draws, **sizes}
-    warps = constants.pop("num_warps")
+    warps, options = constants.pop("num_warps"), {}
+    if "maxnreg" in constants:
+        options["maxnreg"] = constants.pop("maxnreg")
     types = {"logits": f"*{dtype}", "tops": "*fp32", "masses": "*fp32", **_COLUMNS}
     types |= {"blocks": "*i32", "values": "*fp32", "ids": "*i32", "out": "*i32"}
     types |= {"stride": "i32", "vocab_size": "i32", "num_blocks": "i32"}
@@ -334,13 +339,17 @@ def _ahead(name: str, number: int, dtype: str, *, draws: bool, vocab_size: int) 
         signature=signature,
         constants={name: value for name, value in constants.items() if name in signature},
         num_warps=warps,
+        options=options,
     )
 
 
 AHEAD = tuple(
-    _ahead(f"{name}_{dtype}{suffix}", number, dtype, draws=draws, vocab_size=151_936)
-    for number, name in enumerate(("tops", "choose", "search"))
+    _ahead(
+        f"{name}_{vocab_size}_{dtype}{suffix}", number, dtype, draws=draws, vocab_size=vocab_size
+    )
+    for number, name in enumerate(KERNELS)
+    for vocab_size in (1000, 32_000, 151_936, 262_144)
     for dtype in ("bf16", "fp32")
     for draws, suffix in ((True, ""), (False, "_greedy"))
-    if draws or number < 2
+    if (draws or number < 2) and (vocab_size == 151_936 or (draws and dtype == "bf16"))
 )
