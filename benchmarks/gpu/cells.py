@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from kernels import read_ceilings
+from torch.profiler import ProfilerActivity, profile
 
 from batchgen import events as ev
 from batchgen.catalog.hf_config import spec_from_config
@@ -116,16 +118,12 @@ class Load:
 
 CELLS = {
     **{
-        f"{model}-{prompt}-{output}": Load(
-            model=model, prompt_tokens=prompt, output_tokens=output
-        )
+        f"{model}-{prompt}-{output}": Load(model=model, prompt_tokens=prompt, output_tokens=output)
         for model in ("qwen3-8b", "qwen3-30b-a3b")
         for prompt, output in SHAPES
     },
     "mixtral-8x7b-512-512": Load(model="mixtral-8x7b", prompt_tokens=512, output_tokens=512),
-    "qwen3-8b-lognormal": Load(
-        model="qwen3-8b", prompt_tokens=512, output_tokens=512, sigma=0.5
-    ),
+    "qwen3-8b-lognormal": Load(model="qwen3-8b", prompt_tokens=512, output_tokens=512, sigma=0.5),
 }
 
 
@@ -145,8 +143,10 @@ def lengths(load: Load, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.maximum(1, np.rint(one)).astype(np.int64) for one in spread)  # type: ignore[return-value]
 
 
-def run(load: Load, *, policy: str, seconds: float, device: str, rows: int) -> dict[str, Any]:
-    """Run a cell; what came of it."""
+def run(
+    load: Load, *, policy: str, seconds: float, device: str, rows: int, kernels: int = 0
+) -> dict[str, Any]:
+    """Run a cell; what came of it. `kernels`: steps at the end whose kernels are listed."""
     began = time.perf_counter()
     shape = MODELS[load.model]
     with tempfile.TemporaryDirectory() as folder:
@@ -187,8 +187,21 @@ def run(load: Load, *, policy: str, seconds: float, device: str, rows: int) -> d
     runtime = Runtime(table, plan, build_policy(preset, {}, CAPABILITIES))
     end = [0.0]
 
+    watched: list[Any] = []
+
     def progress(now_ps: int, done: int, total: int) -> None:
-        if time.perf_counter() > end[0]:
+        if time.perf_counter() < end[0]:
+            return
+        if not kernels:
+            raise Over
+        if not watched:
+            watched.append(profile(activities=[ProfilerActivity.CUDA]))
+            watched.append(0)
+            watched[0].__enter__()
+        watched[1] += 1
+        if watched[1] > kernels:
+            torch.cuda.synchronize()
+            watched[0].__exit__(None, None, None)
             raise Over
 
     def job(most_s: float) -> Driver:
@@ -206,6 +219,10 @@ def run(load: Load, *, policy: str, seconds: float, device: str, rows: int) -> d
     driver = job(seconds)
     if device == "cuda":
         torch.cuda.synchronize()
+    if watched:
+        entries = sorted(watched[0].key_averages(), key=lambda one: -one.self_device_time_total)
+        for one in entries[:30]:
+            print(f"{one.self_device_time_total / 1e3:10.3f} ms {one.count:7} {one.key[:90]}")
     passes = {name: np.array(column) for name, column in driver.record.passes.items()}
     graphs = worker._graphs
     return {
@@ -268,11 +285,17 @@ def summary(found: dict[str, Any], load: Load, ceilings: dict[str, float]) -> di
     # generations of rows is steady in both.
     if "steady" in line:
         line["share_of_bound"] = line["steady"]["output_tokens_per_s"] / formula
+    line["summary"] = (
+        f"{line.get('steady', line['all'])['output_tokens_per_s']:,.0f} output tokens/s, "
+        f"{line.get('share_of_bound', 0.0):.0%} of the phase-sum bound {formula:,.0f}"
+    )
     return found | line
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--cell", choices=sorted(CELLS))
     parser.add_argument("--policy", default="vllm")
@@ -281,6 +304,8 @@ def main() -> None:
     parser.add_argument("--ceilings", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--passes", type=Path, help="npz with load and time of every pass")
+    parser.add_argument("--kernels", type=int, default=0, metavar="N")
     options = parser.parse_args()
     if options.list:
         print("\n".join(CELLS))
@@ -288,11 +313,16 @@ def main() -> None:
     load = CELLS[options.cell]
     rows = options.rows or 4 * MOST_SEATS
     found = run(
-        load, policy=options.policy, seconds=options.seconds, device=options.device, rows=rows
+        load,
+        policy=options.policy,
+        seconds=options.seconds,
+        device=options.device,
+        rows=rows,
+        kernels=options.kernels,
     )
-    ceilings = json.loads(options.ceilings.read_text()) if options.ceilings else {}
-    ceilings = {"matmul_bf16": 790e12, "device_copy": 4.3e12} | ceilings.get("ceilings", ceilings)
-    line = {"cell": options.cell} | summary(found, load, ceilings)
+    if options.passes is not None:
+        np.savez_compressed(options.passes, **found["passes"])
+    line = {"cell": options.cell} | summary(found, load, read_ceilings(options.ceilings))
     text = json.dumps(line, indent=1)
     if options.out is not None:
         options.out.write_text(text + "\n")

@@ -15,6 +15,7 @@ from model_cases import FAMILIES, pass_rows, write_model
 from batchgen.exec.arena import KvArena
 from batchgen.exec.config import KvLayout
 from batchgen.exec.copier import Copier
+from batchgen.exec.gpu.pinned import pinned_zeros
 from batchgen.exec.init import init_model
 from batchgen.exec.page_moves import LEAST_ALONE_BYTES
 from batchgen.exec.prepare import prepare
@@ -110,7 +111,7 @@ def test_pages_go_to_the_host_and_come_back_beside_other_work(head_dim: int) -> 
             page_tokens=16,
             dtype=torch.bfloat16,
             device="cuda" if name == "hbm" else "cpu",
-            pinned=name == "host",
+            zeros=pinned_zeros if name == "host" else None,
         )
         for name in ("hbm", "host")
     ]

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from batchgen.cli import main
 from batchgen.cli.prediction import _device_as_profiled
