@@ -21,7 +21,7 @@ from batchgen.exec.job import CAPABILITIES, ExecJob
 from batchgen.exec.prefix_keys import num_shared_pages, shared_page_keys
 from batchgen.exec.prompt_store import PromptStore
 from batchgen.exec.rows import RowInput
-from batchgen.exec.sizing import check_weights_fit, make_plan
+from batchgen.exec.sizing import check_weights_fit, make_plan, pass_limits
 from batchgen.exec.stops import ending_ids
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
@@ -145,6 +145,8 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
         exact=job.exact,
         device=job.device,
     )
+    token_budget, seats = pass_limits(job.device, options, preset)
+    pass_bytes = worker.warm_up(token_budget=token_budget, seats=seats)
     load_s = time.perf_counter() - began
     limits = RowLimits(
         max_context=worker.config.max_context,
@@ -175,6 +177,7 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
         page_tokens=page_tokens,
         uses_host=any("host" in part.needs for part in policy.parts.values()),
         shared_pages=0 if keys is None else num_shared_pages(keys),
+        pass_bytes=pass_bytes,
     )
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
     worker.schedule_by(plan)
@@ -211,6 +214,8 @@ def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     build_policy(preset, overrides, CAPABILITIES)
     refuse_constants(overrides, "an executor takes the time that it takes")
     options = plan_options(overrides, preset.plan)
+    if job.device == "cuda" and "plan.depth" not in overrides and "depth" not in preset.plan:
+        options = replace(options, depth=2)  # a GPU is to have its next pass before this one ends
     if options.prefill_engines:
         raise UserError(
             f"--set plan.prefill_engines={options.prefill_engines}: exec runs one engine",

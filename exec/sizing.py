@@ -27,7 +27,8 @@ class Limits:
     """What decides the plan of a job on a device where the job and its policy say nothing.
 
     `boundary`: decode passes between two looks at who waits (0: the policy's). `memory`: part of
-    the device's free memory that its KV arena may take; `host_memory`: part of the host's.
+    the device's free memory that its KV arena may take, if nobody has measured what passes take
+    beside it; `host_memory`: part of the host's.
     """
 
     token_budget: int
@@ -43,10 +44,11 @@ LIMITS = {
     # the small model took 1.42 s with a boundary of 64 and 1.25 s with 16 (`batchgen exec`, 160
     # pages of 64 tokens, --set plan.boundary=N). Both tiers and the passes share its memory.
     "cpu": Limits(token_budget=2048, max_num_seqs=256, boundary=16, memory=0.25, host_memory=0.25),
-    # Of a GPU nothing else wants the memory but the passes themselves, whose largest tensors are
-    # some hundred megabytes. Nobody has tuned these on one.
-    "cuda": Limits(token_budget=8192, max_num_seqs=512, boundary=0, memory=0.8, host_memory=0.25),
+    # Of a GPU nothing else wants the memory but the passes themselves.
+    "cuda": Limits(token_budget=8192, max_num_seqs=1024, boundary=0, memory=0.8, host_memory=0.5),
 }
+# Of a GPU beside weights, KV and the largest pass: CUDA graphs, and what torch cannot use.
+GRAPHS_BYTES = 2 << 30
 # Rows whose KV the host holds when no size is given, for each that can run: a stock that decoding
 # lives on while the device prefills the next.
 HOST_ROWS_PER_SEAT = 4
@@ -62,18 +64,18 @@ def make_plan(
     page_tokens: int,
     uses_host: bool = True,
     shared_pages: int = 0,
+    pass_bytes: int = 0,
 ) -> Plan:
     """The plan. Arenas hold what can run at once, however long the job is; `shared_pages` come on
-    top of that. `uses_host`: the policy has a use for a host tier. Raises UserError for sizes that
-    do not fit."""
-    limits = limits_of(job.device)
-    boundary = options.boundary or limits.boundary or preset.boundary
-    seats = options.max_num_seqs or preset.max_num_seqs or limits.max_num_seqs
+    top of that. `uses_host`: the policy has a use for a host tier; `pass_bytes`: what the largest
+    pass takes of the device (0: unknown). Raises UserError for sizes that do not fit."""
+    boundary = options.boundary or limits_of(job.device).boundary or preset.boundary
+    token_budget, seats = pass_limits(job.device, options, preset)
     longest = [len(row.prompt_ids) + row.max_output for row in rows]
     if job.body is not None:  # nobody knows how far a body extends its row
         longest = [config.max_context] * len(rows)
     page_bytes = config.kv_page_elements(page_tokens) * itemsize(job)
-    room = room_pages(job.device, page_bytes)
+    room = room_pages(job.device, page_bytes, pass_bytes)
     hbm, host = job.hbm_pages, job.host_pages
     if hbm is None:
         hbm = min(room, shared_pages + pages_wanted(longest, page_tokens, boundary, seats))
@@ -90,7 +92,7 @@ def make_plan(
         page_tokens=page_tokens,
         boundary=boundary,
         engines=(EngineSpec(engine=0, node=0, hbm_pages=hbm, host_pages=host),),
-        token_budget=options.token_budget or preset.token_budget or limits.token_budget,
+        token_budget=token_budget,
         max_num_seqs=seats,
         max_context=config.max_context,
         b_attn=options.b_attn,
@@ -104,9 +106,21 @@ def limits_of(device: str) -> Limits:
     return LIMITS[device]
 
 
-def room_pages(device: str, page_bytes: int) -> int:
-    """KV pages that the memory of a device has room for beside all else, at least 2."""
-    return max(2, int(free_device_bytes(device) * limits_of(device).memory) // page_bytes)
+def pass_limits(device: str, options: PlanOptions, preset: Preset) -> tuple[int, int]:
+    """Tokens and rows of the largest pass."""
+    limits = limits_of(device)
+    return (
+        options.token_budget or preset.token_budget or limits.token_budget,
+        options.max_num_seqs or preset.max_num_seqs or limits.max_num_seqs,
+    )
+
+
+def room_pages(device: str, page_bytes: int, pass_bytes: int = 0) -> int:
+    """KV pages that the memory of a device has room for beside all else, at least 2; `pass_bytes`
+    as in `make_plan`."""
+    free = free_device_bytes(device)
+    room = free - pass_bytes - GRAPHS_BYTES if pass_bytes else int(free * limits_of(device).memory)
+    return max(2, room // page_bytes)
 
 
 def _host_room_pages(device: str, page_bytes: int) -> int:

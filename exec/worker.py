@@ -35,7 +35,7 @@ from batchgen.step import Chunk
 
 
 class Worker:
-    """A model, or that of a folder, with its KV arenas. Rows are named by the runtime's row numbers.
+    """A model, or that of a folder, with its KV arenas. Rows have the runtime's row numbers.
 
     `hbm_pages` and `host_pages` are sizes of the two tiers in pages of `page_tokens` tokens;
     `threads` sets the torch threads of the process. `exact`: a row's tokens do not depend on what
@@ -94,6 +94,12 @@ class Worker:
         from batchgen.exec.runner import Runner
 
         return Runner(self, depth)
+
+    def warm_up(self, *, token_budget: int, seats: int) -> int:
+        """Make ready for passes of so many tokens and rows; returns the bytes of the device that
+        the largest takes, 0 where that is not known."""
+        del token_budget, seats
+        return 0
 
     def make_copier(self) -> Any:
         """What copies pages between the tiers."""

@@ -11,6 +11,7 @@ is that of the passes in which at least 80 % of the seats are taken; the bound i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
@@ -40,7 +41,8 @@ from batchgen.sequence import Table
 
 PAGE_TOKENS = 64
 MOST_SEATS = 1024
-SPARE_BYTES = 5 << 30  # activations of the largest pass, logits, graphs
+TOKEN_BUDGET = 8192
+SPARE_BYTES = 2 << 30  # beside what the largest pass takes: graphs, and what torch cannot use
 FULL = 0.8  # share of the seats from which on a pass counts as steady
 
 
@@ -157,22 +159,24 @@ def run(
         model, page_tokens=PAGE_TOKENS, hbm_pages=2, host_pages=0, dtype="bfloat16", device=device
     )
     load_s = time.perf_counter() - began
+    most = MOST_SEATS if device == "cuda" else 4
+    taken = worker.warm_up(token_budget=TOKEN_BUDGET, seats=most)
+    warm_s = time.perf_counter() - began - load_s
     prompts, outputs = lengths(load, rows)
     row_pages = -(-(prompts + outputs) // PAGE_TOKENS)
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        pages = int((free - SPARE_BYTES) // worker.page_bytes)
+        pages = int((free - taken - SPARE_BYTES) // worker.page_bytes)
     else:
         pages = 64
     seats = int(min(MOST_SEATS, rows, pages // row_pages.mean()))
     worker.resize(hbm_pages=pages, host_pages=0)
     preset = find_preset(policy)
-    budget = 8192
     plan = Plan(
         page_tokens=PAGE_TOKENS,
         boundary=preset.boundary,
         engines=(EngineSpec(engine=0, node=0, hbm_pages=pages),),
-        token_budget=budget,
+        token_budget=TOKEN_BUDGET,
         max_num_seqs=seats,
         max_context=config.max_context,
         depth=2,
@@ -210,10 +214,8 @@ def run(
         driver.schedule(ev.Arrived(list(range(rows))), 0)
         driver.schedule(ev.InputClosed(), 0)
         end[0] = time.perf_counter() + most_s
-        try:
+        with contextlib.suppress(Over):
             driver.run()
-        except Over:
-            pass
         return driver
 
     driver = job(seconds)
@@ -231,6 +233,8 @@ def run(
         "seats": seats,
         "kv_pages": pages,
         "load_s": load_s,
+        "warm_up_s": warm_s,
+        "pass_bytes": taken,
         "graphs": 0 if graphs is None else len(graphs),
         "passes": passes,
         "spec": spec_from_config(shape, name=load.model, place="cells"),

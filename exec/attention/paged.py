@@ -21,6 +21,10 @@ from batchgen.exec.batch import IntArray, PassRows
 
 Int32 = npt.NDArray[np.int32]
 IN_FLIGHT = -1  # a token id that only the device knows yet
+ALIGNED = 4  # elements of 16 bytes
+WIDTHS = (
+    16  # tables are so many columns wide or a multiple: their stride is a kernel's argument too
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,22 @@ class PassShape:
     table_width: int
     max_context: int
     max_length: int
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """First element and size of each part. Every part begins at a multiple of 16 bytes: a
+        kernel is compiled anew for pointers that are aligned otherwise."""
+        found, at = [], 0
+        for size in self.sizes:
+            found.append((at, size))
+            at += -(-size // ALIGNED) * ALIGNED
+        return tuple(found)
+
+    @property
+    def elements(self) -> int:
+        """Of the whole array."""
+        first, size = self.places[-1]
+        return first + size
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -107,7 +127,7 @@ def shape_of(arena: KvArena, rows: PassRows) -> PassShape:
         num_decodes=n,
         num_chunks=len(rows.slots) - n,
         num_wanted=len(rows.wanted),
-        table_width=int(-(-ends.max() // arena.page_tokens)),
+        table_width=-(-int(ends.max()) // (arena.page_tokens * WIDTHS)) * WIDTHS,
         max_context=int(ends.max()),
         max_length=int(lengths.max()) if len(lengths) else 0,
     )
@@ -118,10 +138,8 @@ def pack(arena: KvArena, rows: PassRows, token_ids: IntArray, shape: PassShape, 
 
     More decoding rows and wider tables than the pass has are padding; chunks have none.
     """
-    used = sum(shape.sizes)
-    ends = np.cumsum(shape.sizes)[:-1]
     (ids, owners, positions, contexts, starts, firsts, lengths, wanted, numbers, slots, table) = (
-        np.split(into[:used], ends)
+        into[first : first + size] for first, size in shape.places
     )
     n, padded = rows.num_decodes, shape.num_decodes - rows.num_decodes
     real = np.arange(len(rows.slots))
@@ -149,13 +167,13 @@ def pack(arena: KvArena, rows: PassRows, token_ids: IntArray, shape: PassShape, 
     tables[real, :width] = pages[rows.slots, :width]
     if padded:
         tables[n:, 0] = arena.spare
-    return used
+    return shape.elements
 
 
 def unpack(packed: torch.Tensor, shape: PassShape) -> PagedPass:
     """The parts of a packed pass on the device, as views of it."""
     (ids, owners, positions, contexts, starts, firsts, lengths, wanted, numbers, slots, table) = (
-        packed[: sum(shape.sizes)].split(list(shape.sizes))
+        packed[first : first + size] for first, size in shape.places
     )
     return PagedPass(
         shape=shape,

@@ -21,7 +21,7 @@ class TritonBackend:
 
     def prepare(self, arena: KvArena, rows: PassRows) -> PagedPass:
         shape = shape_of(arena, rows)
-        packed = np.zeros(sum(shape.sizes), dtype=np.int32)
+        packed = np.zeros(shape.elements, dtype=np.int32)
         pack(arena, rows, rows.token_ids, shape, packed)
         return unpack(arena.tensor(packed), shape)
 

@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from batchgen.exec.attention.paged import PassShape
-
-LEAST_WIDTH = 4
+from batchgen.exec.attention.paged import WIDTHS, PassShape
 
 
 def padded_rows(rows: int) -> int:
@@ -30,7 +28,7 @@ def padded_rows(rows: int) -> int:
 def decode_shape(rows: int, table_width: int, page_tokens: int) -> PassShape:
     """The shape of the graph that holds a pass of `rows` decoding rows."""
     count = padded_rows(rows)
-    width = max(LEAST_WIDTH, 1 << (table_width - 1).bit_length())
+    width = max(WIDTHS, 1 << (table_width - 1).bit_length())
     return PassShape(count, count, 0, count, width, width * page_tokens, 0)
 
 

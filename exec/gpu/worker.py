@@ -27,6 +27,7 @@ from batchgen.exec.gpu.graphs import DecodeGraphs, decode_shape
 from batchgen.exec.gpu.picking import pick
 from batchgen.exec.gpu.pinned import pinned_zeros
 from batchgen.exec.gpu.streams import Queues
+from batchgen.exec.gpu.warming import fill, warming_shapes
 from batchgen.exec.pass_sampler import accept
 from batchgen.exec.rows import FAILED, RUNNING, Ints
 from batchgen.exec.sampler import Draws
@@ -84,6 +85,40 @@ class QueuedWorker(Worker):
             put=self._queues.compute.put,
             zeros=pinned_zeros if name == "host" and self.device == "cuda" else None,
         )
+
+    def warm_up(self, *, token_budget: int, seats: int) -> int:
+        """Compile what passes of a plan with these limits will launch; returns the most bytes of
+        the device that one of them took. The arena needs no pages for it."""
+        if not self._paged:
+            return 0
+        cuda = self.device == "cuda"
+        before = 0
+        if cuda:
+            self._queues.idle()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        limits = (token_budget, seats, self.page_tokens, self.config.max_context)
+        for shape in warming_shapes(*limits):
+            packed = fill(shape, self._hbm.spare)
+            drawing = np.arange(shape.num_wanted)
+
+            def work(
+                packed: torch.Tensor = packed,
+                shape: PassShape = shape,
+                drawing: Ints = drawing,
+            ) -> None:
+                with torch.inference_mode():
+                    logits = self._logits_of_packed(packed.to(self.device), shape)
+                    for some in (drawing[:0], drawing):
+                        pick(logits, some, _some_draws(len(some)))
+
+            self._queues.compute.put(work)
+            self._queues.compute.mark().wait()
+        if not cuda:
+            return 0
+        taken = int(torch.cuda.max_memory_allocated() - before)
+        torch.cuda.empty_cache()
+        return taken
 
     # -- launching --------------------------------------------------------------------------------
 
@@ -150,6 +185,8 @@ class QueuedWorker(Worker):
         self._room_for_last(int(rows.slots.max()) + 1)
         last = self._last
         where = torch.from_numpy(taking.copy())
+        if self.device == "cuda":
+            where = where.pin_memory()
         picked: list[torch.Tensor] = []
         logits_of = self._inputs_of(rows)
 
@@ -211,7 +248,7 @@ class QueuedWorker(Worker):
         graphs = self._graphs if not shape.num_chunks else None
         if graphs is not None:
             shape = decode_shape(shape.num_decodes, shape.table_width, self.page_tokens)
-        buffer = self._buffer(sum(shape.sizes))
+        buffer = self._buffer(shape.elements)
         used = pack(self._hbm, rows, rows.token_ids, shape, buffer.numpy())
         packed = buffer[:used]
         if graphs is not None:
@@ -317,3 +354,16 @@ class QueuedWorker(Worker):
 
     def _settle(self, slot: int) -> None:
         self.copier.settle(int(max(self.rows.reads[slot], self.rows.writes[slot])))
+
+
+def _some_draws(count: int) -> Draws:
+    """As rows with every option draw."""
+    half = np.full(count, 0.5)
+    return Draws(
+        temperature=half,
+        top_p=half,
+        min_p=half / 10,
+        top_k=np.full(count, 40),
+        seeds=np.zeros(count, dtype=np.uint64),
+        counters=np.zeros(count, dtype=np.int64),
+    )

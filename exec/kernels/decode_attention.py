@@ -72,7 +72,7 @@ def decode_attention_reference(
     return out
 
 
-@triton.jit(do_not_specialize=["layer", "num_rows", "most_items"])
+@triton.jit(do_not_specialize=["num_columns", "layer", "num_rows", "most_items"])
 def decode_attention_kernel(
     q,
     storage,

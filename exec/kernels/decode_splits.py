@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from batchgen.exec.kernels.launching import AheadCase, num_multiprocessors
+from batchgen.exec.kernels.paged_keys import search_block
 
 # Keys of a split, at least: a partial is then under 2% of what is read (see above).
 LEAST_KEYS = 256
@@ -142,7 +143,7 @@ def splits_for(
 ) -> Splits:
     """`per_item`: programs of an item; `longest`: most keys of a row."""
     least = _round_up(LEAST_KEYS, tile)
-    search = min(SEARCH_ROWS, max(16, triton.next_power_of_2(num_rows)))
+    search = search_block(num_rows, SEARCH_ROWS)
     multiprocessors = num_multiprocessors(device)
     # Enough programs for two rounds, all of them short: splits would not pay the second launch.
     many_short = num_rows * per_item >= 4 * multiprocessors and longest <= 4 * least

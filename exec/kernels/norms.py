@@ -45,7 +45,7 @@ def add_rms_norm_reference(
     return total, rms_norm_reference(total, weight, eps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def norm_kernel(
     x: tl.tensor,
     added: tl.tensor,

@@ -87,6 +87,12 @@ def paged_constants(
     }
 
 
+def search_block(count: int, most: int) -> int:
+    """How many of `count` rows or chunks a search looks at together, at most `most`. Few sizes,
+    because each is a compilation."""
+    return next(size for size in (16, 128, most) if count <= size or size == most)
+
+
 def check_layout(
     q: torch.Tensor,
     storage: torch.Tensor,

@@ -36,6 +36,7 @@ from batchgen.exec.kernels.paged_keys import (
     load_pages,
     paged_case,
     paged_constants,
+    search_block,
 )
 
 # Most chunks that the search for a block looks at together.
@@ -170,7 +171,7 @@ def _attend(
     return acc, total, top
 
 
-@triton.jit(do_not_specialize=["layer", "num_chunks"])
+@triton.jit(do_not_specialize=["num_columns", "layer", "num_chunks"])
 def prefill_attention_kernel(
     q,
     storage,
@@ -347,7 +348,7 @@ def prefill_attention(
         num_chunks,
         scale,
         **constants,
-        BLOCK_C=min(SEARCH_CHUNKS, max(16, triton.next_power_of_2(num_chunks))),
+        BLOCK_C=search_block(num_chunks, SEARCH_CHUNKS),
         **tiles,
     )
     return out

@@ -37,7 +37,7 @@ def swiglu_reference(
     return (up + 1) * (gate * torch.sigmoid(gate * alpha))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def swiglu_kernel(
     gate_up: tl.tensor,
     out: tl.tensor,

@@ -103,7 +103,7 @@ def _logits(
         shape = shape_of(arena, rows)
         if filled_up and not chunks:
             shape = decode_shape(len(decodes), shape.table_width, PAGE)
-        host = torch.full((sum(shape.sizes) + 3,), 77, dtype=torch.int32)
+        host = torch.full((shape.elements + 3,), 77, dtype=torch.int32)
         used = pack(arena, rows, rows.token_ids, shape, host.numpy())
         paged = unpack(host[:used].to(device), shape)
         hidden = model.compute(arena, paged.token_ids, model.prepare_paged(arena, paged))
@@ -137,3 +137,17 @@ def test_a_job_on_queues_by_kernels(arch: str, device: torch.device, tmp_path: P
     for row, (number, budget) in enumerate(case.rows):
         assert outcome.reasons[row] in ("stop", "length")
         check_answer(model, number, outcome.tokens[row], budget)
+
+
+@pytest.mark.usefixtures("_kernels")
+def test_warming_passes_are_passes_that_fit(device: torch.device, tmp_path: Path) -> None:
+    """They compute, and leave every page of rows alone."""
+    path = write_model(tmp_path / "m", "qwen3", seed=5, max_position_embeddings=96)
+    worker = QueuedWorker(
+        by_kernels(path, device), page_tokens=PAGE, hbm_pages=3, host_pages=0, device=device.type
+    )
+    worker._hbm.storage[:3] = 7.0
+    taken = worker.warm_up(token_budget=40, seats=3)
+    assert bool((worker._hbm.storage[:3] == 7.0).all())
+    assert bool(worker._hbm.storage[3].isfinite().all())
+    assert (taken > 0) == (device.type == "cuda")

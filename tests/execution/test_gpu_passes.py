@@ -1,0 +1,64 @@
+"""Passes on a GPU: nobody waits for the device, graphs and launches agree, rows feed themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from batchgen.exec.gpu.worker import QueuedWorker
+from batchgen.exec.init import init_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+PROMPTS = [np.random.default_rng(n).integers(0, 256, 5 + 7 * n).tolist() for n in range(5)]
+
+
+@pytest.fixture(scope="module", params=["qwen3", "qwen3-moe", "deepseek-v3", "gpt-oss"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return init_model(tmp_path_factory.mktemp("gpu") / "m", request.param, "tiny", seed=3)
+
+
+def started(model: Path, **options: object) -> QueuedWorker:
+    worker = QueuedWorker(model, page_tokens=8, hbm_pages=60, host_pages=20, **options)
+    for row, ids in enumerate(PROMPTS):
+        worker.add_row(row, ids, max_output=30, stop_ids=frozenset())
+    chunks = [(row, 0, len(ids), True) for row, ids in enumerate(PROMPTS)]
+    worker.collect_pass(worker.launch_pass([], chunks))
+    return worker
+
+
+def decoded(worker: QueuedWorker, passes: int) -> list[list[int]]:
+    """Tokens after some passes, each launched before the one before it is collected."""
+    rows = list(range(len(PROMPTS)))
+    flights = [worker.launch_pass(rows, [])]
+    for _ in range(passes - 1):
+        flights.append(worker.launch_pass(rows, []))
+        worker.collect_pass(flights.pop(0))
+    worker.collect_pass(flights.pop(0))
+    return [worker.tokens(row) for row in rows]
+
+
+def test_graphs_and_launches_give_the_same_tokens(model: Path) -> None:
+    assert decoded(started(model), 20) == decoded(started(model, graphs=False), 20)
+
+
+def test_no_decode_pass_waits_for_the_device(model: Path) -> None:
+    worker = started(model)
+    decoded(worker, 4)  # graphs are captured by now
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        decoded(worker, 8)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_warming_up_leaves_rows_alone(model: Path) -> None:
+    worker, other = started(model), started(model)
+    assert worker.warm_up(token_budget=64, seats=8) > 0
+    assert decoded(worker, 10) == decoded(other, 10)
