@@ -22,21 +22,23 @@ def warming_shapes(
     """Decoding rows alone, with short and long contexts; chunks alone; both together, up to the
     largest pass that a plan allows. The largest come first: they decide how much memory is left."""
     long = min(LONG_TOKENS, max_context)
+    seats = min(seats, token_budget)
 
     def width(tokens: int) -> int:
         return -(-tokens // (page_tokens * WIDTHS)) * WIDTHS
 
     whole = min(token_budget, max_context)
-    rows = min(seats, token_budget - 1)
-    tokens = min(token_budget - rows, max_context)
     yield PassShape(whole, 0, 1, 1, width(max_context), whole, whole)
-    yield PassShape(tokens + rows, rows, 1, rows + 1, width(long), long, tokens)
+    rows = min(seats, token_budget - 1)
+    if rows:
+        tokens = min(token_budget - rows, max_context)
+        yield PassShape(tokens + rows, rows, 1, rows + 1, width(max(long, tokens)), long, tokens)
     for chunks in (20, 200):
         if chunks * 2 < whole:
             size = whole // chunks
             yield PassShape(chunks * size, 0, chunks, chunks, width(size), size, size)
     for count in (seats, *(n for n in (512, 256, 128, 64, 32, 16, 8, 4, 2, 1) if n < seats)):
-        for context in (long, page_tokens):
+        for context in (long, min(page_tokens, max_context)):
             yield PassShape(count, count, 0, count, width(context), context, 0)
 
 

@@ -62,6 +62,10 @@ def group_rows_reference(chosen: torch.Tensor, num_experts: int, block_rows: int
     return Groups(pairs.int(), experts.int(), counts.int())
 
 
+# A chunk's program does at least so much, needed or not: each size is a compilation.
+LEAST_FILL, LEAST_BLOCKS = 8, 32
+
+
 @triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
 def _group_at_once(
     chosen,
@@ -228,7 +232,7 @@ def group_rows(
         len(out.pairs),
         EXPERTS=padded,
         CHUNK=chunk,
-        FILL=triton.next_power_of_2(triton.cdiv(len(out.pairs), per_program)),
+        FILL=max(triton.next_power_of_2(triton.cdiv(len(out.pairs), per_program)), LEAST_FILL),
         num_warps=4,
     )
     _place_chunk[(num_chunks,)](
@@ -244,7 +248,7 @@ def group_rows(
         CHUNK=chunk,
         SUB=min(max(tile["SUB"] // padded, 16), chunk),
         ROWS=16,
-        BLOCKS=max(triton.next_power_of_2(triton.cdiv(num_blocks, num_chunks)), 4),
+        BLOCKS=max(triton.next_power_of_2(triton.cdiv(num_blocks, num_chunks)), LEAST_BLOCKS),
         num_warps=4,
     )
     return out
