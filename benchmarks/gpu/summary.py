@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine
 
 SCHEMA = 1
-COMMIT = "BATCHGEN_COMMIT"  # where the checkout travels without git
+COMMIT = "BATCHGEN_COMMIT"  # of a checkout that travels without its git folder
 QUERY = (
     "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,pcie.link.gen.max"
 )
@@ -23,8 +23,8 @@ QUERY = (
 def document(found: Mapping[str, Any]) -> dict[str, Any]:
     """What was measured on: machine, GPU, driver, versions, commit. `found`: of `check.look`."""
     commit = machine.commit()
-    if commit["commit"] == "unknown":
-        commit["commit"] = os.environ.get(COMMIT, "unknown")
+    if COMMIT in os.environ:  # a copy of a checkout may carry another commit's git folder
+        commit["commit"] = os.environ[COMMIT]
     return {
         "schema": SCHEMA,
         "benchmark": "gpu check",
