@@ -18,6 +18,12 @@ def check_device(device: str) -> None:
         raise UserError("this torch finds no cuda device", remedy="use --device cpu")
 
 
+def usual_dtype(device: str) -> str:
+    """Of weights and KV, where nobody asks for another: what a GPU multiplies fast, and what a CPU
+    multiplies exactly."""
+    return "bfloat16" if device == "cuda" else "float32"
+
+
 def device_error(error: BaseException) -> tuple[str, str]:
     """The code of a row that its device cannot compute, and why."""
     text = " ".join(str(error).split())[:200] or type(error).__name__

@@ -19,7 +19,7 @@ from batchgen.cost.profile import ProfiledCost, gemm_shapes, parse_profile
 from batchgen.cost.profile_schema import PROFILE_KIND, PROFILE_SCHEMA
 from batchgen.exec.calibration import Calibration
 from batchgen.exec.config import load_config
-from batchgen.exec.devices import check_device
+from batchgen.exec.devices import check_device, usual_dtype
 from batchgen.exec.init import init_model
 from batchgen.exec.machine_facts import machine_facts
 from batchgen.exec.profile_grid import Grid, grid_of
@@ -40,7 +40,6 @@ from batchgen.exec.worker import Worker
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec, load_model
 
-USUAL_DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 CATALOG_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 GENERIC_SIZES = (256, 1024, 4096)  # n and k of products that belong to no model
 GENERIC_MODEL = ("qwen3", "small")
@@ -68,7 +67,7 @@ def measure(
     """
     check_device(device)
     grid = grid_of(device) if grid is None else grid
-    dtype = USUAL_DTYPES[device] if dtype is None else dtype
+    dtype = usual_dtype(device) if dtype is None else dtype
     with tempfile.TemporaryDirectory() as folder:
         directory = (
             init_model(Path(folder) / "m", *GENERIC_MODEL) if model_dir is None else model_dir

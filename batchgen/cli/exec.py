@@ -40,7 +40,12 @@ def exec_(
             "--set", metavar="PART.OPTION=VALUE", help="Change one option; may be repeated."
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16 [default: float32 on the CPU, bfloat16 on a GPU]."
+        ),
+    ] = None,
     exact: Annotated[
         bool,
         typer.Option("--exact", help="The same tokens under every policy and batch; float32, cpu."),
@@ -96,6 +101,7 @@ def exec_(
         check_target(out, force=force)
     calm_threads()
     try:
+        from batchgen.exec.devices import usual_dtype
         from batchgen.exec.job import ExecJob
         from batchgen.exec.run import execute
     except ModuleNotFoundError as error:
@@ -108,7 +114,7 @@ def exec_(
         output=output,
         policy=policy,
         overrides=parse_overrides(overrides or ()),
-        dtype=dtype,
+        dtype=dtype or usual_dtype(device),
         exact=exact,
         device=device,
         max_tokens=max_tokens,
