@@ -30,6 +30,7 @@ class Flight:
     """
 
     __slots__ = (
+        "_behind_ps",
         "_finishes",
         "begin_ps",
         "book",
@@ -85,6 +86,7 @@ class Flight:
         self.passes = 0
         self.why = "n"
         self._finishes: list[tuple[int, int]] = []  # (finish, row) taken off the heap
+        self._behind_ps = 0  # with lag: what the last pass of the newest step waited for the link
 
     # -- the running set --------------------------------------------------------------------------
 
@@ -257,11 +259,50 @@ class Flight:
         """Time of the passes that ended since this was asked, at a report."""
         duration = now - self.covered_ps
         self.covered_ps = now
+        if self.times.waits or self._behind_ps:
+            duration -= self._waited()
         return duration
+
+    def _waited(self) -> int:
+        """Time that these passes waited for copies on the host link: no slowness of theirs."""
+        waits, last = self.times.waits, self.passes - self.lag
+        told, self._behind_ps = self._behind_ps, waits.get(last, 0) if self.lag else 0
+        told += sum(wait for index, wait in waits.items() if index < last)
+        waits.clear()
+        return told
 
     def stage_ps(self, passes: int) -> list[int]:
         """Time that passes of the newest step took in each stage of a pipeline; else nothing."""
         return NO_STAGES
+
+    # -- the host link ----------------------------------------------------------------------------
+
+    @property
+    def uses_link(self) -> bool:
+        """Whether passes of the launched step move something over the host link."""
+        step = self.step
+        return step is not None and (self.cost.streams or step.checkpoint == "host")
+
+    def num_begun(self, now: int, after: bool) -> int:
+        """Passes of the launched step that have begun; after: those that begin just now have."""
+        begin = self.begin_ps
+        if begin > now or (begin == now and self.busy and not after):
+            return 0
+        low, high = 1, self.passes
+        while low < high:
+            middle = (low + high + 1) // 2
+            starts = begin + self.elapsed(middle - 1)
+            if starts < now or (starts == now and after):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def wait(self, first: int, free_ps: list[int]) -> None:
+        """Passes of the launched step from `first` on begin with a link that is busy so long."""
+        if first < self.passes:
+            self.times.wait(first, self.passes, self.begin_ps, free_ps)
+            self._set_passes(self.passes)
 
     # -- ending early -----------------------------------------------------------------------------
 

@@ -116,6 +116,7 @@ def random_case(
         troubles=troubles,
         copy_ps=rng.choice((10, 170, 3000)),
         bad_copies=rng.choice((0, 0, 4)),
+        stream_ps=rng.choice((0, 0, 1000, 4900)),
     )
 
 
@@ -199,6 +200,8 @@ def simpler(case: Case) -> list[Case]:
         found.append(replace(case, troubles=troubles))
     if case.bad_copies:
         found.append(replace(case, bad_copies=0))
+    if case.stream_ps:
+        found.append(replace(case, stream_ps=0))
     if case.prefix:
         found.append(replace(case, prefix=False))
     if case.depth == 2:
