@@ -227,7 +227,7 @@ class Simulation:
         base = flight.base()
         begin, end_ps = flight.begin_ps, flight.end_ps
         if self.lag and flight.uses_link:  # its last pass is in flight
-            device.link.book(flight, passes - 1)
+            device.link.last_pass(flight)
         end, done = flight.land()
         missed = flight.times.missed(passes) if done and step.until == "n" else 0
         self.passes += passes
@@ -271,14 +271,12 @@ class Simulation:
 
     def _cut(self, engine: int, now: int) -> None:
         device = self.devices[engine]
-        if device.flight.cut(now, after=self._is_behind(engine, device)):
+        # At equal time step ends go by engine number: when a later engine's end asks for the cut,
+        # a boundary of this engine at the same time is behind us, unless this very end launched
+        # the step.
+        after = engine < self._landing and device.launched < self.events
+        if device.flight.cut(now, after=after):
             self._arm(engine, device, device.flight.report_ps)
-
-    def _is_behind(self, engine: int, device: Device) -> bool:
-        """At equal time step ends go by engine number: when a later engine's end asks for
-        something, a boundary of this engine at the same time is behind us, unless this very end
-        launched the step."""
-        return engine < self._landing and device.launched < self.events
 
     # -- copies -----------------------------------------------------------------------------------
 
@@ -295,11 +293,8 @@ class Simulation:
         if link:
             duration = max(cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
             lane = PEER if link != "host" else DOWN if action.to_pool == "host" else UP
-            flight, after = device.flight, self._is_behind(action.engine, device)
-            report_ps = flight.report_ps
-            end = device.link.copy(lane, duration, now, flight, after=after)
-            if flight.report_ps != report_ps:
-                self._arm(action.engine, device, flight.report_ps)
+            assert lane == PEER or device.flight.step is None or self.pipelines
+            end = device.link.copy(lane, duration, now)
         copy_id = action.copy_id
         # A copy ends nowhere when HBM at either end of it is lost; hosts outlive their devices.
         lives = [one for one in (device, target) if one is target or action.from_pool == "hbm"]
@@ -362,13 +357,10 @@ class Simulation:
             self._tell(ev.DeviceBack(engine, gpu))
 
     def _change_speed(self, engine: int, device: Device, now: int) -> None:
-        """Passes that have begun go on as they are, and so do their streams."""
         flight, link = device.flight, device.link
-        begun = flight.num_begun(now, after=False) if flight.uses_link else 0
-        if begun:
-            link.book(flight, begun - 1)
+        begun = flight.num_begun(now)
         if flight.change_speed(device.troubles.speed, now):
-            if flight.uses_link:
+            if link.busy_ps > flight.begin_ps and flight.uses_link:
                 flight.wait(begun, link.free_ps)
             self._arm(engine, device, flight.report_ps)
 

@@ -283,20 +283,11 @@ class Flight:
         step = self.step
         return step is not None and (self.cost.streams or step.checkpoint == "host")
 
-    def num_begun(self, now: int, after: bool) -> int:
-        """Passes of the launched step that have begun; after: those that begin just now have."""
-        begin = self.begin_ps
-        if begin > now or (begin == now and self.busy and not after):
-            return 0
-        low, high = 1, self.passes
-        while low < high:
-            middle = (low + high + 1) // 2
-            starts = begin + self.elapsed(middle - 1)
-            if starts < now or (starts == now and after):
-                low = middle
-            else:
-                high = middle - 1
-        return low
+    def num_begun(self, now: int) -> int:
+        """Passes of the launched step that had begun before now, or were launched now."""
+        if self.begin_ps < now:
+            return min(self._num_ended(now) + 1, self.passes)
+        return 1 if self.begin_ps == now and not self.busy else 0
 
     def wait(self, first: int, free_ps: list[int]) -> None:
         """Passes of the launched step from `first` on begin with a link that is busy so long."""
@@ -339,11 +330,7 @@ class Flight:
         if self.step is None:
             times.speed = speed
             return False
-        begun = 0
-        if self.begin_ps < now:
-            begun = self._num_ended(now) + 1
-        elif self.begin_ps == now and not self.busy:
-            begun = 1
+        begun = self.num_begun(now)
         kept = min(self.passes, max(1, self._first_report(now, False)))
         if self.passes > kept:
             self.why = "cut"

@@ -5,6 +5,9 @@ Each direction of the host link serves in the order in which it is asked: a copy
 ordered, a pass when it begins. A copy so waits for the stream of the pass in flight, and the next
 pass for the copy; a pass takes longer only where its stream ends after all else in it. Nothing is
 moved at more than the rate of the link. Links to other engines are a queue of their own.
+
+Copies over the host link are ordered by decisions of their engine, when no step of it is launched:
+only with lag is there a pass in flight then, the last of the step that has just been reported.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ class HostLink:
     keep the host link busy. The ranks of an engine copy at the same time, each over its own link;
     the longest counts."""
 
-    __slots__ = ("_booked", "busy_ps", "free_ps")
+    __slots__ = ("busy_ps", "free_ps")
 
     def __init__(self) -> None:
         self.clear()
@@ -32,32 +35,19 @@ class HostLink:
         """Nothing is on its way."""
         self.free_ps = [0, 0, 0]
         self.busy_ps = 0
-        self._booked = -1  # newest pass whose stream counts in free_ps
 
-    def copy(self, lane: int, duration_ps: int, now: int, flight: Flight, *, after: bool) -> int:
-        """When a copy that is ordered now ends. Passes that have not begun wait for it. after: a
-        pass that begins at this very time has begun."""
-        follows = lane != PEER and flight.uses_link
-        begun = flight.num_begun(now, after) if follows else 0
-        if begun:
-            self.book(flight, begun - 1)
+    def copy(self, lane: int, duration_ps: int, now: int) -> int:
+        """When a copy that is ordered now ends."""
         free = self.free_ps
         end = free[lane] = max(now, free[lane]) + duration_ps
-        if lane != PEER:
-            self.busy_ps = max(self.busy_ps, end)
-        if follows:
-            flight.wait(begun, free)
+        if lane != PEER and end > self.busy_ps:
+            self.busy_ps = end
         return end
 
-    def book(self, flight: Flight, index: int) -> None:
-        """A pass of the launched step has begun, and asked before whatever comes now. Earlier ones
-        are over, and their streams with them."""
-        step = flight.step
-        assert step is not None
-        if step.q0 + index <= self._booked:
-            return
-        self._booked = step.q0 + index
-        begin = flight.begin_ps + flight.elapsed(index)
-        for lane, time in enumerate(flight.times.stream_ps(index)):
+    def last_pass(self, flight: Flight) -> None:
+        """The last pass of the launched step begins, and asks before whatever comes now; earlier
+        ones are over, and their streams with them."""
+        begin = flight.begin_ps + flight.elapsed(flight.passes - 1)
+        for lane, time in enumerate(flight.times.stream_ps(flight.passes - 1)):
             if time:
                 self.free_ps[lane] = max(self.free_ps[lane], begin) + time
