@@ -138,16 +138,7 @@ def capacity(
         tier = left.host if residency.kv == "host" else left.disk
         pages, host_pages = max(0, tier // kv_page_bytes) // max(1, node // layout.tp), 0
         if pages < 2:
-            held_gb = (gpu.host_bytes if residency.kv == "host" else gpu.disk_bytes) / 1e9
-            where = "a host" if residency.kv == "host" else "the disks of a node"
-            raise UserError(
-                f"plan.kv={residency.kv}: {held_gb:.0f} GB of {where} hold no KV beside the "
-                f"{model.weight_bytes / 1e9:.0f} GB of {model.name}",
-                remedy="leave KV in HBM, or put weights on the disks (--set plan.weights=disk)"
-                if residency.kv == "host"
-                else "leave KV in HBM",
-                code="does_not_fit",
-            )
+            raise _no_room_for_kv(model, gpu, residency, left)
     return Capacity(
         hbm_pages=pages,
         host_pages=host_pages,
@@ -190,3 +181,19 @@ def _check_host(
             remedy="use a machine with larger disks",
             code="does_not_fit",
         )
+
+
+def _no_room_for_kv(
+    model: ModelSpec, gpu: GpuSpec, residency: Residency, left: NodeRoom
+) -> UserError:
+    where, holds, weights = "a host", gpu.host_bytes, model.weight_bytes - left.weights_on_disk
+    remedy = "leave KV in HBM, or more weights on the disks (--set plan.weights=disk)"
+    if residency.kv == "disk":
+        where, holds, weights = "the disks of a node", gpu.disk_bytes, left.weights_on_disk
+        remedy = "leave KV in HBM or on the host"
+    return UserError(
+        f"plan.kv={residency.kv}: {holds / 1e9:.0f} GB of {where} hold no KV beside the "
+        f"{weights / 1e9:.0f} GB of {model.name} there",
+        remedy=remedy,
+        code="does_not_fit",
+    )
