@@ -116,7 +116,6 @@ def random_case(
         troubles=troubles,
         copy_ps=rng.choice((10, 170, 3000)),
         bad_copies=rng.choice((0, 0, 4)),
-        stream_ps=rng.choice((0, 0, 1000, 4900)),
     )
 
 
