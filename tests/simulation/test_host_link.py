@@ -36,6 +36,12 @@ def contended(seed: int) -> Case:
     rng = random.Random(seed)
     kinds = rng.choice(((), ("slow",), ("slow", "lost", "back", "cancel", "plan")))
     case = random_case(rng, rng.choice(SUSPENDING), kinds=kinds)
+    if kinds == ("slow",):  # so many that some fall between a launch and its first pass
+        often = tuple(
+            ("slow", rng.randint(0, 600_000), rng.randint(0, 63), rng.randint(0, 63))
+            for _ in range(25)
+        )
+        case = replace(case, troubles=case.troubles + often)
     return replace(
         scarcer(case, rng.choice((0.2, 0.4, 0.7))),
         stream_ps=rng.choice((0, 1000, 4900)),
