@@ -15,7 +15,8 @@ class GpuSpec:
     """One GPU and its share of a node. Link rates are bytes per second, one direction, per GPU.
 
     `peak_flops` maps a compute dtype (bf16, fp8, fp4) to dense FLOP/s. `host_bytes` is the memory
-    of the whole node, `host_bytes_per_s` the raw PCIe rate (or C2C) of one GPU.
+    of the whole node, `host_bytes_per_s` the raw PCIe rate (or C2C) of one GPU. Of the whole node
+    too: `node_host_bytes_per_s`, what all its GPUs together copy from or to the host, and disks.
     """
 
     name: str
@@ -28,6 +29,10 @@ class GpuSpec:
     inter_latency_s: float
     host_bytes: int
     host_bytes_per_s: float
+    node_host_bytes_per_s: float
+    disk_bytes: int
+    disk_read_bytes_per_s: float
+    disk_write_bytes_per_s: float
     gpus_per_node: int
     price_per_hour_usd: float
 
@@ -40,6 +45,10 @@ class GpuSpec:
             "intra_bytes_per_s",
             "inter_bytes_per_s",
             "host_bytes_per_s",
+            "node_host_bytes_per_s",
+            "disk_bytes",
+            "disk_read_bytes_per_s",
+            "disk_write_bytes_per_s",
             "gpus_per_node",
         ):
             if getattr(self, field) <= 0:

@@ -94,6 +94,7 @@ def resolve(job: SimJob, expert_skew: float) -> Machine:
         costs=job.costs,
         residency=options.residency,
         streamed_bytes=sizes.streamed_bytes,
+        disk_bytes=sizes.disk_bytes,
     )
     planner = PartitionPlanner(
         model=model,
@@ -124,13 +125,16 @@ FROM_HOST = (
     {"plan.weights": "spill", "plan.kv": "host"},
     {"plan.weights": "experts", "plan.kv": "host", "plan.attention": "cpu"},
     {"plan.weights": "layers", "plan.kv": "host", "plan.attention": "cpu"},
+    {"plan.weights": "disk"},
+    {"plan.weights": "disk", "plan.kv": "host", "plan.attention": "cpu"},
+    {"plan.weights": "disk", "plan.kv": "disk", "plan.attention": "cpu"},
 )
-"""Places on the host for a model that does not fit, those that cost least first."""
+"""Places on the host and its disks for a model that does not fit, those that cost least first."""
 
 
 def with_way_out(error: UserError, job: SimJob, trace: Trace) -> UserError:
-    """`error` of a model that does not fit, with the places on the host that would hold it and the
-    longest row of the trace."""
+    """`error` of a model that does not fit, with the places on the host, or else on its disks,
+    that would hold it and the longest row of the trace."""
     if error.code != "does_not_fit" or any(
         key in ("plan.weights", "plan.kv") for key, _ in job.overrides
     ):
@@ -150,7 +154,8 @@ def with_way_out(error: UserError, job: SimJob, trace: Trace) -> UserError:
             if held <= longest:
                 continue
             options = " ".join(f"--set {key}={value}" for key, value in places.items())
-            way = f"{error.remedy}, or leave part of it on the host: --layout {layout} {options}"
+            where = "disk" if places["plan.weights"] == "disk" else "host"
+            way = f"{error.remedy}, or leave part of it on the {where}: --layout {layout} {options}"
             return UserError(error.message, remedy=way, code=error.code)
     return error
 

@@ -45,6 +45,7 @@ class PlanOptions:
     prefill_engines: int = option(0, least=0, most=MOST_SIZE)
     weights: str = one_of(*WEIGHTS)
     kv: str = one_of(*KV)
+    disk_share: float = option(1.0, least=0, most=1)
     attention: str = one_of(*ATTENTION)
     row_bytes: int = option(0, least=0, most=1 << 40)
 
@@ -56,6 +57,7 @@ class PlanOptions:
             kv=self.kv,
             attention=self.attention,
             row_bytes=self.row_bytes,
+            disk_share=self.disk_share,
         )
 
 

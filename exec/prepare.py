@@ -224,7 +224,8 @@ def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
         )
     if options.residency != Residency():
         raise UserError(
-            "--set plan.weights, plan.kv, plan.attention, plan.row_bytes: of the simulator only",
+            "--set plan.weights, plan.kv, plan.attention, plan.disk_share, plan.row_bytes: of the "
+            "simulator only",
             remedy="leave them out",
             code="capability",
         )

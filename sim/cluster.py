@@ -18,6 +18,7 @@ from batchgen import events as ev
 from batchgen.cost.pipeline import PipelineCost
 from batchgen.runtime.advisor import HOME
 from batchgen.sim.device import Device, make_devices, new_end
+from batchgen.sim.hostlink import DOWN, PEER, UP
 from batchgen.sim.recorder import Recorder
 from batchgen.sim.rowbook import RowBook
 from batchgen.step import Step
@@ -189,6 +190,8 @@ class Simulation:
         device.epoch, device.launched = step.epoch, self.events
         flight = device.flight
         flight.launch(step, now)
+        if device.link.busy_ps > flight.begin_ps and flight.uses_link:
+            flight.wait(0, device.link.free_ps)
         self._arm(engine, device, flight.report_ps)
 
     def _arm(self, engine: int, device: Device, at_ps: int) -> None:
@@ -223,6 +226,8 @@ class Simulation:
         passes, why = flight.passes, flight.why
         base = flight.base()
         begin, end_ps = flight.begin_ps, flight.end_ps
+        if self.lag and flight.uses_link:  # its last pass is in flight
+            device.link.last_pass(flight)
         end, done = flight.land()
         missed = flight.times.missed(passes) if done and step.until == "n" else 0
         self.passes += passes
@@ -277,7 +282,7 @@ class Simulation:
 
     def _copy(self, action: act.Copy, now: int) -> None:
         """Each rank has its own link; a batch ends with its slowest rank; batches queue at their
-        source."""
+        source, and with what its passes stream."""
         device, target = self.devices[action.engine], self.devices[action.to_engine]
         per_rank: dict[int, int] = {}
         for rank, tokens in zip(action.ranks, action.tokens, strict=True):
@@ -287,7 +292,9 @@ class Simulation:
         end = now
         if link:
             duration = max(cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
-            end = device.link.free_ps = max(now, device.link.free_ps) + duration
+            lane = PEER if link != "host" else DOWN if action.to_pool == "host" else UP
+            assert lane == PEER or device.flight.step is None or self.pipelines
+            end = device.link.copy(lane, duration, now)
         copy_id = action.copy_id
         # A copy ends nowhere when HBM at either end of it is lost; hosts outlive their devices.
         lives = [one for one in (device, target) if one is target or action.from_pool == "hbm"]
@@ -341,14 +348,21 @@ class Simulation:
         self.recorder.mark(now, engine, "fault", fault.text())
         if fault.kind == "slow":
             device.troubles.change(gpu, fault)
-            if device.flight.change_speed(device.troubles.speed, now):
-                self._arm(engine, device, device.flight.report_ps)
+            self._change_speed(engine, device, now)
         elif fault.kind == "notice":
             self._tell(ev.DeviceNotice(engine, gpu, fault.deadline_ps))
         elif fault.kind == "lost":
             self._lose(engine, gpu, device, now)
         else:
             self._tell(ev.DeviceBack(engine, gpu))
+
+    def _change_speed(self, engine: int, device: Device, now: int) -> None:
+        flight, link = device.flight, device.link
+        begun = flight.num_begun(now)
+        if flight.change_speed(device.troubles.speed, now):
+            if link.busy_ps > flight.begin_ps and flight.uses_link:
+                flight.wait(begun, link.free_ps)
+            self._arm(engine, device, flight.report_ps)
 
     def _fault_of_pipeline(self, fault: Fault, number: int, gpu: int, now: int) -> None:
         """A stage is slow by itself; else a GPU's trouble is that of all batches."""
@@ -392,7 +406,7 @@ class Simulation:
         flight.clear()
         device.end = new_end(self.env, engine)
         device.life += 1
-        device.link.free_ps = 0
+        device.link.clear()
         flight.reset(self.cost)
         flight.end_ps = flight.covered_ps = now
         self._tell(ev.DeviceLost(engine, gpu, end, finished))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from batchgen.cost.pipeline import PipelineCost
 from batchgen.sim.faults import Troubles
 from batchgen.sim.flight import Flight
+from batchgen.sim.hostlink import HostLink
 from batchgen.sim.pipeflight import PipeFlight
 from batchgen.sim.pipeline import Pipeline
 from batchgen.sim.stepend import StepEnd
@@ -20,21 +21,12 @@ if TYPE_CHECKING:
     from batchgen.step import Step
 
 
-class Link:
-    """Copies out of the HBM of some GPUs; one after the other."""
-
-    __slots__ = ("free_ps",)
-
-    def __init__(self) -> None:
-        self.free_ps = 0
-
-
 class Device:
     """One engine's flight, its troubles and its link, which the engines of a pipeline share."""
 
     __slots__ = ("end", "epoch", "flight", "launched", "life", "link", "newest", "troubles")
 
-    def __init__(self, flight: Flight, num_gpus: int, end: StepEnd, link: Link) -> None:
+    def __init__(self, flight: Flight, num_gpus: int, end: StepEnd, link: HostLink) -> None:
         self.flight = flight
         self.troubles = Troubles(num_gpus)
         self.end = end
@@ -63,7 +55,7 @@ def make_devices(
     devices: list[Device] = []
     pipelines: list[Pipeline] = []
     for spec in plan.engines:
-        engine, link = spec.engine, Link()
+        engine, link = spec.engine, HostLink()
         if isinstance(cost, PipelineCost):
             if engine % cost.num_stages == 0:
                 pipelines.append(Pipeline(cost, spec.num_gpus))

@@ -30,6 +30,7 @@ class Flight:
     """
 
     __slots__ = (
+        "_behind_ps",
         "_finishes",
         "begin_ps",
         "book",
@@ -85,6 +86,7 @@ class Flight:
         self.passes = 0
         self.why = "n"
         self._finishes: list[tuple[int, int]] = []  # (finish, row) taken off the heap
+        self._behind_ps = 0  # with lag: what the last pass of the newest step waited for the link
 
     # -- the running set --------------------------------------------------------------------------
 
@@ -257,11 +259,41 @@ class Flight:
         """Time of the passes that ended since this was asked, at a report."""
         duration = now - self.covered_ps
         self.covered_ps = now
+        if self.times.waits or self._behind_ps:
+            duration -= self._waited()
         return duration
+
+    def _waited(self) -> int:
+        """Time that these passes waited for copies on the host link: no slowness of theirs."""
+        waits, last = self.times.waits, self.passes - self.lag
+        told, self._behind_ps = self._behind_ps, waits.get(last, 0) if self.lag else 0
+        told += sum(wait for index, wait in waits.items() if index < last)
+        waits.clear()
+        return told
 
     def stage_ps(self, passes: int) -> list[int]:
         """Time that passes of the newest step took in each stage of a pipeline; else nothing."""
         return NO_STAGES
+
+    # -- the host link ----------------------------------------------------------------------------
+
+    @property
+    def uses_link(self) -> bool:
+        """Whether passes of the launched step move something over the host link."""
+        step = self.step
+        return step is not None and (self.cost.streams or step.checkpoint == "host")
+
+    def num_begun(self, now: int) -> int:
+        """Passes of the launched step that had begun before now, or were launched now."""
+        if self.begin_ps < now:
+            return min(self._num_ended(now) + 1, self.passes)
+        return 1 if self.begin_ps == now and not self.busy else 0
+
+    def wait(self, first: int, free_ps: list[int]) -> None:
+        """Passes of the launched step from `first` on begin with a link that is busy so long."""
+        if first < self.passes:
+            self.times.wait(first, self.passes, self.begin_ps, free_ps)
+            self._set_passes(self.passes)
 
     # -- ending early -----------------------------------------------------------------------------
 
@@ -298,11 +330,7 @@ class Flight:
         if self.step is None:
             times.speed = speed
             return False
-        begun = 0
-        if self.begin_ps < now:
-            begun = self._num_ended(now) + 1
-        elif self.begin_ps == now and not self.busy:
-            begun = 1
+        begun = self.num_begun(now)
         kept = min(self.passes, max(1, self._first_report(now, False)))
         if self.passes > kept:
             self.why = "cut"

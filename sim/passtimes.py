@@ -54,6 +54,7 @@ class PassTimes:
         "passes",
         "speed",
         "step",
+        "waits",
     )
 
     def __init__(self, table: Table) -> None:
@@ -63,6 +64,7 @@ class PassTimes:
         self._members = NOBODY
         self.step: Step | None = None
         self.passes = self.k = 0
+        self.waits: dict[int, int] = {}  # for the host link, by pass of the step
 
     def use(self, cost: CostModel) -> None:
         """Steps from now on cost this; nothing is launched."""
@@ -74,6 +76,7 @@ class PassTimes:
         self._ends: list[int] | None = []  # elapsed after 1, 2, ... passes, where made explicit
         self._pieces: list[tuple[int, int, int, int, int]] | None = None
         self._fixed = self._rise = 0  # pass j of an affine step takes fixed + rise * j
+        self.waits.clear()
 
     def launch(
         self,
@@ -348,6 +351,43 @@ class PassTimes:
                 most, fewest = max(most, offset), min(fewest, offset)
         return longest, shortest
 
+    # -- the host link ----------------------------------------------------------------------------
+
+    def stream_ps(self, index: int) -> tuple[int, int]:
+        """How long one pass keeps the host link busy, from the host and to it."""
+        up, down = self._streams(index + 1)
+        return up[index], down[index]
+
+    def _streams(self, passes: int) -> tuple[list[int], list[int]]:
+        """At the speed of now, as the passes themselves."""
+        assert self.step is not None
+        both = self.cost.streams_ps(self.load(self.step, passes))
+        up, down = (times * self.speed // NORMAL_SPEED for times in both)
+        return up.tolist(), down.tolist()
+
+    def wait(self, first: int, passes: int, begin_ps: int, free_ps: list[int]) -> None:
+        """Of so many passes those from `first` on, which have not begun, find the host link busy
+        until `free_ps`, from the host and to it. The first that streams in a direction waits there,
+        and has it for itself; so no pass before it can make the next one wait.
+        """
+        streams = self._streams(passes)
+        ends = [self.elapsed(count) for count in range(1, passes + 1)]
+        before = at = ends[first - 1] if first else 0
+        for index in range(first, passes):
+            duration = ends[index] - before - self.waits.pop(index, 0)
+            before = ends[index]
+            longest = duration
+            for lane in (0, 1):
+                time = streams[lane][index]
+                late = free_ps[lane] - begin_ps - at
+                if time and late > 0:
+                    longest = max(longest, late + time)
+            if longest > duration:
+                self.waits[index] = longest - duration
+            at += longest
+            ends[index] = at
+        self._ends = ends
+
     # -- another speed ----------------------------------------------------------------------------
 
     def change_speed(self, speed: int, begun: int, kept: int) -> None:
@@ -357,6 +397,8 @@ class PassTimes:
         assert step is not None
         ends = [self.elapsed(count) for count in range(1, min(begun, kept) + 1)]
         self.speed = speed
+        for index in [index for index in self.waits if index >= len(ends)]:
+            del self.waits[index]
         if len(ends) < kept:
             times = self.pass_times(step, kept)
             for index in range(len(ends), kept):

@@ -141,6 +141,11 @@ class PipeFlight(Flight):
             self.passes = passes
         return False
 
+    @property
+    def uses_link(self) -> bool:
+        """Checkpoints of a stage and copies do not queue with each other here."""
+        return False
+
     # -- what is told -----------------------------------------------------------------------------
 
     def worked(self, now: int) -> int:

@@ -127,6 +127,10 @@ def find_gpu(name: str) -> GpuSpec:
         inter_latency_s=value("inter_latency_s"),
         host_bytes=int(value("host_bytes")),
         host_bytes_per_s=value("host_bytes_per_s"),
+        node_host_bytes_per_s=value("node_host_bytes_per_s"),
+        disk_bytes=int(value("disk_bytes")),
+        disk_read_bytes_per_s=value("disk_read_bytes_per_s"),
+        disk_write_bytes_per_s=value("disk_write_bytes_per_s"),
         gpus_per_node=int(value("gpus_per_node")),
         price_per_hour_usd=value("price_per_hour_usd"),
     )

@@ -35,7 +35,8 @@ class Device:
     pending: list[tuple[int, int, str]] = field(default_factory=list)
     waits: bool = False  # its step begins when all that happens at this instant has been told
     dead: dict[int, int] = field(default_factory=dict)  # dead row -> tokens its KV would have
-    link_free_ps: int = 0
+    free_ps: dict[str, int] = field(default_factory=dict)  # links: "up", "down", "peer"
+    late_ps: int = 0  # what the pass in flight waits for the host link
     lost: set[int] = field(default_factory=set)
 
     def take(self) -> list[tuple[int, int, str]]:
@@ -64,10 +65,27 @@ class Device:
         self.waits = False
         self.composition.clear()
         self.dead.clear()
-        self.link_free_ps = 0
+        self.free_ps.clear()
 
-    def pass_ps(self, one: Pass, table: Table, computed: list[int]) -> int:
-        """Time of a pass of a healthy device; `computed`: KV tokens per row."""
+    def queue(self, link: str, now: int, time: int) -> int:
+        """Links serve in the order in which they are asked: when this ends."""
+        end = self.free_ps[link] = max(now, self.free_ps.get(link, 0)) + time
+        return end
+
+    def begin_ps(self, one: Pass, table: Table, computed: list[int], now: int) -> int:
+        """A pass begins: when it ends, with what it moves over the host link."""
+        loads = self.loads(one, table, computed)
+        end = late = now + self.cost.time_ps(loads) * self.speed // NORMAL
+        up = self.cost.stream * self.speed // NORMAL
+        down = self.cost.CHECKPOINT * max(load[6] for load in loads) * self.speed // NORMAL
+        for link, time in (("up", up), ("down", down)):
+            if time:
+                late = max(late, self.queue(link, now, time))
+        self.late_ps = late - end
+        return late
+
+    def loads(self, one: Pass, table: Table, computed: list[int]) -> list[list[int]]:
+        """What a pass holds, by rank; `computed`: KV tokens per row."""
         step = self.step
         assert step is not None
         stream = step.checkpoint == "host"
@@ -91,7 +109,7 @@ class Device:
             load[4] += start
             load[5] += last
             load[6] += size * stream
-        return self.cost.time_ps(loads)
+        return loads
 
     def _context(self, row: int, computed: list[int]) -> int:
         if row in self.dead:

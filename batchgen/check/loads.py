@@ -199,6 +199,8 @@ def simpler(case: Case) -> list[Case]:
         found.append(replace(case, troubles=troubles))
     if case.bad_copies:
         found.append(replace(case, bad_copies=0))
+    if case.stream_ps:
+        found.append(replace(case, stream_ps=0))
     if case.prefix:
         found.append(replace(case, prefix=False))
     if case.depth == 2:

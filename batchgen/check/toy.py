@@ -19,10 +19,18 @@ class ToyCost:
     FIXED, SHARED = 5000, 40
 
     def __init__(
-        self, num_ranks: int = 1, *, copy_fixed_ps: int = 3000, copy_ps: int = 170
+        self,
+        num_ranks: int = 1,
+        *,
+        copy_fixed_ps: int = 3000,
+        copy_ps: int = 170,
+        stream_ps: int = 0,
     ) -> None:
+        assert stream_ps < self.FIXED, "a stream is hidden in its pass"
         self.num_ranks = num_ranks
         self.detailed = False
+        self.streams = stream_ps > 0
+        self.stream = stream_ps
         self.copy_fixed = copy_fixed_ps
         self.copy_token = copy_ps
 
@@ -78,6 +86,10 @@ class ToyCost:
         each = self.DECODE + self.SAMPLE + self.SHARED + (self.CHECKPOINT if checkpoint else 0)
         return self.FIXED + decodes * each, self.CONTEXT
 
+    def streams_ps(self, load: PassLoad) -> tuple[IntArray, IntArray]:
+        busy = (load.decodes + load.chunk_tokens).any(axis=0)
+        return np.where(busy, self.stream, 0), self.CHECKPOINT * load.checkpoint.max(axis=0)
+
     def copy_ps(self, tokens: int, link: Link) -> int:
         return self.copy_fixed + self.copy_token * tokens * (2 if link == "inter" else 1)
 
@@ -112,7 +124,10 @@ class ToyAdvisor:
     page: int
 
     def cost(self, layout: str) -> ToyCost:
-        return self.home if layout == HOME else ToyCost(max(1, self.home.num_ranks // 2))
+        home = self.home
+        return (
+            home if layout == HOME else ToyCost(max(1, home.num_ranks // 2), stream_ps=home.stream)
+        )
 
     def partition(self, engine: int, contexts: Sequence[int], current: str) -> Offer:
         ranks, pages = max(1, self.home.num_ranks // 2), 2 * self.hbm_pages

@@ -12,7 +12,7 @@ from typing import Any
 
 from batchgen import actions as act
 from batchgen import events as ev
-from batchgen.check.device import NORMAL, Device
+from batchgen.check.device import Device
 from batchgen.check.toy import ToyCost
 from batchgen.log import Entry
 from batchgen.plan import Plan
@@ -146,8 +146,11 @@ class Walker:
         if action.engine == action.to_engine:
             link = "host"
         time = max(device.cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
-        start = max(self.now, device.link_free_ps)
-        device.link_free_ps = start + time
+        if link != "host":
+            queue = "peer"
+        else:
+            queue = "down" if action.to_pool == "host" else "up"
+        end = device.queue(queue, self.now, time)
         bad = self.copy_fails(action.copy_id)
         done = ev.CopiesFailed(action.copy_id) if bad else ev.CopiesDone(action.copy_id)
         ends = [self.devices[action.to_engine]]
@@ -158,7 +161,7 @@ class Walker:
             if [one.life for one in ends] == lives:
                 self.tell(done)
 
-        self.at(start + time, ev.COPY, 0, arrive)
+        self.at(end, ev.COPY, 0, arrive)
         rows = sorted(zip(action.rows, action.tokens, strict=True))
         self.others.append((self.now, action.purpose, action.engine, action.to_engine, rows))
 
@@ -215,9 +218,9 @@ class Walker:
         device.flying, device.flying_step, device.flying_q = one, device.step, device.q
         device.q += 1
         device.began_ps = self.now
-        time = device.pass_ps(one, self.table, self.computed) * device.speed // NORMAL
+        end = device.begin_ps(one, self.table, self.computed, self.now)
         life = device.life
-        self.at(self.now + time, ev.STEP, engine, lambda: self.pass_ended(engine, life))
+        self.at(end, ev.STEP, engine, lambda: self.pass_ended(engine, life))
 
     def check_pass(self, engine: int, device: Device, one: Pass) -> None:
         """What a pass may hold, counted by this backend alone."""
@@ -236,7 +239,7 @@ class Walker:
             return
         one, step = device.flying, device.flying_step
         assert step is not None
-        device.busy_ps += self.now - device.began_ps
+        device.busy_ps += self.now - device.began_ps - device.late_ps  # waiting is no slowness
         device.flying = None
         q, same = device.flying_q, device.step is step
         finished = self.outcomes(engine, device, one, q)

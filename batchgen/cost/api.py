@@ -104,10 +104,12 @@ class CostModel(Protocol):
 
     `detailed`: times are not affine in the context; `pass_ps` wants the detail of a load, and the
     methods that have none take rows and pieces as alike. `decode_affine` is not asked then.
+    `streams`: passes use the host link by themselves, not only for checkpoints.
     """
 
     num_ranks: int
     detailed: bool
+    streams: bool
 
     def pass_ps(self, load: PassLoad, detail: PassDetail | None = None) -> IntArray:
         """Duration of each pass in ps, shape [num_passes]; a pass without work costs 0."""
@@ -141,6 +143,11 @@ class CostModel(Protocol):
         streamed down when `checkpoint` is true (every row closes one token per pass). Raises
         ValueError when `num_ranks` is not 1.
         """
+        ...
+
+    def streams_ps(self, load: PassLoad) -> tuple[IntArray, IntArray]:
+        """How long each pass keeps the host link busy, from the host and to it, in ps, shape
+        [num_passes]: on the rank where it takes longest, never longer than the pass."""
         ...
 
     def copy_ps(self, tokens: int, link: Link) -> int:

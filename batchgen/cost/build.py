@@ -15,6 +15,7 @@ from batchgen.cost.efficiency import Efficiency
 from batchgen.cost.residency import Residency, check_places
 from batchgen.cost.roofline import RooflineCost
 from batchgen.cost.terms import Terms
+from batchgen.cost.tiers import tier_rates
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout, check_layout
@@ -39,10 +40,12 @@ def build_cost(
     costs: str = "roofline",
     residency: Residency | None = None,
     streamed_bytes: int = 0,
+    disk_bytes: int = 0,
 ) -> CostModel:
     """The cost of one engine of `layout`; identical engines should share the object.
 
-    `residency`: what lives on the host, with `streamed_bytes` of weights per GPU and pass.
+    `residency`: what lives on the host or its disks, with `streamed_bytes` of weights per GPU and
+    pass, `disk_bytes` of them from the disks.
     `costs`: "roofline", or "measured" for sums of measured kernels. `gpus_per_node` None takes that
     of the GPU. A `profile` (path to the JSON of `batchgen profile`)
     replaces the roofline and needs a layout of one-GPU engines. Raises UserError otherwise, for a
@@ -75,7 +78,8 @@ def build_cost(
         return _pipeline(engine, model, gpu, layout, node, efficiency)
     inner = engine(model, layout=layout, efficiency=efficiency)
     if residency.streams:
-        return _streamed(inner, model, gpu, layout, residency, streamed_bytes, node, efficiency)
+        streamed = streamed_bytes, disk_bytes
+        return _streamed(inner, model, gpu, layout, residency, streamed, node, efficiency)
     return inner
 
 
@@ -169,7 +173,7 @@ def _streamed(
     gpu: GpuSpec,
     layout: Layout,
     residency: Residency,
-    streamed_bytes: int,
+    streamed: tuple[int, int],
     gpus_per_node: int,
     efficiency: Efficiency,
 ) -> CostModel:
@@ -179,8 +183,9 @@ def _streamed(
     return StreamedCost(
         inner,
         residency,
-        weight_bytes=streamed_bytes,
-        link_bytes_per_s=gpu.host_bytes_per_s * efficiency.host_link,
+        weight_bytes=streamed[0],
+        disk_bytes=streamed[1],
+        rates=tier_rates(gpu, efficiency, gpus_per_node),
         kv_bytes=model.kv_bytes_per_token / layout.tp,
         cpu_bytes_per_s=efficiency.cpu_attention_bytes_per_s / ranks_per_node,
         model_kv_bytes=model.kv_bytes_per_token,

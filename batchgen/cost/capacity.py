@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from batchgen.cost.residency import KV_BUFFER_BYTES, Residency, check_places, placed
+from batchgen.cost.residency import (
+    KV_BUFFER_BYTES,
+    NodeRoom,
+    Residency,
+    check_places,
+    node_room,
+    placed,
+)
 from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout, check_layout, kv_split, stage_weight_bytes
@@ -18,10 +25,6 @@ from batchgen.plan import MOST_SIZE
 # 0.19 logs, Llama-3.1-8B); 0.33 GB of that are activations and logits, counted apart below.
 CONTEXT_BYTES = 870_000_000
 
-# Part of the host memory left to the pool after the weights: the rest is the operating system,
-# page tables and staging buffers.
-HOST_SAFETY = 0.9
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
@@ -29,9 +32,10 @@ class Capacity:
 
     `hbm_pages` is per rank, `host_pages` per node (0: no room beside the weights). Of a pipeline
     `hbm_pages` is for all its batches, by the stage that has room for the fewest; bytes are those
-    of that stage's GPUs. With KV on the host `hbm_pages` is a rank's part of the host, and there is
-    no other tier. `streamed_bytes` are weights that each GPU fetches in every pass, `seats` the
-    rows that device memory bounds (0: it does not).
+    of that stage's GPUs. With KV on host or disks `hbm_pages` is a rank's part of these, and
+    there is no other tier. `streamed_bytes` are weights that each GPU fetches in every pass,
+    `disk_bytes` those of them that come from the disks, `seats` the rows that device memory bounds
+    (0: it does not).
     `kv_bytes_per_token` is what one token takes on each GPU of its rank, and
     `host_kv_bytes_per_token` what it takes in host memory.
     """
@@ -45,6 +49,7 @@ class Capacity:
     workspace_bytes: int
     kv_pool_bytes: int
     streamed_bytes: int = 0
+    disk_bytes: int = 0
     seats: int = 0
 
     @property
@@ -87,9 +92,9 @@ def capacity(
 ) -> Capacity:
     """KV pages per rank and per node under `layout`.
 
-    `memory_fraction` is the part of the HBM that the engine may use. The host keeps one copy of the
-    weights of the node (BatchGen paper, section 5.2). Raises UserError when the weights and the
-    workspace leave less than two pages.
+    `memory_fraction` is the part of the HBM that the engine may use. Raises UserError when the
+    weights and the workspace leave less than two pages, and when weights that are to be streamed
+    fit neither the host nor its disks.
     """
     if not 0.0 < memory_fraction <= 1.0:
         raise UserError(f"the memory fraction must lie in (0, 1], got {memory_fraction}")
@@ -104,7 +109,7 @@ def capacity(
         work = workspace_bytes(stage, layout, token_budget=token_budget, max_num_seqs=max_num_seqs)
         per_token = ceil(stage.kv_bytes_per_token / kv_split(model, layout.tp))
         least = 2 * layout.pp * per_token * page_tokens
-        if residency.kv == "host":
+        if residency.kv != "hbm":
             least = KV_BUFFER_BYTES
         if residency.weights == "spill":
             streamed = min(max(0, weights + work + least - usable), held["experts"])
@@ -123,18 +128,17 @@ def capacity(
         found = room // (per_token * page_tokens), room, per_token, weights, streamed, work
         fullest = min(fullest, found) if fullest else found
     pages, room, per_token, weights, streamed, work = fullest
-    host_room = int((gpu.host_bytes - model.weight_bytes) * HOST_SAFETY)
-    host_pages = max(0, host_room // (model.kv_bytes_per_token * page_tokens))
-    if residency.kv == "host":
-        node = gpus_per_node or gpu.gpus_per_node
-        pages, host_pages = host_pages // max(1, node // layout.tp), 0
+    node = gpus_per_node or gpu.gpus_per_node
+    held_bytes = max(sum(held.values()) for held in held_by_stage)
+    left = node_room(model, gpu, residency, streamed, held_bytes, node)
+    _check_host(model, gpu, residency, streamed, left)
+    kv_page_bytes = model.kv_bytes_per_token * page_tokens
+    host_pages = max(0, left.host // kv_page_bytes)
+    if residency.kv != "hbm":
+        tier = left.host if residency.kv == "host" else left.disk
+        pages, host_pages = max(0, tier // kv_page_bytes) // max(1, node // layout.tp), 0
         if pages < 2:
-            raise UserError(
-                f"plan.kv=host: {gpu.host_bytes / 1e9:.0f} GB of a host hold no KV beside the "
-                f"{model.weight_bytes / 1e9:.0f} GB of {model.name}",
-                remedy="leave KV in HBM",
-                code="does_not_fit",
-            )
+            raise _no_room_for_kv(model, gpu, residency, left)
     return Capacity(
         hbm_pages=pages,
         host_pages=host_pages,
@@ -145,6 +149,7 @@ def capacity(
         workspace_bytes=work,
         kv_pool_bytes=room,
         streamed_bytes=streamed,
+        disk_bytes=round(streamed * residency.disk_share) if residency.weights == "disk" else 0,
         seats=_seats(room, residency.row_bytes * layout.pp),
     )
 
@@ -152,3 +157,43 @@ def capacity(
 def _seats(room: int, row_bytes: int) -> int:
     """Rows that device memory holds; 0: it does not bound them."""
     return min(max(1, room // row_bytes), MOST_SIZE) if row_bytes else 0
+
+
+def _check_host(
+    model: ModelSpec, gpu: GpuSpec, residency: Residency, streamed: int, left: NodeRoom
+) -> None:
+    """Raise UserError when the memories of a node do not hold the weights that are streamed."""
+    weights_gb = model.weight_bytes / 1e9
+    if streamed and left.host < 0:
+        remedy = "leave part of them on the disks: --set plan.weights=disk"
+        if residency.weights == "disk":
+            remedy = "a larger plan.disk_share, or a larger host"
+        raise UserError(
+            f"plan.weights={residency.weights}: {gpu.host_bytes / 1e9:.0f} GB of a host do not "
+            f"hold what is to be there of the {weights_gb:.0f} GB of {model.name}",
+            remedy=remedy,
+            code="does_not_fit",
+        )
+    if left.weights_on_disk and left.disk < 0:
+        raise UserError(
+            f"plan.weights=disk: {gpu.disk_bytes / 1e9:.0f} GB of disks do not hold the "
+            f"{left.weights_on_disk / 1e9:.0f} GB of {model.name} that are to be there",
+            remedy="use a machine with larger disks",
+            code="does_not_fit",
+        )
+
+
+def _no_room_for_kv(
+    model: ModelSpec, gpu: GpuSpec, residency: Residency, left: NodeRoom
+) -> UserError:
+    where, holds, weights = "a host", gpu.host_bytes, model.weight_bytes - left.weights_on_disk
+    remedy = "leave KV in HBM, or more weights on the disks (--set plan.weights=disk)"
+    if residency.kv == "disk":
+        where, holds, weights = "the disks of a node", gpu.disk_bytes, left.weights_on_disk
+        remedy = "leave KV in HBM or on the host"
+    return UserError(
+        f"plan.kv={residency.kv}: {holds / 1e9:.0f} GB of {where} hold no KV beside the "
+        f"{weights / 1e9:.0f} GB of {model.name} there",
+        remedy=remedy,
+        code="does_not_fit",
+    )

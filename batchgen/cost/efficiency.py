@@ -65,8 +65,19 @@ class Efficiency:
     # Point-to-point exchange over RDMA: 43 to 58 GB/s on 50 GB/s links, counting the copies that
     # NVLink forwards (DeepEP README); 0.85 of the link without them.
     network: float = option(0.85, least=0.01, most=1)
-    # KV between HBM and host with all GPUs of a node at once: about 32 of 64 GB/s (BatchGen).
-    host_link: float = option(0.50, least=0.01, most=1)
+    # Copies between HBM and host by one GPU alone, of its own link: 50 to 55.6 of 64 GB/s from
+    # pinned memory on H100 hosts (vLLM's KV connector), 25 of 32 over PCIe 4.0.
+    host_link: float = option(0.80, least=0.01, most=1)
+    # What all GPUs of a node copy from the host together, and to it; 0: the catalog's. Eight H20
+    # reach about 32 GB/s each (BatchGen).
+    node_host_bytes_per_s: float = option(0.0, least=0, most=1e15)
+    # Part of the host link's rate that the engine's own way of copying reaches: kernels that read
+    # weights of the host as they need them stay below the copy engines.
+    host_copies: float = option(1.0, least=0.01, most=1)
+    # The disks of a node; 0: the catalog's (DeepNVMe: 10, 27, 48 GB/s are read of four Gen4, four
+    # Gen5, eight Gen5 drives, and 5, 11, 26 written).
+    disk_read_bytes_per_s: float = option(0.0, least=0, most=1e15)
+    disk_write_bytes_per_s: float = option(0.0, least=0, most=1e15)
     # Attention of decodes on the CPUs of a node: KV bytes read in a second. About 140 GB/s of the
     # 205 that eight channels of DDR4-3200 give (28-core AMD 7453, BatchGen paper's set-up).
     cpu_attention_bytes_per_s: float = option(140e9, least=1e6, most=1e15)
@@ -145,7 +156,8 @@ def efficiency_of(
 
 BESIDE_KERNELS = (
     *("step_s", "prefill_step_s", "switch_s", "decode_beside_prompt", "cpu_attention_bytes_per_s"),
-    *("pcie_peer", "nvlink", "network", "host_link"),
+    *("pcie_peer", "nvlink", "network", "host_link", "node_host_bytes_per_s", "host_copies"),
+    *("disk_read_bytes_per_s", "disk_write_bytes_per_s"),
 )
 """Constants that count beside tables of kernels: host work, links, what these do not hold."""
 BESIDE_PROFILES = (*BESIDE_KERNELS, "internode_collective_s", "intranode_collective_s")

@@ -48,7 +48,7 @@ class PipelineCost:
         if any(stage.num_ranks != 1 or stage.detailed for stage in stages):
             raise ValueError("a stage has one rank, and times of sums")
         self.num_ranks = 1
-        self.detailed = False
+        self.detailed = self.streams = False
         self.model, self.layout = model, layout
         self.stages, self.hops = list(stages), list(hops)
         self.num_stages = len(self.stages)
@@ -113,6 +113,9 @@ class PipelineCost:
         streamed = decodes if checkpoint else 0
         start = self.pass_one_ps(decodes, 0, samples=decodes, checkpoint=streamed)
         return start, sum(stage.decode_affine(decodes, checkpoint)[1] for stage in self.stages)
+
+    def streams_ps(self, load: PassLoad) -> tuple[IntArray, IntArray]:
+        raise ValueError("streams of stages do not queue with copies")
 
     def copy_ps(self, tokens: int, link: Link) -> int:
         """Every stage moves the KV of its layers over its own links, at the same time."""

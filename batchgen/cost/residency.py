@@ -1,4 +1,5 @@
-"""Where weights and KV live when HBM is short: on the GPU, or on its host. It knows no times."""
+"""Where weights and KV live when HBM is short: on the GPU, its host, or the host's disks. It knows
+no times."""
 
 from __future__ import annotations
 
@@ -6,12 +7,17 @@ from dataclasses import dataclass
 from math import ceil
 
 from batchgen.errors import UserError
+from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout
 from batchgen.model import DTYPE_BYTES, ModelSpec
 
-WEIGHTS = ("hbm", "spill", "layers", "experts")
-KV = ("hbm", "host")
+WEIGHTS = ("hbm", "spill", "layers", "experts", "disk")
+KV = ("hbm", "host", "disk")
 ATTENTION = ("gpu", "cpu")
+
+# Part of the host memory left to the pool after the weights: the rest is the operating system,
+# page tables and staging buffers. The same of a disk, for its file system.
+HOST_SAFETY = 0.9
 
 KV_BUFFER_BYTES = 2 << 30
 """Device buffers for KV that comes from the host: of two layers, a gigabyte each (BatchGen keeps at
@@ -22,28 +28,37 @@ most two layers' KV on the GPU, paper section 3.2)."""
 class Residency:
     """weights: "hbm", all of them; "spill", the routed experts that do not fit stay on the host;
     "experts", all routed experts do, and two at a time are on the GPU; "layers", all layers do, two
-    at a time on the GPU. What is not there crosses the host link in every pass.
+    at a time on the GPU; "disk", as "layers", with `disk_share` of them on the disks and the rest
+    on the host. What is not on the GPU crosses the host link in every pass, what is on the disks is
+    read from them too: the host has room for two layers of it.
 
     kv "host": the KV of all rows stays on the host; with attention "gpu" it crosses the link in
-    every pass, with "cpu" the host computes the attention of decodes. `row_bytes`: device memory
-    that a running row takes beside its KV (0: none), which bounds their number.
+    every pass, with "cpu" the host computes the attention of decodes. "disk": the same from the
+    disks, through buffers of the host. `row_bytes`: device memory that a running row takes beside
+    its KV (0: none), which bounds their number.
     """
 
     weights: str = "hbm"
     kv: str = "hbm"
     attention: str = "gpu"
     row_bytes: int = 0
+    disk_share: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.attention == "cpu" and self.kv != "host":
+        if self.attention == "cpu" and self.kv == "hbm":
             raise UserError(
                 "plan.attention=cpu reads KV of the host", remedy="add --set plan.kv=host"
+            )
+        if self.disk_share != 1.0 and self.weights != "disk":
+            raise UserError(
+                "plan.disk_share divides weights between disk and host",
+                remedy="add --set plan.weights=disk",
             )
 
     @property
     def streams(self) -> bool:
         """Whether passes wait for the host link."""
-        return self != Residency(row_bytes=self.row_bytes)
+        return (self.weights, self.kv) != ("hbm", "hbm")
 
 
 def check_places(layout: Layout, residency: Residency) -> None:
@@ -62,10 +77,43 @@ def placed(
     """(bytes on a GPU, bytes that it fetches in every pass) of the weights `held` by module, for
     all places but "spill"."""
     total = sum(held.values())
-    if residency.weights == "layers":
+    if residency.weights in ("layers", "disk"):
         streamed = total - sum(held[name] for name in ("embedding", "lm_head", "final_norm"))
         return total - streamed + ceil(2 * streamed / model.num_layers), streamed
     if residency.weights == "experts":
         expert = model.expert_parameters * DTYPE_BYTES[model.expert_dtype] / layout.expert_tp
         return total - held["experts"] + ceil(2 * expert), held["experts"]
     return total, 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRoom:
+    """What the weights leave of the memories of one node for KV, in bytes (negative: they do not
+    fit), and the weights that lie on its disks."""
+
+    host: int
+    disk: int
+    weights_on_disk: int
+
+
+def node_room(
+    model: ModelSpec, gpu: GpuSpec, residency: Residency, streamed: int, held: int, gpus: int
+) -> NodeRoom:
+    """Of a node with so many GPUs, each of which streams `streamed` of the `held` bytes that are
+    its part of the model.
+
+    The host keeps one copy of the weights of the node (BatchGen paper, section 5.2), but for those
+    on the disks: of these it has two layers for every GPU, and buffers of the KV that passes by.
+    """
+    on_disk = staged = 0
+    if residency.weights == "disk":
+        on_disk = int(model.weight_bytes * residency.disk_share * streamed / held)
+        staged = gpus * ceil(2 * residency.disk_share * streamed / model.num_layers)
+    if residency.kv == "disk":
+        staged += gpus * KV_BUFFER_BYTES
+    host = gpu.host_bytes - (model.weight_bytes - on_disk) - staged
+    return NodeRoom(
+        host=int(host * HOST_SAFETY),
+        disk=int((gpu.disk_bytes - on_disk) * HOST_SAFETY),
+        weights_on_disk=on_disk,
+    )

@@ -84,6 +84,8 @@ class RooflineCost(TabledCost):
             copies=terms.copies,
             prompts=terms.within_node if eff.prefill_within_node else None,
         )
+        if eff.prefill_within_node and terms.nodes_apart:
+            self.streams, self._fetched_ps = True, round(terms.lacking_ps)
 
     def with_layout(self, layout: Layout) -> RooflineCost:
         """The same engine in another layout, for instance attention split over more GPUs."""

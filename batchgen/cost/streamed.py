@@ -1,12 +1,15 @@
-"""Passes of an engine whose weights or KV stay on its host (`CostModel`): another model's passes,
-held back by the host link and by attention on the CPU.
+"""Passes of an engine whose weights or KV stay on its host or disks (`CostModel`): another model's
+passes, held back by the host link, the disks and attention on the CPU.
 
     max(the pass as if all were there,
-        (streamed weights + KV that is read, written or checkpointed) / host link,
+        (streamed weights + KV that is read) / host link,
+        KV that is written or checkpointed / host link,
+        (weights and KV on the disks) / what the disks read + KV written there / what they write,
         KV that is read / what the CPU reads in a second)
 
-Copies run beside the computation of other layers, and the CPU beside both; the pass takes as long
-as the slowest. A lockstep engine waits for its fullest rank; GPUs of a node share its CPU.
+Copies run beside the computation of other layers, and the CPU beside both; what comes from a disk
+passes through buffers of the host while the layer before it crosses the link. The pass takes as
+long as the slowest. A lockstep engine waits for its fullest rank; GPUs of a node share its CPU.
 """
 
 from __future__ import annotations
@@ -28,13 +31,15 @@ from batchgen.cost.api import (
     RankLoad,
 )
 from batchgen.cost.residency import Residency
+from batchgen.cost.tiers import TierRates
 
 
 class StreamedCost:
-    """`inner` on an engine whose GPUs fetch `weight_bytes` each in every pass.
+    """`inner` on an engine whose GPUs fetch `weight_bytes` each in every pass, `disk_bytes` of them
+    from the disks.
 
-    `link_bytes_per_s`: host link of one GPU. `kv_bytes`: of a token, on the link of each GPU of a
-    rank. `cpu_bytes_per_s`: what the share of the CPUs of a rank reads.
+    `rates`: of one GPU. `kv_bytes`: of a token, on the link of each GPU of a rank.
+    `cpu_bytes_per_s`: what the share of the CPUs of a rank reads.
     """
 
     def __init__(
@@ -43,22 +48,28 @@ class StreamedCost:
         residency: Residency,
         *,
         weight_bytes: int,
-        link_bytes_per_s: float,
+        disk_bytes: int,
+        rates: TierRates,
         kv_bytes: float,
         cpu_bytes_per_s: float,
         model_kv_bytes: int,
     ) -> None:
         self.inner, self.residency = inner, residency
-        self.num_ranks, self.detailed = inner.num_ranks, True
-        self.weight_bytes = weight_bytes
-        self._weights_ps = round(weight_bytes / link_bytes_per_s * PS_PER_S)
-        self._on_host = residency.kv == "host"
+        self.num_ranks, self.detailed, self.streams = inner.num_ranks, True, True
+        self._weights_ps = round(weight_bytes / rates.host * PS_PER_S)
+        self._off_gpu = residency.kv != "hbm"
         self._on_cpu = residency.attention == "cpu"
-        self._token_ps = kv_bytes / link_bytes_per_s * PS_PER_S
+        self._token_ps = kv_bytes / rates.host * PS_PER_S
+        self._disk_ps = round(disk_bytes / rates.disk_read * PS_PER_S)
+        on_disk = kv_bytes * PS_PER_S if residency.kv == "disk" else 0.0
+        self._disk_token_ps = on_disk / rates.disk_read, on_disk / rates.disk_write
         self._cpu_ps = model_kv_bytes / cpu_bytes_per_s * PS_PER_S if self._on_cpu else 0.0
         self._rates = {
             "weight_bytes": weight_bytes,
-            "link_bytes_per_s": link_bytes_per_s,
+            "disk_bytes": disk_bytes,
+            "link_bytes_per_s": rates.host,
+            "disk_read_bytes_per_s": rates.disk_read,
+            "disk_write_bytes_per_s": rates.disk_write,
             "cpu_bytes_per_s": cpu_bytes_per_s if self._on_cpu else None,
         }
 
@@ -69,26 +80,33 @@ class StreamedCost:
             computed.context = np.zeros_like(load.context)
         return computed
 
-    def _copied_ps(self, load: PassLoad) -> IntArray:
-        tokens = load.checkpoint
-        if self._on_host:
-            tokens = tokens + load.decodes + load.chunk_tokens + load.chunk_reads
-            tokens = tokens if self._on_cpu else tokens + load.context
-        tokens = tokens.max(axis=0)
-        copied: IntArray = np.rint(tokens * self._token_ps).astype(np.int64)
-        return copied + self._weights_ps
+    def streams_ps(self, load: PassLoad) -> tuple[IntArray, IntArray]:
+        up, down = np.zeros_like(load.context), load.checkpoint
+        if self._off_gpu:
+            up = load.chunk_reads if self._on_cpu else load.chunk_reads + load.context
+            down = down + load.decodes + load.chunk_tokens
+        busy = (load.decodes + load.chunk_tokens).any(axis=0)
+        fetched = self._weights_ps + _ps(up.max(axis=0), self._token_ps)
+        return np.where(busy, fetched, 0), _ps(down.max(axis=0), self._token_ps)
+
+    def _on_disks_ps(self, load: PassLoad) -> IntArray:
+        """A disk reads or writes."""
+        read, write = self._disk_token_ps
+        tokens = (load.context + load.chunk_reads).max(axis=0)
+        time: IntArray = self._disk_ps + _ps(tokens, read)
+        return time + _ps((load.decodes + load.chunk_tokens).max(axis=0), write)
 
     def _attention_ps(self, load: PassLoad) -> IntArray:
-        read: IntArray = np.rint(load.context.max(axis=0) * self._cpu_ps).astype(np.int64)
-        return read
+        return _ps(load.context.max(axis=0), self._cpu_ps)
 
     def pass_ps(self, load: PassLoad, detail: PassDetail | None = None) -> IntArray:
         busy = (load.decodes + load.chunk_tokens).any(axis=0)
         if self._on_cpu or not self.inner.detailed:
             detail = None
         computed = self.inner.pass_ps(self._computed(load), detail)
-        held = np.maximum(self._copied_ps(load), self._attention_ps(load))
-        return np.where(busy, np.maximum(computed, held), 0)
+        times = np.maximum(computed, np.maximum(*self.streams_ps(load)))
+        times = np.maximum(times, self._on_disks_ps(load))
+        return np.where(busy, np.maximum(times, self._attention_ps(load)), 0)
 
     def time_ps(self, loads: Sequence[RankLoad]) -> int:
         load = PassLoad(*np.array(loads, dtype=np.int64).T[:, :, None])
@@ -122,7 +140,8 @@ class StreamedCost:
     def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
         busy = (load.decodes + load.chunk_tokens).any(axis=0)
         parts = self.inner.breakdown(self._computed(load))
-        parts["host_link"] = np.where(busy, self._copied_ps(load), 0)
+        parts["host_link"] = np.maximum(*self.streams_ps(load))
+        parts["disk"] = np.where(busy, self._on_disks_ps(load), 0)
         parts["attention_cpu"] = self._attention_ps(load)
         return parts
 
@@ -134,5 +153,11 @@ class StreamedCost:
 
     def describe(self) -> dict[str, Any]:
         residency = self.residency
-        where = {name: getattr(residency, name) for name in ("weights", "kv", "attention")}
+        names = ("weights", "kv", "attention", "disk_share")
+        where = {name: getattr(residency, name) for name in names}
         return {**self.inner.describe(), "residency": where, **self._rates}
+
+
+def _ps(tokens: IntArray, each: float) -> IntArray:
+    rounded: IntArray = np.rint(tokens * each).astype(np.int64)
+    return rounded

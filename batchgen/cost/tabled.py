@@ -90,7 +90,8 @@ class TabledCost:
         self._exchange = None if exchange is None else IntTable(exchange)
         self._gathered = None if gathered is None else IntTable(gathered)
         self._theta = theta
-        self.detailed = False
+        self.detailed = self.streams = False
+        self._fetched_ps = 0  # from the host, by passes of prompts alone
         self._own, self._union, self._head = IntTable(own), IntTable(union), IntTable(head)
         self._prompts = None if prompts is None else IntTable(prompts)
         self._slope, self._fixed = IntTable(_per_row(slope)), IntTable(_per_row(fixed))
@@ -247,6 +248,11 @@ class TabledCost:
             )
             known = self._affine[key] = (start, self._slope.at(decodes))
         return known
+
+    def streams_ps(self, load: PassLoad) -> tuple[IntArray, IntArray]:
+        down = np.rint(load.checkpoint * self._host_ps).astype(np.int64).max(axis=0)
+        prompts = load.chunk_tokens.any(axis=0) & ~load.decodes.any(axis=0)
+        return np.where(prompts, self._fetched_ps, 0), down
 
     def copy_ps(self, tokens: int, link: Link) -> int:
         if tokens <= 0:

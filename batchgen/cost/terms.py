@@ -16,6 +16,7 @@ from batchgen.cost.api import PS_PER_S, FloatArray
 from batchgen.cost.efficiency import Efficiency, interpolate
 from batchgen.cost.experts import heaviest_rank, touched_experts
 from batchgen.cost.tabled import CopyRates
+from batchgen.cost.tiers import tier_rates
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout, attention_parameters_per_gpu, kv_split
 from batchgen.model import DTYPE_BYTES, ModelSpec
@@ -226,9 +227,9 @@ class Terms:
     def within_node(self, tokens: FloatArray) -> FloatArray:
         """Experts and exchange of a pass whose nodes work apart, `tokens` in all; the experts that
         a node lacks cross the host links of its GPUs meanwhile. Ranks that span nodes cannot."""
-        nodes = self.num_nodes
-        if nodes == 1 or self.layout.attention_dp % nodes:
+        if not self.nodes_apart:
             return self.experts(tokens) + self.exchange(tokens)
+        nodes = self.num_nodes
         layout, inside = self.layout, self.layout.gpus_per_engine // nodes
         node = replace(
             self,
@@ -237,11 +238,21 @@ class Terms:
             ),
         )
         time = node.experts(tokens / nodes) + node.exchange(tokens / nodes)
+        return np.where(tokens > 0, np.maximum(time, self.lacking_ps), 0.0)
+
+    @property
+    def nodes_apart(self) -> bool:
+        """Whether nodes of an engine can run passes of prompts by themselves."""
+        nodes = self.num_nodes
+        return nodes > 1 and self.layout.attention_dp % nodes == 0
+
+    @property
+    def lacking_ps(self) -> float:
+        """What the experts that a node lacks take on the host link of each of its GPUs."""
+        inside = self.layout.gpus_per_engine // self.num_nodes
         held = self.model.moe_layers * self.model.num_experts * self.model.expert_parameters
-        lacking = held * (1 / inside - 1 / layout.gpus_per_engine)
-        rate = self.gpu.host_bytes_per_s * self.efficiency.host_link
-        streamed = lacking * DTYPE_BYTES[self.model.expert_dtype] * PS_PER_S / rate
-        return np.where(tokens > 0, np.maximum(time, streamed), 0.0)
+        lacking = held * (1 / inside - 1 / self.layout.gpus_per_engine)
+        return lacking * DTYPE_BYTES[self.model.expert_dtype] * PS_PER_S / self.host_bytes_per_s
 
     def exchange(self, tokens: FloatArray, *, summed: bool = False) -> FloatArray:
         """Dispatch and combine of a lockstep engine; nothing for a single rank. summed: by two
@@ -280,9 +291,14 @@ class Terms:
     # Copies ---------------------------------------------------------------------------------------
 
     @property
+    def host_bytes_per_s(self) -> float:
+        """Host link of one GPU, each direction."""
+        return tier_rates(self.gpu, self.efficiency, self.gpus_per_node).host
+
+    @property
     def host_ps_per_token(self) -> float:
         """KV of one token between a rank and its host; its GPUs share the work."""
-        rate = self.gpu.host_bytes_per_s * self.efficiency.host_link * self.layout.tp
+        rate = self.host_bytes_per_s * self.layout.tp
         return PS_PER_S * self.model.kv_bytes_per_token / rate
 
     def link_ps_per_token(self, *, internode: bool) -> float:

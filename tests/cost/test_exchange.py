@@ -145,7 +145,7 @@ def test_nodes_that_work_apart_exchange_nothing_and_fetch_what_they_lack() -> No
     assert apart.within_node(tokens) == pytest.approx(alone)
     # Of few tokens the pass takes as long as the experts take that come from the host.
     held = R1.moe_layers * R1.num_experts * R1.expert_parameters * FP8
-    fetched_s = held * (1 / 8 - 1 / 64) / (H20.host_bytes_per_s * Efficiency().host_link)
+    fetched_s = held * (1 / 8 - 1 / 64) / (H20.node_host_bytes_per_s / 8)
     few = float(apart.within_node(np.array([64.0]))[0]) / PS_PER_S
     assert few == pytest.approx(fetched_s, rel=1e-6)
     assert float(apart.within_node(np.array([0.0]))[0]) == 0.0

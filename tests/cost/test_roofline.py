@@ -259,6 +259,7 @@ def test_published_sizes_of_copies() -> None:
         load_gpu("h20"),
         parse_layout("dpa16+ep16", 16),
         efficiency=Efficiency(host_link=0.9),
+        gpus_per_node=1,
     )
     assert lone.copy_ps(10_000, "host") / PS_PER_S / 61 == pytest.approx(0.2e-3, rel=0.05)
     assert 5 <= lone.switch_ps() / PS_PER_S <= 10

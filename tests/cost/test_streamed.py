@@ -31,6 +31,9 @@ PLACES = [
     Residency(weights="experts"),
     Residency(weights="spill", kv="host"),
     ON_HOST,
+    Residency(weights="disk", disk_share=0.25),
+    Residency(weights="disk", kv="disk", attention="cpu"),
+    Residency(weights="layers", kv="disk"),
 ]
 
 
@@ -52,7 +55,8 @@ def test_every_weight_is_on_the_gpu_or_comes_from_the_host(weights: str) -> None
     resident, streamed = placed(MIXTRAL, ONE, Residency(weights=weights), held)
     ring = resident + streamed - sum(held.values())
     assert ring == 0 if weights in ("hbm", "spill") else ring > 0
-    two = {"layers": 2 * streamed / MIXTRAL.num_layers, "experts": 4 * MIXTRAL.expert_parameters}
+    layers = 2 * streamed / MIXTRAL.num_layers
+    two = {"layers": layers, "disk": layers, "experts": 4 * MIXTRAL.expert_parameters}
     assert ring == pytest.approx(two.get(weights, 0), abs=1)
 
 
@@ -66,7 +70,7 @@ def test_a_model_that_does_not_fit_runs_from_the_host() -> None:
         assert used <= usable
         assert sizes.streamed_bytes > 60e9
         host = sizes.hbm_pages * sizes.page_tokens * MIXTRAL.kv_bytes_per_token
-        assert (places.kv == "host") == (host > 100e9)
+        assert (places.kv != "hbm") == (host > 100e9)
         assert sizes.host_pages == 0 or places.kv == "hbm"
 
 
@@ -92,36 +96,51 @@ def test_rows_that_take_device_memory_bound_the_batch() -> None:
 def test_attention_on_the_cpu_reads_kv_of_the_host() -> None:
     with pytest.raises(UserError, match=r"plan\.attention=cpu"):
         plan_options({"plan.attention": "cpu"}).residency  # noqa: B018
-    with pytest.raises(UserError, match=r"--set plan\.kv=disk: no such choice; choose one of hbm"):
-        plan_options({"plan.kv": "disk"})
+    with pytest.raises(UserError, match=r"--set plan\.kv=tape: no such choice; choose one of hbm"):
+        plan_options({"plan.kv": "tape"})
+    with pytest.raises(UserError, match=r"plan\.disk_share.*plan\.weights=disk"):
+        plan_options({"plan.disk_share": "0.5"}).residency  # noqa: B018
 
 
 @pytest.mark.parametrize("places", PLACES, ids=str)
 def test_a_pass_takes_the_longest_of_gpu_link_and_cpu(places: Residency) -> None:
     rng = random.Random(5)
     layout = parse_layout("dpa2+ep2", 2)
-    inner = build_cost(MIXTRAL, A5000, layout, gpus_per_node=2)
+    gpu = replace(A5000, node_host_bytes_per_s=4e10)
+    inner = build_cost(MIXTRAL, gpu, layout, gpus_per_node=2)
     cost = build_cost(
-        MIXTRAL, A5000, layout, gpus_per_node=2, residency=places, streamed_bytes=10**10
+        MIXTRAL,
+        gpu,
+        layout,
+        gpus_per_node=2,
+        residency=places,
+        streamed_bytes=10**10,
+        disk_bytes=3 * 10**9,
     )
     load = random_load(rng, 2, 200)
-    times = cost.pass_ps(load)
-    link, cpu = 0.5 * A5000.host_bytes_per_s, 140e9 / 2
+    times, (ups, downs) = cost.pass_ps(load), cost.streams_ps(load)
+    link, cpu = 4e10 / 2, 140e9 / 2
+    read, write = gpu.disk_read_bytes_per_s / 2, gpu.disk_write_bytes_per_s / 2
     kv = MIXTRAL.kv_bytes_per_token
     for j in range(load.num_passes):
         one = load.window(j, j + 1)
         busy = bool((one.decodes + one.chunk_tokens).any())
         on_gpu = one
-        copied = compute = 0.0
-        if places.kv == "host":
-            tokens = one.decodes + one.chunk_tokens + one.chunk_reads
-            tokens = tokens + (one.context if places.attention == "gpu" else 0)
-            copied = float(tokens.max()) * kv / link
+        up, down, disk, compute = 1e10 / link, 0.0, 3e9 / read, 0.0
+        reads, writes = one.context + one.chunk_reads, one.decodes + one.chunk_tokens
+        if places.kv != "hbm":
+            up += float((one.chunk_reads if places.attention == "cpu" else reads).max()) * kv / link
+            down = float(writes.max()) * kv / link
+        if places.kv == "disk":
+            disk += float(reads.max()) * kv / read + float(writes.max()) * kv / write
         if places.attention == "cpu":
             on_gpu = replace(one, context=np.zeros_like(one.context))
             compute = float(one.context.max()) * kv / cpu
-        longest = max(int(inner.pass_ps(on_gpu)[0]) / PS_PER_S, 1e10 / link + copied, compute)
+        longest = max(int(inner.pass_ps(on_gpu)[0]) / PS_PER_S, up, down, disk, compute)
         assert times[j] / PS_PER_S == pytest.approx(longest if busy else 0.0, rel=1e-9)
+        assert ups[j] / PS_PER_S == pytest.approx(up if busy else 0.0, rel=1e-9)
+        assert downs[j] / PS_PER_S == pytest.approx(down, rel=1e-9)
+        assert max(ups[j], downs[j]) <= times[j]
         # Scalars of one pass are the same integers.
         columns = (one.decodes, one.context, one.chunk_tokens, one.chunk_pairs, one.chunk_reads)
         loads = [

@@ -66,16 +66,13 @@ def advisor_of(case: Case, weights: Sequence[int]) -> PipeAdvisor:
 
 
 class _Loads:
-    """Stands for the cost of a walker's device, and gives the loads of a pass back."""
+    """Stands for the cost of a walker's device, which asks it for nothing but copies."""
 
     num_ranks = 1
 
     def __init__(self, cost: PipelineCost) -> None:
         self.copy_ps = cost.copy_ps
         self.switch_ps = cost.switch_ps
-
-    def time_ps(self, loads: Any) -> Any:
-        return [tuple(load) for load in loads]
 
 
 class PipeWalker(Walker):
@@ -88,7 +85,7 @@ class PipeWalker(Walker):
         groups = len(self.devices) // pipeline.num_stages
         self.free = [[0] * pipeline.num_stages for _ in range(groups)]
         self.speeds = [[NORMAL] * pipeline.num_stages for _ in range(groups)]
-        self.link_free = [0] * groups
+        self.link_free: list[dict[str, int]] = [{} for _ in range(groups)]
         self.busy: list[tuple[int, int, int, int, int]] = []  # group, stage, begin, end, engine
 
     def begin(self, engine: int) -> None:
@@ -99,7 +96,8 @@ class PipeWalker(Walker):
         self.check_pass(engine, device, one)
         device.flying, device.flying_step, device.flying_q = one, device.step, device.q
         device.q += 1
-        end, told = self.through(engine, device.pass_ps(one, self.table, self.computed))  # type: ignore[arg-type]
+        loads = [tuple(load) for load in device.loads(one, self.table, self.computed)]
+        end, told = self.through(engine, loads)
         device.began_ps = end - told
         life = device.life
         self.at(end, ev.STEP, engine, lambda: self.pass_ended(engine, life))
@@ -131,7 +129,7 @@ class PipeWalker(Walker):
     def lose(self, engine: int, gpu: int) -> None:
         group = engine // self.pipe.num_stages
         for one in self.group(engine):
-            self.link_free[group] = 0
+            self.link_free[group].clear()
             super().lose(one, gpu)
             self.free[group] = [self.now] * self.pipe.num_stages
 
@@ -151,9 +149,10 @@ class PipeWalker(Walker):
         device, group = self.devices[source], source // self.pipe.num_stages
         end = self.now
         if source == target or not same or action.from_pool != "hbm":
-            end = max(self.now, self.link_free[group])
+            lane = f"to {action.to_pool}" if link == "host" else "peer"
+            end = max(self.now, self.link_free[group].get(lane, 0))
             end += self.pipe.copy_ps(sum(action.tokens), link)  # type: ignore[arg-type]
-            self.link_free[group] = end
+            self.link_free[group][lane] = end
         ends = [self.devices[target]] + ([device] if action.from_pool == "hbm" else [])
         lives = [one.life for one in ends]
 
