@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 from loads import CELLS, DEPTH, FULL, MODELS, PAGE_TOKENS, TOKEN_BUDGET, Load, lengths
 

@@ -39,7 +39,7 @@ def scripts() -> Iterator[dict[str, ModuleType]]:
         spec.loader.exec_module(found[name])
     yield found
     sys.path[:] = before
-    for name in PLACES:
+    for name in (*PLACES, "machine"):
         sys.modules.pop(name, None)
 
 
