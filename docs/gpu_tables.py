@@ -228,8 +228,8 @@ def _counted(runs: Sequence[Run]) -> list[str]:
         reached = [one for one in aimed if one.get("share", 0.0) >= one["target"]]
         open_cells = [n for n in CELLS if result_of(run, f"cells/{n}").get("steady") is None]
         texts.append(
-            f"{_gpu(run)}: {len(reached)} of {len(aimed)} kernels with a target reach it "
-            f"([table](docs/gpu.md#kernels)). Not measured: {len(open_cells)} of {len(CELLS)} cells"
+            f"{_gpu(run)}: {len(reached)} of {len(aimed)} lines of the kernel table with a target "
+            f"reach it ([table](docs/gpu.md#kernels)). Not measured: {len(open_cells)} of {len(CELLS)} cells"
             f"{' (' + ', '.join(f'`{n}`' for n in open_cells) + ')' if open_cells else ''}."
         )
     return texts

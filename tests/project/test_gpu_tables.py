@@ -142,7 +142,7 @@ def test_what_is_not_measured_says_so(scripts: dict[str, ModuleType], tmp_path: 
     (tmp_path / "predicted-x.json").write_text(json.dumps(predicted), encoding="utf-8")
     text = tables.short(runs, tmp_path)
     assert "| 1,000 | 70 % | 65 %, reached | +10.0 % | not predicted |" in text
-    assert "1 of 3 kernels with a target reach it" in text
+    assert "1 of 3 lines of the kernel table with a target reach it" in text
     assert "Not measured: 6 of 8 cells" in text
 
 
