@@ -227,10 +227,11 @@ def _counted(runs: Sequence[Run]) -> list[str]:
         aimed = [one for one in kernel_lines(run) if one.get("target")]
         reached = [one for one in aimed if one.get("share", 0.0) >= one["target"]]
         open_cells = [n for n in CELLS if result_of(run, f"cells/{n}").get("steady") is None]
+        names = f" ({', '.join(f'`{name}`' for name in open_cells)})" if open_cells else ""
         texts.append(
             f"{_gpu(run)}: {len(reached)} of {len(aimed)} lines of the kernel table with a target "
-            f"reach it ([table](docs/gpu.md#kernels)). Not measured: {len(open_cells)} of {len(CELLS)} cells"
-            f"{' (' + ', '.join(f'`{n}`' for n in open_cells) + ')' if open_cells else ''}."
+            "reach it ([table](docs/gpu.md#kernels)). "
+            f"Not measured: {len(open_cells)} of {len(CELLS)} cells{names}."
         )
     return texts
 
