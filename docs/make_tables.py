@@ -1,4 +1,5 @@
-"""Writes the tables of docs/*.md that follow from the code: presets, parts, modules. No prose.
+"""Writes the tables of README and docs/*.md that follow from the code or from results of GPUs:
+presets, parts, modules, what was measured and predicted. No prose.
 
 python docs/make_tables.py            rewrite them in place
 python docs/make_tables.py --check    exit code 1 when a file would change
@@ -12,6 +13,9 @@ import inspect
 import re
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import gpu_tables
 
 from batchgen.policy.base import SLOTS
 from batchgen.policy.options import range_of
@@ -94,6 +98,7 @@ def _first_sentence(path: Path) -> str:
 TABLES = {
     "docs/writing-a-policy-part.md": {"presets": presets, "parts": parts},
     "docs/architecture.md": {"modules": modules},
+    **gpu_tables.marks(),
 }
 
 

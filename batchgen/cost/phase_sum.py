@@ -13,8 +13,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from batchgen.cost.api import FloatArray, IntArray
 from batchgen.cost.experts import touched_experts
+from batchgen.cost.list_schedule import Passes
 from batchgen.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phases:
+    """Seconds of passes by phase, float64 [num_passes] each."""
+
+    products: FloatArray
+    kv: FloatArray
+    scores: FloatArray
+
+    @property
+    def total(self) -> FloatArray:
+        return self.products + self.kv + self.scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +39,16 @@ class PhaseSum:
     model: ModelSpec
     matmul_flops_per_s: float
     memory_bytes_per_s: float
+
+    def phases_s(self, passes: Passes) -> Phases:
+        """Seconds of each pass; one without tokens takes none."""
+        model = self.model
+        per_pair = model.num_layers * model.prefill_flops_per_pair
+        return Phases(
+            products=self._products_s(passes.decodes + passes.chunk_tokens, passes.samples),
+            kv=np.asarray(passes.context * (model.kv_bytes_per_token / self.memory_bytes_per_s)),
+            scores=np.asarray(passes.chunk_pairs * (per_pair / self.matmul_flops_per_s)),
+        )
 
     def pass_s(
         self,
@@ -37,40 +62,55 @@ class PhaseSum:
         """Seconds of a pass. `context_tokens`: KV that the decoding rows read, all together;
         `chunk_pairs`: the sum of (start + length)^2 - start^2 over the chunks; `samples`: tokens
         whose logits are made (None: those of the decoding rows)."""
-        tokens = decodes + chunk_tokens
-        if not tokens:
-            return 0.0
-        read = context_tokens * self.model.kv_bytes_per_token
-        pairs = chunk_pairs * self.model.num_layers * self.model.prefill_flops_per_pair
-        products = self._products_s(tokens, decodes if samples is None else samples)
-        return products + read / self.memory_bytes_per_s + pairs / self.matmul_flops_per_s
+        one = Passes.of(
+            [
+                (
+                    decodes,
+                    context_tokens,
+                    chunk_tokens,
+                    chunk_pairs,
+                    decodes if samples is None else samples,
+                )
+            ]
+        )
+        return float(self.phases_s(one).total[0])
+
+    def steady_s(self, *, prompt_tokens: int, output_tokens: int, rows: int) -> Phases:
+        """Seconds of a row, by phase, when `rows` rows of one shape are replaced as they end: each
+        decodes at a mean context, and prompts are computed beside it, at the rate of products."""
+        context = round(rows * (prompt_tokens + (output_tokens + 1) / 2))
+        step = self.phases_s(Passes.of([(rows, context, 0, 0, rows)]))
+        flops = self.model.flops_per_token()
+        layers = sum(count for name, count in flops.items() if name != "lm_head")
+        scores = prompt_tokens**2 * self.model.num_layers * self.model.prefill_flops_per_pair
+        share = output_tokens / rows
+        return Phases(
+            products=step.products * share + prompt_tokens * layers / self.matmul_flops_per_s,
+            kv=step.kv * share,
+            scores=step.scores * share + scores / self.matmul_flops_per_s,
+        )
 
     def steady_output_tokens_per_s(
         self, *, prompt_tokens: int, output_tokens: int, rows: int
     ) -> float:
-        """Output tokens per second of `rows` rows of one shape that are replaced as they end: each
-        decodes at a mean context, and prompts are computed beside it, at the rate of products."""
-        context = prompt_tokens + (output_tokens + 1) / 2
-        step_s = self.pass_s(decodes=rows, context_tokens=round(rows * context))
-        flops = self.model.flops_per_token()
-        layers = sum(count for name, count in flops.items() if name != "lm_head")
-        scores = prompt_tokens**2 * self.model.num_layers * self.model.prefill_flops_per_pair
-        prompt_s = (prompt_tokens * layers + scores) / self.matmul_flops_per_s
-        return output_tokens / (output_tokens * step_s / rows + prompt_s)
+        """Output tokens per second of `steady_s`."""
+        one = self.steady_s(prompt_tokens=prompt_tokens, output_tokens=output_tokens, rows=rows)
+        return output_tokens / float(one.total[0])
 
-    def _products_s(self, tokens: int, samples: int) -> float:
+    def _products_s(self, tokens: IntArray, samples: IntArray) -> FloatArray:
         model = self.model
         weights = dict(model.weight_bytes_by_module())
+        experts = weights.pop("experts", 0)
+        read = np.full(len(tokens), float(sum(weights.values())))
         if model.is_moe:
-            touched = float(
-                touched_experts(np.array(float(tokens)), model.num_experts, model.top_k)
-            )
-            weights["experts"] = round(weights["experts"] * touched / model.num_experts)
-        read = sum(weights.values())
+            touched = touched_experts(tokens.astype(np.float64), model.num_experts, model.top_k)
+            read += np.rint(experts * touched / model.num_experts)
+        else:
+            read += experts
         if not model.tied:  # an embedding is looked up, not read
             read -= model.embedding_parameters * 2
-        flops = {
-            name: count * (samples if name == "lm_head" else tokens)
-            for name, count in model.flops_per_token().items()
-        }
-        return max(read / self.memory_bytes_per_s, sum(flops.values()) / self.matmul_flops_per_s)
+        flops = model.flops_per_token()
+        head = flops.pop("lm_head", 0)
+        total = tokens * float(sum(flops.values())) + samples * float(head)
+        times = np.maximum(read / self.memory_bytes_per_s, total / self.matmul_flops_per_s)
+        return np.where(tokens > 0, times, 0.0)

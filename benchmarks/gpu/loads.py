@@ -9,6 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+PAGE_TOKENS = 64
+TOKEN_BUDGET = 8192
+DEPTH = 2  # passes that are launched before the first is known
+FULL = 0.8  # share of the seats from which on a pass counts as steady
 
 
 def _qwen(**sizes: Any) -> dict[str, Any]:

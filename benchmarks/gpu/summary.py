@@ -25,10 +25,12 @@ def document(found: Mapping[str, Any]) -> dict[str, Any]:
     commit = machine.commit()
     if COMMIT in os.environ:  # a copy of a checkout may carry another commit's git folder
         commit["commit"] = os.environ[COMMIT]
+    now = datetime.datetime.now(datetime.UTC)
     return {
         "schema": SCHEMA,
         "benchmark": "gpu check",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": now.date().isoformat(),
+        "time": now.time().isoformat("seconds"),
         **commit,
         "gpu": dict(found["gpu"] or {}),
         "driver": nvidia_smi(),

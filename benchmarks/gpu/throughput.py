@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from loads import MODELS, Load, lengths
+from loads import DEPTH, FULL, MODELS, PAGE_TOKENS, TOKEN_BUDGET, Load, lengths
 from torch.profiler import ProfilerActivity, profile
 
 from batchgen import events as ev
@@ -29,11 +29,8 @@ from batchgen.policy.presets import build_policy, find_preset
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
 
-PAGE_TOKENS = 64
 MOST_SEATS = 1024
-TOKEN_BUDGET = 8192
 SPARE_BYTES = 2 << 30  # beside what the largest pass takes: graphs, and what torch cannot use
-FULL = 0.8  # share of the seats from which on a pass counts as steady
 
 
 class Over(Exception):
@@ -74,7 +71,7 @@ def run(
         token_budget=TOKEN_BUDGET,
         max_num_seqs=seats,
         max_context=config.max_context,
-        depth=2,
+        depth=DEPTH,
     )
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, int(prompts.max()) + rows)
 
