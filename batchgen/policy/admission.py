@@ -77,7 +77,9 @@ class FitsRest(AdmissionPart):
     """Admit while the prompt fits beside part of the output that resident rows may still produce.
 
     `ratio` of the rest of every budget, at most `most_tokens` of it, stays free: 0 is `fits-now`, 1
-    never runs short. Source: the new-token ratio of SGLang's scheduler (0.7 at first, then less).
+    never runs short. Counted row by row in whole pages: what a row has and what is kept for it
+    never become less together, so that time alone lets nobody in. Source: the new-token ratio of
+    SGLang's scheduler (0.7 at first, then less).
     """
 
     changes = "never"
@@ -88,12 +90,24 @@ class FitsRest(AdmissionPart):
         most_tokens: int = option(4096, least=1, most=MOST_TOKENS)
 
     def room(self, engine: EngineMachine, rank: Rank, pages: int, free: int, resident: int) -> bool:
-        table, most, rest = engine.table, self.config.most_tokens, 0
-        known = engine.k + 1  # of a decoding row, less its offset
-        for row in rank.running:
-            whole = table.v_prompt[row] + table.v_budget[row]
-            rest += min(whole - table.v_offset[row] - known, most)
-        for row in (*rank.prefilling, *rank.held):
-            rest += min(table.v_budget[row] - table.v_produced[row], most)
-        kept = int(self.config.ratio * max(rest, 0)) // rank.page_tokens
+        table, kept = engine.table, 0
+        for row in rank.running:  # `free` is without the page of its next token
+            computed = table.v_offset[row] + engine.k
+            rest = table.v_prompt[row] + table.v_budget[row] - computed
+            kept += self._kept(rank, computed, rest, computed + 1)
+        for row in rank.prefilling:
+            produced = table.v_produced[row]
+            computed = table.v_prompt[row] + produced
+            kept += self._kept(rank, computed, table.v_budget[row] - produced, computed)
+        for row in rank.held:  # its newest token is not computed yet
+            produced = table.v_produced[row] - 1
+            computed = table.v_prompt[row] + produced
+            kept += self._kept(rank, computed, table.v_budget[row] - produced, computed)
         return pages + kept <= free
+
+    def _kept(self, rank: Rank, computed: int, rest: int, leased: int) -> int:
+        """Pages for the part of `rest` that a row of `computed` tokens may still fill, beside those
+        of its first `leased` tokens."""
+        ahead = max(int(self.config.ratio * min(rest, self.config.most_tokens)), 1)
+        page = rank.page_tokens
+        return max(pages_for(computed + ahead, page) - pages_for(leased, page), 0)

@@ -23,11 +23,7 @@ from batchgen.sim.hostlink import DOWN, PEER, UP, HostLink
 from batchgen.step import Step
 
 SUSPENDING = [
-    one
-    for one in swaps() + products()[::37]
-    if parts_of(one)["memory"] == "suspend-most-decoded"
-    # Its cases end otherwise pass by pass than in long steps, streams or not.
-    and parts_of(one)["admission"] != "fits-rest"
+    one for one in swaps() + products()[::37] if parts_of(one)["memory"] == "suspend-most-decoded"
 ]
 
 
