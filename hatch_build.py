@@ -33,6 +33,7 @@ COMPILED = (
     "batchgen/sim/cluster.py",
     "batchgen/sim/device.py",
     "batchgen/sim/flight.py",
+    "batchgen/sim/mishaps.py",
     "batchgen/sim/passtimes.py",
     "batchgen/sim/pipeflight.py",
     "batchgen/sim/pipeline.py",

@@ -17,7 +17,8 @@ from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.cost.pipeline import PipelineCost
 from batchgen.runtime.advisor import HOME
-from batchgen.sim.device import Device, make_devices, new_end
+from batchgen.sim.device import Device, copy_ps, make_devices, new_end
+from batchgen.sim.mishaps import strike
 from batchgen.sim.recorder import Recorder
 from batchgen.sim.rowbook import RowBook
 from batchgen.step import Step
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from batchgen.actions import Action
     from batchgen.cost.api import CostModel
+    from batchgen.cost.partition import PartitionPlanner
     from batchgen.plan import Plan
     from batchgen.runtime.core import Runtime
     from batchgen.sequence import Table
@@ -48,6 +50,7 @@ class Simulation:
 
     reasons: finish reasons by (row, stage) that are known (validation); else "stop" below the
     budget and "length" at it. stages: true output of a row's further stage, counted from 1.
+    skewed: costs under an expert skew in thousandths; the policy keeps those it has.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Simulation:
         reasons: Mapping[tuple[int, int], str] | None = None,
         stages: Callable[[int, int], int] | None = None,
         layout_cost: Callable[[str], CostModel] | None = None,
+        skewed: Callable[[int], PartitionPlanner] | None = None,
         observer: Observer | None = None,
         progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
@@ -79,6 +83,7 @@ class Simulation:
         self.observer = observer
         self.progress = progress
         self.layout_cost = layout_cost
+        self.skewed = skewed
         self.events = 0
         self.passes = 0
         self.last_ps = 0  # time of the latest event
@@ -99,21 +104,21 @@ class Simulation:
 
     def arrive(self, rows: list[int], at_ps: int) -> None:
         """Rows arrive together at a time."""
-        self._at(at_ps, ev.INPUT, lambda _: self._tell(ev.Arrived(rows)))
+        self._at(at_ps, ev.INPUT, lambda _: self.tell(ev.Arrived(rows)))
 
     def close_input(self, at_ps: int) -> None:
         """Nothing arrives after this time."""
-        self._at(at_ps, ev.INPUT, lambda _: self._tell(ev.InputClosed()))
+        self._at(at_ps, ev.INPUT, lambda _: self.tell(ev.InputClosed()))
 
     def inject(self, event: ev.Event, at_ps: int) -> None:
         """Any other external event (cancellation, a row failure, a smaller pool, ...)."""
-        self._at(at_ps, ev.turn(event), lambda _: self._tell(event))
+        self._at(at_ps, ev.turn(event), lambda _: self.tell(event))
 
     def add_fault(self, fault: Fault, gpus_per_engine: int) -> None:
         """Device trouble at its time; it acts at the next pass boundary, or at once for a loss. All
         GPUs of a pipeline are those of one engine here."""
         engine, device = divmod(fault.gpu, gpus_per_engine)
-        self._at(fault.at_ps, ev.DEVICE, lambda _: self._fault(fault, engine, device))
+        self._at(fault.at_ps, ev.DEVICE, lambda _: strike(self, fault, engine, device))
 
     def run(self) -> None:
         """Until no event is left. Rows that nobody can serve any more fail by name."""
@@ -132,7 +137,8 @@ class Simulation:
 
     # -- events in, actions out -------------------------------------------------------------------
 
-    def _tell(self, event: ev.Event) -> None:
+    def tell(self, event: ev.Event) -> None:
+        """The runtime hears of an event, and what it answers is carried out."""
         now: int = self.env.now  # type: ignore[assignment]
         self._tell_at(event, now)
 
@@ -174,7 +180,7 @@ class Simulation:
             timer = ev.Timer(action.timer_id)
             if action.row >= 0:
                 self.recorder.fell_asleep(action.row)
-            self._at(max(0, action.at_ps - now), ev.OTHER, lambda _: self._tell(timer))
+            self._at(max(0, action.at_ps - now), ev.OTHER, lambda _: self.tell(timer))
         elif isinstance(action, act.Extend):
             row = action.row
             assert self._stages is not None
@@ -189,9 +195,10 @@ class Simulation:
         device.epoch, device.launched = step.epoch, self.events
         flight = device.flight
         flight.launch(step, now)
-        self._arm(engine, device, flight.report_ps)
+        self.arm(engine, device, flight.report_ps)
 
-    def _arm(self, engine: int, device: Device, at_ps: int) -> None:
+    def arm(self, engine: int, device: Device, at_ps: int) -> None:
+        """The engine's next report is at this time."""
         event = device.end
         if event.queued:
             event = device.end = new_end(self.env, engine)
@@ -210,7 +217,7 @@ class Simulation:
             if flight.step is None:
                 self._drain(engine, device)
             elif flight.goes_on(self.env.now):  # type: ignore[arg-type]
-                self._arm(engine, device, flight.report_ps)
+                self.arm(engine, device, flight.report_ps)
             else:
                 self._land(engine, device)
             self._landing = -1
@@ -238,7 +245,7 @@ class Simulation:
         if stage_ps:
             recorder.stages(stage_ps)
         if self.lag and flight.step is None and (flight.end_ps > now or now > begin):
-            self._arm(engine, device, flight.end_ps)
+            self.arm(engine, device, flight.end_ps)
 
     def _drain(self, engine: int, device: Device) -> None:
         now: int = self.env.now  # type: ignore[assignment]
@@ -271,22 +278,17 @@ class Simulation:
         # the step.
         after = engine < self._landing and device.launched < self.events
         if device.flight.cut(now, after=after):
-            self._arm(engine, device, device.flight.report_ps)
+            self.arm(engine, device, device.flight.report_ps)
 
     # -- copies -----------------------------------------------------------------------------------
 
     def _copy(self, action: act.Copy, now: int) -> None:
-        """Each rank has its own link; a batch ends with its slowest rank; batches queue at their
-        source."""
+        """Batches queue at their source."""
         device, target = self.devices[action.engine], self.devices[action.to_engine]
-        per_rank: dict[int, int] = {}
-        for rank, tokens in zip(action.ranks, action.tokens, strict=True):
-            per_rank[rank] = per_rank.get(rank, 0) + tokens
-        cost = device.flight.cost
         link = self._link(action)
         end = now
         if link:
-            duration = max(cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
+            duration = copy_ps(action, device, target, link)
             end = device.link.free_ps = max(now, device.link.free_ps) + duration
         copy_id = action.copy_id
         # A copy ends nowhere when HBM at either end of it is lost; hosts outlive their devices.
@@ -295,7 +297,7 @@ class Simulation:
 
         def done(_: SimpyEvent) -> None:
             if [one.life for one in lives] == then:
-                self._tell(ev.CopiesDone(copy_id))
+                self.tell(ev.CopiesDone(copy_id))
 
         self._at(end - now, ev.COPY, done)
         if action.purpose == "migrate":
@@ -315,8 +317,6 @@ class Simulation:
 
     def _switch(self, action: act.Switch, now: int) -> None:
         device = self.devices[action.engine]
-        assert self.layout_cost is not None
-        cost = self.cost if action.layout == HOME else self.layout_cost(action.layout)
         for row in action.rows:
             device.flight.remove(row)
         text = f"{action.layout} for {len(action.rows)} rows"
@@ -325,51 +325,26 @@ class Simulation:
 
         def ready(_: SimpyEvent) -> None:
             if device.life == life:
-                device.flight.reset(cost)
-                self._tell(ev.LayoutReady(action.engine, action.epoch))
+                device.layout = action.layout
+                device.flight.reset(self.cost_of(action.layout))
+                self.tell(ev.LayoutReady(action.engine, action.epoch))
 
         self._at(self.cost.switch_ps(), ev.LAYOUT, ready)
 
+    def cost_of(self, layout: str) -> CostModel:
+        """What passes of a layout cost now."""
+        if layout == HOME:
+            return self.cost
+        assert self.layout_cost is not None
+        return self.layout_cost(layout)
+
     # -- troubles ---------------------------------------------------------------------------------
 
-    def _fault(self, fault: Fault, engine: int, gpu: int) -> None:
-        now: int = self.env.now  # type: ignore[assignment]
-        if self.pipelines:
-            self._fault_of_pipeline(fault, engine, gpu, now)
-            return
-        device = self.devices[engine]
-        self.recorder.mark(now, engine, "fault", fault.text())
-        if fault.kind == "slow":
-            device.troubles.change(gpu, fault)
-            if device.flight.change_speed(device.troubles.speed, now):
-                self._arm(engine, device, device.flight.report_ps)
-        elif fault.kind == "notice":
-            self._tell(ev.DeviceNotice(engine, gpu, fault.deadline_ps))
-        elif fault.kind == "lost":
-            self._lose(engine, gpu, device, now)
-        else:
-            self._tell(ev.DeviceBack(engine, gpu))
-
-    def _fault_of_pipeline(self, fault: Fault, number: int, gpu: int, now: int) -> None:
-        """A stage is slow by itself; else a GPU's trouble is that of all batches."""
-        first = number * self.batches
-        self.recorder.mark(now, first, "fault", fault.text())
-        if fault.kind == "slow":
-            self.pipelines[number].change(gpu, fault)
-            return
-        for engine in range(first, first + self.batches):
-            if fault.kind == "notice":
-                self._tell(ev.DeviceNotice(engine, gpu, fault.deadline_ps))
-            elif fault.kind == "lost":
-                self._lose(engine, gpu, self.devices[engine], now)
-                self.pipelines[number].clear(now)
-            else:
-                self._tell(ev.DeviceBack(engine, gpu))
-
-    def _lose(self, engine: int, gpu: int, device: Device, now: int) -> None:
+    def lose(self, engine: int, gpu: int, device: Device, now: int) -> None:
+        """A device is lost, and the pass in flight with it."""
         flight = device.flight
         if not self.runtime.alive(engine):
-            self._tell(ev.DeviceLost(engine, gpu, flight.q, []))
+            self.tell(ev.DeviceLost(engine, gpu, flight.q, []))
             return
         step, begin, base = flight.step, flight.begin_ps, flight.base()
         before = flight.q
@@ -392,7 +367,7 @@ class Simulation:
         flight.clear()
         device.end = new_end(self.env, engine)
         device.life += 1
-        device.link.free_ps = 0
+        device.link.free_ps, device.layout = 0, HOME
         flight.reset(self.cost)
         flight.end_ps = flight.covered_ps = now
-        self._tell(ev.DeviceLost(engine, gpu, end, finished))
+        self.tell(ev.DeviceLost(engine, gpu, end, finished))

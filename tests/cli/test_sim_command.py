@@ -183,7 +183,7 @@ def test_failed_rows_exit_1(toy_simulator: SimpleNamespace, trace_file: str) -> 
         (["--gpus", "12", "--gpus-per-node", "8"], "--gpus 12 does not fill nodes"),
         (["--gpus", "many"], "Invalid value for '--gpus'"),
         (["--arrivals", "later"], "--arrivals is 'later'; choose one of batch, trace"),
-        (["--faults", "none.json"], "--faults none.json does not exist"),
+        (["--devices", "none.json"], "--devices none.json does not exist"),
         (["--log", "all"], "--log is 'all'"),
         (["--log", "full"], "--log full has nowhere to go; add --out DIR"),
         (["--progress", "loud"], "--progress is 'loud'"),
