@@ -45,9 +45,9 @@ class DrawOptions:
                 "give at least 1",
             ),
             (
-                0 < self.hours <= MAX_S / 2 / HOUR_S,
+                0 < self.hours <= MAX_S / HOUR_S,
                 f"{self.hours:g} hours",
-                f"give more than 0 and at most {MAX_S / 2 / HOUR_S:.0f}",
+                f"give more than 0 and at most {MAX_S / HOUR_S:.0f}",
             ),
             (self.seed >= 0, f"seed {self.seed}", "give one from 0"),
         )
@@ -125,7 +125,7 @@ class _Dice:
         """Log-normal, and at most as long as a trace may be."""
         if median_s <= 0:
             return 0.001
-        return min(exp(log(median_s) + sigma * float(self.rng.standard_normal())), MAX_S / 2)
+        return min(exp(log(median_s) + sigma * float(self.rng.standard_normal())), MAX_S)
 
     def spell_of_mean_s(self, mean_s: float, sigma: float) -> float:
         return self.spell_s(mean_s * exp(-(min(sigma, 30.0) ** 2) / 2), sigma)

@@ -12,8 +12,6 @@ from heapq import heappop, heappush
 
 from batchgen.trace.devices.events import Trouble
 
-ORDER = {"notice": 0, "lost": 1, "back": 2}
-
 
 def places_of(
     changes: Iterable[tuple[int, bool, str]], notice_ps: int
@@ -80,5 +78,5 @@ def _reclaim(at_ps: int, number: int, notice_ps: int) -> list[Trouble]:
 
 
 def in_order(found: list[Trouble]) -> list[Trouble]:
-    """By time; at one time a place is lost before another machine fills it."""
-    return sorted(found, key=lambda one: (one.at_ps, ORDER.get(one.kind, 3), one.gpu, one.node))
+    """By time. At one time as they came, and notices last: they are of what is there then."""
+    return sorted(found, key=lambda one: (one.at_ps, one.kind == "notice"))
