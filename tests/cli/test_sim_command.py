@@ -28,6 +28,7 @@ SIM_FLAGS = {
     "--compare",
     "--set",
     "--arrivals",
+    "--devices",
     "--faults",
     "--max-output-tokens",
     "--oracle",
