@@ -13,6 +13,7 @@ import pytest
 
 from batchgen.cli import main
 from batchgen.errors import DataError, UserError
+from batchgen.policy.presets import PRESETS
 from batchgen.report.record import RunRecord
 from batchgen.sim.run import simulate
 from batchgen.simjob import SimJob
@@ -152,8 +153,8 @@ HARSH = (
 )
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("policy", ["batchgen", "vllm"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("policy", list(PRESETS))
 def test_all_kinds_at_once_lose_no_row(tmp_path: Path, policy: str, seed: int) -> None:
     """Whatever is drawn, on engines of one GPU, of several, and on pipelines."""
     rng = random.Random(seed)
