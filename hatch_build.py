@@ -34,6 +34,7 @@ COMPILED = (
     "batchgen/sim/device.py",
     "batchgen/sim/flight.py",
     "batchgen/sim/hostlink.py",
+    "batchgen/sim/mishaps.py",
     "batchgen/sim/passtimes.py",
     "batchgen/sim/pipeflight.py",
     "batchgen/sim/pipeline.py",

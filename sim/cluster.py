@@ -17,8 +17,9 @@ from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.cost.pipeline import PipelineCost
 from batchgen.runtime.advisor import HOME
-from batchgen.sim.device import Device, make_devices, new_end
+from batchgen.sim.device import Device, copy_ps, make_devices, new_end
 from batchgen.sim.hostlink import DOWN, PEER, UP
+from batchgen.sim.mishaps import strike
 from batchgen.sim.recorder import Recorder
 from batchgen.sim.rowbook import RowBook
 from batchgen.step import Step
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from batchgen.actions import Action
     from batchgen.cost.api import CostModel
+    from batchgen.cost.partition import PartitionPlanner
     from batchgen.plan import Plan
     from batchgen.runtime.core import Runtime
     from batchgen.sequence import Table
@@ -49,6 +51,7 @@ class Simulation:
 
     reasons: finish reasons by (row, stage) that are known (validation); else "stop" below the
     budget and "length" at it. stages: true output of a row's further stage, counted from 1.
+    skewed: costs under an expert skew in thousandths; the policy keeps those it has.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Simulation:
         reasons: Mapping[tuple[int, int], str] | None = None,
         stages: Callable[[int, int], int] | None = None,
         layout_cost: Callable[[str], CostModel] | None = None,
+        skewed: Callable[[int], PartitionPlanner] | None = None,
         observer: Observer | None = None,
         progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
@@ -80,6 +84,7 @@ class Simulation:
         self.observer = observer
         self.progress = progress
         self.layout_cost = layout_cost
+        self.skewed = skewed
         self.events = 0
         self.passes = 0
         self.last_ps = 0  # time of the latest event
@@ -100,21 +105,21 @@ class Simulation:
 
     def arrive(self, rows: list[int], at_ps: int) -> None:
         """Rows arrive together at a time."""
-        self._at(at_ps, ev.INPUT, lambda _: self._tell(ev.Arrived(rows)))
+        self._at(at_ps, ev.INPUT, lambda _: self.tell(ev.Arrived(rows)))
 
     def close_input(self, at_ps: int) -> None:
         """Nothing arrives after this time."""
-        self._at(at_ps, ev.INPUT, lambda _: self._tell(ev.InputClosed()))
+        self._at(at_ps, ev.INPUT, lambda _: self.tell(ev.InputClosed()))
 
     def inject(self, event: ev.Event, at_ps: int) -> None:
         """Any other external event (cancellation, a row failure, a smaller pool, ...)."""
-        self._at(at_ps, ev.turn(event), lambda _: self._tell(event))
+        self._at(at_ps, ev.turn(event), lambda _: self.tell(event))
 
     def add_fault(self, fault: Fault, gpus_per_engine: int) -> None:
         """Device trouble at its time; it acts at the next pass boundary, or at once for a loss. All
         GPUs of a pipeline are those of one engine here."""
         engine, device = divmod(fault.gpu, gpus_per_engine)
-        self._at(fault.at_ps, ev.DEVICE, lambda _: self._fault(fault, engine, device))
+        self._at(fault.at_ps, ev.DEVICE, lambda _: strike(self, fault, engine, device))
 
     def run(self) -> None:
         """Until no event is left. Rows that nobody can serve any more fail by name."""
@@ -133,7 +138,8 @@ class Simulation:
 
     # -- events in, actions out -------------------------------------------------------------------
 
-    def _tell(self, event: ev.Event) -> None:
+    def tell(self, event: ev.Event) -> None:
+        """The runtime hears of an event, and what it answers is carried out."""
         now: int = self.env.now  # type: ignore[assignment]
         self._tell_at(event, now)
 
@@ -175,7 +181,7 @@ class Simulation:
             timer = ev.Timer(action.timer_id)
             if action.row >= 0:
                 self.recorder.fell_asleep(action.row)
-            self._at(max(0, action.at_ps - now), ev.OTHER, lambda _: self._tell(timer))
+            self._at(max(0, action.at_ps - now), ev.OTHER, lambda _: self.tell(timer))
         elif isinstance(action, act.Extend):
             row = action.row
             assert self._stages is not None
@@ -192,9 +198,10 @@ class Simulation:
         flight.launch(step, now)
         if device.link.busy_ps > flight.begin_ps and flight.uses_link:
             flight.wait(0, device.link.free_ps)
-        self._arm(engine, device, flight.report_ps)
+        self.arm(engine, device, flight.report_ps)
 
-    def _arm(self, engine: int, device: Device, at_ps: int) -> None:
+    def arm(self, engine: int, device: Device, at_ps: int) -> None:
+        """The engine's next report is at this time."""
         event = device.end
         if event.queued:
             event = device.end = new_end(self.env, engine)
@@ -213,7 +220,7 @@ class Simulation:
             if flight.step is None:
                 self._drain(engine, device)
             elif flight.goes_on(self.env.now):  # type: ignore[arg-type]
-                self._arm(engine, device, flight.report_ps)
+                self.arm(engine, device, flight.report_ps)
             else:
                 self._land(engine, device)
             self._landing = -1
@@ -243,7 +250,7 @@ class Simulation:
         if stage_ps:
             recorder.stages(stage_ps)
         if self.lag and flight.step is None and (flight.end_ps > now or now > begin):
-            self._arm(engine, device, flight.end_ps)
+            self.arm(engine, device, flight.end_ps)
 
     def _drain(self, engine: int, device: Device) -> None:
         now: int = self.env.now  # type: ignore[assignment]
@@ -276,22 +283,17 @@ class Simulation:
         # the step.
         after = engine < self._landing and device.launched < self.events
         if device.flight.cut(now, after=after):
-            self._arm(engine, device, device.flight.report_ps)
+            self.arm(engine, device, device.flight.report_ps)
 
     # -- copies -----------------------------------------------------------------------------------
 
     def _copy(self, action: act.Copy, now: int) -> None:
-        """Each rank has its own link; a batch ends with its slowest rank; batches queue at their
-        source, and with what its passes stream."""
+        """Batches queue at their source, and with what its passes stream."""
         device, target = self.devices[action.engine], self.devices[action.to_engine]
-        per_rank: dict[int, int] = {}
-        for rank, tokens in zip(action.ranks, action.tokens, strict=True):
-            per_rank[rank] = per_rank.get(rank, 0) + tokens
-        cost = device.flight.cost
         link = self._link(action)
         end = now
         if link:
-            duration = max(cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
+            duration = copy_ps(action, device, target, link)
             lane = PEER if link != "host" else DOWN if action.to_pool == "host" else UP
             assert lane == PEER or device.flight.step is None or self.pipelines
             end = device.link.copy(lane, duration, now)
@@ -302,7 +304,7 @@ class Simulation:
 
         def done(_: SimpyEvent) -> None:
             if [one.life for one in lives] == then:
-                self._tell(ev.CopiesDone(copy_id))
+                self.tell(ev.CopiesDone(copy_id))
 
         self._at(end - now, ev.COPY, done)
         if action.purpose == "migrate":
@@ -322,8 +324,6 @@ class Simulation:
 
     def _switch(self, action: act.Switch, now: int) -> None:
         device = self.devices[action.engine]
-        assert self.layout_cost is not None
-        cost = self.cost if action.layout == HOME else self.layout_cost(action.layout)
         for row in action.rows:
             device.flight.remove(row)
         text = f"{action.layout} for {len(action.rows)} rows"
@@ -332,58 +332,33 @@ class Simulation:
 
         def ready(_: SimpyEvent) -> None:
             if device.life == life:
-                device.flight.reset(cost)
-                self._tell(ev.LayoutReady(action.engine, action.epoch))
+                device.layout = action.layout
+                device.flight.reset(self.cost_of(action.layout))
+                self.tell(ev.LayoutReady(action.engine, action.epoch))
 
         self._at(self.cost.switch_ps(), ev.LAYOUT, ready)
 
+    def cost_of(self, layout: str) -> CostModel:
+        """What passes of a layout cost now."""
+        if layout == HOME:
+            return self.cost
+        assert self.layout_cost is not None
+        return self.layout_cost(layout)
+
     # -- troubles ---------------------------------------------------------------------------------
 
-    def _fault(self, fault: Fault, engine: int, gpu: int) -> None:
-        now: int = self.env.now  # type: ignore[assignment]
-        if self.pipelines:
-            self._fault_of_pipeline(fault, engine, gpu, now)
-            return
-        device = self.devices[engine]
-        self.recorder.mark(now, engine, "fault", fault.text())
-        if fault.kind == "slow":
-            device.troubles.change(gpu, fault)
-            self._change_speed(engine, device, now)
-        elif fault.kind == "notice":
-            self._tell(ev.DeviceNotice(engine, gpu, fault.deadline_ps))
-        elif fault.kind == "lost":
-            self._lose(engine, gpu, device, now)
-        else:
-            self._tell(ev.DeviceBack(engine, gpu))
-
-    def _change_speed(self, engine: int, device: Device, now: int) -> None:
+    def retimed(self, engine: int, device: Device, begun: int) -> None:
+        """Passes of the engine, but for the `begun` first of its step, take another time now."""
         flight, link = device.flight, device.link
-        begun = flight.num_begun(now)
-        if flight.change_speed(device.troubles.speed, now):
-            if link.busy_ps > flight.begin_ps and flight.uses_link:
-                flight.wait(begun, link.free_ps)
-            self._arm(engine, device, flight.report_ps)
+        if link.busy_ps > flight.begin_ps and flight.uses_link:
+            flight.wait(begun, link.free_ps)
+        self.arm(engine, device, flight.report_ps)
 
-    def _fault_of_pipeline(self, fault: Fault, number: int, gpu: int, now: int) -> None:
-        """A stage is slow by itself; else a GPU's trouble is that of all batches."""
-        first = number * self.batches
-        self.recorder.mark(now, first, "fault", fault.text())
-        if fault.kind == "slow":
-            self.pipelines[number].change(gpu, fault)
-            return
-        for engine in range(first, first + self.batches):
-            if fault.kind == "notice":
-                self._tell(ev.DeviceNotice(engine, gpu, fault.deadline_ps))
-            elif fault.kind == "lost":
-                self._lose(engine, gpu, self.devices[engine], now)
-                self.pipelines[number].clear(now)
-            else:
-                self._tell(ev.DeviceBack(engine, gpu))
-
-    def _lose(self, engine: int, gpu: int, device: Device, now: int) -> None:
+    def lose(self, engine: int, gpu: int, device: Device, now: int) -> None:
+        """A device is lost, and the pass in flight with it."""
         flight = device.flight
         if not self.runtime.alive(engine):
-            self._tell(ev.DeviceLost(engine, gpu, flight.q, []))
+            self.tell(ev.DeviceLost(engine, gpu, flight.q, []))
             return
         step, begin, base = flight.step, flight.begin_ps, flight.base()
         before = flight.q
@@ -407,6 +382,7 @@ class Simulation:
         device.end = new_end(self.env, engine)
         device.life += 1
         device.link.clear()
+        device.layout = HOME
         flight.reset(self.cost)
         flight.end_ps = flight.covered_ps = now
-        self._tell(ev.DeviceLost(engine, gpu, end, finished))
+        self.tell(ev.DeviceLost(engine, gpu, end, finished))

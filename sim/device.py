@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batchgen.actions import Copy
 from batchgen.cost.pipeline import PipelineCost
-from batchgen.sim.faults import Troubles
+from batchgen.runtime.advisor import HOME
+from batchgen.sim.faults import NORMAL_SPEED, Troubles
 from batchgen.sim.flight import Flight
 from batchgen.sim.hostlink import HostLink
 from batchgen.sim.pipeflight import PipeFlight
@@ -22,19 +24,45 @@ if TYPE_CHECKING:
 
 
 class Device:
-    """One engine's flight, its troubles and its link, which the engines of a pipeline share."""
+    """One engine's flight, its troubles, those of its hosts, and its link, which the engines of a
+    pipeline share."""
 
-    __slots__ = ("end", "epoch", "flight", "launched", "life", "link", "newest", "troubles")
+    __slots__ = (
+        "end",
+        "epoch",
+        "flight",
+        "host",
+        "launched",
+        "layout",
+        "life",
+        "link",
+        "newest",
+        "troubles",
+    )
 
     def __init__(self, flight: Flight, num_gpus: int, end: StepEnd, link: HostLink) -> None:
         self.flight = flight
-        self.troubles = Troubles(num_gpus)
+        self.troubles, self.host = Troubles(num_gpus), Troubles(num_gpus)
+        self.layout = HOME
         self.end = end
         self.epoch = 0  # of the newest launched step
         self.launched = 0  # in answer to which event, by number
         self.newest: Step | None = None  # the step that was reported last
         self.life = 0  # copies to and from the HBM of an earlier life never end
         self.link = link
+
+
+def copy_ps(action: Copy, device: Device, target: Device, link: str) -> int:
+    """How long a copy takes: each rank has its own link, the batch ends with its slowest rank, and
+    with the slowest host at either end of it."""
+    per_rank: dict[int, int] = {}
+    for rank, tokens in zip(action.ranks, action.tokens, strict=True):
+        per_rank[rank] = per_rank.get(rank, 0) + tokens
+    cost = device.flight.cost
+    duration = max(cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
+    pools = ((action.from_pool, device), (action.to_pool, target))
+    speed = max([one.host.speed for pool, one in pools if pool == "host"], default=NORMAL_SPEED)
+    return duration * speed // NORMAL_SPEED
 
 
 def new_end(env: simpy.Environment, engine: int) -> StepEnd:

@@ -330,13 +330,25 @@ class Flight:
         if self.step is None:
             times.speed = speed
             return False
+        self._change(speed, self.cost, now)
+        return True
+
+    def change_cost(self, cost: CostModel, now: int) -> bool:
+        """The same for another cost of the same layout."""
+        self.cost = cost
+        if self.step is None:
+            self.times.cost = cost
+            return False
+        self._change(self.times.speed, cost, now)
+        return True
+
+    def _change(self, speed: int, cost: CostModel, now: int) -> None:
         begun = self.num_begun(now)
         kept = min(self.passes, max(1, self._first_report(now, False)))
         if self.passes > kept:
             self.why = "cut"
-        times.change_speed(speed, begun, kept)
+        self.times.change(speed, cost, begun, kept)
         self._set_passes(kept)
-        return True
 
     def _num_ended(self, now: int) -> int:
         """Passes of the step that had ended before `now`."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from batchgen.cost.bounds import Floor, Rows, bounds
 from batchgen.report.record import STATUS_DONE
-from batchgen.sim.faults import NORMAL_SPEED, load_faults
+from batchgen.sim.faults import NORMAL_SPEED, OWN_SKEW, load_faults
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,10 +28,12 @@ def run_bounds(
     job: SimJob, ready: Setup, trace: Trace, columns: dict[str, NDArray[Any]]
 ) -> dict[str, float]:
     """The bounds of a run in seconds, by the rows that ended well (`columns` of its record); empty
-    when troubles made a device faster than it is."""
+    when troubles made a device faster than it is, or passes cheaper."""
     if job.faults is not None:
-        faults = load_faults(job.faults, job.gpus)
-        if any(fault.kind == "slow" and fault.speed < NORMAL_SPEED for fault in faults):
+        faults = load_faults(job.faults, job.gpus, ready.machine.gpus_per_node)
+        own = round(trace.expert_skew * NORMAL_SPEED)
+        least = {"slow": NORMAL_SPEED, "skew": own}
+        if any(OWN_SKEW < fault.speed < least.get(fault.kind, 0) for fault in faults):
             return {}
     simulation, planner = ready.simulation, ready.machine.planner
     switches = "switch" in ready.policy["tail"].needs

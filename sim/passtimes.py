@@ -390,13 +390,13 @@ class PassTimes:
 
     # -- another speed ----------------------------------------------------------------------------
 
-    def change_speed(self, speed: int, begun: int, kept: int) -> None:
+    def change(self, speed: int, cost: CostModel, begun: int, kept: int) -> None:
         """The first `begun` passes go on as they are; the step has `kept` of them in all, the rest
-        at the new speed."""
+        at the new speed and cost."""
         step = self.step
         assert step is not None
         ends = [self.elapsed(count) for count in range(1, min(begun, kept) + 1)]
-        self.speed = speed
+        self.speed, self.cost = speed, cost
         for index in [index for index in self.waits if index >= len(ends)]:
             del self.waits[index]
         if len(ends) < kept:

@@ -130,6 +130,11 @@ class PipeFlight(Flight):
         self._begin_pass(now)
         return not self.lag or begun + 1 < self.passes
 
+    def change_cost(self, cost: CostModel, now: int) -> bool:
+        """The next pass asks the pipeline what it takes."""
+        self.cost = self.times.cost = cost
+        return False
+
     def cut(self, now: int, *, after: bool) -> bool:
         """End with the pass in flight, or with lag the one behind it: it is reported in a turn that
         is set already."""

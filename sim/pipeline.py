@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batchgen.cost.pipeline import PipelineCost
 from batchgen.sim.faults import NORMAL_SPEED, Troubles
 
 if TYPE_CHECKING:
-    from batchgen.cost.api import RankLoad
-    from batchgen.cost.pipeline import PipelineCost
+    from batchgen.cost.api import CostModel, RankLoad
     from batchgen.sim.faults import Fault
 
 
@@ -57,6 +57,11 @@ class Pipeline:
             at += time
             free[stage] = at
         return times, at, alone
+
+    def use(self, cost: CostModel) -> None:
+        """Passes that begin from now on cost this; the stages stay."""
+        assert isinstance(cost, PipelineCost)
+        self.cost = cost
 
     def clear(self, now: int) -> None:
         """Everything in flight is void."""

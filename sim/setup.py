@@ -17,13 +17,14 @@ from batchgen.policy.presets import CAPABILITIES, Policy, build_policy, find_pre
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
 from batchgen.sim.cluster import Simulation
-from batchgen.sim.faults import load_faults
+from batchgen.sim.faults import NORMAL_SPEED, OWN_SKEW, check_faults, load_faults
 from batchgen.sim.stages import check_conversations, further_stages, total_outputs
 from batchgen.simjob import SimJob
 from batchgen.trace.table import output_budgets
 
 if TYPE_CHECKING:
     from batchgen.cost.capacity import Capacity
+    from batchgen.cost.partition import PartitionPlanner
     from batchgen.trace.table import Trace
 
 
@@ -63,6 +64,14 @@ def set_up(
         raise with_way_out(error, job, trace) from None
     model, layout, planner = machine.model, machine.layout, machine.planner
     plan, sizes = machine.plan, machine.sizes
+    faults = []
+    if job.faults is not None:
+        faults = load_faults(job.faults, job.gpus, machine.gpus_per_node)
+        check_faults(faults, machine, job)
+    skewed = Skewed(job, planner)
+    for fault in faults:
+        if fault.kind == "skew":
+            skewed(fault.speed)  # what it refuses, it refuses now
     budgets = output_budgets(trace, job.max_output_tokens)
     check_contexts(trace, model.max_context, model.name, job.trace)
     check_conversations(trace, budgets, model.max_context, model.name, job.trace)
@@ -91,12 +100,12 @@ def set_up(
         true_output,
         stages=None if further is None else further.outputs,
         layout_cost=planner.cost,
+        skewed=skewed,
         observer=log,
         progress=progress,
     )
-    if job.faults is not None:
-        for fault in load_faults(job.faults, job.gpus):
-            simulation.add_fault(fault, layout.gpus_per_engine)
+    for fault in faults:
+        simulation.add_fault(fault, layout.gpus_per_engine)
     arrival_ps = trace.arrival_ps if job.arrivals == "trace" else np.zeros(len(table), np.int64)
     schedule_arrivals(simulation, arrival_ps)
     return Setup(
@@ -108,6 +117,20 @@ def set_up(
         staged=further is not None,
         log=log,
     )
+
+
+class Skewed:
+    """Costs of a job under other expert skews, by thousandths of the exponent; each made once."""
+
+    def __init__(self, job: SimJob, own: PartitionPlanner) -> None:
+        self._job = job
+        self._planners = {OWN_SKEW: own}
+
+    def __call__(self, skew: int) -> PartitionPlanner:
+        """Raises UserError for a skew that the costs do not know."""
+        if skew not in self._planners:
+            self._planners[skew] = resolve(self._job, skew / NORMAL_SPEED).planner
+        return self._planners[skew]
 
 
 def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int]] | None:

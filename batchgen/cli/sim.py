@@ -90,7 +90,12 @@ def sim(
             metavar="|".join(ARRIVALS), help="All rows at once, or at the times of the trace."
         ),
     ] = DEFAULTS["arrivals"],
-    faults: Annotated[str | None, typer.Option(help="File of slow and lost devices.")] = None,
+    faults: Annotated[
+        str | None,
+        typer.Option(
+            "--devices", "--faults", help="Device trace: slow, lost and reclaimed GPUs (JSONL)."
+        ),
+    ] = None,
     max_output_tokens: Annotated[
         int | None,
         typer.Option(help="Output budget of rows without one; default: the trace's maximum."),
@@ -141,7 +146,7 @@ def sim(
         else (policy if policy is not None else DEFAULTS["policy"],)
     )
     check_input("trace", trace, remedy="give a JSONL file, plain or gzip")
-    for flag, path in (("--faults", faults), ("--profile", profile)):
+    for flag, path in (("--devices", faults), ("--profile", profile)):
         if path is not None and not (path == profile and kind_of(path) == "folder"):
             check_input(flag, path, remedy="give an existing file")
     if log != "off" and out is None:

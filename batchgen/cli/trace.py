@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from batchgen.cli.trace_devices import app as devices
+
 if TYPE_CHECKING:
     from batchgen.trace.generate import Part
     from batchgen.trace.rounds import Rounds
@@ -23,6 +25,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+
+app.add_typer(devices, name="devices")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]

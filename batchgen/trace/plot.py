@@ -35,9 +35,7 @@ def plot(traces: list[Trace], path: str | os.PathLike[str], *, force: bool = Fal
     if not 1 <= len(traces) <= len(COLOURS):
         raise UserError(f"{len(traces)} traces for one picture", remedy=f"give 1 to {len(COLOURS)}")
     target = Path(path)
-    if target.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"{target}: unknown kind of picture", remedy="use .png, .pdf or .svg")
-    refuse_existing(target, force=force)
+    check_picture(target, force=force)
     # The object interface with no pyplot: nothing global is changed and no display is needed.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,10 +73,18 @@ def plot(traces: list[Trace], path: str | os.PathLike[str], *, force: bool = Fal
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    _save(figure, target)
+    save_figure(figure, target)
 
 
-def _save(figure: Any, target: Path) -> None:
+def check_picture(target: Path, *, force: bool) -> None:
+    """Raises UserError for a picture that could not be written."""
+    if target.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"{target}: unknown kind of picture", remedy="use .png, .pdf or .svg")
+    refuse_existing(target, force=force)
+
+
+def save_figure(figure: Any, target: Path) -> None:
+    """The picture appears complete or not at all. Raises UserError if it cannot be written."""
     # No creation date in the file: the same traces give the same picture.
     metadata = {".png": {"Software": ""}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     try:

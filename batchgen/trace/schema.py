@@ -105,7 +105,7 @@ def load(
         except _BadField as error:
             rejects.bad(_row_error(source, number, error.message, error.field, error.remedy))
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            message, field = _explain(error)
+            message, field = explain(error)
             rejects.bad(_row_error(source, number, message, field))
     if not len(builder):
         skipped = f" ({rejects.num_bad} bad lines skipped)" if rejects.num_bad else ""
@@ -204,7 +204,7 @@ def _header(source: str, number: int, line: bytes) -> Header:
     try:
         header = msgspec.json.decode(line, type=Header)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        message, field = _explain(error)
+        message, field = explain(error)
         raise DataError(
             f"header: {message}",
             path=source,
@@ -223,7 +223,7 @@ def _header(source: str, number: int, line: bytes) -> Header:
     return header
 
 
-def _explain(error: Exception) -> tuple[str, str | None]:
+def explain(error: Exception) -> tuple[str, str | None]:
     """msgspec's message without its path syntax, and the field it is about."""
     if isinstance(error, RecursionError):
         return "brackets nested too deep", None

@@ -111,7 +111,7 @@ def _rows(trace: Trace, start: int, stop: int) -> Iterator[str]:
         if budget:
             row += f',"max_output_tokens":{budget}'
         if arrival:
-            row += f',"arrival_s":{_seconds(arrival)}'
+            row += f',"arrival_s":{seconds_text(arrival)}'
         if group >= 0:
             row += f',"group":{group}'
         if count:
@@ -127,7 +127,7 @@ def _stages(stages: Stages, start: int, stop: int) -> list[str]:
     part = slice(offsets[0], offsets[-1])
     texts = [
         f'{{"prompt_tokens":{prompt},"output_tokens":{output}'
-        + (f',"wait_s":{_seconds(wait)}}}' if wait else "}")
+        + (f',"wait_s":{seconds_text(wait)}}}' if wait else "}")
         for prompt, output, wait in zip(
             stages.prompt_tokens[part].tolist(),
             stages.output_tokens[part].tolist(),
@@ -138,7 +138,8 @@ def _stages(stages: Stages, start: int, stop: int) -> list[str]:
     return [",".join(texts[a - offsets[0] : b - offsets[0]]) for a, b in pairwise(offsets)]
 
 
-def _seconds(picoseconds: int) -> str:
+def seconds_text(picoseconds: int) -> str:
+    """Exact decimal seconds."""
     whole, part = divmod(picoseconds, 10**PS_DECIMALS)
     return f"{whole}.{part:012d}".rstrip("0").rstrip(".") if part else str(whole)
 

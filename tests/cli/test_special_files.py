@@ -94,7 +94,7 @@ def test_a_pipe_that_appears_meanwhile_is_not_replaced(here: Path) -> None:
 
 INPUTS = {
     "trace": (["sim", "--trace"], "trace"),
-    "faults": (["sim", "--trace", "t.jsonl", "--faults"], "--faults"),
+    "faults": (["sim", "--trace", "t.jsonl", "--devices"], "--devices"),
     "input": (["exec", "--model", "no-model-is-loaded", "-o", "out.jsonl", "-i"], "input"),
     "log": (["validate", "replay", "--no-fresh"], "log"),
 }
