@@ -74,7 +74,7 @@ def plan_options(
         name = key.partition(".")[2]
         if name not in fields:
             raise UserError(
-                f"--set {key}: the plan has no such option",
+                f"{'--set ' if key in overrides else ''}{key}: the plan has no such option",
                 remedy=f"its options: {', '.join(fields)}",
             )
         values[name] = read_option(key, fields[name], text)

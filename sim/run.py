@@ -11,8 +11,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import batchgen
+from batchgen.catalog.systems import system_names
 from batchgen.cost.residuals import Kind, find
-from batchgen.policy.presets import label_of
+from batchgen.policy.presets import PRESETS, find_preset, label_of
 from batchgen.report.record import RunRecord
 from batchgen.sim.floors import run_bounds
 from batchgen.sim.setup import Setup, set_up
@@ -106,13 +107,22 @@ def kind_of_run(job: SimJob, ready: Setup) -> Kind:
         gpu=machine.gpu.name,
         engine=job.policy,
         model_kind=model.kind,
-        changed=any(
+        changed=_costs_of_its_own(job.policy)
+        or any(
             key.startswith(("cost.", "plan.weights", "plan.kv", "plan.attention"))
             for key, _ in job.overrides
         ),
         several_gpus=machine.layout.gpus_per_engine > 1,
         guessed=bool(cost.get("extrapolated")),
     )
+
+
+def _costs_of_its_own(policy: str) -> bool:
+    """Whether a system of the user's brings constants that no system of the catalog has."""
+    if policy in PRESETS or policy in system_names():
+        return False
+    costs = find_preset(policy).costs
+    return bool(costs) and all(costs != find_preset(name).costs for name in system_names())
 
 
 def plan_summary(plan: Plan) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def _heat(
 
 
 def _draw_faults(axis: Any, record: RunRecord, divisor: float) -> None:
-    """Fault marks at their engine's rows: lost, slow and back, each with its own shape."""
+    """Fault marks at their engine's rows: lost, slow, back and notice, each with its own shape."""
     start, _ = metrics.window_ps(record)
     gpus = np.array([int(e["num_gpus"]) for e in record.engines])
     base = np.concatenate([[0], np.cumsum(gpus)])
@@ -144,7 +144,8 @@ def _draw_faults(axis: Any, record: RunRecord, divisor: float) -> None:
         "lost": ("X", style.VERMILION),
         "slow": ("v", style.SKY),
         "back": ("^", style.GREEN),
-        "fault": ("D", style.GREY),
+        "notice": ("D", style.ORANGE),
+        "fault": ("s", style.GREY),
     }
     points: dict[str, list[tuple[float, float]]] = {}
     for mark in [m for m in record.marks if m["kind"] == "fault"][:MAX_MARKS]:

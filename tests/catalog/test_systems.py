@@ -206,3 +206,10 @@ def test_a_system_of_a_file_runs_under_its_name(
         0.004 * found[1]["passes"], rel=1e-6
     )
     assert main(["validate", "replay", str(out / "mine")]) == 0
+
+
+def test_an_option_that_a_file_misspells_is_not_called_one_of_set() -> None:
+    with pytest.raises(UserError, match=r"^plan\.engine_tokens: the plan has no such option"):
+        plan_options({}, {"engine_tokens": 8192})
+    with pytest.raises(UserError, match=r"^--set plan\.engine_tokens: the plan has no"):
+        plan_options({"plan.engine_tokens": "8192"})

@@ -13,6 +13,9 @@ import pytest
 
 from batchgen.cost import residuals
 from batchgen.cost.residuals import Kind, find
+from batchgen.report.metrics import summary
+from batchgen.sim.run import simulate
+from batchgen.simjob import SimJob
 
 ROOT = Path(__file__).resolve().parents[2]
 DENSE = Kind(costs="measured", gpu="h100", engine="vllm", model_kind="dense")
@@ -86,3 +89,24 @@ def test_the_nearest_and_most_particular_counts(script: ModuleType, tmp_path: Pa
     )
     assert find(replace(DENSE, gpu="h20"), rows).p90 == 0.3
     assert find(replace(DENSE, engine="sglang", costs="roofline"), rows).p90 == 0.9
+
+
+def test_a_copied_system_keeps_the_error_until_a_constant_is_changed(tmp_path: Path) -> None:
+    text = (ROOT / "batchgen/catalog/systems/sglang-opt.yaml").read_text(encoding="utf-8")
+    (tmp_path / "same.yaml").write_text(text)
+    (tmp_path / "mine.yaml").write_text(text.replace("value: 0.46", "value: 0.6"))
+    said = {}
+    for name in ("same", "mine"):
+        job = SimJob(
+            trace=str(ROOT / "traces/azure-conv-2023.jsonl.gz"),
+            limit=16,
+            model="deepseek-r1",
+            cluster="h20-ib",
+            gpus=16,
+            layout="dpa16+ep16",
+            policy=str(tmp_path / f"{name}.yaml"),
+        )
+        said[name] = summary(simulate(job))["residual"]
+    assert said["same"]["source"] == "bench published"
+    assert said["mine"]["p90"] is None
+    assert "constants" in said["mine"]["what"]

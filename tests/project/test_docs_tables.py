@@ -67,3 +67,20 @@ def test_published_times_are_those_of_the_last_result() -> None:
             if line.startswith(f"| {cell['load']} | {cell['gpus']} {cell['cluster']} | {label} |")
         ]
         assert [line.endswith(f"| {ratio:.2f} |") for line in found] == [True], label
+
+
+def test_inter_token_errors_are_those_of_the_last_result() -> None:
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    path = max((ROOT / "benchmarks" / "results").glob("engines-*.json"))
+    assert path.name in page
+    lines = [line.lower().replace("tensorrt-llm", "trtllm") for line in page.splitlines()]
+    for table in json.loads(path.read_text(encoding="utf-8"))["silicon"]["tables"]:
+        if table["table"] not in ("all", "GPU", "engine", "model"):
+            continue
+        physics, left_out, corrected = (
+            f"{100 * errors['median']:.1f} / {100 * errors['p90']:.1f}"
+            for errors in (table["errors"][key] for key in ("physics", "left out", "corrected"))
+        )
+        bias = f"{100 * table['errors']['physics']['bias']:+.1f}"
+        name, count = table["name"], f"{table['count']:,}"
+        assert f"| {name} | {count} | {physics} | {bias} | {left_out} | {corrected} |" in lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from batchgen.report import style, tables, text
+from batchgen.report import plots, style, tables, text
 from batchgen.report.metrics import summary
 from batchgen.report.plots import plot_comparison, plot_run
 from batchgen.report.timeline import write_timeline
@@ -189,3 +190,13 @@ def test_timeline_is_valid_trace_event_json(
 def test_numbers_in_pictures_have_no_exponent() -> None:
     shown = [style.number(x) for x in (0.0, 0.01234, 1.234, 99.96, 2394.0, 123_456.0)]
     assert shown == ["0", "0.0123", "1.23", "100", "2,390", "123,000"]
+
+
+def test_each_kind_of_fault_has_its_name_in_the_picture(synthetic: ModuleType) -> None:
+    words = ["slow x2 (gpu 3)", "notice (gpu 5)", "lost (gpu 5)", "back (gpu 5)"]
+    marks = [{"t_ps": 0, "engine": 0, "kind": "fault", "text": word} for word in words]
+    with style.figures() as plt:
+        _, axis = plt.subplots()
+        plots._draw_faults(axis, replace(synthetic.toy_record(num_rows=50), marks=marks), 1.0)
+        labels = axis.get_legend_handles_labels()[1]
+    assert sorted(labels) == ["back", "lost", "notice", "slow"]
