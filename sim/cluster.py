@@ -18,8 +18,8 @@ from batchgen import events as ev
 from batchgen.cost.pipeline import PipelineCost
 from batchgen.runtime.advisor import HOME
 from batchgen.sim.device import Device, make_devices, new_end
-from batchgen.sim.recorder import Recorder
-from batchgen.sim.rowbook import RowBook
+from batchgen.sim.recorder import LEFT, LOST, Recorder
+from batchgen.sim.rowbook import LOW, RowBook
 from batchgen.step import Step
 
 if TYPE_CHECKING:
@@ -162,9 +162,9 @@ class Simulation:
         if isinstance(action, act.Copy):
             self._copy(action, now)
         elif isinstance(action, act.Leave):
-            flight = self.devices[action.engine].flight
+            self.recorder.stopped(action.rows, action.engine, LEFT, now)
             for row in action.rows:
-                flight.remove(row)
+                self.devices[action.engine].flight.remove(row)
         elif isinstance(action, act.Failed):
             self._rows_done += 1
             self.recorder.failed(action.row, action.code, action.why, now)
@@ -189,6 +189,7 @@ class Simulation:
         device.epoch, device.launched = step.epoch, self.events
         flight = device.flight
         flight.launch(step, now)
+        self.recorder.launched(step, flight.begin_ps, now)
         self._arm(engine, device, flight.report_ps)
 
     def _arm(self, engine: int, device: Device, at_ps: int) -> None:
@@ -319,8 +320,7 @@ class Simulation:
         cost = self.cost if action.layout == HOME else self.layout_cost(action.layout)
         for row in action.rows:
             device.flight.remove(row)
-        text = f"{action.layout} for {len(action.rows)} rows"
-        self.recorder.mark(now, action.engine, "switch", text)
+        self.recorder.switched(action, now)
         life = device.life
 
         def ready(_: SimpyEvent) -> None:
@@ -389,6 +389,7 @@ class Simulation:
             self.passes -= 1
             assert device.newest is not None
             self.recorder.no_first_tokens(device.newest, flight.last_end())
+        self.recorder.stopped([entry & LOW for entry in flight.heap], engine, LOST, now)
         flight.clear()
         device.end = new_end(self.env, engine)
         device.life += 1

@@ -29,6 +29,8 @@ from batchgen.units import to_s
 
 TAIL_SHARE_DONE = 0.9
 ROW_PERCENTILES = (50, 90, 99)
+HEALTHY = ("bct_s", "done99_s", "tail10_s")
+"""What is asked of a second run without device trouble."""
 
 
 def window_ps(record: RunRecord) -> tuple[int, int]:
@@ -285,6 +287,12 @@ def tail_causes_s(record: RunRecord) -> dict[str, float | None]:
     return {column(cause): found.get(cause) for cause in CAUSES}
 
 
+def without_faults(record: RunRecord) -> dict[str, float | None]:
+    """What a second run without device trouble took (`--without-faults`); None: there was none."""
+    found = record.config.get("without_faults") or {}
+    return {f"without_faults_{name}": found.get(name) for name in HEALTHY}
+
+
 def overrides(record: RunRecord) -> str:
     """What `--set` changed, as "slot.option=value", with spaces between; empty: nothing."""
     job = record.config.get("job")
@@ -338,6 +346,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "tail10_s": tail10_s(record),
         "done99_s": done_s(record, 99),
         **tail_causes_s(record),
+        **without_faults(record),
         **row_statistics(record),
         "preemptions": int(rows["preemptions"].sum()),
         "recomputed_tokens": int(rows["recomputed_tokens"].sum()),

@@ -14,7 +14,7 @@ CAUSES = {
     "imbalance": "imbalance",
     "memory": "memory",
     "barrier": "barrier",
-    "queue": "queue",
+    "other_rows": "other rows",
 }
 """Cause -> what people call it. docs/simulation.md defines them."""
 
@@ -25,12 +25,11 @@ def column(cause: str) -> str:
 
 
 def tail_line(summary: Mapping[str, Any]) -> str | None:
-    """'the tail of 25.6 s: 20.1 s long rows, 5.5 s slow devices'; None: nobody knows."""
+    """'20.1 s long rows, 5.5 s slow devices': all of the tail; None: nobody knows."""
     parts = {cause: summary.get(column(cause)) for cause in CAUSES}
     known = {cause: float(part) for cause, part in parts.items() if part is not None}
     tail = float(summary["tail10_s"])
     if not known or not tail:
         return None
     shown = sorted((c for c in known if known[c] >= 5e-3 * tail), key=lambda c: -known[c])
-    told = ", ".join(f"{text.duration(known[cause])} {CAUSES[cause]}" for cause in shown)
-    return f"the tail of {text.duration(tail)} comes from: {told}"
+    return ", ".join(f"{text.duration(known[cause])} {CAUSES[cause]}" for cause in shown)

@@ -29,6 +29,7 @@ SIM_FLAGS = {
     "--set",
     "--arrivals",
     "--faults",
+    "--without-faults",
     "--max-output-tokens",
     "--oracle",
     "--profile",
