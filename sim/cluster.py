@@ -19,7 +19,7 @@ from batchgen.cost.pipeline import PipelineCost
 from batchgen.runtime.advisor import HOME
 from batchgen.sim.device import Device, make_devices, new_end
 from batchgen.sim.recorder import LEFT, LOST, Recorder
-from batchgen.sim.rowbook import LOW, RowBook
+from batchgen.sim.rowbook import RowBook
 from batchgen.step import Step
 
 if TYPE_CHECKING:
@@ -389,8 +389,7 @@ class Simulation:
             self.passes -= 1
             assert device.newest is not None
             self.recorder.no_first_tokens(device.newest, flight.last_end())
-        self.recorder.stopped([entry & LOW for entry in flight.heap], engine, LOST, now)
-        flight.clear()
+        self.recorder.stopped(flight.clear(), engine, LOST, now)
         device.end = new_end(self.env, engine)
         device.life += 1
         device.link.free_ps = 0

@@ -129,6 +129,9 @@ class _Run:
     ) -> None:
         self.cost, self.plan = cost, plan
         self.speeds = speeds_of(faults, len(plan.engines), group)
+        first: dict[int, int] = {}  # trouble of an engine or pipeline, notices too
+        for fault in faults:
+            first.setdefault(fault.gpu // group[0], fault.at_ps)
         start = steps["start_ps"].astype(np.float64)
         span = np.maximum(steps["duration_ps"].astype(np.float64), 1.0)
         even, alone = _even_and_alone(cost, load, steps["passes"])
@@ -162,7 +165,7 @@ class _Run:
                     idle_any=idle_any,
                     free_pages=pages / spec.num_ranks,
                     seats_full=steps["running"][mine] >= seats,
-                    troubled_ps=float(changes[1][0]) if len(changes) > 1 else np.inf,
+                    troubled_ps=float(first.get(spec.engine // group[1], 1 << 62)),
                     down=_down(changes),
                 )
             )

@@ -17,6 +17,7 @@ import typer
 
 from batchgen.cli.common import JSON_SCHEMA, MIN_WIDTH_PIPED, PLAIN_EVERY_S, say, users_code
 from batchgen.errors import UserError
+from batchgen.oneline import escaped
 from batchgen.paths import check_new_folder
 
 if TYPE_CHECKING:
@@ -198,7 +199,10 @@ def _show(rows: list[dict[str, Any]], asked: Sweep, as_json: bool) -> None:
 
     from rich.console import Console
 
-    from batchgen.sweep.table import cells, rich_table
+    from batchgen.sweep.table import cells, rich_table, trouble_lines
 
+    found = cells(rows)
     width = None if sys.stdout.isatty() else MIN_WIDTH_PIPED
-    Console(width=width, highlight=False).print(rich_table(cells(rows), _title(asked, rows)))
+    Console(width=width, highlight=False).print(rich_table(found, _title(asked, rows)))
+    for line in trouble_lines(found):
+        print(escaped(f"- {line}"))

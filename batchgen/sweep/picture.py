@@ -48,6 +48,11 @@ def draw(found: Sequence[Cell], title: str, path: Path) -> Path | None:
             axis.set_title(kind, fontsize=10)
         for axis in panels[len(kinds) :]:
             axis.set_visible(False)
+        # Not before all is drawn: the axes are shared.
+        if over_gpus:
+            panels[0].set_ylim(0, longest / divisor * 1.05)
+        else:
+            panels[0].set_xlim(0, longest / divisor * 1.05)
         for i, axis in enumerate(panels[: len(kinds)]):
             if i + columns >= len(kinds):
                 axis.tick_params(labelbottom=True)
@@ -59,11 +64,21 @@ def draw(found: Sequence[Cell], title: str, path: Path) -> Path | None:
 
 
 def _variants(found: Sequence[Cell]) -> dict[tuple[Any, ...], tuple[str, str, str]]:
-    """(label, colour, line) of each policy, layout and set of options; colours are of policies
-    where only these vary."""
+    """(label, colour, line) of each policy, layout and set of options: a colour per policy where
+    there are several, a line per rest."""
     keys = list(dict.fromkeys(cell.axes[2:] for cell in found))[:MOST_VARIANTS]
     varying = [i for i in range(3) if len({key[i] for key in keys}) > 1] or [1]
-    looks = style.looks([str(key[1]) for key in keys])
+    policies = list(dict.fromkeys(str(key[1]) for key in keys))
+    if len(policies) == 1:
+        looks = style.looks([policies[0]] * len(keys))
+    else:
+        colours = dict(zip(policies, style.looks(policies), strict=True))
+        rest = list(dict.fromkeys((key[0], key[2]) for key in keys))
+        styles = [rest.index((key[0], key[2])) % len(style.LINE_STYLES) for key in keys]
+        looks = [
+            (colours[str(key[1])][0], style.LINE_STYLES[number])
+            for key, number in zip(keys, styles, strict=True)
+        ]
     return {
         key: (", ".join(str(key[i]) for i in (1, 0, 2) if i in varying), *look)
         for key, look in zip(keys, looks, strict=True)
@@ -87,7 +102,6 @@ def _bars(axis: Any, inside: Sequence[Cell], variants: Any, divisor: float) -> N
             axis.plot(most, y, marker="x", color=style.VERMILION, ms=6)
     axis.set_yticks(range(len(variants)), [label for label, _, _ in variants.values()])
     axis.set_ylim(len(variants) - 0.5, -0.5)
-    axis.set_xlim(left=0)
     axis.grid(visible=False, axis="y")
 
 
@@ -105,7 +119,6 @@ def _lines(axis: Any, inside: Sequence[Cell], variants: Any, divisor: float) -> 
     axis.set_xscale("log", base=2)
     axis.set_xticks(sorted({cell.axes[GPUS] for cell in inside}))
     axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.set_ylim(bottom=0)
 
 
 def _legend(figure: Any, axis: Any, over_gpus: bool) -> None:
@@ -117,7 +130,7 @@ def _legend(figure: Any, axis: Any, over_gpus: bool) -> None:
         return
     grey = style.GREY
     handles = [
-        axis.barh([], [], color=grey, alpha=0.35),
+        axis.fill_between([], [], color=grey, alpha=0.35, lw=0),
         axis.plot([], [], "o", ms=5, color=grey)[0],
         axis.plot([], [], "o", ms=5, mfc="white", mec=grey)[0],
         axis.plot([], [], "x", ms=6, color=style.VERMILION, ls="")[0],

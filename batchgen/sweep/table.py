@@ -23,6 +23,8 @@ AXES = ("devices", "gpus", "layout_asked", "policy", "options")
 """What a cell is; `seed` varies inside it."""
 LABELS = {"layout_asked": "layout"}
 
+TROUBLE = "trouble"
+
 Row = Mapping[str, Any]
 
 
@@ -98,7 +100,7 @@ def lines(found: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     heads = [LABELS.get(AXES[i], AXES[i]) for i in shown]
     heads += ["completion time"] + ["over seeds"] * several
     heads += [f"to {found[0].axes[0]}"] * (0 in shown) if found else []
-    heads += ["99 % done", "last 10 %", "tail is mostly", "GPU busy", "trouble"]
+    heads += ["99 % done", "last 10 %", "tail is mostly", "GPU busy", TROUBLE]
     told = []
     for cell in found:
         bct = cell.spread("bct_s")
@@ -121,15 +123,17 @@ def lines(found: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
 
 
 def rich_table(found: Sequence[Cell], title: str) -> Table:
-    """For a terminal."""
+    """For a terminal; what went wrong is too long for it (`trouble_lines`)."""
     from rich.markup import escape
     from rich.table import Table
 
     heads, told = lines(found)
+    if heads[-1:] == [TROUBLE]:
+        heads, told = heads[:-1], [line[:-1] for line in told]
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for i, head in enumerate(heads):
-        words = i < len(varying(found) or [3]) or head == "trouble"
-        table.add_column(head, justify="left" if words else "right", no_wrap=head != "trouble")
+        words = i < len(varying(found) or [3])
+        table.add_column(head, justify="left" if words else "right", no_wrap=True)
     before: Any = None
     for cell, line in zip(found, told, strict=True):
         if before is not None and cell.axes[0] != before:
@@ -137,6 +141,16 @@ def rich_table(found: Sequence[Cell], title: str) -> Table:
         before = cell.axes[0]
         table.add_row(*(escape(one) for one in line))
     return table
+
+
+def trouble_lines(found: Sequence[Cell]) -> list[str]:
+    """One line per cell in which something went wrong."""
+    shown = varying(found) or [3]
+    return [
+        f"{', '.join(str(cell.axes[i]) for i in shown)}: {cell.trouble}"
+        for cell in found
+        if cell.trouble
+    ]
 
 
 def markdown(found: Sequence[Cell]) -> str:
