@@ -248,6 +248,7 @@ class Recorder:
             samples=per_rank(columns["output_tokens"]),
             checkpoint=per_rank(np.zeros_like(decodes)),
         )
+        columns["decodes"], columns["context"] = decodes, context
         return columns, load
 
     def steps(self, cost: CostModel) -> dict[str, NDArray[Any]]:

@@ -106,13 +106,12 @@ def tail_of(job: SimJob, ready: Setup, rows: dict[str, Any], steps: Any) -> dict
     simulation, layout = ready.simulation, ready.machine.layout
     faults = load_faults(job.faults, job.gpus) if job.faults is not None else []
     cost = ready.machine.planner.home
-    _, load = simulation.recorder.mean_loads(cost.num_ranks)
     return tail_causes_s(
         rows,
         steps,
         simulation.recorder.stints,
         faults,
-        load,
+        simulation.recorder.mean_loads(cost.num_ranks),
         cost,
         simulation.plan,
         (layout.gpus_per_engine, layout.pp),

@@ -39,13 +39,13 @@ def tail_causes_s(
     steps: Mapping[str, Any],
     stints: Sequence[Stint],
     faults: Sequence[Fault],
-    load: PassLoad,
+    totals: tuple[Mapping[str, Any], PassLoad],
     cost: CostModel,
     plan: Plan,
     group: tuple[int, int],
 ) -> Parts:
     """Seconds per cause; they add up to the time from the end of 90 % of the rows to the end of
-    all. Empty: there is no tail. load: the mean pass of each step; group: GPUs of an engine or
+    all. Empty: there is no tail. totals: `Recorder.mean_loads`; group: GPUs of an engine or
     pipeline, and engines of a pipeline (1 without)."""
     ends = rows["end_ps"]
     order = np.flatnonzero(ends >= 0)
@@ -63,7 +63,7 @@ def tail_causes_s(
     for stint in stints:
         if stint[1] in told:
             told[stint[1]].append(stint)
-    run = _Run(steps, faults, load, cost, plan, group)
+    run = _Run(steps, faults, totals, cost, plan, group)
     own = run.parts(last, rows, told[last])
     others = [run.parts(row, rows, told[row]) for row in before.tolist()]
     more = {
@@ -122,7 +122,7 @@ class _Run:
         self,
         steps: Mapping[str, Any],
         faults: Sequence[Fault],
-        load: PassLoad,
+        totals: tuple[Mapping[str, Any], PassLoad],
         cost: CostModel,
         plan: Plan,
         group: tuple[int, int],
@@ -134,7 +134,7 @@ class _Run:
             first.setdefault(fault.gpu // group[0], fault.at_ps)
         start = steps["start_ps"].astype(np.float64)
         span = np.maximum(steps["duration_ps"].astype(np.float64), 1.0)
-        even, alone = _even_and_alone(cost, load, steps["passes"])
+        even, alone = _even_and_alone(cost, *totals)
         self.idle = Idle(steps, [spec.role != "prefill" for spec in plan.engines], self.speeds)
         self.engines: list[_Engine] = []
         for spec in plan.engines:
@@ -257,24 +257,20 @@ def _down(changes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _even_and_alone(
-    cost: CostModel, load: PassLoad, passes: IntArray
+    cost: CostModel, sums: Mapping[str, IntArray], load: PassLoad
 ) -> tuple[FloatArray, FloatArray]:
     """Per step in ps: its passes with their load spread evenly over the ranks, and with a single
     row of its mean context."""
+    passes = sums["passes"]
+    contexts = sums["context"] // np.maximum(sums["decodes"], 1)
     even, alone = np.zeros(len(passes)), np.zeros(len(passes))
     for begin in range(0, len(passes), BLOCK):
         end = min(begin + BLOCK, len(passes))
-        part = load.window(begin, end)
-        even[begin:end] = _pass_ps(cost, part)
-        nothing = np.zeros_like(part.decodes)
-        # In one rank: a row is in no more.
-        single = nothing.copy()
-        single[0] = np.minimum(part.decodes.max(axis=0), 1)
-        context = nothing.copy()
-        context[0] = (part.context // np.maximum(part.decodes, 1)).max(axis=0) * single[0]
-        alone[begin:end] = _pass_ps(
-            cost, PassLoad(single, context, nothing, nothing, nothing, single, nothing)
-        )
+        even[begin:end] = _pass_ps(cost, load.window(begin, end))
+        one = PassLoad.zeros(cost.num_ranks, end - begin)
+        one.decodes[0] = one.samples[0] = sums["decodes"][begin:end] > 0
+        one.context[0] = contexts[begin:end]
+        alone[begin:end] = _pass_ps(cost, one)
     return even * passes, alone * passes
 
 

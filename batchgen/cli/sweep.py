@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchgen.cli.common import JSON_SCHEMA, MIN_WIDTH_PIPED, PLAIN_EVERY_S, say, users_code
-from batchgen.errors import UserError
+from batchgen.errors import DataError, UserError
 from batchgen.oneline import escaped
 from batchgen.paths import check_new_folder
 
@@ -139,7 +139,18 @@ def _check_devices(executor: Any, folder: Path) -> None:
         if path is None or (path, run.gpus) in seen:
             continue
         seen.add((path, run.gpus))
-        load_faults(path, run.gpus)
+        try:
+            load_faults(path, run.gpus)
+        except DataError as error:
+            if not run.devices.places or error.line is None:
+                raise
+            raise DataError(
+                error.message.rpartition("': " if error.field else ": ")[2],
+                path=executor.sweep.path,
+                line=run.devices.places[error.line - 1],
+                field=f"devices.{run.devices.name}" + f".{error.field}" * bool(error.field),
+                remedy=error.remedy,
+            ) from None
 
 
 class _Progress:

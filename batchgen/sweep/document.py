@@ -15,6 +15,7 @@ from batchgen.paths import check_input
 
 MOST_BYTES = 1 << 20
 MOST_DEPTH = 8
+PLAIN = ("str", "int", "float", "bool", "null", "timestamp")
 
 Place = tuple[str | int, ...]
 """The way to a value: keys of mappings and numbers of list entries."""
@@ -113,7 +114,7 @@ class _Reader:
             return found
         if isinstance(node, yaml.SequenceNode):
             return [self.value(one, (*place, i)) for i, one in enumerate(node.value)]
-        if not node.tag.startswith("tag:yaml.org,2002:"):
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in PLAIN:
             self._refuse(line, place, f"has the tag {node.tag:.40}", "leave it out")
         try:
             return yaml.SafeLoader("").construct_object(node)

@@ -294,7 +294,8 @@ class _Fields:
             self.text((*here, "kind"), line["kind"])
             if not isinstance(line["gpu"], str):
                 self.whole((*here, "gpu"), line["gpu"], 0, MOST_GPUS)
-        return Devices(name=name, lines=tuple(value))
+        places = tuple(self.document.lines[(*place, i)] for i in range(len(value)))
+        return Devices(name=name, lines=tuple(value), places=places)
 
     def is_number(self, value: Any) -> bool:
         return (

@@ -18,11 +18,13 @@ Trouble = Mapping[str, Any]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Devices:
     """A kind of trouble: nothing, a file (`{seed}` in its path is the seed), or lines in the sweep
-    itself, whose `gpu` may be a word: a GPU drawn by the seed, the same for the same word."""
+    itself, whose `gpu` may be a word: a GPU drawn by the seed, the same for the same word. places:
+    where in the file of the sweep these stand."""
 
     name: str
     path: str | None = None
     lines: tuple[Trouble, ...] = ()
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,10 +62,13 @@ def test_one_slow_device(tmp_path: Path, per_engine: int) -> None:
 
 
 def test_one_lost_device(tmp_path: Path) -> None:
-    """Its row is computed again elsewhere, beside another one."""
+    """Its row is computed again elsewhere; there it decodes beside another one, first while others
+    are busy too (other rows), then while they have nothing to do (imbalance)."""
     lost = [{"at_s": 3, "kind": "lost", "gpu": 3}]
     found = simulated(tmp_path, [(16_000, 300)] * 32, lost, gpus=32)
-    assert shares(found)["slow_devices"] > 0.9
+    parts = shares(found)
+    assert parts["slow_devices"] > 0.75
+    assert parts["long_rows"] < 0.02
     assert found["recomputed_tokens"] > 16_000
 
 
