@@ -121,9 +121,9 @@ def test_the_trace_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(schema, "load", load)
     monkeypatch.setattr("batchgen.sim.run.load", load)
     monkeypatch.setattr("batchgen.machine.load", load)
-    text = SMALL.replace("seeds: 2", "seeds: 9").replace("layouts: [rule, tp4]\n", "")
+    text = SMALL.replace("seeds: 2", "seeds: 4").replace("layouts: [rule, tp4]\n", "")
     assert run(sweep_file(tmp_path, text), tmp_path / "out", "--workers", "2") == 0
-    assert len((tmp_path / "out" / "runs.jsonl").read_bytes().splitlines()) == 108
+    assert len((tmp_path / "out" / "runs.jsonl").read_bytes().splitlines()) == 48
     assert told.read_text() == "x"
 
 
@@ -142,16 +142,22 @@ def wait_for_lines(path: Path, number: int) -> None:
     raise AssertionError("no run was finished in 30 s")
 
 
-LONG = SMALL.replace("seeds: 2", "seeds: 30").replace("layouts: [rule, tp4]\n", "")
+LONG = SMALL.replace("seeds: 2", "seeds: 10").replace("layouts: [rule, tp4]\n", "")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(sweep_file(folder, LONG), folder / "out") == 0
+    return folder / "out"
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_goes_on_after_its_end(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_sweep_goes_on_after_its_end(tmp_path: Path, whole: Path, how: signal.Signals) -> None:
     path = sweep_file(tmp_path, LONG)
-    assert run(path, tmp_path / "whole") == 0
     out = tmp_path / "cut"
     process = started(path, out)
-    wait_for_lines(out / "runs.jsonl", 20)
+    wait_for_lines(out / "runs.jsonl", 10)
     process.send_signal(how)
     _, talk = process.communicate(timeout=60)
     if how != signal.SIGKILL:
@@ -159,7 +165,7 @@ def test_a_sweep_goes_on_after_its_end(tmp_path: Path, how: signal.Signals) -> N
         assert "runs are left; the same command goes on" in talk
         assert talk.endswith("interrupted\n")
     done = (out / "runs.jsonl").read_bytes()
-    assert 20 <= done.count(b"\n") < 360
+    assert 10 <= done.count(b"\n") < 120
     assert not (out / "runs.parquet").exists()
     if how == signal.SIGKILL:  # a line that was cut does not count
         with (out / "runs.jsonl").open("ab") as file:
@@ -167,7 +173,7 @@ def test_a_sweep_goes_on_after_its_end(tmp_path: Path, how: signal.Signals) -> N
     assert run(path, out) == 0
     assert (out / "runs.jsonl").read_bytes().startswith(done)
     for name in ("runs.parquet", "table.md"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_worker_that_dies_costs_one_run(
