@@ -259,18 +259,23 @@ def _down(changes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def _even_and_alone(
     cost: CostModel, sums: Mapping[str, IntArray], load: PassLoad
 ) -> tuple[FloatArray, FloatArray]:
-    """Per step in ps: its passes with their load spread evenly over the ranks, and with a single
-    row of its mean context."""
-    passes = sums["passes"]
+    """Per step in ps: its passes with their load spread evenly over the ranks, as far as whole rows
+    can be, and with a single row of its mean context."""
+    passes, ranks = sums["passes"], cost.num_ranks
     contexts = sums["context"] // np.maximum(sums["decodes"], 1)
+    rows = -(-sums["decodes"] // (np.maximum(passes, 1) * ranks))
     even, alone = np.zeros(len(passes)), np.zeros(len(passes))
     for begin in range(0, len(passes), BLOCK):
-        end = min(begin + BLOCK, len(passes))
-        even[begin:end] = _pass_ps(cost, load.window(begin, end))
-        one = PassLoad.zeros(cost.num_ranks, end - begin)
-        one.decodes[0] = one.samples[0] = sums["decodes"][begin:end] > 0
-        one.context[0] = contexts[begin:end]
-        alone[begin:end] = _pass_ps(cost, one)
+        part = slice(begin, min(begin + BLOCK, len(passes)))
+        spread = load.window(part.start, part.stop)
+        spread.decodes = spread.decodes * 0 + rows[part]
+        spread.context = spread.decodes * contexts[part]
+        spread.samples = np.maximum(spread.samples, spread.decodes)
+        one = PassLoad.zeros(ranks, part.stop - part.start)
+        one.decodes[0] = one.samples[0] = sums["decodes"][part] > 0
+        one.context[0] = contexts[part] * one.decodes[0]
+        alone[part] = _pass_ps(cost, one)
+        even[part] = np.maximum(_pass_ps(cost, spread), alone[part])
     return even * passes, alone * passes
 
 
