@@ -20,7 +20,7 @@ from batchgen.runtime.advisor import HOME
 from batchgen.sim.device import Device, copy_ps, make_devices, new_end
 from batchgen.sim.hostlink import DOWN, PEER, UP
 from batchgen.sim.mishaps import strike
-from batchgen.sim.recorder import Recorder
+from batchgen.sim.recorder import LEFT, LOST, Recorder
 from batchgen.sim.rowbook import RowBook
 from batchgen.step import Step
 
@@ -169,9 +169,9 @@ class Simulation:
         if isinstance(action, act.Copy):
             self._copy(action, now)
         elif isinstance(action, act.Leave):
-            flight = self.devices[action.engine].flight
+            self.recorder.stopped(action.rows, action.engine, LEFT, now)
             for row in action.rows:
-                flight.remove(row)
+                self.devices[action.engine].flight.remove(row)
         elif isinstance(action, act.Failed):
             self._rows_done += 1
             self.recorder.failed(action.row, action.code, action.why, now)
@@ -198,6 +198,7 @@ class Simulation:
         flight.launch(step, now)
         if device.link.busy_ps > flight.begin_ps and flight.uses_link:
             flight.wait(0, device.link.free_ps)
+        self.recorder.launched(step, flight.begin_ps, now)
         self.arm(engine, device, flight.report_ps)
 
     def arm(self, engine: int, device: Device, at_ps: int) -> None:
@@ -326,8 +327,7 @@ class Simulation:
         device = self.devices[action.engine]
         for row in action.rows:
             device.flight.remove(row)
-        text = f"{action.layout} for {len(action.rows)} rows"
-        self.recorder.mark(now, action.engine, "switch", text)
+        self.recorder.switched(action, now)
         life = device.life
 
         def ready(_: SimpyEvent) -> None:
@@ -378,7 +378,7 @@ class Simulation:
             self.passes -= 1
             assert device.newest is not None
             self.recorder.no_first_tokens(device.newest, flight.last_end())
-        flight.clear()
+        self.recorder.stopped(flight.clear(), engine, LOST, now)
         device.end = new_end(self.env, engine)
         device.life += 1
         device.link.clear()

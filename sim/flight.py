@@ -132,13 +132,14 @@ class Flight:
         if self.members is not None:
             del self.members[row]
 
-    def clear(self) -> None:
-        """The device is lost: its rows are in no running set."""
+    def clear(self) -> list[int]:
+        """The device is lost: its rows, which are returned, are in no running set."""
         book = self.book
-        for entry in self.heap:
-            self._forget(entry & LOW, book)
-        for _, row in self._finishes:
+        rows = [entry & LOW for entry in self.heap] + [row for _, row in self._finishes]
+        rows = [row for row in rows if book.device[row] == self.engine]
+        for row in rows:
             self._forget(row, book)
+        return rows
 
     def _forget(self, row: int, book: RowBook) -> None:
         if book.device[row] == self.engine:

@@ -20,6 +20,7 @@ from batchgen.report.record import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from batchgen.actions import Switch
     from batchgen.cost.api import CostModel
     from batchgen.sequence import Table
     from batchgen.step import Step
@@ -44,6 +45,10 @@ _MORE = np.dtype(
 )
 _pack_step, _pack_more = struct.Struct("=4i5q").pack, struct.Struct("=7q").pack
 
+RAN_ON, LEFT, LOST, SWITCHED = 0, 1, 2, 3
+"""What a stint begins or ends with: the row decodes again; it left; its engine was lost; its engine
+took another layout."""
+
 MOST_REASONS = 20
 """Rows whose reason is kept; thousands of them say the same."""
 
@@ -57,6 +62,8 @@ class Recorder:
         self.v_first = memoryview(self.first_token_ps)  # type: ignore[arg-type]
         self.why: dict[int, str] = {}  # of failed rows
         self.marks: list[dict[str, Any]] = []
+        # (time, row, engine, what) of rows that stop before their end, and that go on.
+        self.stints: list[tuple[int, int, int, int]] = []
         self._codes: dict[str, int] = {"": 0}
         self._reason = array("b", [0]) * num_rows
         self._num_steps = 0
@@ -114,8 +121,30 @@ class Recorder:
         """Rows whose last chunk the step held have their first token when its pass ends."""
         first = self.v_first
         for row, _, _, last in step.chunks:
-            if last and first[row] < 0:
-                first[row] = end_ps
+            if last:
+                if first[row] < 0:
+                    first[row] = end_ps
+                else:
+                    self.stints.append((end_ps, row, step.engine, RAN_ON))
+
+    def stopped(self, rows: list[int], engine: int, what: int, now: int) -> None:
+        """Rows leave a running set before their end."""
+        for row in rows:
+            if self.v_end[row] < 0:
+                self.stints.append((now, row, engine, what))
+
+    def launched(self, step: Step, begin_ps: int, now: int) -> None:
+        """A step begins: rows leave, and rows whose KV is there decode again."""
+        if step.left:
+            self.stopped(step.left, step.engine, LEFT, now)
+        for row in step.joined:
+            self.stints.append((begin_ps, row, step.engine, RAN_ON))
+
+    def switched(self, action: Switch, now: int) -> None:
+        """An engine prepares another layout; its rows wait for it."""
+        text = f"{action.layout} for {len(action.rows)} rows"
+        self.mark(now, action.engine, "switch", text)
+        self.stopped(action.rows, action.engine, SWITCHED, now)
 
     def no_first_tokens(self, step: Step, end_ps: int) -> None:
         """The pass that would have ended then was lost."""
@@ -184,11 +213,8 @@ class Recorder:
                     skipped += behind
         self._more += _pack_more(self._num_steps, tokens, pairs, reads, lasts, skipped, missed)
 
-    def steps(self, cost: CostModel) -> dict[str, NDArray[Any]]:
-        """The step columns of the run record. FLOPs and bytes are those of each step's mean pass,
-
-        spread evenly over the ranks, times its passes (a report quantity, never a decision).
-        """
+    def mean_loads(self, ranks: int) -> tuple[dict[str, NDArray[Any]], PassLoad]:
+        """Totals of every step, and its mean pass, spread evenly over the ranks."""
         entries = np.frombuffer(bytes(self._steps), dtype=_STEP)
         more = np.frombuffer(bytes(self._more), dtype=_MORE)
         columns: dict[str, NDArray[Any]] = {
@@ -209,7 +235,6 @@ class Recorder:
             tokens == 0, KIND_DECODE, np.where(running > 0, KIND_MIXED, KIND_PREFILL)
         ).astype(np.int64)
         per_step = np.maximum(passes, 1)
-        ranks = cost.num_ranks
 
         def per_rank(column: NDArray[np.int64]) -> NDArray[np.int64]:
             return np.broadcast_to(column // (per_step * ranks), (ranks, len(column)))
@@ -223,7 +248,17 @@ class Recorder:
             samples=per_rank(columns["output_tokens"]),
             checkpoint=per_rank(np.zeros_like(decodes)),
         )
-        if len(entries):
+        columns["decodes"], columns["context"] = decodes, context
+        return columns, load
+
+    def steps(self, cost: CostModel) -> dict[str, NDArray[Any]]:
+        """The step columns of the run record. FLOPs and bytes are those of each step's mean pass,
+
+        spread evenly over the ranks, times its passes (a report quantity, never a decision).
+        """
+        columns, load = self.mean_loads(cost.num_ranks)
+        per_step = np.maximum(columns["passes"], 1)
+        if len(per_step):
             columns["flops"] = np.asarray(cost.flops(load), dtype=np.float64) * per_step
             columns["hbm_bytes"] = np.asarray(cost.hbm_bytes(load), dtype=np.float64) * per_step
         else:

@@ -15,8 +15,10 @@ from batchgen.catalog.systems import system_names
 from batchgen.cost.residuals import Kind, find
 from batchgen.policy.presets import PRESETS, find_preset, label_of
 from batchgen.report.record import RunRecord
+from batchgen.sim.faults import load_faults
 from batchgen.sim.floors import run_bounds
 from batchgen.sim.setup import Setup, set_up
+from batchgen.sim.tail import tail_causes_s
 from batchgen.simjob import SimJob
 from batchgen.trace.schema import load
 
@@ -47,6 +49,7 @@ def simulate(
     rows = recorder.rows(simulation.table, ready.arrival_ps) | (
         {"stages": simulation.table.stage + 1} if ready.staged else {}
     )
+    steps = recorder.steps(machine.planner.home)
     return RunRecord(
         policy=label_of(job.policy),
         backend="sim",
@@ -67,12 +70,13 @@ def simulate(
             "seed": job.seed,
             "events": simulation.events,
             "why_failed": recorder.why_failed(),
+            "tail_causes_s": {} if part else tail_of(job, ready, rows, steps),
             "bounds": {} if part else run_bounds(job, ready, trace, rows),
             "residual": asdict(find(kind_of_run(job, ready))),
         },
         rows=rows,
         row_reasons=recorder.row_reasons(),
-        steps=recorder.steps(machine.planner.home),
+        steps=steps,
         marks=recorder.marks,
         engines=[
             {
@@ -93,6 +97,25 @@ def simulate(
         wall_s=time.perf_counter() - began,
         gpu_price_per_hour=gpu.price_per_hour_usd,
         decisions=ready.log.packed() if ready.log is not None else None,
+    )
+
+
+def tail_of(job: SimJob, ready: Setup, rows: dict[str, Any], steps: Any) -> dict[str, float]:
+    """Where the last rows come from; empty for rows with bodies, which sleep when they like."""
+    if ready.staged:
+        return {}
+    simulation, layout = ready.simulation, ready.machine.layout
+    faults = load_faults(job.faults, job.gpus) if job.faults is not None else []
+    cost = ready.machine.planner.home
+    return tail_causes_s(
+        rows,
+        steps,
+        simulation.recorder.stints,
+        faults,
+        simulation.recorder.mean_loads(cost.num_ranks),
+        cost,
+        simulation.plan,
+        (layout.gpus_per_engine, layout.pp),
     )
 
 

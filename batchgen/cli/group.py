@@ -16,6 +16,7 @@ from typer.main import get_command
 
 COMMANDS = {
     "sim": "Simulate a trace on a cluster, under one policy or several.",
+    "sweep": "Simulate many combinations, on all cores, in one table.",
     "exec": "Run a file of prompts on this machine's devices.",
     "validate": "Check runs: replay decisions, compare simulation with execution.",
     "profile": "Measure this machine into a profile that sim and plan read.",

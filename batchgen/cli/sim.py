@@ -96,6 +96,13 @@ def sim(
             "--devices", "--faults", help="Device trace: slow, lost and reclaimed GPUs (JSONL)."
         ),
     ] = None,
+    without_faults: Annotated[
+        bool,
+        typer.Option(
+            "--without-faults",
+            help="Run again without them, and say what they cost; twice the time.",
+        ),
+    ] = False,
     max_output_tokens: Annotated[
         int | None,
         typer.Option(help="Output budget of rows without one; default: the trace's maximum."),
@@ -149,6 +156,8 @@ def sim(
     for flag, path in (("--devices", faults), ("--profile", profile)):
         if path is not None and not (path == profile and kind_of(path) == "folder"):
             check_input(flag, path, remedy="give an existing file")
+    if without_faults and faults is None:
+        raise UserError("--without-faults has nothing to leave out", remedy="add --devices FILE")
     if log != "off" and out is None:
         raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
     if cluster is not None and gpu is not None:
@@ -174,7 +183,15 @@ def sim(
         limit=limit,
         body=body,
     )
-    summaries = _run_all(job, policies, searched=layout is None, out=out, force=force, how=progress)
+    summaries = _run_all(
+        job,
+        policies,
+        searched=layout is None,
+        healthy=without_faults,
+        out=out,
+        force=force,
+        how=progress,
+    )
     if as_json:
         print_runs_json(summaries)
     else:
@@ -187,11 +204,13 @@ def _run_all(
     policies: tuple[str, ...],
     *,
     searched: bool,
+    healthy: bool,
     out: Path | None,
     force: bool,
     how: str,
 ) -> list[dict[str, Any]]:
-    """Checks the policies, then runs the job under each; the summaries. how: to show progress."""
+    """Checks the policies, then runs the job under each; the summaries. healthy: and once more
+    without device trouble; how: to show progress."""
     _check_policies(policies)
     labels = [label_of(name) for name in policies]
     if len(set(labels)) < len(labels):
@@ -204,6 +223,11 @@ def _run_all(
             record = run(replace(job, policy=policy), callback)
         if searched:
             say(f"{label}: {record.config['layout_reason']}")
+        if healthy:
+            again = replace(job, policy=policy, faults=None, log="off", layout=record.layout)
+            if not searched:
+                again = replace(again, layout=job.layout)
+            _run_healthy(again, record, f"{label} without faults", how)
         summaries.append(_keep(record, label, out, force))
         for row, why in list(record.config.get("why_failed", {}).items())[:MOST_REASONS]:
             say(f"{label}: row {row} failed, {why}")
@@ -211,6 +235,15 @@ def _run_all(
     if out is not None and len(records) > 1:
         _write_comparison(records, summaries, out)
     return summaries
+
+
+def _run_healthy(job: SimJob, record: RunRecord, label: str, how: str) -> None:
+    """Puts beside the times of a run what they are without device trouble, in the same layout."""
+    from batchgen.report.metrics import HEALTHY, summary
+
+    with users_code(), progress_bar(label, how) as callback:
+        found = summary(simulator()(job, progress=callback))
+    record.config["without_faults"] = {name: found[name] for name in HEALTHY}
 
 
 def _runner(job: SimJob, *, searched: bool) -> Callable[[SimJob, Progress | None], RunRecord]:

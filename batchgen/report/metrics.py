@@ -24,10 +24,13 @@ from batchgen.report.record import (
     RunRecord,
     stage_column,
 )
+from batchgen.report.tail import CAUSES, column
 from batchgen.units import to_s
 
 TAIL_SHARE_DONE = 0.9
 ROW_PERCENTILES = (50, 90, 99)
+HEALTHY = ("bct_s", "done99_s", "tail10_s")
+"""What is asked of a second run without device trouble."""
 
 
 def window_ps(record: RunRecord) -> tuple[int, int]:
@@ -130,6 +133,14 @@ def tail10_s(record: RunRecord) -> float:
     # Integer arithmetic: ceil(0.9 * n) in floats is off by one where 0.9 * n is a whole number.
     num_done = (len(ends) * 9 + 9) // 10
     return to_s(int(ends[-1] - ends[num_done - 1]))
+
+
+def done_s(record: RunRecord, percent: int) -> float:
+    """Seconds from the first arrival until so many percent of the rows have ended; rows without an
+    end left out."""
+    start, _ = window_ps(record)
+    ends = np.sort(record.rows["end_ps"][record.rows["end_ps"] >= 0])
+    return to_s(int(ends[-(-len(ends) * percent // 100) - 1]) - start) if len(ends) else 0.0
 
 
 def row_times_s(record: RunRecord) -> dict[str, NDArray[np.float64]]:
@@ -269,6 +280,19 @@ def layout_search(record: RunRecord) -> dict[str, Any] | None:
     return {"candidates": len(found["candidates"]), "runner_up": found["runner_up"]}
 
 
+def tail_causes_s(record: RunRecord) -> dict[str, float | None]:
+    """What the simulator found the last 10 % to come from, as {"tail_long_rows_s", ...}; None where
+    nobody has found out, as on a real machine. They add up to `tail10_s`."""
+    found = record.config.get("tail_causes_s") or {}
+    return {column(cause): found.get(cause) for cause in CAUSES}
+
+
+def without_faults(record: RunRecord) -> dict[str, float | None]:
+    """What a second run without device trouble took (`--without-faults`); None: there was none."""
+    found = record.config.get("without_faults") or {}
+    return {f"without_faults_{name}": found.get(name) for name in HEALTHY}
+
+
 def overrides(record: RunRecord) -> str:
     """What `--set` changed, as "slot.option=value", with spaces between; empty: nothing."""
     job = record.config.get("job")
@@ -320,6 +344,9 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "mfu": mfu(record),
         "mbu": mbu(record),
         "tail10_s": tail10_s(record),
+        "done99_s": done_s(record, 99),
+        **tail_causes_s(record),
+        **without_faults(record),
         **row_statistics(record),
         "preemptions": int(rows["preemptions"].sum()),
         "recomputed_tokens": int(rows["recomputed_tokens"].sum()),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchgen.report import text
 from batchgen.report.metrics import names
+from batchgen.report.tail import CAUSES, column, tail_line
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -24,6 +25,9 @@ ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
     ("known error", "known_error", str, ""),
     ("against the fastest", "slowdown", text.ratio, ""),
     ("rows failed", "failures", str, ""),
+    ("without device trouble", "without_faults_bct_s", text.duration, ""),
+    ("without it until 99 % are done", "without_faults_done99_s", text.duration, ""),
+    ("without it the last 10 % take", "without_faults_tail10_s", text.duration, ""),
     None,
     ("at least: longest row alone", "longest_row_bound_s", text.duration, ""),
     ("at least: work / capacity", "work_bound_s", text.duration, ""),
@@ -39,7 +43,9 @@ ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
     ("time in prefill passes", "prefill_s", text.duration, ""),
     ("idle", "idle_s", text.duration, "low"),
     ("GPU busy", "busy_fraction", text.percent, "high"),
+    ("until 99 % are done", "done99_s", text.duration, "low"),
     ("last 10 % of the rows take", "tail10_s", text.duration, "low"),
+    *((f"  of it {name}", column(cause), text.duration, "") for cause, name in CAUSES.items()),
     ("rows per decoding pass", "mean_decode_batch", text.count, "high"),
     ("running sequences, mean", "mean_running", text.count, ""),
     ("MFU", "mfu", text.percent, "high"),
@@ -59,7 +65,9 @@ ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
     ("steps", "steps", text.count, ""),
     ("this run took", "wall_s", text.duration, ""),
 )
-HIDDEN_WHEN_ZERO = frozenset({"faults", "mixed_s", "prefill_s", "migrations", "adopted_tokens"})
+HIDDEN_WHEN_ZERO = frozenset(
+    {"faults", "mixed_s", "prefill_s", "migrations", "adopted_tokens", *map(column, CAUSES)}
+)
 SPLIT = ("decode", "mixed", "prefill", "idle")
 
 
@@ -202,6 +210,12 @@ def why_lines(summaries: Sequence[Summary]) -> list[str]:
         if run["mean_decode_batch"] is not None:
             line += f"; {text.count(float(run['mean_decode_batch']))} rows per decoding pass"
         line += f"; last 10 % of the rows take {100 * run['tail10_s'] / bct:.0f} % of the time"
+        if told := tail_line(run):
+            line += f": {told}"
+        healthy = run.get("without_faults_bct_s")
+        if healthy is not None:
+            cost = bct - healthy
+            line += f"; device trouble costs {text.duration(cost)}, {100 * cost / bct:.0f} % of it"
         if not ended_well(run):
             line += f"; not compared, for rows failed: {failures(run)}"
         elif best is not None and i != best:

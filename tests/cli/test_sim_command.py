@@ -30,6 +30,7 @@ SIM_FLAGS = {
     "--arrivals",
     "--devices",
     "--faults",
+    "--without-faults",
     "--max-output-tokens",
     "--oracle",
     "--profile",
@@ -169,6 +170,21 @@ def test_a_failing_policy_keeps_the_runs_before_it(
     assert [p.name for p in out.iterdir()] == ["static"]
 
 
+def test_without_faults_runs_once_more(
+    toy_simulator: SimpleNamespace, trace_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--faults", trace_file, "--without-faults", "--json"]
+    assert main(["sim", "--trace", trace_file, "--compare", "static,vllm", *more]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    told = [(job.policy, job.faults is None) for job in toy_simulator.jobs]
+    assert told == [("static", False), ("static", True), ("vllm", False), ("vllm", True)]
+    # In the layout that was found for the run with faults.
+    assert [job.layout for job in toy_simulator.jobs] == [None, "tp1", None, "tp1"]
+    for one in runs:  # the toy knows no troubles
+        assert one["without_faults_bct_s"] == one["bct_s"]
+        assert one["without_faults_done99_s"] == one["done99_s"] < one["bct_s"]
+
+
 def test_failed_rows_exit_1(toy_simulator: SimpleNamespace, trace_file: str) -> None:
     toy_simulator.failed_rows = 2
     assert main(["sim", "--trace", trace_file]) == 1
@@ -185,6 +201,7 @@ def test_failed_rows_exit_1(toy_simulator: SimpleNamespace, trace_file: str) -> 
         (["--gpus", "many"], "Invalid value for '--gpus'"),
         (["--arrivals", "later"], "--arrivals is 'later'; choose one of batch, trace"),
         (["--devices", "none.json"], "--devices none.json does not exist"),
+        (["--without-faults"], "--without-faults has nothing to leave out; add --devices FILE"),
         (["--log", "all"], "--log is 'all'"),
         (["--log", "full"], "--log full has nowhere to go; add --out DIR"),
         (["--progress", "loud"], "--progress is 'loud'"),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batchgen.report import metrics, style
+from batchgen.report import metrics, style, tail
 from batchgen.report.record import RunRecord
 
 S = 10**12
@@ -92,6 +92,11 @@ def test_every_metric_of_a_hand_made_record(synthetic: ModuleType) -> None:
         "mfu": 80 / 160,
         "mbu": 20 / 40,
         "tail10_s": 0.0,  # 90 % of 4 rows are all 4
+        "done99_s": 10.0,
+        **dict.fromkeys(map(tail.column, tail.CAUSES)),  # nobody has taken the tail apart
+        "without_faults_bct_s": None,
+        "without_faults_done99_s": None,
+        "without_faults_tail10_s": None,
         # Of the rows that finished: first tokens at 2, 2 and 3.5 s, 7, 7 and 10 tokens after them.
         "mean_ttft_s": 4.5 / 3,
         "p50_ttft_s": 1.0,
