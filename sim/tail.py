@@ -85,6 +85,8 @@ def speeds_of(
     lost: list[set[int]] = [set() for _ in troubles]
     found: list[list[tuple[int, int]]] = [[(0, NORMAL_SPEED)] for _ in range(num_engines)]
     for fault in faults:
+        if fault.kind not in ("slow", "lost", "back"):
+            continue  # no slow device
         number, gpu = divmod(fault.gpu, gpus)
         if fault.kind == "slow":
             troubles[number].change(gpu, fault)

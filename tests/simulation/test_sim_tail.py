@@ -164,13 +164,17 @@ MACHINES = (
     {"gpus": 8, "layout": "tp2,pp2"},
     {"gpus": 8, "layout": "dpa4+ep4", "model": "qwen3-30b-a3b", "gpu": "h100"},
 )
-TROUBLE = st.fixed_dictionaries(
-    {
-        "at_s": st.floats(0, 20),
-        "kind": st.sampled_from(["slow", "slow", "lost", "back", "notice"]),
-        "gpu": st.integers(0, 3),
-        "factor": st.sampled_from([0.5, 2, 5]),
-    }
+WHERE = {"at_s": st.floats(0, 20), "gpu": st.integers(0, 3)}
+TROUBLE = st.one_of(
+    st.fixed_dictionaries(
+        WHERE | {"kind": st.just("slow"), "factor": st.sampled_from([0.5, 2, 5])}
+    ),
+    st.fixed_dictionaries(WHERE | {"kind": st.just("host"), "factor": st.sampled_from([2, 5])}),
+    st.fixed_dictionaries(WHERE | {"kind": st.just("notice"), "deadline_s": st.floats(0, 20)}),
+    st.fixed_dictionaries(WHERE | {"kind": st.sampled_from(["lost", "back"])}),
+    st.fixed_dictionaries(
+        {"at_s": st.floats(0, 20), "kind": st.just("skew"), "factor": st.sampled_from([0.0, 0.8])}
+    ),
 )
 
 
