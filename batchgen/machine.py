@@ -44,14 +44,14 @@ class Machine:
 
 
 def gpus_of(job: SimJob) -> tuple[GpuSpec, int]:
-    """The GPU of a job, and how many of them share a host."""
+    """The GPU of a job, and how many of the job's share a host."""
     if job.cluster is None:
         gpu = load_gpu(job.gpu)
         node = gpu.gpus_per_node
     else:
         cluster = find_cluster(job.cluster)
         gpu, node = load_gpu(cluster.gpu), cluster.gpus_per_node
-    return gpu, job.gpus_per_node or min(node, job.gpus)
+    return gpu, min(job.gpus_per_node or node, job.gpus)
 
 
 def resolve(job: SimJob, expert_skew: float) -> Machine:

@@ -291,11 +291,10 @@ class Simulation:
     def _copy(self, action: act.Copy, now: int) -> None:
         """Batches queue at their source, and with what its passes stream."""
         device, target = self.devices[action.engine], self.devices[action.to_engine]
-        link = self._link(action)
+        link, lane = self._way(action)
         end = now
         if link:
             duration = copy_ps(action, device, target, link)
-            lane = PEER if link != "host" else DOWN if action.to_pool == "host" else UP
             assert lane == PEER or device.flight.step is None or self.pipelines
             end = device.link.copy(lane, duration, now)
         copy_id = action.copy_id
@@ -312,14 +311,19 @@ class Simulation:
             text = f"{len(action.rows)} rows to engine {action.to_engine}"
             self.recorder.mark(now, action.engine, "copy", text)
 
-    def _link(self, action: act.Copy) -> str:
-        """ "" where the KV is in place already: batches of a pipeline share its HBM."""
+    def _way(self, action: act.Copy) -> tuple[str, int]:
+        """The link whose rate counts, and the queue. "" where the KV is in place already: batches
+        of a pipeline share its HBM. What another engine's host holds comes over the host link."""
+        own = DOWN if action.to_pool == "host" else UP
         if action.engine == action.to_engine:
-            return "host"
+            return "host", own
+        in_host = action.from_pool == "host"
         if self.pipelines and action.engine // self.batches == action.to_engine // self.batches:
-            return "" if action.from_pool == "hbm" else "host"
+            return ("host", own) if in_host else ("", PEER)
         nodes = self.plan.engines[action.engine].node, self.plan.engines[action.to_engine].node
-        return "intra" if nodes[0] == nodes[1] else "inter"
+        if nodes[0] != nodes[1]:
+            return "inter", PEER
+        return "host" if in_host else "intra", PEER
 
     # -- layouts ----------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ host and to it. It schedules nothing.
 Each direction of the host link serves in the order in which it is asked: a copy asks when it is
 ordered, a pass when it begins. A copy so waits for the stream of the pass in flight, and the next
 pass for the copy; a pass takes longer only where its stream ends after all else in it. Nothing is
-moved at more than the rate of the link. Links to other engines are a queue of their own.
+moved at more than the rate of the link. Copies to other engines are a queue of their own, at the
+rate of the host link where they come from a host of the same node.
 
 Copies over the host link are ordered by decisions of their engine, when no step of it is launched:
 only with lag is there a pass in flight then, the last of the step that has just been reported.

@@ -142,11 +142,11 @@ class Walker:
             assert tokens >= 0
             per_rank[rank] = per_rank.get(rank, 0) + tokens
         nodes = [self.plan.engines[one].node for one in (action.engine, action.to_engine)]
-        link = "intra" if nodes[0] == nodes[1] else "inter"
-        if action.engine == action.to_engine:
-            link = "host"
+        own, link = action.engine == action.to_engine, "inter"
+        if nodes[0] == nodes[1]:
+            link = "host" if own or action.from_pool == "host" else "intra"
         time = max(device.cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
-        if link != "host":
+        if not own:
             queue = "peer"
         else:
             queue = "down" if action.to_pool == "host" else "up"

@@ -177,15 +177,19 @@ def _streamed(
     gpus_per_node: int,
     efficiency: Efficiency,
 ) -> CostModel:
+    from batchgen.cost.profile import ProfiledCost
     from batchgen.cost.streamed import StreamedCost
 
     ranks_per_node = max(1, gpus_per_node // layout.tp)
+    rates = tier_rates(gpu, efficiency, gpus_per_node)
+    if isinstance(inner, ProfiledCost):  # which has measured the link
+        rates = replace(rates, host=inner.profile.copies.host_bytes_per_s)
     return StreamedCost(
         inner,
         residency,
         weight_bytes=streamed[0],
         disk_bytes=streamed[1],
-        rates=tier_rates(gpu, efficiency, gpus_per_node),
+        rates=rates,
         kv_bytes=model.kv_bytes_per_token / layout.tp,
         cpu_bytes_per_s=efficiency.cpu_attention_bytes_per_s / ranks_per_node,
         model_kv_bytes=model.kv_bytes_per_token,

@@ -202,7 +202,7 @@ class MeasuredCost(TabledCost):
         """Mean squares of queries and of keys, summed over the GPUs that share their heads."""
         if not self.model.qk_norm_joint:
             return np.zeros_like(tokens)
-        return self.kernels.collective("all_reduce", self._tp, tokens * (2 * SQUARES_BYTES))
+        return self.collective_s("all_reduce", self._tp, tokens * (2 * SQUARES_BYTES))
 
     def experts_s(self, tokens: FloatArray) -> FloatArray:
         model, layout = self.model, self.layout

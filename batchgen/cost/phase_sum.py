@@ -108,7 +108,7 @@ class PhaseSum:
         else:
             read += experts
         if not model.tied:  # an embedding is looked up, not read
-            read -= model.embedding_parameters * 2
+            read -= weights["embedding"]
         flops = model.flops_per_token()
         head = flops.pop("lm_head", 0)
         total = tokens * float(sum(flops.values())) + samples * float(head)

@@ -172,6 +172,13 @@ def test_joint_norms_and_small_kernels() -> None:
     assert bare.with_layout(Layout(tp=8)).describe()["layout"] == "tp8"
 
 
+def test_joint_norms_over_pcie_are_rings_like_all_sums() -> None:
+    gpu, tokens = load_gpu("rtx-pro-6000"), np.array([1.0, 4096.0])
+    cost = MeasuredCost(load_model("minimax-m2.5"), gpu, Layout(tp=4))
+    ring = 2 * 3 / 4 * tokens * (2 * 4) / (gpu.intra_bytes_per_s * Efficiency().pcie_peer)
+    assert cost.joint_norm_s(tokens) == pytest.approx(ring + gpu.intra_latency_s)
+
+
 def test_kernels_of_relations_and_of_weights_in_four_bits() -> None:
     sizes: dict[str, float] = {
         **{"tokens": 1024, "hidden": 2880, "width": 2880, "top_k": 4},

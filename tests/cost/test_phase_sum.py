@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +218,11 @@ def test_windowed_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None
     command = ["bench", "bound", "--model", "gpt-oss-20b", "--seats", "16", *RATES, *FIXED]
     assert main(command) == 2
     assert "sliding window" in capsys.readouterr().err
+
+
+def test_an_embedding_of_any_width_is_not_read() -> None:
+    model = replace(load_model("llama-3.1-8b"), weight_dtype="fp32", embedding_dtype="fp32")
+    assert not model.tied
+    read = model.weight_bytes - 4 * model.embedding_parameters
+    bound = PhaseSum(model=model, matmul_flops_per_s=1e30, memory_bytes_per_s=BYTES)
+    assert bound.pass_s(decodes=1, context_tokens=0) == pytest.approx(read / BYTES)

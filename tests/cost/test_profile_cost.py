@@ -16,6 +16,7 @@ from batchgen.cost.api import PS_PER_S, PassLoad
 from batchgen.cost.build import build_cost
 from batchgen.cost.fit import Curve, nonnegative_fit
 from batchgen.cost.profile import ProfiledCost, gemm_shapes, load_profile, parse_profile
+from batchgen.cost.residency import Residency
 from batchgen.errors import DataError, UserError
 from batchgen.hardware import load_gpu
 from batchgen.layout import Layout, parse_layout
@@ -265,3 +266,21 @@ def test_a_real_profile_is_read(tmp_path: Path) -> None:
     assert 0 < few <= cost.pass_one_ps(1, 160, samples=1)
     assert cost.pass_one_ps(0, 0, 16, 256, 0, 1) > 0
     assert cost.copy_ps(64, "host") > 0
+
+
+def test_streams_cross_the_link_that_was_measured(tmp_path: Path) -> None:
+    """Whatever GPU the catalog would take for the machine."""
+    model, path = tiny(), tmp_path / "profile.json"
+    document = measured(model)
+    document["copies"]["host_bytes_per_s"] = 1e6  # so slow that nothing else counts
+    path.write_text(json.dumps(document))
+    for name in ("h100", "t4"):
+        cost = build_cost(
+            model,
+            load_gpu(name),
+            Layout(),
+            profile=path,
+            residency=Residency(weights="layers"),
+            streamed_bytes=10**7,
+        )
+        assert cost.pass_one_ps(1, 100, samples=1) == 10 * PS_PER_S

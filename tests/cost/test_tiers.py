@@ -112,3 +112,12 @@ def test_the_slower_of_disk_and_link_decides(tmp_path: Path) -> None:
         slowest = max(weights / link, float(share) * weights / disk)
         assert end == pytest.approx(32 * slowest, rel=0.03)
     assert ends["0"] == ends["0.1"] < ends["0.3"] < ends["1"]
+
+
+def test_gpus_that_a_job_has_not_take_no_part_of_a_link(tmp_path: Path) -> None:
+    job = replace(job_of(tmp_path, "llama-3.1-70b", weights="layers"), gpu="h100")
+    ends = {
+        node: int(simulate(replace(job, gpus_per_node=node)).rows["end_ps"].max())
+        for node in (None, 1, 8)
+    }
+    assert len(set(ends.values())) == 1

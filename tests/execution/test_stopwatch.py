@@ -76,6 +76,12 @@ def test_what_a_gpu_takes_is_its_own_time_whatever_the_host_does(
     assert watch.taken_s() == 0.0
 
 
+def test_a_pause_is_long_enough_at_the_highest_clock() -> None:
+    cycles: list[int] = []
+    CudaStopwatch(SimpleNamespace(_sleep=cycles.append)).get_ahead(0.03)
+    assert cycles[0] / 2.617e9 >= 0.03  # an RTX PRO 6000; a GeForce RTX 4090 goes up to 2.52 GHz
+
+
 def test_a_gpu_is_measured_by_the_median_after_a_warm_up() -> None:
     device, calls = Device(), []
     watch = CudaStopwatch(device)

@@ -69,18 +69,28 @@ def test_published_times_are_those_of_the_last_result() -> None:
         assert [line.endswith(f"| {ratio:.2f} |") for line in found] == [True], label
 
 
-def test_inter_token_errors_are_those_of_the_last_result() -> None:
+def test_figures_of_pages_are_those_of_the_newest_results() -> None:
+    results = ROOT / "benchmarks" / "results"
+    newest = {
+        name: json.loads(max(results.glob(f"{name}-[0-9]*.json")).read_text(encoding="utf-8"))
+        for name in ("engines", "published")
+    }
     page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
-    path = max((ROOT / "benchmarks" / "results").glob("engines-*.json"))
-    assert path.name in page
-    lines = [line.lower().replace("tensorrt-llm", "trtllm") for line in page.splitlines()]
-    for table in json.loads(path.read_text(encoding="utf-8"))["silicon"]["tables"]:
-        if table["table"] not in ("all", "GPU", "engine", "model"):
+    names = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
+    lines = {" ".join(line.lower().split()) for line in page.splitlines()}
+    for one in newest["engines"]["silicon"]["tables"]:
+        if one["table"] not in ("all", "GPU", "engine", "model"):
             continue
+        errors = one["errors"]
         physics, left_out, corrected = (
-            f"{100 * errors['median']:.1f} / {100 * errors['p90']:.1f}"
-            for errors in (table["errors"][key] for key in ("physics", "left out", "corrected"))
+            f"{100 * errors[key]['median']:.1f} / {100 * errors[key]['p90']:.1f}"
+            for key in ("physics", "left out", "corrected")
         )
-        bias = f"{100 * table['errors']['physics']['bias']:+.1f}"
-        name, count = table["name"], f"{table['count']:,}"
-        assert f"| {name} | {count} | {physics} | {bias} | {left_out} | {corrected} |" in lines
+        bias = f"{100 * errors['physics']['bias']:+.1f}"
+        name = names.get(one["name"], one["name"]).lower()
+        line = f"| {name} | {one['count']:,} | {physics} | {bias} | {left_out} | {corrected} |"
+        assert line in lines
+    mean = f"{100 * newest['published']['mean_absolute_error']:.1f} %"
+    assert f"Mean error {mean}" in (ROOT / "docs" / "published.md").read_text(encoding="utf-8")
+    believed = (ROOT / "docs" / "what-to-believe.md").read_text(encoding="utf-8")
+    assert f"| mean {mean}, worst" in believed

@@ -145,11 +145,14 @@ class PipeWalker(Walker):
         source, target = action.engine, action.to_engine
         same = source // self.pipe.num_stages == target // self.pipe.num_stages
         nodes = [self.plan.engines[one].node for one in (source, target)]
-        link = "host" if same else "intra" if nodes[0] == nodes[1] else "inter"
+        in_host = action.from_pool == "host"
+        link = "inter" if nodes[0] != nodes[1] else "host" if in_host else "intra"
+        if same:
+            link = "host"
         device, group = self.devices[source], source // self.pipe.num_stages
         end = self.now
         if source == target or not same or action.from_pool != "hbm":
-            lane = f"to {action.to_pool}" if link == "host" else "peer"
+            lane = f"to {action.to_pool}" if same else "peer"
             end = max(self.now, self.link_free[group].get(lane, 0))
             end += self.pipe.copy_ps(sum(action.tokens), link)  # type: ignore[arg-type]
             self.link_free[group][lane] = end

@@ -152,3 +152,38 @@ def test_waiting_for_a_copy_is_no_slowness() -> None:
             entry.event.duration_ps for entry in entries if isinstance(entry.event, ev.Landed)
         )
         assert told < lasted if slow_link else told == lasted
+
+
+MOVED_FROM_A_HOST = (218, 389)
+"""Cases in which suspended rows go to another engine of the node, since theirs is lost."""
+
+
+def test_what_another_host_holds_comes_at_the_rate_of_the_host_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No link between GPUs reaches rows that lie on a host."""
+
+    def copy_ps(self: ToyCost, tokens: int, link: str) -> int:
+        return tokens * {"intra": 1, "inter": 70, "host": 900}[link]
+
+    monkeypatch.setattr(ToyCost, "copy_ps", copy_ps)
+    moved = 0
+    for seed in MOVED_FROM_A_HOST:
+        rng = random.Random(seed)
+        case = random_case(rng, rng.choice(SUSPENDING), kinds=("notice", "lost", "back"))
+        case = scarcer(case, rng.choice((0.2, 0.4)))
+        case = replace(case, host_pages=10_000, ranks=1, bad_copies=0)
+        verify_backends(case)
+        engines = case.plan().engines
+        copies: dict[int, tuple[int, int]] = {}
+        for entry in simulate_case(case)[1]:
+            if isinstance(entry.event, ev.CopiesDone) and entry.event.copy_id in copies:
+                asked, tokens = copies[entry.event.copy_id]
+                assert entry.t - asked >= 900 * tokens
+                moved += 1
+            for action in entry.actions:
+                if isinstance(action, act.Copy) and action.from_pool == "host":
+                    nodes = {engines[one].node for one in (action.engine, action.to_engine)}
+                    if action.engine != action.to_engine and len(nodes) == 1:
+                        copies[action.copy_id] = entry.t, sum(action.tokens)
+    assert moved
