@@ -19,9 +19,11 @@ from batchgen.cost.pipeline import PipelineCost
 from batchgen.runtime.advisor import HOME
 from batchgen.sim.device import Device, make_devices, new_end
 from batchgen.sim.hostlink import DOWN, PEER, UP
+from batchgen.sim.passtimes import too_long
 from batchgen.sim.recorder import Recorder
 from batchgen.sim.rowbook import RowBook
 from batchgen.step import Step
+from batchgen.units import MOST_PS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -195,6 +197,8 @@ class Simulation:
         self._arm(engine, device, flight.report_ps)
 
     def _arm(self, engine: int, device: Device, at_ps: int) -> None:
+        if at_ps > MOST_PS:
+            raise too_long()
         event = device.end
         if event.queued:
             event = device.end = new_end(self.env, engine)
