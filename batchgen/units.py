@@ -10,6 +10,7 @@ from fractions import Fraction
 
 PS_PER_S = 1_000_000_000_000
 PS_PER_US = 1_000_000
+MOST_PS = (1 << 63) - 1
 GIB = 1 << 30
 GB = 10**9
 

@@ -20,9 +20,11 @@ from batchgen.runtime.advisor import HOME
 from batchgen.sim.device import Device, copy_ps, make_devices, new_end
 from batchgen.sim.hostlink import DOWN, PEER, UP
 from batchgen.sim.mishaps import strike
+from batchgen.sim.passtimes import too_long
 from batchgen.sim.recorder import LEFT, LOST, Recorder
 from batchgen.sim.rowbook import RowBook
 from batchgen.step import Step
+from batchgen.units import MOST_PS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -203,6 +205,8 @@ class Simulation:
 
     def arm(self, engine: int, device: Device, at_ps: int) -> None:
         """The engine's next report is at this time."""
+        if at_ps > MOST_PS:
+            raise too_long()
         event = device.end
         if event.queued:
             event = device.end = new_end(self.env, engine)

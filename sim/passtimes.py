@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchgen.cost.api import PassDetail, PassLoad, RankLoad
+from batchgen.errors import UserError
 from batchgen.sim.faults import NORMAL_SPEED
+from batchgen.units import MOST_PS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +33,14 @@ Member = tuple[int, int]
 """A row that decodes: (its rank, its offset)."""
 NOBODY: list[Member] = []
 FAR = 1 << 60
+
+
+def too_long() -> UserError:
+    """The run does not fit the clock."""
+    return UserError(
+        "the run takes longer than 106 days, which is all that its clock holds",
+        remedy="give fewer rows (--limit) or more GPUs, or look for a rate that is far too low",
+    )
 
 
 class PassTimes:
@@ -261,7 +271,13 @@ class PassTimes:
             times = self.cost.pass_ps(load, self.detail(step, passes))
         else:
             times = self.cost.pass_ps(load)
-        return times if self.speed == NORMAL_SPEED else times * self.speed // NORMAL_SPEED
+        speed, longest = self.speed, int(times.max(initial=0))
+        if longest * max(speed, NORMAL_SPEED) * passes > MOST_PS:  # their sum may not fit
+            exact = [time * speed // NORMAL_SPEED for time in times.tolist()]
+            if longest >= FAR or sum(exact) > MOST_PS:
+                raise too_long()
+            return np.array(exact, dtype=np.int64)
+        return times if speed == NORMAL_SPEED else times * speed // NORMAL_SPEED
 
     def load(self, step: Step, passes: int) -> PassLoad:
         """The first `passes` passes of the step as arrays [ranks, passes]."""
@@ -361,9 +377,12 @@ class PassTimes:
     def _streams(self, passes: int) -> tuple[list[int], list[int]]:
         """At the speed of now, as the passes themselves."""
         assert self.step is not None
-        both = self.cost.streams_ps(self.load(self.step, passes))
-        up, down = (times * self.speed // NORMAL_SPEED for times in both)
-        return up.tolist(), down.tolist()
+        speed = self.speed
+        up, down = self.cost.streams_ps(self.load(self.step, passes))
+        if speed == NORMAL_SPEED:
+            return up.tolist(), down.tolist()
+        slow = [[time * speed // NORMAL_SPEED for time in lane.tolist()] for lane in (up, down)]
+        return slow[0], slow[1]
 
     def wait(self, first: int, passes: int, begin_ps: int, free_ps: list[int]) -> None:
         """Of so many passes those from `first` on, which have not begun, find the host link busy

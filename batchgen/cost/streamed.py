@@ -33,6 +33,9 @@ from batchgen.cost.api import (
 from batchgen.cost.residency import Residency
 from batchgen.cost.tiers import TierRates
 
+MOST_TERM_PS = 1 << 60
+"""13 days, so that terms of a pass add to what int64 holds. No run has such passes."""
+
 
 class StreamedCost:
     """`inner` on an engine whose GPUs fetch `weight_bytes` each in every pass, `disk_bytes` of them
@@ -56,11 +59,11 @@ class StreamedCost:
     ) -> None:
         self.inner, self.residency = inner, residency
         self.num_ranks, self.detailed, self.streams = inner.num_ranks, True, True
-        self._weights_ps = round(weight_bytes / rates.host * PS_PER_S)
+        self._weights_ps = min(round(weight_bytes / rates.host * PS_PER_S), MOST_TERM_PS)
         self._off_gpu = residency.kv != "hbm"
         self._on_cpu = residency.attention == "cpu"
         self._token_ps = kv_bytes / rates.host * PS_PER_S
-        self._disk_ps = round(disk_bytes / rates.disk_read * PS_PER_S)
+        self._disk_ps = min(round(disk_bytes / rates.disk_read * PS_PER_S), MOST_TERM_PS)
         on_disk = kv_bytes * PS_PER_S if residency.kv == "disk" else 0.0
         self._disk_token_ps = on_disk / rates.disk_read, on_disk / rates.disk_write
         self._cpu_ps = model_kv_bytes / cpu_bytes_per_s * PS_PER_S if self._on_cpu else 0.0
@@ -159,5 +162,5 @@ class StreamedCost:
 
 
 def _ps(tokens: IntArray, each: float) -> IntArray:
-    rounded: IntArray = np.rint(tokens * each).astype(np.int64)
+    rounded: IntArray = np.rint(np.minimum(tokens * each, MOST_TERM_PS)).astype(np.int64)
     return rounded

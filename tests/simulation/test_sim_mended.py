@@ -4,6 +4,7 @@ outside, through jobs as the command line makes them."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from batchgen.cli import main
+from batchgen.errors import UserError
 from batchgen.report.metrics import summary
 from batchgen.report.record import RunRecord
 from batchgen.report.rundir import load_run
@@ -290,3 +292,39 @@ def test_compositions_that_crashed_or_failed_every_row(
     assert set(record.row_reasons) <= ENDED
     np.testing.assert_array_equal(record.rows["output_tokens"], [1500, 600, 2500] * 20)
     assert summary(record)["kv_peak_fraction"] > 0.8
+
+
+# -- the end of the clock -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # 46 GB cross the link in every pass: 500 passes take longer than int64 picoseconds hold.
+        ({"plan.weights": "layers", "cost.node_host_bytes_per_s": "1e6"}, "longer than 106 days"),
+        ({"plan.weights": "disk", "cost.disk_read_bytes_per_s": "1e6"}, "longer than 106 days"),
+        # Without a stream they are numbers without end, which no column holds.
+        ({"cost.kernel_s": "1", "plan.token_budget": "1"}, "longer than 106 days"),
+        # Somebody meant gigabytes per second.
+        ({"plan.weights": "layers", "cost.node_host_bytes_per_s": "48"}, "bytes per second, 1e+06"),
+        ({"plan.weights": "disk", "cost.disk_read_bytes_per_s": "48"}, "bytes per second, 1e+06"),
+        ({"plan.kv": "disk", "cost.disk_write_bytes_per_s": "1e-300"}, "bytes per second, 1e+06"),
+    ],
+)
+def test_a_run_beyond_the_clock_is_refused(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    """Its times were negative, below its bounds, or an internal error."""
+    long = rows_of(50, 500) if "plan.token_budget" not in changes else rows_of(5, prompt=110_000)
+    model = "mixtral-8x7b" if "plan.token_budget" not in changes else "llama-3.1-8b"
+    small = job(tmp_path, long, model=model, gpu="h200", gpus=1, overrides=tuple(changes.items()))
+    with pytest.raises(UserError, match=re.escape(message)):
+        simulate(small)
+
+
+def test_passes_of_a_slow_machine_are_exact_up_to_the_end_of_the_clock(tmp_path: Path) -> None:
+    """A pass of 15 s a thousand times slower: thousandths of it are more than int64 holds."""
+    disk = (("plan.weights", "disk"), ("cost.disk_read_bytes_per_s", "3e9"))
+    small = job(tmp_path, rows_of(3), model="mixtral-8x7b", gpu="h200", gpus=1, overrides=disk)
+    slow = lines(tmp_path / "slow.jsonl", [{"at_s": 0, "kind": "slow", "gpu": 0, "factor": 1000}])
+    assert bct_ps(simulate(replace(small, faults=slow))) == 1000 * bct_ps(simulate(small))
