@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -51,12 +50,12 @@ def test_all_kernels_compile_for_sm_90_and_docs_say_what_came_out() -> None:
     again = "python -m batchgen.exec.kernels.ahead --table docs/kernels.md"
     assert written.keys() == {(case["module"], case["case"]) for case in cases}, again
     for case in cases:
-        warps, stages, *numbers = written[case["module"], case["case"]]
-        assert (int(warps), int(stages)) == (case["num_warps"], case["num_stages"]), again
-        # sm_80 / sm_90 / sm_100
-        registers, shared, products = (re.split(r" ?/ ?", cell)[1] for cell in numbers)
-        found = case["registers"], f"{case['shared_bytes'] / 1024:.1f}", case["num_products"]
-        assert (int(registers), shared, int(products)) == found, (again, case["module"])
+        # sm_80 / sm_90 / sm_100, or one number for all
+        numbers = (cell.split("/") for cell in written[case["module"], case["case"]])
+        of_ours = [several[len(several) // 2].strip() for several in numbers]
+        found = [case[name] for name in ("num_warps", "num_stages", "registers")]
+        found += [f"{case['shared_bytes'] / 1024:.1f}", case["num_products"]]
+        assert of_ours == list(map(str, found)), (again, case["module"])
 
 
 def test_a_product_uses_tensor_cores_and_a_sum_does_not() -> None:
