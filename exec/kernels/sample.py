@@ -52,6 +52,7 @@ BLOCK_TOKENS = 128
 KERNELS = ("tops", "choose", "search")
 CANDIDATES = 2048  # that are collected of a row at most
 LEAST_TEMPERATURE: tl.constexpr = tl.constexpr(1e-12)  # of job.sampling: below it a row is greedy
+LEAST_SCALE: tl.constexpr = tl.constexpr(1.1754944e-38)  # float32's least that no unit takes for 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +102,12 @@ def sample_reference(
 
 @triton.jit
 def _temperature(temperature: tl.tensor, row: tl.tensor) -> tl.tensor:
-    """Of a row, and what logits are multiplied by; the latter 0 where it is greedy."""
+    """Whether a row is drawn, and what its logits are multiplied by. Never 0: logits of -inf, and
+    what is behind the vocabulary, would be NaN, and so the mass of their block."""
     heat = tl.load(temperature + row).to(tl.float64)
     drawn = heat >= LEAST_TEMPERATURE
-    return drawn, tl.where(drawn, 1.0 / tl.where(drawn, heat, 1.0), 0.0).to(tl.float32)
+    scale = (1.0 / tl.where(drawn, heat, 1.0)).to(tl.float32)
+    return drawn, tl.maximum(scale, LEAST_SCALE)
 
 
 @triton.jit
