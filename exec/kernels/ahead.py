@@ -211,7 +211,8 @@ def compile_all(modules: Sequence[str], targets: Sequence[str], num_workers: int
 
 
 def table(rows: Sequence[Compiled]) -> str:
-    """Markdown: a line per case, numbers of all targets in one cell."""
+    """Markdown: a line per case, numbers of all targets in one cell; warps and stages once where
+    they are the same."""
     if not rows:
         return NOTHING
     targets = list(dict.fromkeys(row.target for row in rows))
@@ -225,14 +226,21 @@ def table(rows: Sequence[Compiled]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for (module, case), found in cases.items():
-        any_row = next(iter(found.values()))
-        cells = [f"`{module}`", case, str(any_row.num_warps), str(any_row.num_stages)]
-        cells += [
-            " / ".join(show(found[t]) if t in found else "" for t in targets)
-            for show in (_registers, _shared, _products)
-        ]
+        cells = [f"`{module}`", case]
+        for show in (_warps, _stages, _registers, _shared, _products):
+            numbers = [show(found[target]) if target in found else "" for target in targets]
+            one = show in (_warps, _stages) and len(set(numbers)) == 1
+            cells.append(numbers[0] if one else " / ".join(numbers))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _warps(row: Compiled) -> str:
+    return str(row.num_warps)
+
+
+def _stages(row: Compiled) -> str:
+    return str(row.num_stages)
 
 
 def _registers(row: Compiled) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,12 @@ import torch
 # true (a constexpr of the kernel).
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 CONFIGS = Path(__file__).parent / "configs"
+
+Capability = tuple[int, int]
+"""CUDA's compute capability of a GPU, major and minor."""
+
+HOPPER: Capability = (9, 0)
+AHEAD_CAPABILITIES = (80, 90, 100)  # those that kernels are compiled for without a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,21 @@ class AheadCase:
     num_stages: int = 2
     tensor_cores: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
-    capabilities: tuple[int, ...] = (80, 90, 100)
+    capabilities: tuple[int, ...] = AHEAD_CAPABILITIES
+
+
+def cases_by_capability(make: Callable[[Capability], AheadCase]) -> tuple[AheadCase, ...]:
+    """What `make` says is launched on each GPU: a case for every choice of tiles."""
+    found: list[AheadCase] = []
+    for number in AHEAD_CAPABILITIES:
+        case = replace(make(divmod(number, 10)), capabilities=(number,))
+        for at, other in enumerate(found):
+            if replace(other, capabilities=case.capabilities) == case:
+                found[at] = replace(case, capabilities=(*other.capabilities, number))
+                break
+        else:
+            found.append(case)
+    return tuple(found)
 
 
 def config(kernel: str, bucket: str, default: Mapping[str, int]) -> dict[str, int]:
@@ -117,3 +137,10 @@ def num_multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 4
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def capability(device: torch.device) -> Capability:
+    """Of the GPU; Hopper's where kernels are interpreted, so that they have its tiles."""
+    if device.type != "cuda":
+        return HOPPER
+    return torch.cuda.get_device_capability(device)

@@ -28,7 +28,13 @@ import torch
 import triton
 import triton.language as tl
 
-from batchgen.exec.kernels.launching import AheadCase, Work, config
+from batchgen.exec.kernels.launching import (
+    AheadCase,
+    Capability,
+    Work,
+    capability,
+    cases_by_capability,
+)
 from batchgen.exec.kernels.paged_keys import (
     attend_reference,
     check_layout,
@@ -38,6 +44,7 @@ from batchgen.exec.kernels.paged_keys import (
     paged_constants,
     search_block,
 )
+from batchgen.exec.kernels.prefill_tiles import prefill_tiles
 
 # Most chunks that the search for a block looks at together.
 SEARCH_CHUNKS = 1024
@@ -268,27 +275,6 @@ def prefill_attention_kernel(
     tl.store(to, (acc / total[:, None]).to(out.dtype.element_ty), mask=wanted)
 
 
-def _tiles(
-    group: int, head_dim: int, value_dim: int, page: int, itemsize: int, max_length: int
-) -> dict[str, int]:
-    """Tiles of the kernel for these shapes; few rows take half a block."""
-    small = max_length * group <= 64
-    if itemsize > 2:
-        rows = 16 if value_dim > 64 else 32
-        default = {"BLOCK_M": rows, "TILE": rows, "num_warps": 8, "num_stages": 1}
-    elif value_dim > 256:
-        # 64 rows would be wgmma and spill.
-        default = {"BLOCK_M": 32, "TILE": 64, "num_warps": 8, "num_stages": 2}
-    elif small:
-        default = {"BLOCK_M": 64, "TILE": 64, "num_warps": 4, "num_stages": 3}
-    else:
-        default = {"BLOCK_M": 128, "TILE": 64, "num_warps": 8, "num_stages": 3}
-    if itemsize == 2 and 128 < value_dim <= 256:
-        default |= {"num_warps": 8, "TILE": 32}
-    bucket = f"d{head_dim}_e{value_dim}_p{page}_b{itemsize}{'_small' if small else ''}"
-    return config("prefill_attention", bucket, default)
-
-
 def prefill_attention(
     q: torch.Tensor,
     storage: torch.Tensor,
@@ -324,7 +310,8 @@ def prefill_attention(
         num_heads, tuple(storage.shape[2:]), value_dim, window, sinks is not None
     )
     group, num_chunks = num_heads // kv_heads, len(slots)
-    tiles = _tiles(group, head_dim, dim, page, storage.element_size(), max_length)
+    gpu = capability(q.device)
+    tiles = prefill_tiles(group, head_dim, dim, page, storage.element_size(), max_length, gpu)
     rows = tiles["BLOCK_M"]
     at_most = num_chunks * -(-max_length * group // rows)
     num_blocks = min(num_tokens * group // rows + num_chunks, at_most)
@@ -372,26 +359,38 @@ def prefill_attention_work(
     return Work(2.0 * pairs * num_heads * (head_dim + dim), float(moved * itemsize))
 
 
-def _case(
-    name: str, heads: int, kv_heads: int, head_dim: int, page: int = 64, **changes: object
-) -> AheadCase:
+def _cases(
+    name: str,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page: int = 64,
+    max_length: int = 4096,
+    **changes: object,
+) -> tuple[AheadCase, ...]:
     """The kernel as `prefill_attention` launches it on bfloat16."""
     latent = head_dim > 512
     dim = 512 if latent else head_dim
-    tiles = _tiles(heads // kv_heads, head_dim, dim, page, 2, 4096)
     constants = {
         **paged_constants(heads, (1 if latent else 2, kv_heads, page, head_dim), dim),
         "BLOCK_C": 16,
         "WIDEN": False,
     } | changes
-    return paged_case(name, prefill_attention_kernel, constants, tiles, not latent)
+
+    def case(gpu: Capability) -> AheadCase:
+        tiles = prefill_tiles(heads // kv_heads, head_dim, dim, page, 2, max_length, gpu)
+        return paged_case(name, prefill_attention_kernel, constants, tiles, not latent)
+
+    return cases_by_capability(case)
 
 
 AHEAD = (
-    _case("32/8 heads of 128, pages of 64", 32, 8, 128),
-    _case("28/4 heads of 128, pages of 16", 28, 4, 128, page=16),
-    _case("64/8 heads of 64, window and sinks", 64, 8, 64, WINDOW=128, HAS_SINKS=True),
-    _case("32/32 heads of 96", 32, 32, 96),
-    _case("16/8 heads of 256", 16, 8, 256),
-    _case("128 heads over latents of 576", 128, 1, 576),
+    *_cases("32/8 heads of 128, pages of 64", 32, 8, 128),
+    *_cases("28/4 heads of 128, pages of 16", 28, 4, 128, page=16),
+    *_cases("64/8 heads of 64, window and sinks", 64, 8, 64, WINDOW=128, HAS_SINKS=True),
+    *_cases("32/32 heads of 96", 32, 32, 96),
+    *_cases("16/8 heads of 256", 16, 8, 256),
+    *_cases("32/8 heads of 128, 16 tokens", 32, 8, 128, max_length=16),
+    *_cases("16/8 heads of 256, 32 tokens", 16, 8, 256, max_length=32),
+    *_cases("128 heads over latents of 576", 128, 1, 576),
 )

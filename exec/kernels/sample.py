@@ -36,7 +36,15 @@ import torch
 import triton
 import triton.language as tl
 
-from batchgen.exec.kernels.launching import INTERPRETED, AheadCase, Work, config
+from batchgen.exec.kernels.launching import (
+    INTERPRETED,
+    AheadCase,
+    Capability,
+    Work,
+    capability,
+    cases_by_capability,
+    config,
+)
 from batchgen.exec.kernels.prefix_search import find, place_of, uniform
 from batchgen.exec.kernels.row_draws import from_all, from_best, greedy_token
 
@@ -44,6 +52,7 @@ BLOCK_TOKENS = 128
 KERNELS = ("tops", "choose", "search")
 CANDIDATES = 2048  # that are collected of a row at most
 LEAST_TEMPERATURE: tl.constexpr = tl.constexpr(1e-12)  # of job.sampling: below it a row is greedy
+LEAST_SCALE: tl.constexpr = tl.constexpr(1.1754944e-38)  # float32's least that no unit takes for 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +102,12 @@ def sample_reference(
 
 @triton.jit
 def _temperature(temperature: tl.tensor, row: tl.tensor) -> tl.tensor:
-    """Of a row, and what logits are multiplied by; the latter 0 where it is greedy."""
+    """Whether a row is drawn, and what its logits are multiplied by. Never 0: logits of -inf, and
+    what is behind the vocabulary, would be NaN, and so the mass of their block."""
     heat = tl.load(temperature + row).to(tl.float64)
     drawn = heat >= LEAST_TEMPERATURE
-    return drawn, tl.where(drawn, 1.0 / tl.where(drawn, heat, 1.0), 0.0).to(tl.float32)
+    scale = (1.0 / tl.where(drawn, heat, 1.0)).to(tl.float32)
+    return drawn, tl.maximum(scale, LEAST_SCALE)
 
 
 @triton.jit
@@ -271,7 +282,7 @@ def sample(
     if not num_rows:
         return out
     num_blocks, draw = triton.cdiv(vocab_size, BLOCK_TOKENS), draws is not None
-    first, second, third = _sizes(num_blocks)
+    first, second, third = _sizes(num_blocks, capability(logits.device))
     device, bits = logits.device, 16 if logits.dtype == torch.bfloat16 else 32
     tops = torch.empty((2, num_rows, num_blocks), dtype=torch.float32, device=device)
     columns: tuple[torch.Tensor, ...] = (out,) * 6  # nobody reads them
@@ -294,7 +305,9 @@ def sample(
     return out
 
 
-def _sizes(num_blocks: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+def _sizes(
+    num_blocks: int, gpu: Capability
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """Of the three kernels."""
     wide = max(128, triton.next_power_of_2(num_blocks))
     # Without `maxnreg` ptxas allots so few registers that it spills some.
@@ -302,7 +315,9 @@ def _sizes(num_blocks: int) -> tuple[dict[str, int], dict[str, int], dict[str, i
     tops = {"BLOCKS": 32, "TOKENS": BLOCK_TOKENS, "num_warps": 4}
     choose = {"BEST": 128, "TOPS": wide, "TOKENS": BLOCK_TOKENS, "TILE": 8, "BLOCK": 512}
     choose |= {"LIMIT": CANDIDATES, "DIGIT": digit, "num_warps": 4, "maxnreg": 128}
-    search = {"TOPS": wide, "BLOCK": 4096, "DIGIT": digit}
+    # Ampere's code of 4096 spills 16 bytes for all that.
+    block = 4096 if gpu[0] in (9, 10) else 2048
+    search = {"TOPS": wide, "BLOCK": block, "DIGIT": digit}
     search |= {"num_warps": 16, "maxnreg": 128}
     found = []
     for name, default in zip(KERNELS, (tops, choose, search), strict=True):
@@ -321,9 +336,11 @@ _COLUMNS = {
 }
 
 
-def _ahead(name: str, number: int, dtype: str, *, draws: bool, vocab_size: int) -> AheadCase:
+def _ahead(
+    name: str, number: int, dtype: str, gpu: Capability, *, draws: bool, vocab_size: int
+) -> AheadCase:
     kernel = (tops_kernel, choose_kernel, search_kernel)[number]
-    sizes = _sizes(triton.cdiv(vocab_size, BLOCK_TOKENS))[number]
+    sizes = _sizes(triton.cdiv(vocab_size, BLOCK_TOKENS), gpu)[number]
     constants: dict[str, Any] = {"BITS": 16 if dtype == "bf16" else 32, "DRAWS": draws, **sizes}
     warps, options = constants.pop("num_warps"), {}
     if "maxnreg" in constants:
@@ -343,13 +360,19 @@ def _ahead(name: str, number: int, dtype: str, *, draws: bool, vocab_size: int) 
     )
 
 
-AHEAD = tuple(
-    _ahead(
-        f"{name}_{vocab_size}_{dtype}{suffix}", number, dtype, draws=draws, vocab_size=vocab_size
+def _cases(number: int, dtype: str, *, draws: bool, vocab_size: int) -> tuple[AheadCase, ...]:
+    name = f"{KERNELS[number]}_{vocab_size}_{dtype}{'' if draws else '_greedy'}"
+    return cases_by_capability(
+        lambda gpu: _ahead(name, number, dtype, gpu, draws=draws, vocab_size=vocab_size)
     )
-    for number, name in enumerate(KERNELS)
+
+
+AHEAD = tuple(
+    case
+    for number in range(len(KERNELS))
     for vocab_size in (1000, 32_000, 151_936, 262_144)
     for dtype in ("bf16", "fp32")
-    for draws, suffix in ((True, ""), (False, "_greedy"))
+    for draws in (True, False)
     if (draws or number < 2) and (vocab_size == 151_936 or (draws and dtype == "bf16"))
+    for case in _cases(number, dtype, draws=draws, vocab_size=vocab_size)
 )

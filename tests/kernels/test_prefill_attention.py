@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from batchgen.exec.kernels import prefill_attention as module
+from batchgen.exec.kernels.launching import HOPPER, tried
 from batchgen.exec.kernels.prefill_attention import (
     AHEAD,
     prefill_attention,
     prefill_attention_reference,
     prefill_attention_work,
 )
+from batchgen.exec.kernels.prefill_tiles import prefill_tiles
 
 Chunks = list[tuple[int, int]]
 """Tokens before and in each chunk."""
@@ -131,16 +133,11 @@ def test_any_shape(seed: int, wide: torch.dtype, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("tiles", [(64, 32), (16, 64), (32, 16)], ids=str)
-def test_any_tiles(
-    tiles: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
-    wide: torch.dtype,
-    device: torch.device,
-) -> None:
+def test_any_tiles(tiles: tuple[int, int], wide: torch.dtype, device: torch.device) -> None:
     """Tiles are smaller than, as large as and larger than pages; loops without masks are taken."""
     chosen = {"BLOCK_M": tiles[0], "TILE": tiles[1], "num_warps": 4, "num_stages": 2}
-    monkeypatch.setattr(module, "config", lambda *_: chosen)
-    check(Shape(page=32, heads=3, kv_heads=1), [(150, 30), (0, 65), (63, 2)], wide, device)
+    with tried("prefill_attention", chosen):
+        check(Shape(page=32, heads=3, kv_heads=1), [(150, 30), (0, 65), (63, 2)], wide, device)
 
 
 def test_many_chunks_find_their_blocks(
@@ -165,4 +162,16 @@ def test_nothing_to_do(device: torch.device) -> None:
 def test_work_counts_visible_pairs() -> None:
     work = prefill_attention_work([0], [8192], 32, 8, 128)
     assert work.flops == pytest.approx(2 * 8192**2 * 32 * 128, rel=1e-3)
-    assert len({case.name for case in AHEAD}) == len(AHEAD)
+
+
+def test_tiles_of_gpus() -> None:
+    """Those of Hopper are what was measured; each GPU has one case of a name."""
+    measured = {"BLOCK_M": 128, "TILE": 64, "num_warps": 8, "num_stages": 3}
+    assert prefill_tiles(4, 128, 128, 64, 2, 8192, HOPPER) == measured
+    assert prefill_tiles(4, 128, 128, 64, 2, 8192, (10, 0)) == measured
+    assert prefill_tiles(4, 128, 128, 64, 2, 8192, (8, 6)) == measured | {"TILE": 32}
+    assert prefill_tiles(4, 64, 64, 64, 2, 8192, (8, 0)) == measured
+    of_256 = [prefill_tiles(2, 256, 256, 64, 2, 8192, gpu) for gpu in ((8, 0), HOPPER, (10, 0))]
+    assert [tiles["BLOCK_M"] for tiles in of_256] == [64, 128, 64]
+    names = [(case.name, number) for case in AHEAD for number in case.capabilities]
+    assert len(set(names)) == len(names)

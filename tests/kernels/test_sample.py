@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,15 @@ import pytest
 import torch
 
 from batchgen.exec.blocks import Blocks, greedy
-from batchgen.exec.kernels.sample import DrawColumns, sample, sample_reference
+from batchgen.exec.kernels.sample import (
+    BLOCK_TOKENS,
+    DrawColumns,
+    sample,
+    sample_reference,
+    tops_kernel,
+)
 from batchgen.exec.sampler import Draws, choose, uniform
 from batchgen.job.sampling import Sampling
-
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's infinities
 
 
 def host_columns(rows: Sequence[Sampling], counters: Sequence[int]) -> Draws:
@@ -122,6 +127,31 @@ def test_the_same_tokens_as_the_cpu(
         logits[:, 3] = logits[:, 1] = logits.amax(1)  # ties of the best
         found, expected, sorted_ones = drawn(logits, rows, counters)
         assert found == expected == sorted_ones, step
+
+
+def test_greedy_rows_and_tokens_that_cannot_be_leave_no_nan(
+    device: torch.device, wide: torch.dtype
+) -> None:
+    """Masses of blocks are numbers, whatever a row's temperature is: 0 * -inf is none."""
+    vocab_size = 3 * BLOCK_TOKENS + 7
+    logits = peaked(np.random.default_rng(13), 4, vocab_size, wide)
+    logits[:, 5:200:3] = -float("inf")
+    logits[:, BLOCK_TOKENS : 2 * BLOCK_TOKENS] = -float("inf")
+    heats = (0.0, 100.0, 1e-9, 1.0)
+    for change in ({}, {"top_k": 30}, {"top_p": 0.9}, {"min_p": 0.01}):
+        rows = [Sampling(temperature=heat, seed=2, **change) for heat in heats]
+        found, expected, sorted_ones = drawn(logits.to(device), rows, range(4))
+        assert found == expected == sorted_ones
+    heats = (*heats[:3], 1e300)  # more than a job may ask for
+    temperature = torch.tensor(heats, dtype=torch.float64, device=device)
+    tops, masses = (torch.full((4, 4), math.nan, device=device) for _ in range(2))
+    tops_kernel[(1, 4)](
+        logits.to(device), temperature, tops, masses, vocab_size, vocab_size, 4,
+        BLOCKS=4, TOKENS=BLOCK_TOKENS, DRAWS=True,
+    )  # fmt: skip
+    assert not tops.isnan().any()
+    assert masses.isfinite().all()
+    assert (masses[:, 1] == 0).all()
 
 
 def vars_of(one: Sampling) -> dict[str, Any]:
