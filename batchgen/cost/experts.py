@@ -8,13 +8,25 @@ from batchgen.cost.api import FloatArray
 
 
 def touched_experts(
-    tokens: FloatArray, num_experts: FloatArray | int, top_k: FloatArray | int
+    tokens: FloatArray,
+    num_experts: FloatArray | int,
+    top_k: FloatArray | int,
+    skew: float = 0.0,
 ) -> FloatArray:
-    """Expected number of distinct experts under uniform independent routing.
+    """Expected number of distinct experts under independent routing, uniform or with a `popularity`
+    of that skew (then for one model).
 
-    E (1 - (1 - k/E)^tokens); an upper bound, since real routing is correlated.
+    The sum over experts of 1 - (1 - p)^tokens, which is E (1 - (1 - k/E)^tokens) without skew; an
+    upper bound, since real routing is correlated.
     """
-    return num_experts * (1.0 - np.power(1.0 - top_k / num_experts, tokens))
+    if skew == 0.0:
+        return num_experts * (1.0 - np.power(1.0 - top_k / num_experts, tokens))
+    chance = popularity(int(num_experts), int(top_k), skew)  # type: ignore[arg-type]
+    # Passes of one step mostly have as many tokens as each other.
+    different, place = np.unique(tokens, return_inverse=True)
+    distinct = (1.0 - np.power(1.0 - chance[None, :], different[:, None])).sum(1)
+    found: FloatArray = distinct[place].reshape(np.shape(tokens))
+    return found
 
 
 def popularity(num_experts: int, top_k: int, skew: float) -> FloatArray:

@@ -220,7 +220,9 @@ class Terms:
         flops = tokens * (2.0 * model.top_k * model.expert_matmul_parameters * share)
         rate = self._gemm_ps_per_flop(dtype) / self.efficiency.grouped
         fullest = -(-model.num_experts // layout.ep) / model.num_experts / layout.expert_tp
-        touched = touched_experts(tokens, model.num_experts, model.top_k) * fullest
+        touched = (
+            touched_experts(tokens, model.num_experts, model.top_k, self.expert_skew) * fullest
+        )
         bytes_ = touched * (model.expert_parameters * DTYPE_BYTES[dtype])
         return np.maximum(flops * rate, bytes_ * self._weight_ps_per_byte(dtype))
 
@@ -277,7 +279,9 @@ class Terms:
             load = heaviest_rank(model.num_experts, model.top_k, layout.ep, self.expert_skew)
             sent = DTYPE_BYTES["fp8"] if model.expert_dtype == "fp8" else _STATE_BYTES
             own = tokens / gpus * (load * model.hidden * (sent + _STATE_BYTES))
-            received = own * (model.top_k * (inside - 1) / inside)
+            # A token is sent once to every rank that has experts for it.
+            reached = layout.ep * (1.0 - (1.0 - 1.0 / layout.ep) ** model.top_k)
+            received = own * (reached * (inside - 1) / inside)
             remote = (nodes - 1) * (1.0 - (1.0 - 1.0 / nodes) ** model.top_k)
             if model.routed_groups > 1:
                 # Experts of a token lie in so many groups, spread evenly over the nodes.

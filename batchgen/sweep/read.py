@@ -26,7 +26,7 @@ FIELDS = (
     *("name", "trace", "rows", *TEXTS, *NUMBERS, "oracle", "profile"),
     *("policies", "layouts", "gpus", "devices", "options", "seeds"),
 )
-LINE_FIELDS = ("at_s", "kind", "gpu", "factor", "for_s", "deadline_s")
+LINE_FIELDS = ("at_s", "kind", "gpu", "node", "factor", "for_s", "deadline_s")
 
 
 def read_sweep(path: str) -> Sweep:
@@ -286,14 +286,15 @@ class _Fields:
             for key, one in line.items():
                 if key not in LINE_FIELDS:
                     self.refuse((*here, key), "no such field", f"give {', '.join(LINE_FIELDS)}")
-                if key not in ("kind", "gpu") and not self.is_number(one):
+                if key not in ("kind", "gpu", "node") and not self.is_number(one):
                     self.refuse((*here, key), f"{one!r:.40}", "give a finite number")
-            for key in ("at_s", "kind", "gpu"):
+            for key in ("at_s", "kind"):  # which of the others a kind has, its reader knows
                 if key not in line:
-                    self.refuse((*here, key), "missing", "every line has at_s, kind and gpu")
+                    self.refuse((*here, key), "missing", "every line has at_s and kind")
             self.text((*here, "kind"), line["kind"])
-            if not isinstance(line["gpu"], str):
-                self.whole((*here, "gpu"), line["gpu"], 0, MOST_GPUS)
+            for key in ("gpu", "node"):
+                if not isinstance(line.get(key, ""), str):
+                    self.whole((*here, key), line[key], 0, MOST_GPUS)
         places = tuple(self.document.lines[(*place, i)] for i in range(len(value)))
         return Devices(name=name, lines=tuple(value), places=places)
 

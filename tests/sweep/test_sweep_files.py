@@ -144,7 +144,7 @@ def swapped(old: str, new: str) -> str:
         (swapped("gpu: a", "gpu: 4"), "s.yaml:10: field 'devices.slow.gpu': GPU 4 is not in this"),
         (
             swapped("kind: lost", "kind: melted"),
-            "s.yaml:11: field 'devices.slow.kind': 'melted' is no kind of fault",
+            "s.yaml:11: field 'devices.slow.kind': 'melted' is no kind of trouble",
         ),
         ('name: "a\\eb"\n' + GOOD, "s.yaml:1: field 'name': has characters that cannot"),
     ],
