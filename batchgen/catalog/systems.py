@@ -243,6 +243,8 @@ def _read(folder: str, name: str, kind: type[Any]) -> tuple[Any, str]:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else None
         raise DataError("is not valid YAML", path=path, line=line) from None
+    if not (found.name.strip() and found.name.isprintable()):
+        raise DataError("must be printable text", path=path, field="name")
     for key, constant in found.constants.items():
         low, high = constant.range
         if not (low <= constant.value <= high and isfinite(low) and isfinite(high)):

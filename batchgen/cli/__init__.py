@@ -175,6 +175,9 @@ def _explain(error: Exception) -> int:
         where = f"{str(error.filename)[:MOST_SHOWN]}: " if error.filename is not None else ""
         _say(f"error: {one_line(where + str(error.strerror))}; choose another path or free it")
         return USAGE
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # tempfile's
+        _say("error: no folder for temporary files can be written; free some disk, or set TMPDIR")
+        return USAGE
     if isinstance(error, MemoryError) or "t allocate memory" in str(error):  # torch's, by its text
         _say("error: memory is short; free some, raise its limit, or choose a smaller model or job")
         return USAGE

@@ -105,6 +105,9 @@ GOOD = "name: mine\nsource: me\n"
         ("just text", "Expected `object`"),
         ("name: mine", "missing required field `source`"),
         (GOOD + "partz: {}", "unknown field `partz`"),
+        ('name: "a\\e[31m"\nsource: me', "field 'name': must be printable text"),
+        ('name: "a\\nb"\nsource: me', "field 'name': must be printable text"),
+        ('name: " "\nsource: me', "field 'name': must be printable text"),
         (GOOD + "parts: {fase: mixed}", "no such slot 'fase'"),
         (GOOD + "base: nothing", "unknown system 'nothing'"),
         (

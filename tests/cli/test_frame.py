@@ -88,6 +88,11 @@ def test_mistakes_are_one_line_and_exit_2(
             2,
             "error: this needs torch; install it by: pip install 'batchgen[exec]'",
         ),
+        (  # what `tempfile` makes of a full disk
+            FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/var/tmp']"),
+            2,
+            "error: no folder for temporary files can be written; free some disk, or set TMPDIR",
+        ),
     ],
 )
 def test_errors_of_a_command(
