@@ -37,10 +37,13 @@ def device_lines(run: Run) -> str:
     kinds of trouble of a sweep hit the same ones, and no two words name one GPU while there are
     enough."""
     lines = run.devices.lines
-    words = dict.fromkeys(line["gpu"] for line in lines if isinstance(line["gpu"], str))
+    words = dict.fromkeys(line["gpu"] for line in lines if isinstance(line.get("gpu"), str))
     order = np.random.default_rng(run.seed).permutation(run.gpus).tolist()
     drawn = {word: order[i % run.gpus] for i, word in enumerate(words)}
-    told = [{**line, "gpu": drawn.get(line["gpu"], line["gpu"])} for line in lines]
+    told = [
+        {**line, "gpu": drawn.get(line["gpu"], line["gpu"])} if "gpu" in line else line
+        for line in lines
+    ]
     return "".join(json.dumps(line) + "\n" for line in told)
 
 
