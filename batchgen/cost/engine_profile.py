@@ -68,8 +68,8 @@ class EngineProfileCost(TabledCost):
             union=self.experts_ps,
             exchange=terms.exchange if layout.attention_dp > 1 and model.is_moe else None,
             head=self._head_ps,
-            slope=_nothing,
-            fixed=_nothing,
+            slope=np.zeros_like,
+            fixed=np.zeros_like,
             step_ps=round(eff.step_s * PS_PER_S),
             chunks=ChunkRates(pair=0.0, step_ps=round(eff.prefill_step_s * PS_PER_S)),
             copies=terms.copies,
@@ -185,7 +185,3 @@ class EngineProfileCost(TabledCost):
             "skew": self.tables.attention.skew is not None,
             "efficiency": self._efficiency.as_dict(),
         }
-
-
-def _nothing(rows: int) -> float:
-    return 0.0

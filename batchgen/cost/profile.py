@@ -24,7 +24,7 @@ from batchgen.cost.profile_schema import (
     load_profile,
     parse_profile,
 )
-from batchgen.cost.tabled import ChunkRates, CopyRates, TabledCost
+from batchgen.cost.tabled import ChunkRates, CopyRates, TabledCost, per_row
 from batchgen.errors import UserError
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec
@@ -79,8 +79,8 @@ class ProfiledCost(TabledCost):
             own=self._own_ps,
             union=self._experts_ps,
             head=self._head_ps,
-            slope=self._slope_ps,
-            fixed=self._decode_fixed_ps,
+            slope=per_row(self._slope_ps),
+            fixed=per_row(self._decode_fixed_ps),
             step_ps=round(PS_PER_S * overheads.step_s),
             chunks=ChunkRates(
                 pair=PS_PER_S * full * pair_s,

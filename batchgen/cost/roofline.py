@@ -9,7 +9,7 @@ import numpy as np
 
 from batchgen.cost.api import PS_PER_S, FloatArray
 from batchgen.cost.efficiency import Efficiency
-from batchgen.cost.tabled import ChunkRates, TabledCost
+from batchgen.cost.tabled import ChunkRates, TabledCost, per_row
 from batchgen.cost.terms import Terms
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout
@@ -70,8 +70,8 @@ class RooflineCost(TabledCost):
             gathered=partial(terms.exchange, summed=True) if eff.exchange == "all-reduce" else None,
             theta=eff.theta,
             head=terms.head,
-            slope=terms.decode_slope,
-            fixed=terms.decode_fixed,
+            slope=per_row(terms.decode_slope),
+            fixed=per_row(terms.decode_fixed),
             step_ps=round(eff.step_s * PS_PER_S),
             chunks=ChunkRates(
                 pair=full * terms.pair_ps,

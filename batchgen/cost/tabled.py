@@ -56,12 +56,12 @@ class TabledCost:
     """Everything of `CostModel`; a subclass fills the tables.
 
     own(tokens of a rank), union(tokens of the engine), head(samples), slope(rows) in ps per KV
-    token, fixed(rows) and chunk_overhead(prompt tokens of a rank) are functions in picoseconds;
-    `step_ps` is paid once per pass. exchange(tokens of the fullest rank, times ranks): a collective
-    ends with its slowest sender; `theta` of the shorter of it and `union` is not hidden behind the
-    longer; gathered(tokens of the engine): the exchange of passes with prompts, where it is of what
-    there is and not of the fullest rank. `prompts`: what both are for passes without decodes,
-    where that differs.
+    token, fixed(rows) and chunk_overhead(prompt tokens of a rank) are elementwise functions in
+    picoseconds (`per_row` makes one of a function of a number); `step_ps` is paid once per pass.
+    exchange(tokens of the fullest rank, times ranks): a collective ends with its slowest sender;
+    `theta` of the shorter of it and `union` is not hidden behind the longer; gathered(tokens of the
+    engine): the exchange of passes with prompts, where it is of what there is and not of the
+    fullest rank. `prompts`: what both are for passes without decodes, where that differs.
     `beside`: by how much the slope is steeper where a rank has prompt tokens too.
     """
 
@@ -73,8 +73,8 @@ class TabledCost:
         own: Tokens,
         union: Tokens,
         head: Tokens,
-        slope: Rows,
-        fixed: Rows,
+        slope: Tokens,
+        fixed: Tokens,
         step_ps: int,
         chunks: ChunkRates,
         copies: CopyRates,
@@ -94,10 +94,10 @@ class TabledCost:
         self._fetched_ps = 0  # from the host, by passes of prompts alone
         self._own, self._union, self._head = IntTable(own), IntTable(union), IntTable(head)
         self._prompts = None if prompts is None else IntTable(prompts)
-        self._slope, self._fixed = IntTable(_per_row(slope)), IntTable(_per_row(fixed))
+        self._slope, self._fixed = IntTable(slope), IntTable(fixed)
         self._beside = self._slope
         if beside != 1.0:
-            self._beside = IntTable(_per_row(lambda rows: beside * slope(rows)))
+            self._beside = IntTable(lambda rows: beside * slope(rows))
         self._step_ps = step_ps
         self._chunks, self._copies = chunks, copies
         self._chunk_overhead = IntTable(chunk_overhead)
@@ -273,7 +273,7 @@ class TabledCost:
         return moved_bytes(self.model, self.layout, load)
 
 
-def _per_row(function: Rows) -> Tokens:
+def per_row(function: Rows) -> Tokens:
     """A scalar function of a row count, elementwise."""
 
     def over(rows: FloatArray) -> FloatArray:

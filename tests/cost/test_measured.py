@@ -6,6 +6,7 @@ import json
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from batchgen.cli import main
 from batchgen.cost.api import PS_PER_S, PassLoad
 from batchgen.cost.build import build_cost
 from batchgen.cost.measured import MeasuredCost
+from batchgen.cost.table import IntTable
 from batchgen.errors import UserError
 from batchgen.hardware import load_gpu
 from batchgen.layout import parse_layout
@@ -97,6 +99,30 @@ def test_more_work_takes_longer(case: tuple[str, str, str, int]) -> None:
         for n in (64, 512, 2048, 8192, 16384)
     ]
     assert prompts == sorted(prompts)
+
+
+@pytest.mark.parametrize("case", [*CASES, LOCKSTEP], ids=str)
+def test_attention_of_many_row_counts_is_that_of_each(case: tuple[str, str, str, int]) -> None:
+    """Tables of decodes are filled by blocks, with the values of single look-ups."""
+    engine = cost(*case)
+    counts = np.array([1, 2, 3, 17, 64, 255, 1000, 1023, 1500, 4000])
+    for function in (engine._slope_ps, engine._fixed_ps):
+        singly = [round(float(function(np.array([float(n)]))[0])) for n in counts]
+        assert IntTable(function).take(counts).tolist() == singly
+
+
+def test_a_table_of_row_counts_asks_for_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = cost("llama-3.1-8b", "h100", "tp1", 1)
+    asked = []
+    seconds = engine.kernels.seconds
+
+    def counted(*names: str, **sizes: Any) -> Any:
+        asked.append(names)
+        return seconds(*names, **sizes)
+
+    monkeypatch.setattr(engine.kernels, "seconds", counted)
+    engine.pass_one_ps(3000, 10**7, samples=3000)
+    assert 0 < len(asked) < 100
 
 
 def test_known_sizes() -> None:
