@@ -76,6 +76,10 @@ class Efficiency:
     # Part of the host link's rate that the engine's own way of copying reaches: kernels that read
     # weights of the host as they need them stay below the copy engines.
     host_copies: float = option(1.0, least=0.01, most=1)
+    # Part of what passes fetch over the host link, or else of all the rest of them, whichever is
+    # shorter, that is not hidden behind the longer: 0 is perfect overlap, 1 none. FlexGen's own
+    # cost model adds the two for decodes (its cost_model.py, Apache-2.0).
+    stream_theta: float = option(0.0, least=0, most=1)
     # The disks of a node; 0: the catalog's (DeepNVMe: 10, 27, 48 GB/s are read of four Gen4, four
     # Gen5, eight Gen5 drives, and 5, 11, 26 written).
     disk_read_bytes_per_s: float = option(0.0, least=LEAST_RATE, most=1e15, or_zero=True)
@@ -164,6 +168,7 @@ def efficiency_of(
 BESIDE_KERNELS = (
     *("step_s", "prefill_step_s", "switch_s", "decode_beside_prompt", "cpu_attention_bytes_per_s"),
     *("pcie_peer", "nvlink", "network", "host_link", "node_host_bytes_per_s", "host_copies"),
+    "stream_theta",
     *("disk_read_bytes_per_s", "disk_write_bytes_per_s"),
 )
 """Constants that count beside tables of kernels: host work, links, what these do not hold."""
