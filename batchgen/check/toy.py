@@ -25,11 +25,13 @@ class ToyCost:
         copy_fixed_ps: int = 3000,
         copy_ps: int = 170,
         stream_ps: int = 0,
+        peers_over_host: bool = False,
     ) -> None:
         assert stream_ps < self.FIXED, "a stream is hidden in its pass"
         self.num_ranks = num_ranks
         self.detailed = False
         self.streams = stream_ps > 0
+        self.peers_over_host = peers_over_host
         self.stream = stream_ps
         self.copy_fixed = copy_fixed_ps
         self.copy_token = copy_ps

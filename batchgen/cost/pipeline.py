@@ -49,6 +49,7 @@ class PipelineCost:
             raise ValueError("a stage has one rank, and times of sums")
         self.num_ranks = 1
         self.detailed = self.streams = False
+        self.peers_over_host = stages[0].peers_over_host
         self.model, self.layout = model, layout
         self.stages, self.hops = list(stages), list(hops)
         self.num_stages = len(self.stages)

@@ -62,6 +62,7 @@ class StreamedCost:
     ) -> None:
         self.inner, self.residency = inner, residency
         self.num_ranks, self.detailed, self.streams = inner.num_ranks, True, True
+        self.peers_over_host = inner.peers_over_host
         self._weights_ps = min(round(weight_bytes / rates.host * PS_PER_S), MOST_TERM_PS)
         self._theta = theta
         self._off_gpu = residency.kv != "hbm"

@@ -45,11 +45,12 @@ class ChunkRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyRates:
-    """ps per KV token and fixed ps of each link of a rank."""
+    """ps per KV token and fixed ps of each link of a rank. over_host: "intra" is the host link."""
 
     per_token: dict[Link, float]
     fixed: dict[Link, float]
     switch_ps: int
+    over_host: bool = False
 
 
 class TabledCost:
@@ -91,6 +92,7 @@ class TabledCost:
         self._gathered = None if gathered is None else IntTable(gathered)
         self._theta = theta
         self.detailed = self.streams = False
+        self.peers_over_host = copies.over_host
         self._fetched_ps = 0  # from the host, by passes of prompts alone
         self._own, self._union, self._head = IntTable(own), IntTable(union), IntTable(head)
         self._prompts = None if prompts is None else IntTable(prompts)
