@@ -20,6 +20,11 @@ LEAST_RATE = 1e6
 """Bytes per second of a link or disk. Nothing is slower; somebody meant gigabytes."""
 
 
+def _rate() -> Any:
+    """A link's or disks'; 0 takes the catalog's."""
+    return option(0.0, least=LEAST_RATE, most=1e15, or_zero=True, unit="bytes per second")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
     """Achieved fractions and fixed times. Tables are (x, fraction) points, linear in between.
@@ -72,7 +77,7 @@ class Efficiency:
     host_link: float = option(0.80, least=0.01, most=1)
     # What all GPUs of a node copy from the host together, and to it; 0: the catalog's. Eight H20
     # reach about 32 GB/s each (BatchGen).
-    node_host_bytes_per_s: float = option(0.0, least=LEAST_RATE, most=1e15, or_zero=True)
+    node_host_bytes_per_s: float = _rate()
     # Part of the host link's rate that the engine's own way of copying reaches: kernels that read
     # weights of the host as they need them stay below the copy engines.
     host_copies: float = option(1.0, least=0.01, most=1)
@@ -82,8 +87,8 @@ class Efficiency:
     stream_theta: float = option(0.0, least=0, most=1)
     # The disks of a node; 0: the catalog's (DeepNVMe: 10, 27, 48 GB/s are read of four Gen4, four
     # Gen5, eight Gen5 drives, and 5, 11, 26 written).
-    disk_read_bytes_per_s: float = option(0.0, least=LEAST_RATE, most=1e15, or_zero=True)
-    disk_write_bytes_per_s: float = option(0.0, least=LEAST_RATE, most=1e15, or_zero=True)
+    disk_read_bytes_per_s: float = _rate()
+    disk_write_bytes_per_s: float = _rate()
     # Attention of decodes on the CPUs of a node: KV bytes read in a second. About 140 GB/s of the
     # 205 that eight channels of DDR4-3200 give (28-core AMD 7453, BatchGen paper's set-up).
     cpu_attention_bytes_per_s: float = option(140e9, least=1e6, most=1e15)

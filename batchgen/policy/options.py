@@ -21,11 +21,16 @@ LONGEST_SHOWN = 40
 
 
 def option(
-    default: Any, *, least: float | None = None, most: float | None = None, or_zero: bool = False
+    default: Any,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    or_zero: bool = False,
+    unit: str = "",
 ) -> Any:
     """A field of a `Config` whose numbers lie in [least, most]; None leaves a side open. or_zero:
-    or are 0, which says that it is left open."""
-    metadata = {"least": least, "most": most, "or_zero": or_zero}
+    or are 0, which says that it is left open. unit: of the number, in words."""
+    metadata = {"least": least, "most": most, "or_zero": or_zero, "unit": unit}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -61,6 +66,8 @@ def _remedy(field: dataclasses.Field[Any]) -> str:
         what = "give true or false"
     elif "int" in kinds or "float" in kinds:
         kind = "an integer" if "int" in kinds else "a finite number"
+        if unit := field.metadata.get("unit"):
+            kind = f"{unit},"
         what = f"give {kind} {range_of(field)}".rstrip()
     elif words := field.metadata.get("words"):
         what = f"choose one of {', '.join(words)}"

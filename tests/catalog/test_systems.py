@@ -202,7 +202,11 @@ def test_a_value_that_cannot_be_is_one_of_a_field_of_the_file(
     ("key", "value", "why"),
     [
         ("host_link", 3, "3.0: out of range"),
-        ("node_host_bytes_per_s", 256, "256.0: out of range; give a finite number 0 or from"),
+        (
+            "node_host_bytes_per_s",
+            256,
+            "256.0: out of range; give bytes per second, 0 or from 1e+06",
+        ),
         ("hostlink", 1, "costs have no such constant"),
     ],
 )
