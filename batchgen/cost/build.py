@@ -74,6 +74,10 @@ def build_cost(
     if layout.pp > 1:
         return _pipeline(engine, model, gpu, layout, node, efficiency)
     inner = engine(model, layout=layout, efficiency=efficiency)
+    if efficiency.attention_theta < 1.0:
+        from batchgen.cost.overlapped import OverlappedCost
+
+        inner = OverlappedCost(inner, efficiency.attention_theta)
     if residency.streams:
         return _streamed(inner, model, gpu, layout, residency, streamed_bytes, node, efficiency)
     return inner

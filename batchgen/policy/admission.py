@@ -97,3 +97,48 @@ class FitsRest(AdmissionPart):
             rest += min(table.v_budget[row] - table.v_produced[row], most)
         kept = int(self.config.ratio * max(rest, 0)) // rank.page_tokens
         return pages + kept <= free
+
+
+class FitsPeak(AdmissionPart):
+    """Admit while no moment to come needs more pages than there are, if every row produces what is
+    expected of it: the plan of the order part, else the prediction, else the budget. `watermark` of
+    the pool stays free. Source: NanoFlow (arXiv 2408.12757), section 4.2: predicted peak memory.
+    """
+
+    changes = "pass"
+    sees_row = True
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        watermark: float = option(0.01, least=0, most=1)
+
+    def room_for(self, engine: EngineMachine, rank: Rank, row: int, pages: int, free: int) -> bool:
+        if pages > free:
+            return False
+        table, k, size = engine.table, engine.k, rank.page_tokens
+        limit = int((1 - self.config.watermark) * rank.size) * size
+        lives = [(_rest(table, row, table.v_produced[row]), (pages + 1) * size)]
+        for one in rank.running:
+            tokens = table.v_offset[one] + k
+            lives.append((_rest(table, one, tokens - table.v_prompt[one] + 1), tokens + size // 2))
+        for one in (*rank.prefilling, *rank.held):
+            tokens = table.v_prompt[one] + table.v_produced[one]
+            lives.append((_rest(table, one, table.v_produced[one]), tokens + size // 2))
+        return peak_tokens(lives) <= limit
+
+
+def _rest(table: Table, row: int, produced: int) -> int:
+    """Tokens that the row is still expected to produce."""
+    expected = table.v_expected[row] or table.v_predicted[row] or table.v_budget[row]
+    return max(min(expected, table.v_budget[row]) - produced, 1)
+
+
+def peak_tokens(lives: list[tuple[int, int]]) -> int:
+    """The most tokens that rows hold together, from (tokens to come, tokens now): each grows by one
+    in every pass, and is gone when it has produced all."""
+    lives.sort(reverse=True)
+    peak = held = count = 0
+    for rest, tokens in lives:
+        held, count = held + tokens, count + 1
+        peak = max(peak, held + count * rest)
+    return peak
