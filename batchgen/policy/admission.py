@@ -9,11 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from batchgen.memory.pool import BOUNDARIES_AHEAD, pages_ahead, pages_for
 from batchgen.policy.base import AdmissionPart, Part
 from batchgen.policy.options import MOST_TOKENS, option
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.runtime.engine.rank import Rank
     from batchgen.sequence import Table
@@ -101,7 +105,7 @@ class FitsRest(AdmissionPart):
 
 class FitsPeak(AdmissionPart):
     """Admit while no moment to come needs more pages than there are, if every row produces what is
-    expected of it: the plan of the order part, else the prediction, else the budget. `watermark` of
+    expected of it: the prediction, else the plan of the order part, else the budget. `watermark` of
     the pool stays free. Source: NanoFlow (arXiv 2408.12757), section 4.2: predicted peak memory.
     """
 
@@ -115,30 +119,31 @@ class FitsPeak(AdmissionPart):
     def room_for(self, engine: EngineMachine, rank: Rank, row: int, pages: int, free: int) -> bool:
         if pages > free:
             return False
-        table, k, size = engine.table, engine.k, rank.page_tokens
+        table, size = engine.table, rank.page_tokens
         limit = int((1 - self.config.watermark) * rank.size) * size
-        lives = [(_rest(table, row, table.v_produced[row]), (pages + 1) * size)]
-        for one in rank.running:
-            tokens = table.v_offset[one] + k
-            lives.append((_rest(table, one, tokens - table.v_prompt[one] + 1), tokens + size // 2))
-        for one in (*rank.prefilling, *rank.held):
-            tokens = table.v_prompt[one] + table.v_produced[one]
-            lives.append((_rest(table, one, table.v_produced[one]), tokens + size // 2))
-        return peak_tokens(lives) <= limit
+        running = np.fromiter(rank.running, np.int64, len(rank.running))
+        others = np.array([row, *rank.prefilling, *rank.held], np.int64)
+        tokens = table.offset[running] + engine.k
+        begun = table.prompt[others] + table.produced[others].astype(np.int64)
+        begun[0] = pages * size  # less what it shares
+        tokens = np.concatenate([tokens, begun]) + size // 2
+        produced = tokens - size // 2 - table.prompt[np.concatenate([running, others])] + 1
+        produced[len(running) :] = table.produced[others]
+        rest = expected_outputs(table, np.concatenate([running, others])) - produced
+        return peak_tokens(np.maximum(rest, 1), tokens) <= limit
 
 
-def _rest(table: Table, row: int, produced: int) -> int:
-    """Tokens that the row is still expected to produce."""
-    expected = table.v_expected[row] or table.v_predicted[row] or table.v_budget[row]
-    return max(min(expected, table.v_budget[row]) - produced, 1)
+def expected_outputs(table: Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tokens that rows are expected to produce in all."""
+    budget, predicted, expected = table.budget[rows], table.predicted[rows], table.expected[rows]
+    known = np.where(predicted > 0, predicted, np.where(expected > 0, expected, budget))
+    return np.minimum(known, budget).astype(np.int64)
 
 
-def peak_tokens(lives: list[tuple[int, int]]) -> int:
-    """The most tokens that rows hold together, from (tokens to come, tokens now): each grows by one
-    in every pass, and is gone when it has produced all."""
-    lives.sort(reverse=True)
-    peak = held = count = 0
-    for rest, tokens in lives:
-        held, count = held + tokens, count + 1
-        peak = max(peak, held + count * rest)
-    return peak
+def peak_tokens(rest: NDArray[np.int64], tokens: NDArray[np.int64]) -> int:
+    """The most tokens that rows hold together, from tokens to come and tokens now: each grows by
+    one in every pass, and is gone when it has produced all."""
+    order = np.argsort(-rest, kind="stable")
+    lasting = rest[order]
+    held = np.cumsum(tokens[order]) + np.arange(1, len(order) + 1) * lasting
+    return int(held.max(initial=0))

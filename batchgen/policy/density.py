@@ -113,7 +113,7 @@ def pieces(
     root = nodes[ROOT]
     found: list[Piece] = [(works[row], [row]) for row in root.rows]
     trees = [(sums[child], sorted_rows(nodes, child, works, sums)) for child in root.children]
-    found += trees
+    found += [tree for tree in trees if tree[1]]  # (samples that have ended leave empty ones)
     found.sort(key=lambda one: (-density(one[0]), one[1][0]))
     shared = {row: node.end for node in nodes for row in node.rows}
     outliers: list[tuple[float, int, int]] = []  # (how far out, row, piece)

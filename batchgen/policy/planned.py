@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from batchgen.policy import density, prefix_tree
+from batchgen.policy.admission import expected_outputs
 from batchgen.policy.arrangement import Arrangement, Unit, Waiting
 from batchgen.policy.base import OrderPart, Part
 from batchgen.policy.options import MOST_TOKENS, option
@@ -125,7 +128,7 @@ class Blend(OrderPart):
     def end(self, rank: Rank, deck: Deck, k: int, refused: int) -> int:
         """The end that holds less of its memory, among those with room in it and in the step."""
         left, right = deck.ends()
-        if left == right or deck.awaited:
+        if left == right:
             return 0 if refused < 0 else -1
         units = deck.units
         one, other = units.get(left), units.get(right)
@@ -150,19 +153,19 @@ class Blend(OrderPart):
     def _held(self, rank: Rank, k: int) -> tuple[list[float], list[int]]:
         """Per end: KV tokens that its rows hold in the middle of their lives, and tokens of their
         prompts without KV."""
-        table, overrun = rank.table, self.config.overrun
-        prompt, expected, side = table.v_prompt, table.v_expected, table.v_side
-        offset = table.v_offset
-        held, prompts = [0.0, 0.0], [0, 0]
-        for row in rank.running:
-            mine = expected[row]
-            known = offset[row] + k
-            if known - prompt[row] > overrun * mine:
-                held[1] += known
-            else:
-                held[side[row]] += prompt[row] + mine / 2
-        for row in (*rank.prefilling, *rank.held):
-            held[side[row]] += prompt[row] + expected[row] / 2
+        table, many = rank.table, len(rank.running)
+        running = np.fromiter(rank.running, np.int64, many)
+        others = np.array([*rank.prefilling, *rank.held], np.int64)
+        rows = np.concatenate([running, others])
+        side, expected = table.side[rows], expected_outputs(table, rows)
+        tokens = table.prompt[rows] + expected / 2
+        known = table.offset[running] + k
+        late = known - table.prompt[running] > self.config.overrun * expected[:many]
+        tokens[:many][late] = known[late]
+        side[:many][late] = 1
+        right = float(tokens[side == 1].sum())
+        held = [float(tokens.sum()) - right, right]
+        prompts = [0, 0]
         for row in rank.prefilling:
-            prompts[side[row]] += prompt[row] + table.v_produced[row] - table.v_computed[row]
+            prompts[table.v_side[row]] += table.known_tokens(row) - table.v_computed[row]
         return held, prompts
