@@ -1,5 +1,5 @@
 """`batchgen bench`: runs benchmarks/run.py of the checkout, and the benches of truth: `costs`,
-`engines`, `silicon`, `published`; and `tune`, for kernels. It measures nothing itself.
+`engines`, `silicon`, `published`, `blend`; and `tune`, for kernels. It measures nothing itself.
 
 The benchmarks are part of the repository, not of the installed package: their results are committed
 beside the code that they measured.
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from batchgen.cli.bench_blend import blend
 from batchgen.cli.bench_costs import costs
 from batchgen.cli.bench_engines import engines
 from batchgen.cli.bench_published import published
@@ -22,6 +23,7 @@ from batchgen.cli.bench_tune import tune
 from batchgen.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command(name="blend")(blend)
 app.command(name="costs")(costs)
 app.command(name="engines")(engines)
 app.command(name="published")(published)
@@ -49,7 +51,7 @@ def bench(
 ) -> int:
     """Measure batchgen's own speed; exit code 1 when a target is missed. `bench costs`: how true
     its costs are; `bench engines`, `silicon` and `published`: its times against measured ones;
-    `bench tune`: tile sizes of the kernels on this GPU."""
+    `bench blend`: density-aware order; `bench tune`: tile sizes of the kernels on this GPU."""
     if context.invoked_subcommand is not None:
         return 0
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"

@@ -1,10 +1,10 @@
 """Mixes of requests that compute and requests that read memory, at a density and a sharing wanted.
 It knows three kinds of request and no policy.
 
-Recipe: one compute-heavy trace and videos in such numbers that compute time over memory time is the
-density, and questions that share long examples until that part of all prompt tokens is shared
-(BlendServe, arXiv 2411.16102, section 6.2). Mean lengths are those of its table: BurstGPT 244 in and
-27 out, OpenVid 121 in, MMLU 804 in and 2 out with 0.86 shared. Their spreads are assumptions.
+Recipe: chats and videos in such numbers that compute time over memory time is the density, and
+questions that share long examples until that part of all prompt tokens is shared (BlendServe, arXiv
+2411.16102, section 6.2). Mean lengths are those of its table: BurstGPT 244 in and 27 out, OpenVid
+121 in, MMLU 804 in and 2 out with 0.86 shared. Spreads (sigma of log-normals 0.5 to 1) are assumed.
 """
 
 from __future__ import annotations
