@@ -317,6 +317,8 @@ def build_policy(
                 remedy=f"parts are {', '.join(SLOTS)}, plan and cost",
             )
         if option == "part":
+            if text != chosen[slot]:
+                options[slot] = {}  # the preset's are those of its own part
             chosen[slot] = text
         else:
             texts[slot][option] = text
