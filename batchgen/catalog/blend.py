@@ -14,12 +14,12 @@ from batchgen.trace.mixes import BLOCK_TOKENS, LEAST_VIDEO_TOKENS, Rates
 MIXES = ((1.4, 0.35), (0.9, 0.35), (1.4, 0.05), (0.9, 0.05))
 """(density, sharing)."""
 DEPTH_FIRST, BLEND, SERIAL = "depth-first", "blendserve", ("vllm", "sglang")
-OVERLAP = ("cost.attention_theta", "0.3")
+VIDEOS = ("predictor.least_tokens", str(LEAST_VIDEO_TOKENS))
 SYSTEMS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "vllm": ("vllm", ()),
     "sglang": ("sglang", ()),
-    DEPTH_FIRST: ("vllm", (("order.part", "depth-first"), OVERLAP)),
-    BLEND: ("blendserve", (("predictor.least_tokens", str(LEAST_VIDEO_TOKENS)), OVERLAP)),
+    DEPTH_FIRST: ("blendserve", (("order.part", "depth-first"), VIDEOS)),
+    BLEND: ("blendserve", (VIDEOS,)),
 }
 """label -> (preset, overrides)."""
 COMMON = (
