@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from core_cases import Case, Row, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.policy import density, prefix_tree
 from batchgen.policy.admission import peak_tokens
 from batchgen.policy.arrangement import Unit, Waiting
+from batchgen.policy.memory import RetractLeastDecoded
 from batchgen.policy.planned import Blend, DepthFirst, PrefixGroups
+from batchgen.policy.predictor import AskedLength
 from batchgen.policy.prefix_groups import computed_tokens, groups
+from batchgen.policy.presets import build_policy, find_preset
 from batchgen.policy.scanner import split
 from batchgen.sequence import Status, Table
 
@@ -189,3 +194,43 @@ def test_planning_parts_without_keys_keep_every_row() -> None:
     for part in (DepthFirst(), PrefixGroups(), Blend()):
         assert sorted(part.arrange(_waiting(table, [[], [], []], [2, 0, 1], [])).order) == [0, 1, 2]
         assert part.arrange(_waiting(table, [[], [], []], [], [])).order == []
+
+
+def test_the_row_that_has_decoded_least_is_retracted() -> None:
+    """While rows decode, produced = offset + k - prompt + 1, at the same k for all of a rank."""
+    table = Table([10, 50, 10], [99, 99, 99])
+    k, produced = 7, (5, 3, 8)
+    for row, count in enumerate(produced):
+        table.v_offset[row] = table.v_prompt[row] + count - 1 - k
+    part = RetractLeastDecoded()
+    assert max(range(3), key=lambda row: part.rank_victim(table, row)) == 1
+
+
+def test_only_rows_that_ask_for_much_are_known() -> None:
+    table = Table([1, 1], [2047, 2048])
+    AskedLength().on_arrival(table, [0, 1], None)
+    assert table.predicted.tolist() == [0, 2048]
+
+
+def test_both_ends_run_side_by_side() -> None:
+    """Rows that compute and rows that read: the scanner takes of both before either is used up."""
+    rows = tuple(
+        Row(prompt=32, budget=2, output=2) if at % 2 else Row(prompt=4, budget=60, output=60)
+        for at in range(24)
+    )
+    case = Case(preset="blendserve", rows=rows, hbm_pages=90, budget=64, seqs=64)
+    case = replace(case, overrides={"predictor.least_tokens": "1", "order.unit_rows": "1"})
+    outcome = run(case)
+    first = [row for passes in outcome.passes() for _, _, some, _ in passes for row, *_ in some]
+    early = {row % 2 for row in first[:6]}
+    assert early == {0, 1}
+    sides = {row % 2: outcome.table.v_side[row] for row in first[:6]}
+    assert sides == {1: 0, 0: 1}
+    assert all(outcome.table.ended(row) for row in range(len(rows)))
+
+
+def test_a_part_that_is_swapped_takes_no_options_of_the_preset() -> None:
+    policy = build_policy(find_preset("sarathi"), {"admission.part": "worst-case"})
+    assert type(policy["admission"]).__name__ == "WorstCase"
+    kept = build_policy(find_preset("sarathi"), {"admission.part": "fits-now"})
+    assert kept["admission"].config.watermark == 0.01

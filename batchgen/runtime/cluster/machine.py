@@ -22,7 +22,7 @@ from batchgen.runtime.cluster.obey import Obey
 from batchgen.runtime.cluster.orders import Orders
 from batchgen.runtime.cluster.pace import Pace
 from batchgen.runtime.cluster.transfer import Transfers
-from batchgen.runtime.engine.lane import offer, plan_again
+from batchgen.runtime.engine.lane import offer, replan
 from batchgen.runtime.engine.machine import EngineMachine
 from batchgen.sequence import NO_ENGINE, Status
 
@@ -220,7 +220,7 @@ class ClusterMachine:
     def _awaited_ended(self, row: int, *, well: bool) -> None:
         """When the last row that an order waited for has ended, the rest is arranged anew."""
         owner = self.awaited.pop(row, -1)
-        if owner >= 0 and plan_again(self.engines[owner], row, well=well):
+        if owner >= 0 and replan(self.engines[owner], row, well=well):
             self.agenda[owner] = None
 
     def look(self, engine: EngineMachine) -> None:

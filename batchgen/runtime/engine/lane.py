@@ -243,7 +243,7 @@ def plan(engine: EngineMachine, *, always: bool) -> None:
                     engine.up.awaited[row] = engine.id
 
 
-def plan_again(engine: EngineMachine, row: int, *, well: bool) -> bool:
+def replan(engine: EngineMachine, row: int, *, well: bool) -> bool:
     """An awaited row has ended; True when it was the last and what waits has a new order."""
     for rank in engine.ranks:
         for lane in rank.lanes:
