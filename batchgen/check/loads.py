@@ -11,6 +11,8 @@ from batchgen.memory.pool import pages_for
 from batchgen.policy.presets import PARTS, PRESETS
 
 NAMES = tuple(PRESETS)
+BASES = ("static", "orca", "vllm", "batchgen")
+"""Presets in which any two slots are swapped; the others differ from these in few parts."""
 Composition = tuple[str, dict[str, str]]
 """A preset and its overrides, "slot.option" -> text."""
 LARGE_HOST = 10_000
@@ -34,9 +36,9 @@ def swaps() -> list[Composition]:
 
 
 def pairs() -> list[Composition]:
-    """Every preset with two slots swapped, for every two parts that it has not; each once."""
+    """Every base with two slots swapped, for every two parts that it has not; each once."""
     found: dict[tuple[str, ...], Composition] = {}
-    for name in NAMES:
+    for name in BASES:
         own = PRESETS[name].parts
         for one, two in itertools.combinations(PARTS, 2):
             for part, other in itertools.product(PARTS[one], PARTS[two]):
