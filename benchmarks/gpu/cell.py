@@ -39,14 +39,15 @@ class Cell:
     other: str = ""
 
 
-def tune_of(cell: Cell, changes: Sequence[Mapping[str, int]]) -> Tune:
-    """The kernel at the shape of a line, with what `batchgen bench tune` may change."""
+def tune_of(cell: Cell, changes: Sequence[Mapping[str, int]], kernel: str = "") -> Tune:
+    """The kernel at the shape of a line, with what `batchgen bench tune` may change. `kernel`: the
+    one that is changed, where a line launches several."""
 
     def make(device: torch.device, seed: int) -> tuple[Call, Work]:
         made = cell.make(device, seed)
         return made.call, made.work
 
-    return Tune(kernel=cell.kernel, shape=cell.shape, changes=changes, make=make)
+    return Tune(kernel=kernel or cell.kernel, shape=cell.shape, changes=changes, make=make)
 
 
 def measure(cell: Cell, device: torch.device, ceilings: Mapping[str, float]) -> dict[str, Any]:

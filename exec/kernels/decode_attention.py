@@ -235,6 +235,7 @@ def _tiles(
         if itemsize > 2:
             stages = 2
         default = {"BLOCK_H": heads, "TILE": tile, "num_warps": 4, "num_stages": stages}
+        default |= {"programs": PROGRAMS}
     bucket = f"d{head_dim}_e{value_dim}_g{group}_p{page}_b{itemsize}"
     return config("decode_attention", bucket, default)
 

@@ -212,7 +212,7 @@ def _sizes(all_heads: int, head_dim: int) -> dict[str, int]:
     half = triton.next_power_of_2(head_dim // 2)
     tile = min(max(1, 1024 // half), triton.next_power_of_2(all_heads))
     default = {"TILE": tile, "HALF": half, "num_warps": 4}
-    return config("place_qkv", str(head_dim), default)
+    return config("place_qkv", f"d{head_dim}_h{all_heads}", default)
 
 
 def place_qkv_work(

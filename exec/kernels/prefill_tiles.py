@@ -1,7 +1,7 @@
 """Tiles of `prefill_attention` by shape and GPU; launches nothing.
 
-Hopper's are those that were measured on an H200. Others are held to what compiles without spilling
-(`ahead`), which nobody has measured. What a generation cannot keep in registers:
+Hopper's were measured on an H200 at heads of 128. Others are held to what compiles without spilling
+(`ahead`) and have run on no GPU. What a generation cannot keep in registers:
 
 - Ampere (and all that multiply by `mma.sync`): queries and keys of a product are in registers too,
   so that tiles of more than 64 columns are of 32 keys; sums of 256 columns leave room for 64 rows.

@@ -282,7 +282,7 @@ def sample(
     if not num_rows:
         return out
     num_blocks, draw = triton.cdiv(vocab_size, BLOCK_TOKENS), draws is not None
-    first, second, third = _sizes(num_blocks, capability(logits.device))
+    first, second, third = _sizes(num_blocks, capability(logits.device), draws=draw)
     device, bits = logits.device, 16 if logits.dtype == torch.bfloat16 else 32
     tops = torch.empty((2, num_rows, num_blocks), dtype=torch.float32, device=device)
     columns: tuple[torch.Tensor, ...] = (out,) * 6  # nobody reads them
@@ -306,7 +306,7 @@ def sample(
 
 
 def _sizes(
-    num_blocks: int, gpu: Capability
+    num_blocks: int, gpu: Capability, *, draws: bool
 ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """Of the three kernels."""
     wide = max(128, triton.next_power_of_2(num_blocks))
@@ -321,7 +321,7 @@ def _sizes(
     search |= {"num_warps": 16, "maxnreg": 128}
     found = []
     for name, default in zip(KERNELS, (tops, choose, search), strict=True):
-        found.append(config(f"sample_{name}", str(wide), default))
+        found.append(config(f"sample_{name}", f"{wide}{'' if draws else '_greedy'}", default))
     return found[0], found[1], found[2]
 
 
@@ -340,7 +340,7 @@ def _ahead(
     name: str, number: int, dtype: str, gpu: Capability, *, draws: bool, vocab_size: int
 ) -> AheadCase:
     kernel = (tops_kernel, choose_kernel, search_kernel)[number]
-    sizes = _sizes(triton.cdiv(vocab_size, BLOCK_TOKENS), gpu)[number]
+    sizes = _sizes(triton.cdiv(vocab_size, BLOCK_TOKENS), gpu, draws=draws)[number]
     constants: dict[str, Any] = {"BITS": 16 if dtype == "bf16" else 32, "DRAWS": draws, **sizes}
     warps, options = constants.pop("num_warps"), {}
     if "maxnreg" in constants:

@@ -56,10 +56,10 @@ def test_logits_are_those_of_torch(
     plain = load_model(path, dtype="float32")
     rng = np.random.default_rng(3)
     texts = [rng.integers(0, plain.config.vocab_size, n).tolist() for n in (21, 9, 34, 17)]
-    last = [(0, 14, 1), (2, 31, 1), (3, 11, 1)]
+    last = [(0, 10, 1), (2, 27, 1), (3, 8, 1)]  # beyond gpt-oss's window of 24; a new page
     passes = [
-        Segments([], [(0, 0, 13), (1, 0, 9), (2, 0, 30)]),
-        Segments([(1, 8, 1), (0, 13, 1), (2, 30, 1)], [(3, 0, 11)]),
+        Segments([], [(0, 0, 9), (1, 0, 3), (2, 0, 26)]),
+        Segments([(1, 2, 1), (0, 9, 1), (2, 26, 1)], [(3, 0, 8)]),
         Segments(last, []),
         Segments(last, [], filled_up=True),
     ]
@@ -159,13 +159,13 @@ def test_a_job_on_queues_by_kernels(arch: str, device: torch.device, tmp_path: P
 def test_warming_passes_are_passes_that_fit(device: torch.device, tmp_path: Path) -> None:
     """They compute, and leave every page of rows alone."""
     path = write_model(
-        tmp_path / "m", "qwen3", seed=5, max_position_embeddings=96, num_hidden_layers=1
+        tmp_path / "m", "qwen3", seed=5, max_position_embeddings=64, num_hidden_layers=1
     )
     worker = QueuedWorker(
         by_kernels(path, device), page_tokens=PAGE, hbm_pages=3, host_pages=0, device=device.type
     )
     worker._hbm.storage[:3] = 7.0
-    taken = worker.warm_up(token_budget=40, seats=3)
+    taken = worker.warm_up(token_budget=24, seats=2)
     assert bool((worker._hbm.storage[:3] == 7.0).all())
     assert bool(worker._hbm.storage[3].isfinite().all())
     assert (taken > 0) == (device.type == "cuda")

@@ -6,7 +6,6 @@ What the calls give is checked by the kernels' own tests; here they only have to
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -39,12 +38,6 @@ SMALL: dict[str, Callable[[Any], Any]] = {
 }
 
 
-# Only while the kernels come by branches of their own.
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("batchgen.exec.kernels.norms") is None, reason="no kernels yet"
-)
-
-
 def tiny(modules: dict[str, ModuleType]) -> Any:
     return modules["shapes_experts"].Mixture(experts=4, k=2, hidden=32, width=32)
 
@@ -69,24 +62,35 @@ def test_a_line_runs(modules: dict[str, ModuleType], name: str, device: torch.de
         made.other()
 
 
-@pytest.mark.parametrize("name", ["decode", "decode latent", "prefill", "experts"])
+TUNED = {
+    "decode": {"decode_attention"},
+    "decode latent": {"decode_attention"},
+    "prefill": {"prefill_attention"},
+    "experts": {"experts"},
+    "place": {"place_qkv"},
+    "draws": {"sample_tops", "sample_choose", "sample_search"},
+}
+
+
+@pytest.mark.parametrize("name", list(TUNED))
 def test_what_a_tuner_changes_is_what_kernels_ask_for(
     modules: dict[str, ModuleType], name: str, device: torch.device
 ) -> None:
-    cell = SMALL[name](modules)
-    tunes = [
-        one
-        for module in NAMES[1:]
-        for one in getattr(modules[module], "TUNE", ())
-        if one.kernel == cell.kernel
-    ]
-    assert tunes
-    call = cell.make(device, 0).call
+    """One bucket of each kernel, and no name that it does not know."""
+    every = [one for module in NAMES[1:] for one in modules[module].TUNE]
+    assert {one.kernel for one in every} == set().union(*TUNED.values())
+    tunes = [one for one in every if one.kernel in TUNED[name]]
+    call = SMALL[name](modules).make(device, 0).call
     with observed() as asked:
         call()
-    own = [values for (kernel, _), values in asked.items() if kernel == cell.kernel]
-    assert len(own) == 1
-    assert all(change.keys() <= own[0].keys() for one in tunes for change in one.changes)
+    for one in tunes:
+        (own,) = [values for (kernel, _), values in asked.items() if kernel == one.kernel]
+        assert all(change.keys() <= own.keys() for change in one.changes)
+
+
+def test_tuned_shapes_have_buckets_of_their_own(modules: dict[str, ModuleType]) -> None:
+    every = [one for module in NAMES[1:] for one in modules[module].TUNE]
+    assert len({(one.kernel, one.shape) for one in every}) == len(every)
 
 
 def test_lines_are_told_apart(modules: dict[str, ModuleType]) -> None:

@@ -165,7 +165,7 @@ def test_work_counts_visible_pairs() -> None:
 
 
 def test_tiles_of_gpus() -> None:
-    """Those of Hopper are what was measured; each GPU has one case of a name."""
+    """Those of Hopper at 128 are what was measured; each GPU has one case of a name."""
     measured = {"BLOCK_M": 128, "TILE": 64, "num_warps": 8, "num_stages": 3}
     assert prefill_tiles(4, 128, 128, 64, 2, 8192, HOPPER) == measured
     assert prefill_tiles(4, 128, 128, 64, 2, 8192, (10, 0)) == measured
