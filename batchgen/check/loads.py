@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
+from functools import cache
 
 from batchgen.check.case import Case, Row
 from batchgen.memory.pool import pages_for
@@ -55,6 +56,7 @@ def parts_of(composition: Composition) -> dict[str, str]:
     return {slot: overrides.get(f"{slot}.part", PRESETS[name].parts[slot]) for slot in PARTS}
 
 
+@cache
 def products() -> list[Composition]:
     """Every composition of all parts of all slots. The oracle is a backend's affair."""
     choices = [[part for part in parts if part != "oracle"] for parts in PARTS.values()]
