@@ -87,7 +87,7 @@ class Driver:
         self._tickets: dict[int, int] = {}  # and the other way round, until it is told
         self._streams: dict[int, list[int]] = {}  # ticket -> rows whose closed pages it takes down
         self._told_ps = 0
-        self._covered_ps = self._step_began_ps = self._ended_ps = 0
+        self._covered_ps = self._step_began_ps = self._ended_ps = self._waited_ps = 0
         self._decoded = 0
         self._pending: list[ev.Finish] = []
         self._epoch = 0
@@ -211,7 +211,7 @@ class Driver:
                 self._tickets[copy.copy_id] = ticket
 
             do(start)
-            done_ps = self.clock.copy_done(sum(action.tokens))
+            done_ps = self.clock.copy_done(sum(action.tokens), action.to_pool)
             if done_ps is not None:
                 self.schedule(ev.CopiesDone(action.copy_id), done_ps)
         elif isinstance(action, act.Release):
@@ -268,6 +268,9 @@ class Driver:
             self._step_began_ps, self._decoded = began_ps, 0
         self._decoded += len(one.decodes)
         contexts = self.worker.contexts(one.decodes)
+        tokens = sum(size for _, _, size, _ in one.chunks)
+        streamed = len(one.decodes) + tokens if step.checkpoint == "host" else 0
+        self.clock.pass_begins(contexts, one.chunks, streamed)
         ticket = self._runner.launch(one)
         self._flying.append(
             Flying(one=one, step=step, ticket=ticket, began_ps=began_ps, contexts=contexts)
@@ -285,11 +288,10 @@ class Driver:
         ours = self._flying[0]
         result = self._runner.collect(ours.ticket)
         one, step = ours.one, ours.step
-        tokens = sum(size for _, _, size, _ in one.chunks)
-        streamed = len(one.decodes) + tokens if step.checkpoint == "host" else 0
         began_ps = max(ours.began_ps, self._ended_ps)  # launched before, perhaps
         self.clock.at(began_ps)
-        end_ps = self.clock.pass_done(ours.contexts, one.chunks, streamed)
+        end_ps = self.clock.pass_done()
+        self._waited_ps += self.clock.waited_ps
         self._deliver(end_ps)
         self.clock.at(end_ps)
         self._ended_ps = end_ps
@@ -331,8 +333,9 @@ class Driver:
         return sorted(pending)
 
     def _busy(self, now: int) -> int:
-        """Time of passes since the last report."""
-        busy, self._covered_ps = now - self._covered_ps, now
+        """Time of passes since the last report; waiting for a copy is no slowness of theirs."""
+        busy, self._covered_ps = now - self._covered_ps - self._waited_ps, now
+        self._waited_ps = 0
         return busy
 
     def _land(self) -> None:

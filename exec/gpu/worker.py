@@ -183,7 +183,7 @@ class QueuedWorker(Worker):
         columns, compute = self.rows, self._queues.compute
         drawing, draws = self._draws(taking)
         self._room_for_last(int(rows.slots.max()) + 1)
-        last = self._last
+        last, vocab_size = self._last, self.config.vocab_size
         where = torch.from_numpy(taking.copy())
         if self.device == "cuda":
             where = where.pin_memory()
@@ -194,7 +194,9 @@ class QueuedWorker(Worker):
             with torch.inference_mode():
                 logits = logits_of()[: len(taking)]
                 tokens = pick(logits, drawing, draws)
-                last[where.to(last.device, non_blocking=True)] = tokens
+                # What marks a bad row has no embedding, and the next pass may be in flight with it.
+                known = torch.where(tokens < vocab_size, tokens, 0)
+                last[where.to(last.device, non_blocking=True)] = known
                 picked.append(tokens)
 
         if len(taking):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from exec_cases import Case, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -79,3 +80,25 @@ def test_scarce_memory_with_passes_in_flight(
     check_outcome(case, outcome, models["qwen3"])
     table = outcome.prepared.table
     assert int((table.suspensions if policy == "batchgen" else table.preemptions).sum()) > 3
+
+
+def test_a_row_without_finite_logits_fails_alone(models: dict[str, Path], tmp_path: Path) -> None:
+    """The next pass is in flight when that is known, with what the row's token should have been."""
+    case = Case(
+        policy="vllm", rows=((1, 20), (2, 20), (3, 20)), hbm_pages=40, depth=2, ignore_eos=True
+    )
+
+    def spoil(worker: QueuedWorker) -> None:
+        made, passes = worker.model.logits, [0]
+
+        def logits(hidden: torch.Tensor) -> torch.Tensor:
+            found = made(hidden)
+            passes[0] += len(found) == 3
+            if passes[0] == 5 and len(found) == 3:
+                found[1] = float("nan")
+            return found
+
+        worker.model.logits = logits  # type: ignore[method-assign]
+
+    outcome = run(case, models["llama"], tmp_path, tweak=spoil, **LATE)
+    assert sorted(outcome.reasons.values()) == ["length", "length", "non_finite_logits"]

@@ -69,13 +69,13 @@ def test_a_skew_of_a_while_costs_its_while(tmp_path: Path, layout: str) -> None:
     half_s = bct_ps(even) / 2e12
     spell = {"at_s": 0, "kind": "skew", "factor": 1.2, "for_s": half_s}
     part = simulate(moe(tmp_path, spell, layout=layout))
-    assert bct_ps(even) <= bct_ps(part) <= bct_ps(whole)
-    if layout == "dpa8+ep8":
-        assert bct_ps(even) < bct_ps(part) < bct_ps(whole)
+    # Without ranks of experts a skew makes passes shorter: fewer experts are read.
+    first, last = (even, whole) if layout == "dpa8+ep8" else (whole, even)
+    assert bct_ps(first) < bct_ps(part) < bct_ps(last)
     none = {"at_s": half_s, "kind": "skew", "factor": 1.2}
     spell = {**spell, "factor": 0.0, "for_s": 1e6}
     same = simulate(moe(tmp_path, spell, none, skew=1.2, layout=layout))
-    assert bct_ps(same) >= bct_ps(even)
+    assert (bct_ps(same) > bct_ps(even)) == (layout == "dpa8+ep8")
     assert same.config["bounds"] == {}  # passes were cheaper than those of the bounds
 
 
