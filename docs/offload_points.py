@@ -1,5 +1,5 @@
 """Published speeds of weights and KV on host and disk beside simulated ones: a table for
-docs/cost-model.md. Nothing is fitted to them.
+docs/cost-model.md. We fitted nothing to them; FlexGen's constants are its authors' fit.
 
 python docs/offload_points.py
 """
@@ -35,8 +35,8 @@ FLEXGEN = {
     "cost.engine": "0.405",
     "cost.stream_theta": "1",
 }
-"""Constants that FlexGen's authors measured on these machines, in their cost_model.py (Apache-2.0):
-attention on the CPU 12.3 GFLOP/s, a FLOP for a byte of KV in halves (each is made a float first);
+"""Constants of FlexGen's cost_model.py (Apache-2.0), which its authors fitted to runs of theirs on
+this machine, perhaps to these points too: attention on the CPU 12.3 GFLOP/s, a FLOP for a byte of KV in halves (each is made a float first);
 products of prompts 21.24 TFLOP/s, of 52.5 that large ones reach here; a decode step takes what
 crosses the link and, after it, the longest of the rest."""
 
