@@ -28,7 +28,7 @@ DISK = {
     "token_budget": "6144",  # more has no room beside two layers
 }
 T4 = {"cost.host_link": "0.82", "phase.part": "prefill-first"}
-"""12.9 of 15.75 GB/s, as FlexGen measured; the disk reads 2 GB/s and writes 1 (its paper). All
+"""12.9 of 15.75 GB/s, as in FlexGen's cost model; the disk reads 2 GB/s and writes 1 (its paper). All
 prompts of a block come before its decodes."""
 FLEXGEN = {
     "cost.cpu_attention_bytes_per_s": "12.3e9",
@@ -36,9 +36,10 @@ FLEXGEN = {
     "cost.stream_theta": "1",
 }
 """Constants of FlexGen's cost_model.py (Apache-2.0), which its authors fitted to runs of theirs on
-this machine, perhaps to these points too: attention on the CPU 12.3 GFLOP/s, a FLOP for a byte of KV in halves (each is made a float first);
-products of prompts 21.24 TFLOP/s, of 52.5 that large ones reach here; a decode step takes what
-crosses the link and, after it, the longest of the rest."""
+this machine, perhaps to these points too: attention on the CPU 12.3 GFLOP/s, a FLOP for a byte of
+KV in halves (each is made a float first); products of prompts 21.24 TFLOP/s, of 52.5 that large
+ones reach here; a decode step takes what crosses the link and, after it, the longest of the rest
+(in passes with prompts the two overlap there, and not here)."""
 
 
 @dataclass(frozen=True, kw_only=True)
