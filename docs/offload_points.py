@@ -28,8 +28,8 @@ DISK = {
     "token_budget": "6144",  # more has no room beside two layers
 }
 T4 = {"cost.host_link": "0.82", "phase.part": "prefill-first"}
-"""12.9 of 15.75 GB/s, as in FlexGen's cost model; the disk reads 2 GB/s and writes 1 (its paper). All
-prompts of a block come before its decodes."""
+"""12.9 of 15.75 GB/s, from FlexGen's cost model; the disk reads 2 GB/s and writes 1 (its paper).
+All prompts of a block come before its decodes."""
 FLEXGEN = {
     "cost.cpu_attention_bytes_per_s": "12.3e9",
     "cost.engine": "0.405",
