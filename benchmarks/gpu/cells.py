@@ -38,7 +38,8 @@ def main() -> None:
     if options.cell is None:
         parser.error("give --cell, or --list")
     from kernels import read_ceilings
-    from throughput import run, summary
+    from shares import summary
+    from throughput import run
 
     load = CELLS[options.cell]
     rows = options.rows
