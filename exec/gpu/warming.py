@@ -45,7 +45,7 @@ def warming_shapes(
 def fill(shape: PassShape, spare: int) -> torch.Tensor:
     """A packed pass of that shape, all of whose pages are the spare one."""
     packed = np.zeros(shape.elements, dtype=np.int32)
-    (ids, owners, positions, contexts, starts, firsts, lengths, wanted, numbers, slots, tables) = (
+    (ids, owners, positions, contexts, starts, firsts, lengths, wanted, numbers, tables) = (
         packed[first : first + size] for first, size in shape.places
     )
     n, chunks = shape.num_decodes, shape.num_chunks
@@ -61,5 +61,5 @@ def fill(shape: PassShape, spare: int) -> torch.Tensor:
     positions[n:] = np.arange(shape.num_tokens - n) - np.repeat(ends - sizes, sizes)
     wanted[:n] = np.arange(n)
     wanted[n:] = n + ends[: shape.num_wanted - n] - 1
-    numbers[:], slots[:], tables[:] = np.arange(n + chunks), 0, spare
+    numbers[:], tables[:] = np.arange(n + chunks), spare
     return torch.from_numpy(packed)

@@ -7,10 +7,10 @@ before values, holds the two halves of each head as two tiles (they are the pair
 and sends queries to `out` and the rest to their page. Where that is follows from the token's slot
 and position alone: `tables[slot, position // page_tokens]`, so the host prepares no addresses.
 
-*What bounds it.* Beside 32 bytes of heads a thread needs 64 of angles and 32 of each norm's weights,
-from L1. With one head per thread those are most of what it reads, so a thread holds several, of
-tiles that divide the heads; a tile without queries or keys reads no weights for them. Loads wait
-for no other where they can: heads are read before it is known whether the token is padding.
+*What bounds it.* Beside 32 bytes of heads a thread needs 64 of angles and 32 of the weights of each
+norm, from L1. With one head per thread those are most of what it reads, so a thread holds several,
+in tiles that divide the heads; a tile without queries or keys reads no weights for them. Heads are
+read before it is known whether the token is padding.
 
 Tokens of slot -1 pad a pass to the size of a CUDA graph: their queries are zeros, and nothing of
 them is kept.

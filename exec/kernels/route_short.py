@@ -2,10 +2,10 @@
 
 *Idea.* What routing costs are k maxima of E keys per token; its bytes are little. Here nothing but
 the logits decides (a softmax or none, no correction, no groups), and a bfloat16 logit has 16 bits:
-with its expert's number, reversed, it is a 32-bit key, whose maximum over a warp is one instruction.
-A thread holds four keys of a token and sorts them once; then only the heads of these lists compete,
-and the list that had the best one moves up. The scores of the chosen alone are computed: where they
-are normalised, the sum over all experts cancels.
+with its expert's number, reversed, it is a key of 32 bits, half of what the general kernel has.
+A thread holds keys of a token in fours and sorts them once; then only the heads of these lists
+compete, and the list that had the best one moves up. The scores of the chosen alone are computed:
+where they are normalised, the sum over all experts cancels.
 
 Logits are told apart here that a softmax in float32 rounds to one score; of these the higher logit
 comes first, where the general kernel and the reference put the lower number.
