@@ -36,8 +36,7 @@ def summary(found: dict[str, Any], load: Load, ceilings: dict[str, float]) -> di
     """
     passes, seats = found.pop("passes"), found["seats"]
     bound = bound_of(load, ceilings)
-    took = (passes["duration_ps"] + passes["gap_ps"]) / 1e12
-    ours = Passes(**{name: passes[name].astype(np.int64) for name in COLUMNS})
+    took, ours = took_s(passes), loads_of(passes)
     at_best = bound.phases_s(ours).total
     steady = ours.decodes >= FULL * seats
     only = steady & (ours.chunk_tokens == 0)
@@ -45,11 +44,11 @@ def summary(found: dict[str, Any], load: Load, ceilings: dict[str, float]) -> di
         "passes": len(took),
         "run_s": float(took.sum()),
         "output_tokens": int(ours.samples.sum()),
-        "first_passes": {
-            "ms": [round(1e3 * second, 1) for second in took[:FIRST].tolist()],
-            "bound_ms": [round(1e3 * second, 1) for second in at_best[:FIRST].tolist()],
-        },
+        "first_passes": first_passes(passes, bound),
     }
+    before = found.pop("passes_before", None)
+    if before is not None:
+        line["first_passes_before"] = first_passes(before, bound)
     line["job"] = job(bound, load, found["rows"], seats, line["output_tokens"])
     line["job"]["share"] = line["job"]["seconds"] / line["run_s"] if len(took) else 0.0
     if not load.sigma:
@@ -68,6 +67,25 @@ def summary(found: dict[str, Any], load: Load, ceilings: dict[str, float]) -> di
         f"{line['job']['share']:.0%} of the bound of the list-scheduled job"
     )
     return found | line
+
+
+def took_s(passes: dict[str, Any]) -> Floats:
+    return np.asarray((passes["duration_ps"] + passes["gap_ps"]) / 1e12)
+
+
+def loads_of(passes: dict[str, Any]) -> Passes:
+    return Passes(**{name: passes[name].astype(np.int64) for name in COLUMNS})
+
+
+def first_passes(passes: dict[str, Any], bound: PhaseSum) -> dict[str, list[float]]:
+    """Times of the passes that fill the batch, one by one: of the pass, its bound, and its launch
+    by the host."""
+    columns = {
+        "ms": took_s(passes),
+        "bound_ms": bound.phases_s(loads_of(passes)).total,
+        "launch_ms": passes["launch_s"],
+    }
+    return {name: (1e3 * found[:FIRST]).round(2).tolist() for name, found in columns.items()}
 
 
 def rates(

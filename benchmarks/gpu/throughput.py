@@ -188,35 +188,67 @@ def source_of(load: Load, rows: int, vocab_size: int) -> Any:
 
 
 def run(
-    load: Load, *, policy: str, seconds: float, device: str, rows: int, kernels: int = 0
+    load: Load,
+    *,
+    policy: str,
+    seconds: float,
+    device: str,
+    rows: int,
+    kernels: int = 0,
+    before_s: float = 0.0,
 ) -> dict[str, Any]:
     """Run a cell; what came of it, and the columns of its `passes`. `kernels`: steps at the end
-    whose kernels are listed."""
+    whose kernels are listed; `before_s`: the same job runs so long before it counts, and its passes
+    are `passes_before`: what only first passes cost is the difference."""
     preset = find_preset(policy)
     ready = make_ready(load, rows, device, preset.boundary)
-    worker, plan = ready.worker, ready.plan
-    prompts, outputs = lengths(load, rows)
-    runtime = Runtime(
-        Table(prompts.tolist(), outputs.tolist()), plan, build_policy(preset, {}, CAPABILITIES)
-    )
-    worker.feed(source_of(load, rows, worker.config.vocab_size))
-    watch, beside = Watch(seconds, kernels), Beside(worker)
-    driver = Driver(runtime, worker, WallClock(), progress=watch)
-    driver.schedule(ev.Arrived(list(range(rows))), 0)
-    driver.schedule(ev.InputClosed(), 0)
-    whole = False
-    with contextlib.suppress(Over), beside.noted():
-        driver.run()
-        whole = True
-    if device == "cuda":
-        torch.cuda.synchronize()
+    found: dict[str, Any] = {"policy": policy, **ready.facts}
+    if before_s:
+        first = Job(ready, load, policy)
+        first.run(Watch(before_s, 0))
+        found["passes_before"], found["beside_before"] = first.passes, first.beside.told()
+        first.forget()
+    job, watch = Job(ready, load, policy), Watch(seconds, kernels)
+    whole = job.run(watch)
     watch.tell()
-    graphs = worker._graphs
-    return {
-        "policy": policy,
-        **ready.facts,
+    graphs = ready.worker._graphs
+    return found | {
         "graphs": 0 if graphs is None else len(graphs),
         "whole": whole,
-        "beside": beside.told(),
-        "passes": {name: np.array(column) for name, column in driver.record.passes.items()},
+        "beside": job.beside.told(),
+        "passes": job.passes,
     }
+
+
+class Job:
+    """A closed batch of a load on a worker that has no rows."""
+
+    def __init__(self, ready: Ready, load: Load, policy: str) -> None:
+        self.worker, self.rows = ready.worker, ready.facts["rows"]
+        prompts, outputs = lengths(load, self.rows)
+        table = Table(prompts.tolist(), outputs.tolist())
+        policy_parts = build_policy(find_preset(policy), {}, CAPABILITIES)
+        self._runtime = Runtime(table, ready.plan, policy_parts)
+        self.beside = Beside(self.worker)
+        self.worker.feed(source_of(load, self.rows, self.worker.config.vocab_size))
+        self.passes: dict[str, Any] = {}
+
+    def run(self, watch: Watch) -> bool:
+        """Until it ends or `watch` ends it; returns whether it has ended by itself."""
+        driver = Driver(self._runtime, self.worker, WallClock(), progress=watch)
+        driver.schedule(ev.Arrived(list(range(self.rows))), 0)
+        driver.schedule(ev.InputClosed(), 0)
+        whole = False
+        with contextlib.suppress(Over), self.beside.noted():
+            driver.run()
+            whole = True
+        if self.worker.device == "cuda":
+            torch.cuda.synchronize()
+        self.passes = {name: np.array(column) for name, column in driver.record.passes.items()}
+        self.passes["launch_s"] = np.array(self.beside.launch_s[: len(self.passes["decodes"])])
+        return whole
+
+    def forget(self) -> None:
+        """Free what its rows hold."""
+        for row in range(self.rows):
+            self.worker.forget_row(row)

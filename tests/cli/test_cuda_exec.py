@@ -1,4 +1,4 @@
-"""`batchgen exec --device cuda` as a command: a real checkpoint and prompts, the answers of the CPU."""
+"""`batchgen exec --device cuda` as a command: a real checkpoint, and the answers of the CPU."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_a_whole_job_is_measured(modules: dict[str, ModuleType], sigma: float) -
     assert line["seats"] == 7
     ghosts = 7  # an end is known a pass late
     assert line["output_tokens"] == outputs.sum() + ghosts
-    assert len(line["first_passes"]["ms"]) == line["passes"]
+    assert len(line["first_passes"]["launch_ms"]) == line["passes"]
     assert line["beside"]["median_launch_ms"] > 0
     # The job's bound is of the same passes but for ghosts: budgets and seats are the same.
     share = line["all"]["share_of_its_passes_bound"]
@@ -61,6 +61,18 @@ def test_a_job_ends_when_its_time_is_over(modules: dict[str, ModuleType]) -> Non
     found = modules["throughput"].run(load, policy="vllm", seconds=0.0, device="cpu", rows=9)
     line = modules["shares"].summary(found, load, CEILINGS)
     assert not line["whole"]
+    found = modules["throughput"].run(
+        load, policy="vllm", seconds=60.0, device="cpu", rows=3, before_s=0.05
+    )
+    line = modules["shares"].summary(found, load, CEILINGS)
+    assert line["whole"]
+    assert line["output_tokens"] == 3 * 91
+    assert line["first_passes_before"]["ms"]
+    line = modules["shares"].summary(
+        modules["throughput"].run(load, policy="vllm", seconds=0.0, device="cpu", rows=9),
+        load,
+        CEILINGS,
+    )
     assert 0 <= line["output_tokens"] < 9 * 90
 
 
