@@ -50,6 +50,11 @@ class Watch:
         self._steps_left = kernels
         self._profile: Any = None
 
+    def look(self) -> None:
+        """Before each pass: a step may hold those of a whole generation."""
+        if not self._steps_left and time.perf_counter() >= self._end_s:
+            raise Over
+
     def __call__(self, now_ps: int, done: int, total: int) -> None:
         if time.perf_counter() < self._end_s:
             return
@@ -83,13 +88,14 @@ class Beside:
         self._before: dict[str, int] = {}
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note it meanwhile."""
+    def noted(self, watch: Watch) -> Iterator[None]:
+        """Note it meanwhile, and let `watch` look before each pass."""
         from triton import knobs
 
         launch = self._worker.launch_pass
 
         def launched(*arguments: Any) -> Any:
+            watch.look()
             begin = time.perf_counter()
             flight = launch(*arguments)
             self.launch_s.append(time.perf_counter() - begin)
@@ -239,7 +245,7 @@ class Job:
         driver.schedule(ev.Arrived(list(range(self.rows))), 0)
         driver.schedule(ev.InputClosed(), 0)
         whole = False
-        with contextlib.suppress(Over), self.beside.noted():
+        with contextlib.suppress(Over), self.beside.noted(watch):
             driver.run()
             whole = True
         if self.worker.device == "cuda":

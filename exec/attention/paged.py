@@ -66,6 +66,7 @@ class PassShape:
             *(chunks,) * 3,  # starts, firsts, lengths
             self.num_wanted,
             rows,  # numbers
+            chunks,  # those of chunks
             rows * self.table_width,
         )
 
@@ -76,7 +77,8 @@ class PagedPass:
 
     `token_ids` (`exec.gpu.last`), `token_rows` and `positions` [T]; `rows` [S] are 0 .. S - 1;
     `contexts` [n] are the keys that decoding rows see; `starts`, `firsts`, `lengths` [C]; `wanted`
-    [R]; `tables` [S, W]. `decode_rows` [n] are the rows of the decoding queries.
+    [R]; `tables` [S, W]. `decode_rows` [n] and `chunk_rows` [C] are the rows of the queries, each a
+    part or the front of one: where a kernel's pointers are not of 16 bytes it is compiled anew.
     """
 
     shape: PassShape
@@ -91,6 +93,7 @@ class PagedPass:
     rows: torch.Tensor
     tables: torch.Tensor
     decode_rows: torch.Tensor
+    chunk_rows: torch.Tensor
 
     def of_wanted(self) -> PagedPass:
         """The wanted tokens as decoding rows, [R]: made on the device."""
@@ -111,6 +114,7 @@ class PagedPass:
             rows=self.rows,
             tables=self.tables,
             decode_rows=self.token_rows.index_select(0, wanted),
+            chunk_rows=none,
         )
 
 
@@ -134,9 +138,19 @@ def pack(arena: KvArena, rows: PassRows, token_ids: IntArray, shape: PassShape, 
 
     More decoding rows and wider tables than the pass has are padding; chunks have none.
     """
-    (ids, owners, positions, contexts, starts, firsts, lengths, wanted, numbers, table) = (
-        into[first : first + size] for first, size in shape.places
-    )
+    (
+        ids,
+        owners,
+        positions,
+        contexts,
+        starts,
+        firsts,
+        lengths,
+        wanted,
+        numbers,
+        of_chunks,
+        table,
+    ) = (into[first : first + size] for first, size in shape.places)
     n, padded = rows.num_decodes, shape.num_decodes - rows.num_decodes
     real = np.arange(len(rows.slots))
     real[n:] += padded
@@ -156,6 +170,7 @@ def pack(arena: KvArena, rows: PassRows, token_ids: IntArray, shape: PassShape, 
         starts[:], firsts[:], lengths[:] = rows.starts[n:], rows.firsts[n:], rows.lengths[n:]
     contexts[:n] = rows.ends[:n]
     numbers[:] = np.arange(len(numbers))
+    of_chunks[:] = numbers[shape.num_decodes :]
     pages = arena.tables.pages
     width = min(shape.table_width, pages.shape[1])
     tables = table.reshape(len(numbers), -1)
@@ -167,9 +182,19 @@ def pack(arena: KvArena, rows: PassRows, token_ids: IntArray, shape: PassShape, 
 
 def unpack(packed: torch.Tensor, shape: PassShape) -> PagedPass:
     """The parts of a packed pass on the device, as views of it."""
-    (ids, owners, positions, contexts, starts, firsts, lengths, wanted, numbers, table) = (
-        packed[first : first + size] for first, size in shape.places
-    )
+    (
+        ids,
+        owners,
+        positions,
+        contexts,
+        starts,
+        firsts,
+        lengths,
+        wanted,
+        numbers,
+        of_chunks,
+        table,
+    ) = (packed[first : first + size] for first, size in shape.places)
     return PagedPass(
         shape=shape,
         token_ids=ids,
@@ -183,4 +208,5 @@ def unpack(packed: torch.Tensor, shape: PassShape) -> PagedPass:
         rows=numbers,
         tables=table.view(shape.num_decodes + shape.num_chunks, shape.table_width),
         decode_rows=numbers[: shape.num_decodes],
+        chunk_rows=of_chunks,
     )

@@ -118,7 +118,9 @@ class QueuedWorker(Worker):
                 with torch.inference_mode():
                     logits = self._logits_of_packed(packed.to(self.device), shape)
                     for some in (drawing[:0], drawing):
-                        pick(logits, some, _some_draws(len(some)))
+                        tokens = pick(logits, some, _some_draws(len(some)))
+                    nowhere = np.full(len(tokens), -1, dtype=np.int32)
+                    keep(self._last, handed(nowhere, tokens.device), tokens, len(logits[0]))
 
             self._queues.compute.put(work)
             self._queues.compute.mark().wait()

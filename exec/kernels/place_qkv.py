@@ -8,9 +8,9 @@ and sends queries to `out` and the rest to their page. Where that is follows fro
 and position alone: `tables[slot, position // page_tokens]`, so the host prepares no addresses.
 
 *What bounds it.* Beside 32 bytes of heads a thread needs 64 of angles and 32 of the weights of each
-norm, from L1. With one head per thread those are most of what it reads, so a thread holds several,
-in tiles that divide the heads; a tile without queries or keys reads no weights for them. Heads are
-read before it is known whether the token is padding.
+norm, from L1. With one head per thread those are most of what it reads, so a thread holds several;
+a tile without queries or keys reads no weights for them. Heads are read before it is known whether
+the token is padding.
 
 Tokens of slot -1 pad a pass to the size of a CUDA graph: their queries are zeros, and nothing of
 them is kept.
@@ -221,11 +221,15 @@ def place_qkv(
 
 
 def _sizes(all_heads: int, head_dim: int) -> dict[str, int]:
-    """Tiles that divide the heads, up to 4096 elements, and 32 of them per thread."""
+    """Whole tokens of up to 8192 elements, 64 of them per thread; no smaller tile is faster on an
+    H200, though a third of a tile of 64 may be empty (`batchgen bench tune`). Tiles that divide more
+    heads than that, measured by nobody: half empty ones take twice the registers."""
     half = triton.next_power_of_2(head_dim // 2)
-    tile = max(4, min(all_heads & -all_heads, 2048 // half))
-    tile = min(tile, triton.next_power_of_2(all_heads))
-    default = {"TILE": tile, "HALF": half, "num_warps": max(1, tile * half // 512)}
+    most = max(1, 4096 // half)
+    tile = triton.next_power_of_2(all_heads)
+    if tile > most:
+        tile = min(most, max(8, all_heads & -all_heads))
+    default = {"TILE": tile, "HALF": half, "num_warps": max(1, tile * half // 1024)}
     return config("place_qkv", f"d{head_dim}_h{all_heads}", default)
 
 

@@ -78,3 +78,29 @@ def test_warming_up_leaves_rows_alone(model: Path) -> None:
     worker, other = started(model), started(model)
     assert worker.warm_up(token_budget=64, seats=8) > 0
     assert decoded(worker, 10) == decoded(other, 10)
+
+
+def test_passes_of_any_counts_are_compiled_before(model: Path) -> None:
+    """Decodes and chunks in all numbers; what a pass needs was compiled by warming up."""
+    from triton import knobs
+
+    worker = QueuedWorker(model, page_tokens=8, hbm_pages=60, host_pages=0, dtype="bfloat16")
+    worker.warm_up(token_budget=256, seats=16)
+    compiled: list[str] = []
+
+    def note(*, src: object, **_: object) -> None:
+        compiled.append(str(getattr(src, "name", src)))
+
+    for row, ids in enumerate(PROMPTS):
+        worker.add_row(row, ids, max_output=30, stop_ids=frozenset())
+    knobs.compilation.listener = note
+    try:
+        worker.collect_pass(worker.launch_pass([], [(0, 0, len(PROMPTS[0]), True)]))
+        for row in range(1, len(PROMPTS)):
+            half = len(PROMPTS[row]) // 2
+            for chunk in ((row, 0, half, False), (row, half, len(PROMPTS[row]) - half, True)):
+                worker.collect_pass(worker.launch_pass(list(range(row)), [chunk]))
+        decoded(worker, 3)
+    finally:
+        knobs.compilation.listener = None
+    assert not compiled
