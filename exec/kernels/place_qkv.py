@@ -222,8 +222,8 @@ def place_qkv(
 
 def _sizes(all_heads: int, head_dim: int) -> dict[str, int]:
     """Whole tokens of up to 8192 elements, 64 of them per thread; no smaller tile is faster on an
-    H200, though a third of a tile of 64 may be empty (`batchgen bench tune`). Tiles that divide more
-    heads than that, measured by nobody: half empty ones take twice the registers."""
+    H200, though a third of a tile of 64 may be empty (`batchgen bench tune`). Where there are more
+    heads, tiles that divide them, measured by nobody: half empty ones take twice the registers."""
     half = triton.next_power_of_2(head_dim // 2)
     most = max(1, 4096 // half)
     tile = triton.next_power_of_2(all_heads)
