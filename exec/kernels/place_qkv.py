@@ -56,14 +56,22 @@ def place_qkv_reference(
     q, k, v = qkv.split((qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
     if norms is not None:
         q, k = rms_norm_reference(q, norms[0], eps), rms_norm_reference(k, norms[1], eps)
+    live, where, pages, offsets = places_reference(positions, slots, tables, page_tokens)
+    q, k = (rotate_reference(x, cos[where], sin[where]) for x in (q, k))
+    storage[pages, layer, 0, :, offsets] = k[live]
+    storage[pages, layer, 1, :, offsets] = v[live]
+    return torch.where(live[:, None, None], q, 0.0)
+
+
+def places_reference(
+    positions: torch.Tensor, slots: torch.Tensor, tables: torch.Tensor, page_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which tokens are no padding [T] and their positions (0 for padding); of the live ones, the
+    pages and the offsets in them."""
     live = slots >= 0
     where = torch.where(live, positions, 0).long()
-    q, k = (rotate_reference(x, cos[where], sin[where]) for x in (q, k))
-    where = where[live]
-    pages = tables[slots[live].long(), where // page_tokens].long()
-    storage[pages, layer, 0, :, where % page_tokens] = k[live]
-    storage[pages, layer, 1, :, where % page_tokens] = v[live]
-    return torch.where(live[:, None, None], q, 0.0)
+    pages = tables[slots[live].long(), where[live] // page_tokens].long()
+    return live, where, pages, where[live] % page_tokens
 
 
 def rotate_reference(x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
