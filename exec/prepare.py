@@ -21,7 +21,7 @@ from batchgen.exec.job import CAPABILITIES, ExecJob
 from batchgen.exec.prefix_keys import num_shared_pages, shared_page_keys
 from batchgen.exec.prompt_store import PromptStore
 from batchgen.exec.rows import RowInput
-from batchgen.exec.sizing import check_weights_fit, make_plan, pass_limits
+from batchgen.exec.sizing import check_weights_fit, limits_of, make_plan, pass_limits
 from batchgen.exec.stops import ending_ids
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
@@ -214,8 +214,9 @@ def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     build_policy(preset, overrides, CAPABILITIES)
     refuse_constants(overrides, "an executor takes the time that it takes")
     options = plan_options(overrides, preset.plan)
-    if job.device == "cuda" and "plan.depth" not in overrides and "depth" not in preset.plan:
-        options = replace(options, depth=2)  # a GPU is to have its next pass before this one ends
+    depth = limits_of(job.device).depth
+    if depth > 1 and "plan.depth" not in overrides and "depth" not in preset.plan:
+        options = replace(options, depth=depth)
     if options.prefill_engines:
         raise UserError(
             f"--set plan.prefill_engines={options.prefill_engines}: exec runs one engine",
