@@ -17,7 +17,9 @@ class ExecJob:
     (`exec.sizing.LIMITS`).
     `max_tokens`: output budget of rows that name none. `exact`: the same tokens whatever the policy
     does, in float32 on the cpu. `temperature`: of rows that name none (None: the checkpoint's).
-    `body`: module:function of the body that every row runs.
+    `body`: module:function of the body that every row runs. `folder`: where the job keeps what it
+    has achieved until its output is in place (None: beside the output). `resume`: "never",
+    "always" or "if-possible". `order` of the output: "input" or "completion".
     """
 
     model: Path
@@ -38,3 +40,6 @@ class ExecJob:
     force: bool = False
     log: str = "off"
     body: str | None = None
+    folder: Path | None = None
+    resume: str = "never"
+    order: str = "input"

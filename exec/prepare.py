@@ -18,6 +18,7 @@ from batchgen.exec.free_memory import resident_bytes
 from batchgen.exec.generation import sampling_defaults
 from batchgen.exec.hub import find_model
 from batchgen.exec.job import CAPABILITIES, ExecJob
+from batchgen.exec.past import Ints, Past
 from batchgen.exec.prefix_keys import num_shared_pages, shared_page_keys
 from batchgen.exec.prompt_store import PromptStore
 from batchgen.exec.rows import RowInput
@@ -27,7 +28,7 @@ from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.worker import Worker
 from batchgen.job.jsonl import InputDigest
-from batchgen.job.rows import BadRow, JobRow, RowLimits, read_rows
+from batchgen.job.rows import Answered, BadRow, JobRow, RowLimits, read_rows
 from batchgen.job.samples import samples
 from batchgen.job.sampling import SamplingDefaults
 from batchgen.log import Header
@@ -62,11 +63,13 @@ class Prepared:
     overrides: dict[str, str] = field(default_factory=dict)
     page_keys: list[list[int]] | None = None  # per row, where rows share prompt pages
     body: BodyFactory | None = None
+    produced: list[int] | None = None  # per row, tokens of an earlier process; None: nowhere any
+    num_answered: int = 0  # rows of the input that an earlier process has answered
     prompts: PromptStore = field(default_factory=PromptStore)
 
     def fresh_table(self) -> Table:
         """The rows as they were read; a run changes its table."""
-        return table_of(self.jobs)
+        return table_of(self.jobs, self.produced)
 
     def runtime(
         self,
@@ -105,6 +108,7 @@ class Prepared:
                 capabilities=sorted(CAPABILITIES),
                 prompt_tokens=table.prompt.tolist(),
                 budget_tokens=table.budget.tolist(),
+                produced_tokens=self.produced,
                 page_keys=self.page_keys,
                 reference=reference,
                 bodies=self.job.body or "",
@@ -121,11 +125,17 @@ def worker_of(device: str) -> type[Worker]:
     return QueuedWorker
 
 
-def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared:
+def prepare(
+    job: ExecJob,
+    make: Callable[..., Worker] | None = None,
+    *,
+    past: Past | None = None,
+) -> Prepared:
     """Load the model, read the rows, size the arenas. `make` makes the worker, if not the one of
-    the device. Raises UserError for anything wrong."""
+    the device; `past`: what an earlier process has achieved. Raises UserError for anything wrong."""
+    past = Past() if past is None else past
     folder = find_model(job.model)
-    preset, overrides, options = _checked(job)
+    preset, overrides, options = check_job(job)
     policy = build_policy(preset, overrides, CAPABILITIES)
     sampling = sampling_defaults(folder, job.temperature)
     body = load_body(job.body) if job.body is not None else None
@@ -134,7 +144,7 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
     check_weights_fit(job, folder)
     process_bytes = resident_bytes()
     began = time.perf_counter()
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer(folder, now=past.now)
     worker = (make or worker_of(job.device))(
         folder,
         page_tokens=page_tokens,
@@ -156,10 +166,10 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
         sampling=sampling,
     )
     digest = InputDigest()
-    rows, prompts = _read(job, tokenizer, limits, digest)
+    rows, prompts, num_answered = _read(job, tokenizer, limits, digest, past)
     tokenizer.release()
     jobs = samples(row for row in rows if isinstance(row, JobRow))
-    if not jobs:
+    if not jobs and not num_answered:
         bad = next(row for row in rows if isinstance(row, BadRow))
         raise UserError(
             f"no row of {job.input} can run; line {bad.line}: {bad.message}",
@@ -181,7 +191,9 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
     )
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
     worker.schedule_by(plan)
-    worker.feed(_source(jobs, tokenizer.eos_token_ids), tokenizer.decode)
+    tokens = [past.tokens(row) for row in jobs]
+    produced = [len(ids) for ids in tokens] if any(map(len, tokens)) else None
+    worker.feed(_source(jobs, tokenizer.eos_token_ids, tokens), tokenizer.decode)
     return Prepared(
         job=job,
         folder=folder,
@@ -192,7 +204,7 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
         rows=rows,
         digest=digest,
         jobs=jobs,
-        table=table_of(jobs),
+        table=table_of(jobs, produced),
         load_s=load_s,
         process_bytes=process_bytes,
         sampling=sampling,
@@ -200,10 +212,12 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
         body=body,
         page_keys=keys,
         prompts=prompts,
+        produced=produced,
+        num_answered=num_answered,
     )
 
 
-def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
+def check_job(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     """What can be refused before anything is loaded."""
     check_input("input", job.input, remedy="give a JSONL file")
     with job.input.open("rb") as file:
@@ -238,21 +252,30 @@ def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
 
 
 def _read(
-    job: ExecJob, tokenizer: Tokenizer, limits: RowLimits, digest: InputDigest
-) -> tuple[list[JobRow | BadRow], PromptStore]:
-    """The rows of the input, up to the job's limit, their prompts in one store."""
+    job: ExecJob, tokenizer: Tokenizer, limits: RowLimits, digest: InputDigest, past: Past
+) -> tuple[list[JobRow | BadRow], PromptStore, int]:
+    """The rows of the input that have no answer yet, up to the job's limit, their prompts in one
+    store, and how many have one."""
     prompts = PromptStore()
     rows: list[JobRow | BadRow] = []
-    for row in read_rows(job.input, tokenizer, limits, limit=job.limit, digest=digest):
+    num_answered = 0
+    for row in read_rows(
+        job.input, tokenizer, limits, limit=job.limit, digest=digest, answered=past.has_answered
+    ):
+        if isinstance(row, Answered):
+            num_answered += 1
+            continue
         if isinstance(row, JobRow):
             row = replace(row, prompt_ids=prompts.add(row.prompt_ids))
         rows.append(row)
-    if not rows:
+    if not rows and not num_answered:
         raise UserError(f"{job.input} holds no rows", remedy="put one JSON object on each line")
-    return rows, prompts
+    return rows, prompts, num_answered
 
 
-def _source(jobs: Sequence[JobRow], eos_ids: frozenset[int]) -> Callable[[int], RowInput]:
+def _source(
+    jobs: Sequence[JobRow], eos_ids: frozenset[int], tokens: Sequence[Ints]
+) -> Callable[[int], RowInput]:
     """What the worker is told of a row when it begins."""
 
     def row_input(row: int) -> RowInput:
@@ -263,11 +286,16 @@ def _source(jobs: Sequence[JobRow], eos_ids: frozenset[int]) -> Callable[[int], 
             stop_ids=ending_ids(job, eos_ids),
             sampling=None if job.sampling.plain else job.sampling,
             stop=job.stop,
+            produced_ids=tokens[row].tolist(),
         )
 
     return row_input
 
 
-def table_of(jobs: Sequence[JobRow]) -> Table:
-    """A table of rows that have arrived nowhere yet."""
-    return Table([len(row.prompt_ids) for row in jobs], [row.max_output for row in jobs])
+def table_of(jobs: Sequence[JobRow], produced: Sequence[int] | None = None) -> Table:
+    """A table of rows that have arrived nowhere yet; they may have tokens of an earlier process."""
+    return Table(
+        [len(row.prompt_ids) for row in jobs],
+        [row.max_output for row in jobs],
+        produced_tokens=produced,
+    )

@@ -1,44 +1,204 @@
-"""One job from its input file to its output file, on one device."""
+"""One job from its input file to its output file, on one device; it can stop and go on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
+from batchgen.errors import IllegalTransition, Unfinished, UserError
 from batchgen.exec.answers import Answers
 from batchgen.exec.clock import WallClock
 from batchgen.exec.drive import drive
+from batchgen.exec.fingerprint import job_fingerprint
+from batchgen.exec.hub import find_model
 from batchgen.exec.job import ExecJob
-from batchgen.exec.prepare import prepare
+from batchgen.exec.past import Past
+from batchgen.exec.prepare import check_job, prepare
 from batchgen.exec.rows import Stage
 from batchgen.exec.run_record import build_record
-from batchgen.job.output import OutputWriter
+from batchgen.exec.saving import Saving
+from batchgen.exec.templates import time_of_job
+from batchgen.job.final import write_final
+from batchgen.job.fingerprint import file_digest
+from batchgen.job.folder import JobFolder, check_resume, default_folder, open_folder
 from batchgen.job.rows import BadRow
 from batchgen.oneline import escaped
+from batchgen.paths import check_new_output, check_output, shown_path
 from batchgen.report.record import RunRecord
+
+STATUS_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A job whose output is in place. `record`: of the rows that this process ran, None if an
+    earlier one had answered all of them. `by_code`: answers by the code of their error, "" without
+    one. `earlier`: rows that an earlier process had answered."""
+
+    record: RunRecord | None
+    by_code: dict[str, int]
+    earlier: int
+    created: int
+    attempts: int
+    output_sha256: str
+    rows: int
+
+    @property
+    def done(self) -> int:
+        return self.by_code.get("", 0)
+
+    @property
+    def errors(self) -> int:
+        return sum(self.by_code.values()) - self.done
 
 
 def execute(
-    job: ExecJob, *, progress: Callable[[int, int, int], None] | None = None
-) -> tuple[RunRecord, dict[str, int]]:
-    """Answer every row of the input; returns the record and counts of rows done and in error."""
+    job: ExecJob,
+    *,
+    progress: Callable[[int, int, int], None] | None = None,
+    stopping: Callable[[], bool] | None = None,
+) -> Ended:
+    """Answer every row of the input.
+
+    `stopping` is asked before every pass; where it says so, and when the disk refuses, the job
+    stops in its folder (`ExecJob.folder`): Unfinished, and `resume` "always" goes on with it.
+    """
     began = time.perf_counter()
-    with OutputWriter(job.output, inputs=job.input, force=job.force) as writer:
-        prepared = prepare(job)
-        # A name, however the folder was spelt: "." has none.
-        name = job.model.name if job.model.name.strip(".") else prepared.folder.resolve().name
-        answers = Answers(writer, prepared.tokenizer, escaped(name))
-        for row in prepared.rows:
-            if isinstance(row, BadRow):
-                answers.bad_row(row)
-
-        def ended(number: int, reason: str, why: str | None, stages: list[Stage]) -> None:
-            answers.ended(prepared.jobs[number], reason, why, stages)
-
-        log = prepared.log() if job.log != "off" else None
-        ran = drive(
-            prepared, WallClock(), log=log, progress=progress, on_row=ended, keep_tokens=False
+    check_output(job.output)  # first: a loop of links has no resolved form
+    if job.output.resolve() == job.input.resolve():
+        raise UserError(f"{job.output} is the input", remedy="give another output")
+    path = default_folder(job.output) if job.folder is None else job.folder
+    check_resume(path, job.resume, force=job.force)
+    check_job(job)
+    model = find_model(job.model)
+    config = {key: _plain(value) for key, value in asdict(job).items()}
+    config["template_time"] = time_of_job().isoformat()
+    with open_folder(
+        path,
+        fingerprint=job_fingerprint(job, model),
+        config=config,
+        resume=job.resume,
+        force=job.force,
+    ) as folder:
+        placed = _placed(job, folder)
+        if not placed:
+            check_new_output(job.output, force=job.force)
+        record, earlier = None, folder.journal.num_answers()
+        if earlier != folder.num_rows:
+            record = _run(job, model, folder, began, progress, stopping)
+        by_code = folder.journal.counts()
+        if sum(by_code.values()) != folder.num_rows:
+            raise IllegalTransition(f"{by_code} answers of {folder.num_rows} rows")
+        digest = placed or write_final(
+            job.output,
+            folder.journal.lines(job.order),
+            force=job.force,
+            placing=lambda sha256: folder.note(output_sha256=sha256),
         )
-        writer.commit(len(prepared.rows))
-    record = build_record(prepared, ran, time.perf_counter() - began, log)
-    return record, {"done": answers.done, "errors": answers.errors}
+        folder.done()
+        return Ended(
+            record=record,
+            by_code=by_code,
+            earlier=earlier,
+            created=folder.created,
+            attempts=folder.attempts,
+            output_sha256=digest,
+            rows=folder.num_rows,
+        )
+
+
+def _placed(job: ExecJob, folder: JobFolder) -> str:
+    """The digest of the output if an earlier process has put it in place and then died."""
+    noted = str(folder.told.get("output_sha256", ""))
+    if noted and job.output.is_file() and file_digest(job.output)[0] == noted:
+        return noted
+    return ""
+
+
+def _run(
+    job: ExecJob,
+    model: Path,
+    folder: JobFolder,
+    began: float,
+    progress: Callable[[int, int, int], None] | None,
+    stopping: Callable[[], bool] | None,
+) -> RunRecord | None:
+    """Answers the rows that have no answer yet, into the journal."""
+    journal = folder.journal
+    past = Past.of(journal, datetime.fromisoformat(folder.told["config"]["template_time"]))
+    prepared = prepare(job, past=past)
+    num_rows = len(prepared.rows) + prepared.num_answered
+    folder.note(rows=num_rows)
+    # A name, however the folder was spelt: "." has none.
+    name = job.model.name if job.model.name.strip(".") else model.resolve().name
+    answers = Answers(
+        lambda row, line, code: journal.answer(row, line, code),
+        prepared.tokenizer,
+        escaped(name),
+        folder.created,
+    )
+    for row in prepared.rows:
+        if isinstance(row, BadRow):
+            answers.bad_row(row)
+    if not prepared.jobs:
+        journal.sync()
+        return None
+    begun = prepared.produced or [0] * len(prepared.jobs)
+    saving = Saving(journal, prepared.worker, prepared.jobs, begun)
+    keeps_tokens = prepared.body is None  # what a body has seen and asked for is not kept
+    next_status_s = time.monotonic()
+
+    def reported(now_ps: int, rows_done: int, rows_total: int) -> None:
+        nonlocal next_status_s
+        if keeps_tokens:
+            saving.now_and_then()
+        if time.monotonic() >= next_status_s:
+            next_status_s = time.monotonic() + STATUS_S
+            folder.status(_status(prepared.num_answered, answers, num_rows, now_ps))
+        if progress is not None:
+            progress(now_ps, rows_done, rows_total)
+
+    def ended(number: int, reason: str, why: str | None, stages: list[Stage]) -> None:
+        answers.ended(prepared.jobs[number], reason, why, stages)
+
+    log = prepared.log() if job.log != "off" else None
+    ran = drive(
+        prepared,
+        WallClock(),
+        log=log,
+        progress=reported,
+        on_row=ended,
+        keep_tokens=False,
+        stopping=stopping,
+    )
+    if ran.driver.stopped:
+        if keeps_tokens:
+            saving.save()
+        journal.sync()
+        have = prepared.num_answered + answers.done + answers.errors
+        raise Unfinished(
+            f"stopped: {have} of {num_rows} rows are answered, in {folder.path}",
+            remedy="go on by the same command with --resume always",
+            code="stopped",
+        )
+    journal.sync()
+    return build_record(prepared, ran, time.perf_counter() - began, log)
+
+
+def _status(earlier: int, answers: Answers, num_rows: int, now_ps: int) -> dict[str, Any]:
+    return {
+        "state": "running",
+        "rows": num_rows,
+        "done": earlier + answers.done,
+        "failed": answers.errors,
+        "elapsed_s": round(now_ps / 1e12, 3),
+        "updated": round(time.time(), 3),
+    }
+
+
+def _plain(value: object) -> object:
+    return shown_path(value) if isinstance(value, Path) else value

@@ -16,9 +16,10 @@ from batchgen.cli.common import (
     say,
     users_code,
 )
+from batchgen.cli.stopping import stopped_by_signals
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
-from batchgen.paths import check_input, check_new_output
+from batchgen.paths import check_input, check_new_output, check_output
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -73,8 +74,22 @@ def exec_(
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a run directory here.")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace output and run directory.")
+        bool,
+        typer.Option("--force", help="Replace output and run directory; begin a job anew."),
     ] = False,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="never|always|if-possible", help="Go on with a job that was stopped or killed."
+        ),
+    ] = "never",
+    job_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where a job that runs keeps its answers; default: OUTPUT.job."),
+    ] = None,
+    order: Annotated[
+        str, typer.Option(metavar="input|completion", help="Order of the answers.")
+    ] = "input",
     log: Annotated[
         str, typer.Option(metavar="off|steps|full", help="Decision log in the run directory.")
     ] = "off",
@@ -88,13 +103,17 @@ def exec_(
         raise UserError(f"--log is '{log}'", remedy="choose one of off, steps, full")
     if log != "off" and out is None:
         raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
+    if order not in ("input", "completion"):
+        raise UserError(f"--order is '{order}'", remedy="choose one of input, completion")
     if max_tokens < 1:
         raise UserError(f"--max-tokens is {max_tokens}", remedy="give at least 1")
     for name, value in (("limit", limit), ("threads", threads)):
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}", remedy="give at least 1")
     check_input("input", input_, remedy="give a JSONL file")
-    check_new_output(output, force=force)
+    check_output(output)
+    if resume == "never":
+        check_new_output(output, force=force)
     if out is not None:
         from batchgen.report.rundir import check_target
 
@@ -127,13 +146,27 @@ def exec_(
         force=force,
         log=log,
         body=body,
+        folder=job_dir,
+        resume=resume,
+        order=order,
     )
-    with users_code(), progress_bar(policy, progress, real=True) as callback:
-        record, counts = execute(job, progress=callback)
+    with (
+        users_code(),
+        stopped_by_signals() as stopping,
+        progress_bar(policy, progress, real=True) as callback,
+    ):
+        ended = execute(job, progress=callback, stopping=stopping)
     # Said first: the answers are there, whatever becomes of the run directory.
-    if remark := record.config["kernels_remark"]:
+    record = ended.record
+    if record is not None and (remark := record.config["kernels_remark"]):
         say(f"note: attention and experts ran in torch, which is slower: {remark}")
-    say(f"wrote {output}: {counts['done']} rows answered, {counts['errors']} error rows")
+    earlier = f", {ended.earlier} of them earlier" if ended.earlier else ""
+    say(f"wrote {output}: {ended.done} rows answered, {ended.errors} error rows{earlier}")
+    code = 1 if ended.errors else 0
+    if record is None:  # an earlier process had answered all rows: there is no run to report
+        if as_json:
+            print_runs_json([])
+        return code
     if out is not None:
         from batchgen.report.rundir import write_run
 
@@ -146,4 +179,4 @@ def exec_(
         print_runs_json([summary])
     else:
         print_table([summary])
-    return 1 if counts["errors"] else 0
+    return code

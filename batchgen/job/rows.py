@@ -7,7 +7,7 @@ tokenizer is passed in, so this file needs neither torch nor a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -113,6 +113,13 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A row that an earlier process has answered: its id is taken, and nothing is to be done."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Draft:
     """A row whose prompt is not encoded yet: a conversation, a text, or ids."""
 
@@ -137,7 +144,8 @@ def read_job(
 
     `digest` takes the bytes that were read. Raises UserError for a file without any row.
     """
-    rows = list(read_rows(path, encoder, limits, limit=limit, digest=digest))
+    found = read_rows(path, encoder, limits, limit=limit, digest=digest)
+    rows = [row for row in found if not isinstance(row, Answered)]
     if not rows:
         raise UserError(f"{path} holds no rows", remedy="put one JSON object on each line")
     return rows
@@ -150,15 +158,18 @@ def read_rows(
     *,
     limit: int | None = None,
     digest: InputDigest | None = None,
-) -> Iterator[JobRow | BadRow]:
-    """Rows a few at a time, so that a long file needs memory only for its ids."""
+    answered: Callable[[int], bool] = lambda index: False,
+) -> Iterator[JobRow | BadRow | Answered]:
+    """Rows a few at a time, so that a long file needs memory only for its ids. `answered` rows are
+    not encoded."""
     digest = InputDigest() if digest is None else digest
     seen: set[str] = set()
-    batch: list[_Draft | BadRow] = []
+    batch: list[_Draft | BadRow | Answered] = []
     began = 0
     lines = read_objects(path, limits.max_line_bytes, digest)
     for index, (line, value) in enumerate(islice(lines, limit)):
-        batch.append(_draft(index, line, value, seen))
+        row = _draft(index, line, value, seen)
+        batch.append(Answered(index=index) if answered(index) else row)
         if len(batch) >= BATCH_ROWS or digest.num_bytes - began >= BATCH_BYTES:
             yield from _encoded(batch, encoder, limits)
             batch, began = [], digest.num_bytes
@@ -205,15 +216,15 @@ def _draft(
 
 
 def _encoded(
-    batch: Sequence[_Draft | BadRow], encoder: PromptEncoder, limits: RowLimits
-) -> Iterator[JobRow | BadRow]:
+    batch: Sequence[_Draft | BadRow | Answered], encoder: PromptEncoder, limits: RowLimits
+) -> Iterator[JobRow | BadRow | Answered]:
     """The rows of a batch, in order; its conversations go to the encoder at once."""
     conversations: list[Any] = [
         row.prompt for row in batch if isinstance(row, _Draft) and row.kind == "chat"
     ]
     answers = iter(encoder.encode_conversations(conversations) if conversations else ())
     for row in batch:
-        if isinstance(row, BadRow):
+        if isinstance(row, BadRow | Answered):
             yield row
             continue
         try:
