@@ -45,9 +45,7 @@ class Answers:
     `created`: Unix seconds that all answers carry: when the job was begun, whoever goes on with it.
     """
 
-    def __init__(
-        self, keep: Keep, tokenizer: Tokenizer, model_name: str, created: int = 0
-    ) -> None:
+    def __init__(self, keep: Keep, tokenizer: Tokenizer, model_name: str, created: int = 0) -> None:
         self._keep = keep
         self._tokenizer = tokenizer
         self._model_name = model_name

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,8 +21,9 @@ import batchgen
 from batchgen.errors import Unfinished, UserError
 from batchgen.job.fingerprint import Fingerprint, check_same
 from batchgen.job.journal import Journal, holds_any
+from batchgen.job.owner import NAME as OWNER
 from batchgen.job.owner import owned
-from batchgen.paths import kind_of, temporary_name
+from batchgen.paths import beside, kind_of, temporary_name
 
 FORM = 1
 RESUME = ("never", "always", "if-possible")
@@ -99,7 +99,7 @@ def check_resume(path: Path, resume: str, *, force: bool) -> None:
     if kind not in ("", "folder"):
         raise UserError(f"{path} is not a folder, but a {kind}", remedy="move it out of the way")
     exists = kind == "folder" and (path / JOB).is_file()
-    if kind == "folder" and not exists and any(one.name not in OURS for one in path.iterdir()):
+    if kind == "folder" and not exists and not all(_is_ours(one) for one in path.iterdir()):
         raise UserError(
             f"{path} is not the folder of a job (no {JOB})", remedy="move it out of the way"
         )
@@ -115,7 +115,13 @@ def check_resume(path: Path, resume: str, *, force: bool) -> None:
         )
 
 
-OURS = {JOB, JOURNAL, STATUS, f"{JOURNAL}-wal", f"{JOURNAL}-shm", "owner.json", "input"}
+BOOKS = (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm", STATUS)
+OURS = {JOB, *BOOKS, OWNER, "input"}
+
+
+def _is_ours(path: Path) -> bool:
+    """A file of a job's folder, or what a killed process left of one."""
+    return path.name in OURS or path.name.startswith(tuple(f".{name}." for name in (JOB, STATUS)))
 
 
 def write_whole(path: Path, value: object, *, durable: bool = True) -> None:
@@ -184,7 +190,17 @@ def open_folder(
                 yield folder
         finally:
             if not folder.is_kept or not (folder.is_resumed or holds_any(path / JOURNAL)):
-                shutil.rmtree(path, ignore_errors=True)
+                _take_away(path)
+
+
+def _take_away(path: Path) -> None:
+    """The folder goes; `job.json` with its last step, a rename: whoever is killed before it can go
+    on, and finds the output in place."""
+    with suppress(OSError):
+        for name in BOOKS:
+            (path / name).unlink(missing_ok=True)
+        with beside(path) as aside:
+            os.rename(path, aside)
 
 
 def _begin(
@@ -198,8 +214,9 @@ def _begin(
         check_same(told["fingerprint"], fingerprint, path)
         told["attempts"] = int(told["attempts"]) + 1
     else:
-        for name in (JOB, JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm", STATUS):
-            (path / name).unlink(missing_ok=True)
+        for one in path.iterdir():
+            if _is_ours(one) and one.name not in (OWNER, "input"):
+                one.unlink(missing_ok=True)
         told = {
             "form": FORM,
             "batchgen": batchgen.__version__,
@@ -222,4 +239,3 @@ def _begin(
             f"cannot write {path}: {error.strerror}", remedy="make room, or check the folder"
         ) from None
     return JobFolder(path, journal, told, exists and not force)
-

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -233,25 +233,42 @@ def lines(base: sqlite3.Connection, order: str) -> Iterator[bytes]:
             yield bytes(line)
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection | None]:
+    """A journal that another process may be writing; None if it has no tables yet. Raises
+    UserError."""
+    with closing(_open(path, read_only=True)) as base:
+        try:
+            (schema,) = base.execute("PRAGMA user_version").fetchone()
+            yield base if schema else None
+        except sqlite3.Error as error:
+            raise UserError(
+                f"cannot read the journal {path}: {error!s:.200}", remedy="check the folder"
+            ) from None
+
+
 def read_lines(path: Path, order: str = "input") -> Iterator[bytes]:
     """The answers of a job so far, while it runs or after it stopped. Raises UserError."""
-    with closing(_open(path, read_only=True)) as base:
-        yield from lines(base, order)
+    with _reading(path) as base:
+        if base is not None:
+            yield from lines(base, order)
 
 
 def read_counts(path: Path) -> dict[str, int]:
     """Answers of a job so far by code. Raises UserError."""
-    with closing(_open(path, read_only=True)) as base:
-        return counts(base)
+    with _reading(path) as base:
+        return {} if base is None else counts(base)
 
 
 def holds_any(path: Path) -> bool:
     """Whether a journal holds an answer or a token; True for one that cannot be read."""
     try:
-        with closing(_open(path, read_only=True)) as base:
+        with _reading(path) as base:
+            if base is None:
+                return False
             found = base.execute(
                 "SELECT EXISTS(SELECT 1 FROM answers) OR EXISTS(SELECT 1 FROM tokens)"
             ).fetchone()
             return bool(found[0])
-    except (UserError, sqlite3.Error):
+    except UserError:
         return True
