@@ -132,7 +132,7 @@ def prepare(
     past: Past | None = None,
 ) -> Prepared:
     """Load the model, read the rows, size the arenas. `make` makes the worker, if not the one of
-    the device; `past`: what an earlier process has achieved. Raises UserError for anything wrong."""
+    the device; `past`: what an earlier process has achieved. Raises UserError for what is wrong."""
     past = Past() if past is None else past
     folder = find_model(job.model)
     preset, overrides, options = check_job(job)

@@ -29,8 +29,8 @@ REASONS = ("", "stop", "length", "failed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowInput:
-    """What a row brings: its prompt, its output budget, tokens and texts that end it, how it samples
-    (None: greedy), and the tokens that it has produced in an earlier process."""
+    """What a row brings: its prompt, its output budget, tokens and texts that end it, how it
+    samples (None: greedy), and the tokens that it has produced in an earlier process."""
 
     prompt_ids: TokenIds
     max_output: int

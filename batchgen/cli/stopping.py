@@ -1,4 +1,4 @@
-"""Signals while a job runs: the first one lets it stop in good order, the second ends it at once."""
+"""Signals while a job runs: the first lets it stop in good order, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -56,7 +56,5 @@ def stopped_by_signals() -> Iterator[Callable[[], bool]]:
 
 def _tell(text: bytes) -> None:
     """A handler may come in the middle of a print: not through Python's buffers."""
-    try:
+    with suppress(OSError):
         os.write(2, text)
-    except OSError:
-        pass

@@ -57,7 +57,7 @@ def sampled_digest(path: Path) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """Of a checkpoint: names and bytes of its JSON, templates and tokenizers, samples of weights."""
+    """Of a checkpoint: names and bytes of its JSON, templates, tokenizers, samples of weights."""
     found = hashlib.sha256()
     names = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
     for path in sorted({path for name in names for path in folder.glob(name) if path.is_file()}):

@@ -1,7 +1,7 @@
 """One owner per job folder: a lock that the system drops when the process ends, however it ends.
 
 The file says who holds it, for the message to others. It is never trusted: after a crash it still
-names a process, and that number may belong to another one by now (in a container it is 1 each time).
+names a process, and that number may be another one's by now (in a container it is 1 each time).
 """
 
 from __future__ import annotations
