@@ -99,8 +99,7 @@ def test_stopped_anywhere_the_bytes_are_the_same(
         try:
             ended = execute(disturbed, stopping=stops_after(rng.randrange(1, 30), crash))
             break
-        except (Unfinished, KeyboardInterrupt) as error:
-            assert crash is not None or "rows are answered, in " in str(error)
+        except (Unfinished, KeyboardInterrupt):
             assert not disturbed.output.exists()
     assert ended.attempts == attempt > 3
     assert (ended.done, ended.errors, ended.rows) == (whole.done, 2, whole.rows)

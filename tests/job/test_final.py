@@ -150,7 +150,7 @@ def test_a_disk_that_fills(num_rows: int, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(Unfinished, match="cannot write .* all answers are kept; make room"):
+        with pytest.raises(Unfinished, match=r"cannot write .* all answers are kept; make room"):
             put(tmp_path / "out.jsonl", [b"y" * 60_000] * num_rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def work(output: Path, *, resume: str = "if-possible", force: bool = False) -> i
             )
         folder.done()
         return int(done.sum())
+
+
+def crash(path: Path, row: int = 0, line: bytes = b"{}") -> Any:
+    """The folder of a job that answers one row and dies."""
+    folder: Any = None
+    with suppress(ZeroDivisionError), begin(path, resume="if-possible") as folder:
+        folder.journal.answer(row, line)
+        raise ZeroDivisionError
+    return folder
 
 
 def steps(calls: Callable[[str], None], patch: pytest.MonkeyPatch) -> None:
@@ -135,16 +145,12 @@ def test_going_on_and_beginning_anew(tmp_path: Path) -> None:
     path = default_folder(output)
     with pytest.raises(UserError, match="no unfinished job is in"):
         work(output, resume="always")
-    with pytest.raises(ZeroDivisionError), begin(path) as folder:
-        folder.journal.answer(0, b'{"row":0,"at":5}')
-        raise ZeroDivisionError
+    crash(path, 0, b'{"row":0,"at":5}')
     with pytest.raises(UserError, match="holds an unfinished job; go on with --resume always"):
         work(output, resume="never")
     assert work(output, resume="always") == 1
     assert json.loads(output.read_text().splitlines()[0])["at"] == 5  # not answered again
-    with pytest.raises(ZeroDivisionError), begin(path) as folder:
-        folder.journal.answer(0, b"{}")
-        raise ZeroDivisionError
+    crash(path)
     assert work(output, resume="if-possible", force=True) == 0
     assert [one.name for one in tmp_path.iterdir()] == ["out"]
 
@@ -161,19 +167,15 @@ def test_attempts_and_creation_belong_to_the_job(
     created = set()
     for attempt in range(1, 4):
         monkeypatch.setattr(time, "time", lambda attempt=attempt: 1e9 - attempt)  # backwards, too
-        with pytest.raises(ZeroDivisionError), begin(tmp_path, resume="if-possible") as folder:
-            folder.journal.answer(attempt, b"{}")
-            assert folder.attempts == attempt
-            created.add(folder.created)
-            raise ZeroDivisionError
+        folder = crash(tmp_path, attempt)
+        assert folder.attempts == attempt
+        created.add(folder.created)
     assert created == {int(1e9 - 1)}
 
 
 @pytest.mark.parametrize("field", sorted(PRINT))
 def test_every_field_of_the_fingerprint_is_refused_by_name(field: str, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), begin(tmp_path) as folder:
-        folder.journal.answer(0, b"{}")
-        raise ZeroDivisionError
+    crash(tmp_path)
     other = PRINT | {field: "else"}
     with (
         pytest.raises(UserError, match=f"begun with another {field}: {PRINT[field]}, and this is"),

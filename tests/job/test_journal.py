@@ -105,12 +105,16 @@ def test_a_disk_that_fills_loses_nothing_committed(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     journal = Journal(path, commit_s=0.0)
     count = 0
+
+    def fill(row: int) -> None:
+        journal.answer(row, b"y" * 20_000)
+        journal.sync()
+
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
-        with pytest.raises(Unfinished, match="cannot write the journal .*; make room, then go on"):
-            for row in range(100):
-                journal.answer(row, b"y" * 20_000)
-                journal.sync()
+        with pytest.raises(Unfinished, match=r"cannot write the journal .*; make room, then go on"):
+            while count < 100:
+                fill(count)
                 count += 1
         with pytest.raises(Unfinished):  # the next call says so too, and does not wait
             journal.answer(1000, b"")
@@ -128,7 +132,7 @@ def test_what_is_no_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     assert holds_any(path)  # not known: nobody throws it away
     path.write_bytes(b"not a database at all" * 100)
-    with pytest.raises(UserError, match="cannot open the journal .*file is not a database"):
+    with pytest.raises(UserError, match=r"cannot open the journal .*file is not a database"):
         Journal(path)
     path.unlink()
     with Journal(path):
