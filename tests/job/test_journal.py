@@ -106,16 +106,17 @@ def test_a_disk_that_fills_loses_nothing_committed(tmp_path: Path) -> None:
     journal = Journal(path, commit_s=0.0)
     count = 0
 
-    def fill(row: int) -> None:
-        journal.answer(row, b"y" * 20_000)
-        journal.sync()
+    def fill() -> None:
+        nonlocal count
+        while count < 100:
+            journal.answer(count, b"y" * 20_000)
+            journal.sync()
+            count += 1
 
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
         with pytest.raises(Unfinished, match=r"cannot write the journal .*; make room, then go on"):
-            while count < 100:
-                fill(count)
-                count += 1
+            fill()
         with pytest.raises(Unfinished):  # the next call says so too, and does not wait
             journal.answer(1000, b"")
     finally:
