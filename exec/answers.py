@@ -11,11 +11,10 @@ from batchgen.job.logprobs import TokenLogprob, TokenText
 from batchgen.job.output import (
     StageAnswer,
     answer_object,
-    bad_row_object,
     error_object,
     line_of,
 )
-from batchgen.job.rows import BadRow, JobRow
+from batchgen.job.rows import JobRow
 from batchgen.job.samples import SamplesOfRows
 from batchgen.runtime.cluster.obey import BODY
 
@@ -53,11 +52,6 @@ class Answers:
         self._samples: SamplesOfRows[_Ended] = SamplesOfRows()
         self.done = 0
         self.errors = 0
-
-    def bad_row(self, row: BadRow) -> None:
-        """A row that could not be read."""
-        self.errors += 1
-        self._keep(row.index, line_of(bad_row_object(row)), row.code)
 
     def ended(self, row: JobRow, reason: str, why: str | None, stages: Sequence[Stage]) -> None:
         """A sample that ran; `why` says what was wrong if it failed. A row is written when all its

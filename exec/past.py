@@ -9,12 +9,10 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 
+from batchgen.exec.job_rows import JobRows
 from batchgen.job.journal import Journal
-from batchgen.job.rows import JobRow
 
 Ints = npt.NDArray[np.int32]
-
-NOTHING: Ints = np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +31,12 @@ class Past:
     def has_answered(self, index: int) -> bool:
         return index < len(self.answered) and bool(self.answered[index])
 
-    def tokens(self, row: JobRow) -> Ints:
-        """What the row had produced, if it can go on from there. A row that tells log probabilities
-        begins again: nobody kept those. So does one whose tokens leave nothing to produce."""
-        if row.sampling.logprobs is not None:
-            return NOTHING
-        found = self.produced.get((row.index, row.sample), NOTHING)
-        return found[: row.max_output - 1]
+    def tokens(self, jobs: JobRows) -> dict[int, Ints]:
+        """What rows of the scheduler had produced, of those that can go on from there: a row that
+        tells log probabilities begins again, for nobody kept those."""
+        found = {}
+        for number, ids in jobs.places(self.produced).items():
+            row = jobs[number]
+            if row.sampling.logprobs is None and row.max_output > 1:
+                found[number] = ids[: row.max_output - 1]
+        return found

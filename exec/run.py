@@ -25,6 +25,7 @@ from batchgen.exec.templates import time_of_job
 from batchgen.job.final import write_final
 from batchgen.job.fingerprint import file_digest
 from batchgen.job.folder import JobFolder, check_resume, default_folder, open_folder
+from batchgen.job.output import bad_row_object, line_of
 from batchgen.job.rows import BadRow
 from batchgen.oneline import escaped
 from batchgen.paths import check_new_output, check_output, shown_path
@@ -130,20 +131,24 @@ def _run(
     """Answers the rows that have no answer yet, into the journal."""
     journal = folder.journal
     past = Past.of(journal, datetime.fromisoformat(folder.told["config"]["template_time"]))
-    prepared = prepare(job, past=past)
-    num_rows = len(prepared.rows) + prepared.num_answered
+    bad = 0
+
+    def refused(row: BadRow) -> None:
+        nonlocal bad
+        bad += 1
+        journal.answer(row.index, line_of(bad_row_object(row)), row.code)
+
+    try:
+        prepared = prepare(job, past=past, on_bad=refused)
+    except UserError:
+        if not folder.is_resumed:
+            folder.done()  # nothing has run: it leaves nothing behind
+        raise
+    num_rows, earlier = prepared.read.num_rows, prepared.read.num_answered
     folder.note(rows=num_rows)
     # A name, however the folder was spelt: "." has none.
     name = job.model.name if job.model.name.strip(".") else model.resolve().name
-    answers = Answers(
-        lambda row, line, code: journal.answer(row, line, code),
-        prepared.tokenizer,
-        escaped(name),
-        folder.created,
-    )
-    for row in prepared.rows:
-        if isinstance(row, BadRow):
-            answers.bad_row(row)
+    answers = Answers(journal.answer, prepared.tokenizer, escaped(name), folder.created)
     if not prepared.jobs:
         journal.sync()
         return None
@@ -158,7 +163,8 @@ def _run(
             saving.now_and_then()
         if time.monotonic() >= next_status_s:
             next_status_s = time.monotonic() + STATUS_S
-            folder.status(_status(prepared.num_answered, answers, num_rows, now_ps))
+            ours = earlier + answers.done, bad + answers.errors
+            folder.status(_status(*ours, num_rows, now_ps))
         if progress is not None:
             progress(now_ps, rows_done, rows_total)
 
@@ -179,7 +185,7 @@ def _run(
         if keeps_tokens:
             saving.save()
         journal.sync()
-        have = prepared.num_answered + answers.done + answers.errors
+        have = earlier + bad + answers.done + answers.errors
         raise Unfinished(
             f"stopped: {have} of {num_rows} rows are answered, in {folder.path}",
             remedy="go on by the same command with --resume always",
@@ -189,12 +195,12 @@ def _run(
     return build_record(prepared, ran, time.perf_counter() - began, log)
 
 
-def _status(earlier: int, answers: Answers, num_rows: int, now_ps: int) -> dict[str, Any]:
+def _status(done: int, failed: int, num_rows: int, now_ps: int) -> dict[str, Any]:
     return {
         "state": "running",
         "rows": num_rows,
-        "done": earlier + answers.done,
-        "failed": answers.errors,
+        "done": done,
+        "failed": failed,
         "elapsed_s": round(now_ps / 1e12, 3),
         "updated": round(time.time(), 3),
     }

@@ -83,7 +83,7 @@ class JobFolder:
             write_whole(self.path / STATUS, value, durable=False)
 
     def done(self) -> None:
-        """The output is in place: the folder goes with the context."""
+        """The output is in place, or nothing was begun: the folder goes with the context."""
         self.is_kept = False
 
 

@@ -38,6 +38,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return init_model(tmp_path_factory.mktemp("generation") / "m", "qwen3", "tiny", seed=3)
 
 
+@pytest.fixture(autouse=True)
+def _one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers carry the time at which their job began."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
 def job_rows() -> list[dict[str, Any]]:
     generator = np.random.default_rng(5)
     options: list[dict[str, Any]] = [
