@@ -13,6 +13,7 @@ from batchgen.exec.job import ExecJob
 from batchgen.exec.machine_facts import gpu_facts, processor_flags
 from batchgen.exec.transformer import DTYPES
 from batchgen.job.fingerprint import Fingerprint, file_digest, model_digest
+from batchgen.job.inputs import form_of
 
 
 def job_fingerprint(job: ExecJob, folder: Path) -> Fingerprint:
@@ -28,6 +29,9 @@ def job_fingerprint(job: ExecJob, folder: Path) -> Fingerprint:
         "seed": str(job.seed),
         "limit": str(job.limit),
         "body": str(job.body),
+        "input_format": form_of(job.input, job.form),
+        "prompt": str(job.shape),
+        "strict": str(job.strict),
         "version_of_batchgen": batchgen.__version__,
         "version_of_torch": torch.__version__,
         "threads": str(job.threads or torch.get_num_threads()),

@@ -30,6 +30,7 @@ from batchgen.exec.stops import ending_ids
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
 from batchgen.exec.worker import Worker
+from batchgen.job.inputs import form_of
 from batchgen.job.jsonl import InputDigest
 from batchgen.job.rows import Answered, BadRow, JobRow, RowLimits, read_rows
 from batchgen.job.sampling import SamplingDefaults
@@ -42,18 +43,18 @@ from batchgen.policy.presets import Preset, build_policy, find_preset
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
 
-GZIP_MAGIC = b"\x1f\x8b"
-
 
 @dataclass(slots=True)
 class ReadRows:
     """What was read of the input: `jobs` can run, `refused` counts those that cannot, by code,
-    `num_answered` those that an earlier process has answered."""
+    `num_answered` those that an earlier process has answered, `unknown` fields that nobody
+    knows."""
 
     num_rows: int = 0
     num_answered: int = 0
     jobs: JobRows = field(default_factory=JobRows)
     refused: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -180,6 +181,7 @@ def prepare(
         default_max_output=job.max_tokens,
         run_seed=job.seed,
         keep_requests=body is not None,
+        strict=job.strict,
         sampling=sampling,
     )
     digest = InputDigest()
@@ -228,9 +230,7 @@ def prepare(
 def check_job(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     """What can be refused before anything is loaded."""
     check_input("input", job.input, remedy="give a JSONL file")
-    with job.input.open("rb") as file:
-        if file.read(2) == GZIP_MAGIC:
-            raise UserError(f"input {job.input} is compressed", remedy="unpack it with gunzip")
+    form_of(job.input, job.form)
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)
@@ -268,10 +268,17 @@ def _read(
     on_bad: Callable[[BadRow], None],
 ) -> ReadRows:
     """The rows of the input that have no answer yet, up to the job's limit."""
-    read = ReadRows()
+    read = ReadRows(unknown=limits.unknown)
     first_bad: BadRow | None = None
     for row in read_rows(
-        job.input, tokenizer, limits, limit=job.limit, digest=digest, answered=past.has_answered
+        job.input,
+        tokenizer,
+        limits,
+        limit=job.limit,
+        digest=digest,
+        form=form_of(job.input, job.form),
+        shape=job.shape,
+        answered=past.has_answered,
     ):
         read.num_rows += 1
         if isinstance(row, Answered):

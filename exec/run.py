@@ -38,15 +38,24 @@ STATUS_S = 1.0
 class Ended:
     """A job whose output is in place. `record`: of the rows that this process ran, None if an
     earlier one had answered all of them. `by_code`: answers by the code of their error, "" without
-    one. `earlier`: rows that an earlier process had answered."""
+    one. `earlier`: rows that an earlier process had answered. `manifest`: JSON of the whole job."""
 
     record: RunRecord | None
     by_code: dict[str, int]
     earlier: int
-    created: int
-    attempts: int
-    output_sha256: str
-    rows: int
+    manifest: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return int(self.manifest["rows"])
+
+    @property
+    def attempts(self) -> int:
+        return int(self.manifest["attempts"])
+
+    @property
+    def output_sha256(self) -> str:
+        return str(self.manifest["output_sha256"])
 
     @property
     def done(self) -> int:
@@ -105,11 +114,24 @@ def execute(
             record=record,
             by_code=by_code,
             earlier=earlier,
-            created=folder.created,
-            attempts=folder.attempts,
-            output_sha256=digest,
-            rows=folder.num_rows,
+            manifest=_manifest(folder, by_code, digest),
         )
+
+
+def _manifest(folder: JobFolder, by_code: dict[str, int], digest: str) -> dict[str, Any]:
+    """What was answered, from which input, by which processes."""
+    done = by_code.get("", 0)
+    return {
+        "form": 1,
+        "created": folder.created,
+        "attempts": folder.attempts,
+        "rows": folder.num_rows,
+        "done": done,
+        "failed": folder.num_rows - done,
+        "failed_by_code": {code: count for code, count in by_code.items() if code},
+        "output_sha256": digest,
+        "fingerprint": folder.told["fingerprint"],
+    }
 
 
 def _placed(job: ExecJob, folder: JobFolder) -> str:

@@ -71,6 +71,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         "seed": job.seed,
         # Rows of the input that could not run, by code; the record has those that could.
         "refused_rows": dict(prepared.read.refused),
+        "unknown_fields": dict(prepared.read.unknown),
         # Of rows that say nothing else: the command line's, the checkpoint's, or OpenAI's.
         "sampling_defaults": asdict(prepared.sampling),
         "load_s": prepared.load_s,

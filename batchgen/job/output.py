@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchgen.job.logprobs import TokenLogprob, chat_logprobs, completion_logprobs
+from batchgen.job.responses import response_body
 from batchgen.job.rows import BadRow, JobRow
 
 
@@ -44,18 +45,24 @@ def answer_object(
     every = [stage for stages in samples for stage in stages]
     prompt_tokens = len(row.prompt_ids) + sum(stage.prompt_tokens for stage in every)
     produced_tokens = sum(stage.completion_tokens for stage in every)
-    body: dict[str, Any] = {
-        "id": f"{'chatcmpl' if chat else 'cmpl'}-{row.index}",
-        "object": "chat.completion" if chat else "text_completion",
-        "created": created,
-        "model": row.model or model,
-        "choices": [_choice(number, stages[-1], chat) for number, stages in enumerate(samples)],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": produced_tokens,
-            "total_tokens": prompt_tokens + produced_tokens,
-        },
+    usage = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": produced_tokens,
+        "total_tokens": prompt_tokens + produced_tokens,
     }
+    name = row.model or model
+    if row.kind == "response":
+        texts = [(stages[-1].text, stages[-1].reason == "length") for stages in samples]
+        body = response_body(row.index, created, name, texts, usage)
+    else:
+        body = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{row.index}",
+            "object": "chat.completion" if chat else "text_completion",
+            "created": created,
+            "model": name,
+            "choices": [_choice(number, stages[-1], chat) for number, stages in enumerate(samples)],
+            "usage": usage,
+        }
     if any(len(stages) > 1 or stages[-1].reason == "body" for stages in samples):
         shown = [[_stage_object(row, stage) for stage in stages] for stages in samples]
         body["batchgen"] = (
