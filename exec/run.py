@@ -71,8 +71,10 @@ def execute(
     *,
     progress: Callable[[int, int, int], None] | None = None,
     stopping: Callable[[], bool] | None = None,
+    on_line: Callable[[bytes], None] | None = None,
 ) -> Ended:
-    """Answer every row of the input.
+    """Answer every row of the input; `on_line` gets each output line as it is known, those of
+    earlier processes first.
 
     `stopping` is asked before every pass; where it says so, and when the disk refuses, the job
     stops in its folder (`ExecJob.folder`): Unfinished, and `resume` "always" goes on with it.
@@ -98,8 +100,11 @@ def execute(
         if not placed:
             check_new_output(job.output, force=job.force)
         record, earlier = None, folder.journal.num_answers()
+        if on_line is not None:
+            for line in folder.journal.lines("completion"):
+                on_line(line)
         if earlier != folder.num_rows:
-            record = _run(job, model, folder, began, progress, stopping)
+            record = _run(job, model, folder, began, progress, stopping, on_line)
         by_code = folder.journal.counts()
         if sum(by_code.values()) != folder.num_rows:
             raise IllegalTransition(f"{by_code} answers of {folder.num_rows} rows")
@@ -149,16 +154,22 @@ def _run(
     began: float,
     progress: Callable[[int, int, int], None] | None,
     stopping: Callable[[], bool] | None,
+    on_line: Callable[[bytes], None] | None,
 ) -> RunRecord | None:
     """Answers the rows that have no answer yet, into the journal."""
     journal = folder.journal
     past = Past.of(journal, datetime.fromisoformat(folder.told["config"]["template_time"]))
     bad = 0
 
+    def keep(row: int, line: bytes, code: str) -> None:
+        journal.answer(row, line, code)
+        if on_line is not None:
+            on_line(line)
+
     def refused(row: BadRow) -> None:
         nonlocal bad
         bad += 1
-        journal.answer(row.index, line_of(bad_row_object(row)), row.code)
+        keep(row.index, line_of(bad_row_object(row)), row.code)
 
     try:
         prepared = prepare(job, past=past, on_bad=refused)
@@ -170,7 +181,7 @@ def _run(
     folder.note(rows=num_rows)
     # A name, however the folder was spelt: "." has none.
     name = job.model.name if job.model.name.strip(".") else model.resolve().name
-    answers = Answers(journal.answer, prepared.tokenizer, escaped(name), folder.created)
+    answers = Answers(keep, prepared.tokenizer, escaped(name), folder.created)
     if not prepared.jobs:
         journal.sync()
         return None
