@@ -29,6 +29,7 @@ from batchgen.exec.sizing import check_weights_fit, make_plan, pass_limits
 from batchgen.exec.stops import ending_ids
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
+from batchgen.exec.transformer import check_mode
 from batchgen.exec.worker import Worker
 from batchgen.job.inputs import form_of
 from batchgen.job.jsonl import InputDigest
@@ -158,7 +159,6 @@ def prepare(
     sampling = sampling_defaults(folder, job.temperature)
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
-    check_device(job.device)
     check_weights_fit(job, folder)
     process_bytes = resident_bytes()
     began = time.perf_counter()
@@ -231,6 +231,8 @@ def check_job(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     """What can be refused before anything is loaded."""
     check_input("input", job.input, remedy="give a JSONL file")
     form_of(job.input, job.form)
+    check_device(job.device)
+    check_mode(job.dtype, exact=job.exact, device=job.device)
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)
