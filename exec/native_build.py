@@ -13,6 +13,7 @@ import platform
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -121,12 +122,28 @@ def _digest(data: bytes) -> str:
 def _cache_folder() -> Path:
     """A folder of this user that can be written."""
     try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        given = os.environ.get("XDG_CACHE_HOME", "")
+        # A relative one is to be ignored, says its specification.
+        base = given if Path(given).is_absolute() else Path.home() / ".cache"
     except RuntimeError:
         raise CannotBuildError("there is no home folder; set XDG_CACHE_HOME") from None
     folder = Path(base) / "batchgen"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_ours(folder)
     return folder
+
+
+def _check_ours(folder: Path) -> None:
+    """What others can write is never loaded: they could put code of theirs under the name that we
+    look for. Raises CannotBuildError."""
+    for one, rights in ((folder, stat.S_IWGRP | stat.S_IWOTH), (folder.parent, stat.S_IWOTH)):
+        state = one.stat()
+        others = state.st_mode & rights and not state.st_mode & stat.S_ISVTX
+        if others or state.st_uid not in (0, os.geteuid()):
+            raise CannotBuildError(
+                f"others can write {one}: nothing is loaded from it; take that right away (chmod "
+                "go-w), or set XDG_CACHE_HOME to a folder of yours"
+            )
 
 
 def _processor() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -81,12 +82,11 @@ def execute(
     """
     began = time.perf_counter()
     check_output(job.output)  # first: a loop of links has no resolved form
-    if job.output.resolve() == job.input.resolve():
-        raise UserError(f"{job.output} is the input", remedy="give another output")
     path = default_folder(job.output) if job.folder is None else job.folder
     check_resume(path, job.resume, force=job.force)
     check_job(job)
     model = find_model(job.model)
+    _check_apart(job, model)
     config = {key: _plain(value) for key, value in asdict(job).items()}
     config["template_time"] = time_of_job().isoformat()
     with open_folder(
@@ -137,6 +137,19 @@ def _manifest(folder: JobFolder, by_code: dict[str, int], digest: str) -> dict[s
         "output_sha256": digest,
         "fingerprint": folder.told["fingerprint"],
     }
+
+
+def _check_apart(job: ExecJob, model: Path) -> None:
+    """An output replaces neither its input, also not by another name of it, nor a model's file."""
+    output = job.output.resolve()
+    with suppress(OSError):
+        if output.samefile(job.input):
+            raise UserError(f"{job.output} is the input", remedy="give another output")
+    for folder in {model.absolute(), model.resolve()}:
+        if output.is_relative_to(folder):
+            raise UserError(
+                f"{job.output} lies in the folder of the model", remedy="give an output elsewhere"
+            )
 
 
 def _placed(job: ExecJob, folder: JobFolder) -> str:

@@ -33,6 +33,8 @@ from batchgen.plan import Plan
 from batchgen.schedule import Period, forward_period
 from batchgen.step import Chunk
 
+MOST_THREADS = 1024
+
 
 class Worker:
     """A model, or that of a folder, with its KV arenas. Rows have the runtime's row numbers.
@@ -57,6 +59,10 @@ class Worker:
     ) -> None:
         check_device(device)
         if threads is not None:
+            if not 1 <= threads <= MOST_THREADS:
+                raise UserError(
+                    f"{threads} threads", remedy=f"give 1 to {MOST_THREADS}, as many as cores"
+                )
             torch.set_num_threads(threads)
         if not isinstance(model, Transformer):
             model = load_model(Path(model), dtype=dtype, exact=exact, device=device)

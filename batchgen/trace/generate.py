@@ -148,9 +148,10 @@ def expert_shares(num_experts: int, alpha: float) -> NDArray[np.float64]:
 
 def _poisson_ps(rng: np.random.Generator, rate_per_s: float, n: int) -> NDArray[np.int64]:
     """Arrivals of a Poisson process, the first at 0."""
-    seconds = np.cumsum(rng.exponential(1.0 / rate_per_s, n))
-    picoseconds = (seconds - seconds[0]) * PS_PER_S
-    if picoseconds[-1] > MAX_ARRIVAL_PS:
+    with np.errstate(over="ignore", invalid="ignore"):  # a rate may be as small as numbers get
+        seconds = np.cumsum(rng.exponential(1.0, n) / rate_per_s)
+        picoseconds = (seconds - seconds[0]) * PS_PER_S
+    if not picoseconds[-1] <= MAX_ARRIVAL_PS:
         raise UserError(
             f"{n} arrivals at {rate_per_s:g} per second take more than 106 days",
             remedy="raise the rate",

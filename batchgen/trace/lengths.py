@@ -227,7 +227,9 @@ class Mixture:
 
 def choose_part(rng: np.random.Generator, weights: list[float], n: int) -> NDArray[np.int64]:
     """n indices, each drawn with probability proportional to its weight."""
-    shares = np.array(weights) / sum(weights)
+    # Of the largest first: weights near the largest number there is have no sum.
+    shares = np.array(weights) / max(weights)
+    shares /= shares.sum()
     return rng.choice(len(weights), size=n, p=shares)
 
 

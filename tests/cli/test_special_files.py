@@ -286,3 +286,27 @@ def test_handlers_are_as_they_were(here: Path) -> None:
     before = [signal.getsignal(n) for n in SIGNALS]
     assert main(["--version"]) == 0
     assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
+def test_no_output_harms_a_model_or_its_input(
+    force: list[str], here: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by its own name, a link or another name of the same file."""
+    row = '{"prompt": "hello", "max_tokens": 2}\n'
+    Path("rows.jsonl").write_text(row)
+    os.link("rows.jsonl", "other.jsonl")
+    Path("linked").symlink_to(checkpoint)
+    config = (checkpoint / "config.json").read_bytes()
+    command = ["exec", "--model", str(checkpoint), "-i", "rows.jsonl", "--threads", "1", *force]
+    for output, said in (
+        (str(checkpoint / "config.json"), "lies in the folder of the model"),
+        (str(checkpoint / "new.jsonl"), "lies in the folder of the model"),
+        ("linked/config.json", "lies in the folder of the model"),
+        ("other.jsonl", "is the input"),
+        ("rows.jsonl", "is the input"),
+    ):
+        err = refused([*command, "-o", output], capsys)
+        assert said in err or (not force and "exists; give --force" in err), (output, err)
+    assert Path("rows.jsonl").read_text() == row
+    assert (checkpoint / "config.json").read_bytes() == config

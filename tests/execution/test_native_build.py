@@ -15,7 +15,7 @@ import pytest
 
 from batchgen.cli import main
 from batchgen.exec import compiled
-from batchgen.exec.native_build import CannotBuildError, library_path
+from batchgen.exec.native_build import CannotBuildError, _cache_folder, library_path
 
 # Writes its output in two halves, so that a reader between them would see the first.
 GOOD = """echo built >> {log}
@@ -143,3 +143,27 @@ def test_a_run_says_why_it_was_slow(
         assert "BATCHGEN_COMPILED=0 turns" in capsys.readouterr().err
     finally:
         compiled._load.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("mode", "parent", "is_refused"),
+    [(0o700, 0o755, False), (0o755, 0o1777, False), (0o777, 0o755, True), (0o775, 0o700, True),
+     (0o700, 0o777, True), (0o700, 0o775, False)],
+)  # fmt: skip
+def test_nothing_is_loaded_from_where_others_write(
+    mode: int, parent: int, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "cache"
+    (base / "batchgen").mkdir(parents=True)
+    (base / "batchgen").chmod(mode)
+    base.chmod(parent)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base))
+    if is_refused:
+        with pytest.raises(CannotBuildError, match=r"others can write .*chmod go-w"):
+            _cache_folder()
+    else:
+        assert _cache_folder() == base / "batchgen"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir(mode=0o700)
+    assert _cache_folder() == tmp_path / "home/.cache/batchgen"
