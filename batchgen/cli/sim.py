@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from batchgen.cli.common import (
+    num_cores,
     parse_names,
     parse_overrides,
     print_runs_json,
@@ -224,9 +225,10 @@ def _run_all(
         if searched:
             say(f"{label}: {record.config['layout_reason']}")
         if healthy:
-            again = replace(job, policy=policy, faults=None, log="off", layout=record.layout)
-            if not searched:
-                again = replace(again, layout=job.layout)
+            again = replace(job, policy=policy, faults=None, log="off")
+            if searched:  # with the layout and the options that were found
+                pairs = tuple((key, text) for key, text in record.config["job"]["overrides"])
+                again = replace(again, layout=record.layout, overrides=pairs)
             _run_healthy(again, record, f"{label} without faults", how)
         summaries.append(_keep(record, label, out, force))
         for row, why in list(record.config.get("why_failed", {}).items())[:MOST_REASONS]:
@@ -255,7 +257,9 @@ def _runner(job: SimJob, *, searched: bool) -> Callable[[SimJob, Progress | None
     from batchgen.trace.schema import load
 
     trace = load(job.trace, max_rows=job.limit)
-    return lambda one, progress: search(one, simulate, trace, progress=progress)
+    return lambda one, progress: search(
+        one, simulate, trace, progress=progress, workers=num_cores()
+    )
 
 
 def _check_out(out: Path | None, policies: list[str], force: bool) -> None:
