@@ -26,16 +26,18 @@ class Ask:
 
 class Crew:
     """Answers rounds of questions. workers: processes, forked for every round; 1: none, this one
-    does it all, and keeps the record of the best whole run."""
+    does it all, and keeps the record of the best whole run. tell: hears how many are asked for."""
 
-    def __init__(self, estimator: Estimator, workers: int = 1) -> None:
-        self.estimator, self.workers = estimator, workers
+    def __init__(
+        self, estimator: Estimator, workers: int = 1, tell: Callable[[int], None] | None = None
+    ) -> None:
+        self.estimator, self.workers, self.tell = estimator, workers, tell
         self.best: tuple[Estimate, RunRecord] | None = None
-        self.count = 0
 
     def answer(self, asks: Sequence[Ask]) -> list[Estimate]:
         """One estimate per question, in their order. Raises what the simulator raises."""
-        self.count += len(asks)
+        if self.tell is not None:
+            self.tell(len(asks))
         if self.workers < 2 or len(asks) < 2:
             return [self._one(ask) for ask in asks]
 

@@ -85,7 +85,9 @@ class Fitter:
                 self.fixed.setdefault(f"plan.{name}", getattr(preset, name))
         budgets = output_budgets(trace, job.max_output_tokens)
         self._prompts = trace.prompt_tokens.astype(float)
-        self._outputs = np.minimum(trace.output_tokens, budgets).astype(float)
+        room = self.model.max_context - trace.prompt_tokens
+        outputs = np.minimum(np.minimum(trace.output_tokens, budgets), room)
+        self._outputs = np.maximum(outputs, 0).astype(float)
         part = dict(job.overrides).get("admission.part", preset.parts["admission"])
         # Room for the longest answer that every row may give, or for what it does give.
         keeps = getattr(part_class("admission", part), "reserves", False)
@@ -165,7 +167,7 @@ class Fitter:
     def axes(self, candidate: Candidate, *, crowded: bool) -> list[Axis]:
         """Along which a candidate may change. Memory is only made where rows may lack it."""
         plain = Candidate(layout=candidate.layout, options=candidate.places)
-        plan = resolve(plain.of(self.job), self.trace.expert_skew).plan
+        plan = self._resolve(plain).plan
         sizes = Sizes(
             rows=len(self.trace),
             token_budget=plan.token_budget,
@@ -175,11 +177,23 @@ class Fitter:
         found = self.space.axes(self.model, candidate.layout, sizes, self.fixed)
         return found if crowded else [axis for axis in found if axis.name not in MAKE_ROOM]
 
+    def alone_s(self) -> float:
+        """A bound: no plan ends before the row with the longest answer, alone in the fastest layout
+        that fits. Raises UserError when none does."""
+        passes = max(float(self._outputs.max(initial=0)) - 1, 0.0)
+        if self.job.body is not None:
+            passes = 0.0
+        least = min(self._alone_ps(self._resolve(one.candidate)) for one in self.layouts())
+        return passes * least / PS_PER_S
+
     # -- one --------------------------------------------------------------------------------------
+
+    def _resolve(self, candidate: Candidate) -> Machine:
+        return resolve(candidate.of(self.job), self.trace.expert_skew)
 
     def fit(self, candidate: Candidate) -> Fitted:
         """Raises UserError where the candidate does not fit, or is none."""
-        machine = resolve(candidate.of(self.job), self.trace.expert_skew)
+        machine = self._resolve(candidate)
         plan, cost = machine.plan, machine.planner.home
         pools = sum(spec.num_ranks * spec.hbm_pages for spec in plan.engines) * plan.page_tokens
         return Fitted(
