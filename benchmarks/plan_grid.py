@@ -40,6 +40,8 @@ MODELS = (
 GPUS = ("a100", "h100", "h200", "h20", "b200", "a5000", "rtx-4090", "rtx-pro-6000")
 POLICIES = ("vllm", "batchgen", "orca", "static", "sglang-opt")
 ROUND = 16
+MOST_WORK = 200_000
+LEAST_PLANS = 16  # fewer are no search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,22 +53,25 @@ class Case:
     space: Space
 
 
-def draw(rng: random.Random, trace_path: str, *, most_plans: int, most_rows: int = 500) -> Case:
-    """A case whose plans are from 2 to `most_plans`. trace_path: any file, whose digest a record
-    wants; the rows are not read from it."""
+def draw(
+    rng: random.Random, trace_path: str, *, most_work: int = MOST_WORK, most_rows: int = 4000
+) -> Case:
+    """A case of at least `LEAST_PLANS` plans, and at most `most_work` rows in all of them together.
+    trace_path: any file, whose digest a record wants; the rows are not read from it."""
     while True:
         case = _draw(rng, trace_path, most_rows)
+        most = most_work // len(case.trace)
         try:
-            count = sum(1 for _ in plans(case, most_plans + 1))
+            count = sum(1 for _ in plans(case, most + 1))
         except UserError:
             continue  # fits nowhere
-        if 2 <= count <= most_plans:
+        if LEAST_PLANS <= count <= most:
             return case
 
 
 def _draw(rng: random.Random, trace_path: str, most_rows: int) -> Case:
     numbers = np.random.default_rng(rng.randrange(2**32))
-    rows = rng.randint(most_rows // 5, most_rows)
+    rows = round(most_rows / 40 * 40 ** rng.random())
     prompt, output = rng.uniform(5.0, 7.5), rng.uniform(3.5, 6.5)
     spread = rng.uniform(0.2, 1.2)
     prompts = np.clip(numbers.lognormal(prompt, spread, rows), 1, 12_000).astype(int)
@@ -75,7 +80,7 @@ def _draw(rng: random.Random, trace_path: str, most_rows: int) -> Case:
         trace=trace_path,
         model=rng.choice(MODELS),
         gpu=rng.choice(GPUS),
-        gpus=rng.choice((1, 2, 4, 4, 8, 8, 16)),
+        gpus=rng.choice((1, 2, 4, 8, 8, 16, 32)),
         policy=rng.choice(POLICIES),
     )
     axes = set(rng.sample(("roles", "places", "budgets", "b_moe", "b_attn", "seats"), k=3))

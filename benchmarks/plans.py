@@ -37,7 +37,6 @@ from batchgen.sim.run import simulate
 from batchgen.simjob import SimJob
 
 BAR = 1.03
-MOST_PLANS = 600
 SMALL = Space(roles=False)  # of deadlines: layouts with pipelines, in HBM or on hosts
 
 
@@ -54,7 +53,7 @@ def one_case(case: Case, workers: int) -> dict[str, Any]:
     began = cpu_s()
     found, asked = searched(case, workers)
     middle = cpu_s()
-    every = list(plans(case, MOST_PLANS))
+    every = list(plans(case, 10**6))
     best, ended = best_of_all(case, every, found.best, workers)
     outputs, prompts = case.trace.output_tokens, case.trace.prompt_tokens
     early = [one for one in ended if one.seconds < found.guesses.get(one.candidate, 0.0)]
@@ -99,7 +98,7 @@ def axes_of(space: Space) -> list[str]:
 
 def one_deadline(rng: random.Random, path: str, workers: int) -> dict[str, Any]:
     """The cheapest cluster by the search, and of a grid in which every plan is simulated."""
-    case = draw(rng, path, most_plans=MOST_PLANS, most_rows=200)
+    case = draw(rng, path, most_rows=200)
     names = rng.sample(("a100", "h100", "h200", "h20", "b200", "a5000", "rtx-pro-6000"), k=3)
     considered = offers(names, 8, {})
     grid: dict[Offer, Estimate] = {}
@@ -161,7 +160,7 @@ def main() -> int:
     with tempfile.NamedTemporaryFile() as file:
         rows, times = [], []
         for number in range(given.cases):
-            rows.append(one_case(draw(rng, file.name, most_plans=MOST_PLANS), given.workers))
+            rows.append(one_case(draw(rng, file.name), given.workers))
             print(number, rows[-1], file=sys.stderr, flush=True)
         for number in range(given.deadlines):
             times.append(one_deadline(rng, file.name, given.workers))

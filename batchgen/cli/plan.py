@@ -304,9 +304,9 @@ def _show(answer: dict[str, Any]) -> None:
     if chosen is not None:
         price = chosen["price_per_gpu_hour_usd"]
         cost = (
-            f"{chosen['cost']:,.2f} $ at {price:g} $ a GPU-hour ({chosen['price_source']})"
+            f"{chosen['cost']:,.3g} $ at {price:g} $ a GPU-hour ({chosen['price_source']})"
             if chosen["unit"] == "USD"
-            else f"{chosen['cost']:,.2f} GPU-hours (not all prices are known)"
+            else f"{chosen['cost']:,.3g} GPU-hours (not all prices are known)"
         )
         until = text.duration(answer["deadline_s"])
         print(escaped(f"cheapest    {chosen['cluster']} for {until}: {cost}"))

@@ -54,8 +54,10 @@ class Found:
 
     @property
     def runner_up(self) -> Estimate | None:
-        """The next best in another layout, or else with other options."""
-        tried = [one for one in self.rest if one.how != "ideal passes"]
+        """The next best in another layout, or else with other options; of those whose time is known
+        if there is one."""
+        known = [one for one in self.rest if one.how in ("simulated", "estimate")]
+        tried = known or [one for one in self.rest if one.how != "ideal passes"]
         other = [one for one in tried if one.candidate.layout != self.best.candidate.layout]
         return next(iter(other or tried), None)
 
@@ -218,8 +220,7 @@ class Finder:
         left = MOST_WHOLE if len(self.fitter.trace) < LARGE_LOAD else 1
         while left > 0:
             best = self._best()
-            assert best is not None
-            if best.how != "estimate":
+            if best is None or best.how != "estimate":
                 return
             near = [
                 one
@@ -246,6 +247,11 @@ class Finder:
         tried = [one for one in self.known.values() if one.how != "ideal passes"]
         whole = [one for one in tried if one.how == "simulated"]
         best = min(whole or tried or list(self.known.values()), key=_first)
+        # Options that gain next to nothing are left out of the answer.
+        plain = [
+            one for one in whole if one.failed == best.failed and GAIN * one.seconds <= best.seconds
+        ]
+        best = min(plain, default=best, key=lambda one: (len(one.candidate.options), one.seconds))
         # Shares end a little earlier than all engines together: estimates that are left are
         # multiplied by the largest time of a whole load over that of its share.
         over = max([1.0, *(one.seconds / one.share_s for one in whole if one.share_s)])
