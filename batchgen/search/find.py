@@ -113,10 +113,14 @@ class Finder:
 
     def _ask(self, candidates: Iterable[Candidate], cut: float) -> None:
         """Estimates of candidates that are not hopeless by their guess."""
-        limit = self._limit(cut)
+        limit, best = self._limit(cut), self._best()
+        hopeless = limit
+        if limit is not None and best is not None and best.seconds < self.guesses[best.candidate]:
+            # Guesses are too high for this load: a candidate is held against the best one's guess.
+            hopeless = limit * self.guesses[best.candidate] / best.seconds
         asks = []
         for one in candidates:
-            if limit is not None and self.guesses[one] > limit:
+            if hopeless is not None and self.guesses[one] > hopeless:
                 self.known[one] = Estimate(
                     candidate=one, seconds=self.guesses[one], how="ideal passes"
                 )

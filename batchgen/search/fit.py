@@ -36,7 +36,8 @@ from batchgen.trace.table import Trace, output_budgets
 PROBES = ((1, 0), (7, 0), (64, 0), (256, 0), (0, 100), (0, 2000), (64, 512))
 """Decodes and prompt tokens per rank of passes by which candidates are told apart."""
 CONTEXT = 3000
-LARGE_CHUNK = 2048  # prompt tokens of a rank; larger passes are hardly faster per token
+LARGE_CHUNK = 2048
+"""Prompt tokens of a rank; larger passes are hardly faster per token unless weights stream."""
 STEP = 1.4  # from row to row that ends, of those that are left, in guesses
 ROOMY = 0.5
 """Part of the KV pools that all rows may take, at their longest, so that memory decides nothing:
@@ -206,19 +207,23 @@ class Fitter:
 
     def _guess_s(self, machine: Machine) -> float:
         """Prompts in full passes, then decodes of all rows together, fewer and fewer of them, each
-        on the engines that do it."""
+        on the engines that do it; or both at once."""
         if not len(self._prompts):
             return 0.0
         roles = [spec.role for spec in machine.plan.engines]
         part = roles.count("prefill") / len(roles)
         prefill_s = self._prefill_s(machine, part or 1.0)
         decode_s = self._decode_s(machine, 1.0 - part)
-        return max(prefill_s, decode_s) if part else prefill_s + decode_s
+        apart = bool(part) or machine.planner.home.streams  # weights that stream serve both
+        return max(prefill_s, decode_s) if apart else prefill_s + decode_s
 
     def _prefill_s(self, machine: Machine, part: float) -> float:
         """All prompts in full passes, evenly over a part of the engines."""
         plan, cost = machine.plan, machine.planner.home
-        chunk = min(plan.token_budget, LARGE_CHUNK)
+        chunk = plan.token_budget
+        if not cost.streams:
+            chunk = min(chunk, LARGE_CHUNK)
+        chunk = min(chunk, int(self._prompts.sum()))
         each = cost.pass_one_ps(0, 0, chunk, int(chunk * self._prompts.mean()))
         ranks = part * plan.engines[0].num_ranks * len(plan.engines)
         return float(self._prompts.sum() / chunk * each / ranks) / PS_PER_S
