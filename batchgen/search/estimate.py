@@ -134,7 +134,7 @@ class Estimator:
         per_node = max(1, self.per_node // (layout.gpus_per_engine * group))
         # Whole nodes, whose host memory and links are then shared by as many as in the whole.
         groups = min(-(-groups // per_node) * per_node, every)
-        longest = int(self.trace.output_tokens.argmax())
+        longest = int(self.trace.output_tokens.argmax()) if total else 0
         rows = np.flatnonzero((np.arange(total) - longest) % every < groups)
         if self.whole_only or self.job.arrivals != "batch":
             return groups * group, rows

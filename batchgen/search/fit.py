@@ -20,6 +20,7 @@ from batchgen.planning import plan_options
 from batchgen.policy.presets import find_preset, part_class
 from batchgen.search.space import (
     MAKE_ROOM,
+    ON_CPU,
     ON_DISK,
     ON_HOST,
     PLACES,
@@ -28,6 +29,7 @@ from batchgen.search.space import (
     Options,
     Sizes,
     Space,
+    replace_values,
     too_large,
 )
 from batchgen.simjob import SimJob
@@ -166,7 +168,8 @@ class Fitter:
         return [one for alike in found.values() for one in alike]
 
     def axes(self, candidate: Candidate, *, crowded: bool) -> list[Axis]:
-        """Along which a candidate may change. Memory is only made where rows may lack it."""
+        """Along which a candidate may change. Memory is only made where rows may lack it; what CPUs
+        read beside the GPU is a gain of its own."""
         plain = Candidate(layout=candidate.layout, options=candidate.places)
         plan = self._resolve(plain).plan
         sizes = Sizes(
@@ -176,7 +179,10 @@ class Fitter:
             sub_batches=self.job.profile is None and self.job.costs == "roofline",
         )
         found = self.space.axes(self.model, candidate.layout, sizes, self.fixed)
-        return found if crowded else [axis for axis in found if axis.name not in MAKE_ROOM]
+        if crowded:
+            return found
+        beside = replace_values(found, "places", (ON_CPU,))
+        return [axis for axis in beside if axis.name not in MAKE_ROOM]
 
     def alone_s(self) -> float:
         """A bound: no plan ends before the row with the longest answer, alone in the fastest layout

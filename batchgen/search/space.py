@@ -22,11 +22,11 @@ Options = tuple[tuple[str, str], ...]
 
 NOTHING: Options = ()
 
-IN_HBM: Options = ()
+ON_CPU: Options = (("plan.attention", "cpu"), ("plan.kv", "host"))
 ON_HOST: tuple[Options, ...] = (
     (("plan.weights", "spill"),),
     (("plan.kv", "host"),),
-    (("plan.attention", "cpu"), ("plan.kv", "host")),
+    ON_CPU,
     (("plan.kv", "host"), ("plan.weights", "spill")),
     (("plan.attention", "cpu"), ("plan.kv", "host"), ("plan.weights", "spill")),
     (("plan.weights", "experts"),),
@@ -45,7 +45,7 @@ ON_DISK: tuple[Options, ...] = (
 PLACES = frozenset({"plan.weights", "plan.kv", "plan.attention"})
 SPLITS = "prefill_engines"
 """The axis of roles."""
-MAKE_ROOM = frozenset({"places", "b_moe"})
+MAKE_ROOM = frozenset({"b_moe"})
 """Axes that do nothing but make room for KV, at a price."""
 BUDGETS = (1024, 2048, 4096, 8192, 16384)
 """Tokens of a pass and rank."""
@@ -199,6 +199,16 @@ def everything(layout: Layout, axes: list[Axis]) -> Iterator[Candidate]:
 def too_large(layout: Layout) -> bool:
     """Whether gains of engines of this size have a plateau behind them."""
     return layout.gpus_per_engine > MAX_INSTANCE_GPUS
+
+
+def replace_values(axes: list[Axis], name: str, values: tuple[Options, ...]) -> list[Axis]:
+    """The axes, with these values of one, as far as it has them."""
+    return [
+        replace(axis, values=tuple(value for value in axis.values if value in values))
+        if axis.name == name
+        else axis
+        for axis in axes
+    ]
 
 
 def _axis(name: str, keys: frozenset[str], values: tuple[Options, ...]) -> Axis:
