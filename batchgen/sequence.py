@@ -61,8 +61,10 @@ _COLUMNS: tuple[tuple[str, str, Any, int], ...] = (
     ("host_valid", "i", np.int32, 0),  # tokens with KV on the host; lazy while streamed
     ("shared", "i", np.int32, 0),  # leading pages that the prefix index owns
     ("lane", "b", np.int8, 0),  # lane of the order part
+    ("side", "b", np.int8, 0),  # end of the deck that gave it
     ("stage", "h", np.int16, 0),  # follow-ups that its body has appended
     ("predicted", "i", np.int32, 0),  # predicted output tokens; 0 = no prediction
+    ("expected", "i", np.int32, 0),  # the same by the plan of the order part, once admitted
     ("preemptions", "i", np.int32, 0),
     ("recomputed", "q", np.int64, 0),  # tokens computed a second time
     ("adopted", "q", np.int64, 0),  # tokens of shared prefixes that were not computed
@@ -95,8 +97,10 @@ class Table:
     host_valid: NDArray[np.int32]
     shared: NDArray[np.int32]
     lane: NDArray[np.int8]
+    side: NDArray[np.int8]
     stage: NDArray[np.int16]
     predicted: NDArray[np.int32]
+    expected: NDArray[np.int32]
     preemptions: NDArray[np.int32]
     recomputed: NDArray[np.int64]
     adopted: NDArray[np.int64]
@@ -117,8 +121,10 @@ class Table:
     v_host_valid: array[int]
     v_shared: array[int]
     v_lane: array[int]
+    v_side: array[int]
     v_stage: array[int]
     v_predicted: array[int]
+    v_expected: array[int]
     v_preemptions: array[int]
     v_recomputed: array[int]
     v_adopted: array[int]

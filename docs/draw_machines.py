@@ -32,7 +32,7 @@ UP = (
 # What the cluster tells an engine: methods of `EngineMachine`, and functions of runtime/engine that
 # take one. None of them decides but `kick`.
 DOWN = (
-    ("rows that wait", ("offer", "reclaim", "enqueue")),
+    ("rows that wait", ("offer", "reclaim", "enqueue", "replan")),
     ("rows that ask, rows asked for", ("asked", "give_ready", "take_ready")),
     ("a copy is done", ("took_in", "restored", "suspended")),
     ("the source frees", ("gave_hbm", "gave_host")),

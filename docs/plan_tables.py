@@ -1,4 +1,4 @@
-"""The table of docs/planning.md, from the newest result of `benchmarks/plans.py`. No measurement."""
+"""The table of docs/planning.md, from the newest result of `benchmarks/plans.py`."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from batchgen.runtime.cluster.hunger import Most
 from batchgen.runtime.cluster.loads import Loads
 from batchgen.runtime.cluster.machine import ClusterMachine
 from batchgen.runtime.core import Runtime
+from batchgen.runtime.engine.deck import Deck, MatchLane
 from batchgen.runtime.engine.lane import FifoLane, KeyedLane
 from batchgen.runtime.engine.machine import EngineMachine
 from batchgen.sequence import COLUMNS, Table
@@ -65,7 +66,7 @@ def plain(value: Any, depth: int = DEEPEST) -> Any:
         return frozenset(plain(one, depth - 1) for one in value)
     if isinstance(value, array | np.ndarray):
         return value.tobytes()
-    if isinstance(value, FifoLane | KeyedLane):
+    if isinstance(value, FifoLane | KeyedLane | Deck | MatchLane):
         return tuple(value.rows())
     if isinstance(value, Loads):
         return plain((value._ranks, value._total), depth - 1)

@@ -25,8 +25,13 @@ BASES: dict[str, type[Part]] = {
 }
 TYPES = ("int", "float", "bool", "str")
 UNASKED: dict[str, dict[str, tuple[str, object]]] = {
-    "order": {"key": ("keyed", True), "lane": ("shares", None)},
-    "admission": {"lease": ("reserves", True)},
+    "order": {
+        "key": ("keyed", True),
+        "lane": ("shares", None),
+        "arrange": ("plans", True),
+        "end": ("two_ended", True),
+    },
+    "admission": {"lease": ("reserves", True), "room_for": ("sees_row", True)},
     "phase": {"starts_prefill": ("phases", True)},
     "memory": {"rank_victim": ("newest", False)},
     "tail": {"layout": ("partitions", True)},

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
+from functools import cache
 
 from batchgen.check.case import Case, Row
 from batchgen.memory.pool import pages_for
 from batchgen.policy.presets import PARTS, PRESETS
 
 NAMES = tuple(PRESETS)
+BASES = ("static", "orca", "vllm", "batchgen")
+"""Presets in which any two slots are swapped; the others differ from these in few parts."""
 Composition = tuple[str, dict[str, str]]
 """A preset and its overrides, "slot.option" -> text."""
 LARGE_HOST = 10_000
@@ -34,9 +37,9 @@ def swaps() -> list[Composition]:
 
 
 def pairs() -> list[Composition]:
-    """Every preset with two slots swapped, for every two parts that it has not; each once."""
+    """Every base with two slots swapped, for every two parts that it has not; each once."""
     found: dict[tuple[str, ...], Composition] = {}
-    for name in NAMES:
+    for name in BASES:
         own = PRESETS[name].parts
         for one, two in itertools.combinations(PARTS, 2):
             for part, other in itertools.product(PARTS[one], PARTS[two]):
@@ -53,6 +56,7 @@ def parts_of(composition: Composition) -> dict[str, str]:
     return {slot: overrides.get(f"{slot}.part", PRESETS[name].parts[slot]) for slot in PARTS}
 
 
+@cache
 def products() -> list[Composition]:
     """Every composition of all parts of all slots. The oracle is a backend's affair."""
     choices = [[part for part in parts if part != "oracle"] for parts in PARTS.values()]

@@ -1,5 +1,6 @@
 """`batchgen bench`: runs benchmarks/run.py of the checkout, and the benches of truth: `costs`,
-`engines`, `silicon`, `published`; `bound`, and `tune` for kernels. It measures nothing itself.
+`engines`, `silicon`, `published`, `blend`; `bound`, and `tune` for kernels. It measures nothing
+itself.
 
 The benchmarks are part of the repository, not of the installed package: their results are committed
 beside the code that they measured.
@@ -14,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from batchgen.cli.bench_blend import blend
 from batchgen.cli.bench_bound import bound
 from batchgen.cli.bench_costs import costs
 from batchgen.cli.bench_engines import engines
@@ -23,6 +25,7 @@ from batchgen.cli.bench_tune import tune
 from batchgen.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command(name="blend")(blend)
 app.command(name="bound")(bound)
 app.command(name="costs")(costs)
 app.command(name="engines")(engines)
@@ -51,8 +54,8 @@ def bench(
 ) -> int:
     """Measure batchgen's own speed; exit code 1 when a target is missed. `bench costs`: how true
     its costs are; `bench engines`, `silicon` and `published`: its times against measured ones;
-    `bench bound`: what a device allows at most; `bench tune`: tile sizes of the kernels on this
-    GPU."""
+    `bench blend`: density-aware order; `bench bound`: what a device allows at most; `bench tune`:
+    tile sizes of the kernels on this GPU."""
     if context.invoked_subcommand is not None:
         return 0
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"

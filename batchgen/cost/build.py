@@ -77,6 +77,10 @@ def build_cost(
     if layout.pp > 1:
         return _pipeline(engine, model, gpu, layout, node, efficiency)
     inner = engine(model, layout=layout, efficiency=efficiency)
+    if efficiency.attention_theta < 1.0:
+        from batchgen.cost.overlapped import OverlappedCost
+
+        inner = OverlappedCost(inner, efficiency.attention_theta)
     if residency.streams:
         streamed = streamed_bytes, disk_bytes
         return _streamed(inner, model, gpu, layout, residency, streamed, node, efficiency)

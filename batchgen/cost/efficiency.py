@@ -115,6 +115,9 @@ class Efficiency:
     # Part of the shorter of compute and collectives that is not hidden behind the longer:
     # 1 is serial, 0 perfect overlap (NanoFlow measures 1.17x between the two).
     theta: float = option(1.0, least=0, most=1)
+    # The same of the attention of decodes and the rest of a pass: engines run one after the other;
+    # NanoFlow overlaps them, and keeps about 0.1 to 0.3 of the shorter (its interference map).
+    attention_theta: float = option(1.0, least=0, most=1)
     # Preparing another layout or role: 5 to 10 s (BatchGen paper, table 2).
     switch_s: float = option(7.5, least=0, most=3600)
 
@@ -156,6 +159,7 @@ def efficiency_of(
 
 BESIDE_KERNELS = (
     *("step_s", "prefill_step_s", "switch_s", "decode_beside_prompt", "cpu_attention_bytes_per_s"),
+    "attention_theta",
     *("pcie_peer", "nvlink", "network", "host_link", "node_host_bytes_per_s", "host_copies"),
     *("disk_read_bytes_per_s", "disk_write_bytes_per_s"),
 )

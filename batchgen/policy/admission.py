@@ -9,11 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from batchgen.memory.pool import BOUNDARIES_AHEAD, pages_ahead, pages_for
 from batchgen.policy.base import AdmissionPart, Part
 from batchgen.policy.options import MOST_TOKENS, option
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.runtime.engine.rank import Rank
     from batchgen.sequence import Table
@@ -111,3 +115,49 @@ class FitsRest(AdmissionPart):
         ahead = max(int(self.config.ratio * min(rest, self.config.most_tokens)), 1)
         page = rank.page_tokens
         return max(pages_for(computed + ahead, page) - pages_for(leased, page), 0)
+
+
+class FitsPeak(AdmissionPart):
+    """Admit while no moment to come needs more pages than there are, if every row produces what is
+    expected of it: the prediction, else the plan of the order part, else the budget. `watermark` of
+    the pool stays free. Source: NanoFlow (arXiv 2408.12757), section 4.2: predicted peak memory.
+    """
+
+    changes = "pass"
+    sees_row = True
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        watermark: float = option(0.01, least=0, most=1)
+
+    def room_for(self, engine: EngineMachine, rank: Rank, row: int, pages: int, free: int) -> bool:
+        if pages > free:
+            return False
+        table, size = engine.table, rank.page_tokens
+        limit = int((1 - self.config.watermark) * rank.size) * size
+        running = np.fromiter(rank.running, np.int64, len(rank.running))
+        others = np.array([row, *rank.prefilling, *rank.held], np.int64)
+        tokens = table.offset[running] + engine.k
+        begun = table.prompt[others] + table.produced[others].astype(np.int64)
+        begun[0] = pages * size  # less what it shares
+        tokens = np.concatenate([tokens, begun]) + size // 2
+        produced = tokens - size // 2 - table.prompt[np.concatenate([running, others])] + 1
+        produced[len(running) :] = table.produced[others]
+        rest = expected_outputs(table, np.concatenate([running, others])) - produced
+        return peak_tokens(np.maximum(rest, 1), tokens) <= limit
+
+
+def expected_outputs(table: Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tokens that rows are expected to produce in all."""
+    budget, predicted, expected = table.budget[rows], table.predicted[rows], table.expected[rows]
+    known = np.where(predicted > 0, predicted, np.where(expected > 0, expected, budget))
+    return np.minimum(known, budget).astype(np.int64)
+
+
+def peak_tokens(rest: NDArray[np.int64], tokens: NDArray[np.int64]) -> int:
+    """The most tokens that rows hold together, from tokens to come and tokens now: each grows by
+    one in every pass, and is gone when it has produced all."""
+    order = np.argsort(-rest, kind="stable")
+    lasting = rest[order]
+    held = np.cumsum(tokens[order]) + np.arange(1, len(order) + 1) * lasting
+    return int(held.max(initial=0))

@@ -8,12 +8,13 @@ from typing import Any
 
 from batchgen.memory.pool import pages_for
 from batchgen.oneline import shown
+from batchgen.policy.arrangement import Arrangement
 from batchgen.policy.base import Part
 from batchgen.runtime.advisor import Offer
 
 ASKED: dict[str, tuple[str, ...]] = {
-    "order": ("shares", "lane", "key"),
-    "admission": ("lease", "room"),
+    "order": ("shares", "lane", "key", "matches", "arrange", "end"),
+    "admission": ("lease", "room", "room_for"),
     "batching": (),
     "phase": ("starts_prefill",),
     "memory": ("boundaries_ahead", "rank_victim"),
@@ -81,6 +82,23 @@ def _choose(part: Part, args: tuple[Any, ...], answer: Any) -> str:
     return f"{type(answer).__name__} is none of the {len(engines)} engines offered for row {row}"
 
 
+def _arrange(part: Part, args: tuple[Any, ...], answer: Any) -> str:
+    (waiting,) = args
+    if not isinstance(answer, Arrangement):
+        return f"{shown(answer)} is no Arrangement"
+    if sorted(answer.order) != sorted(waiting.rows):
+        return "its order does not hold every waiting row once"
+    if not 0 <= answer.awaited <= len(answer.order):
+        return f"it awaits {shown(answer.awaited)} of {len(answer.order)} rows"
+    return ""
+
+
+def _end(part: Part, args: tuple[Any, ...], answer: Any) -> str:
+    if isinstance(answer, Integral) and -1 <= int(answer) <= 1:
+        return ""
+    return f"{shown(answer)} is none of -1, 0 and 1"
+
+
 def _layout(part: Part, args: tuple[Any, ...], answer: Any) -> str:
     if answer is None or isinstance(answer, Offer):
         return ""
@@ -89,6 +107,9 @@ def _layout(part: Part, args: tuple[Any, ...], answer: Any) -> str:
 
 RULES: dict[str, Callable[[Part, tuple[Any, ...], Any], str]] = {
     "key": _integer,
+    "matches": _integer,
+    "arrange": _arrange,
+    "end": _end,
     "lane": _lane,
     "lease": _lease,
     "rank_victim": _integer,

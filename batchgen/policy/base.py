@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from batchgen.policy.arrangement import Arrangement, Waiting
     from batchgen.runtime.cluster.homes import Homes
     from batchgen.runtime.cluster.machine import ClusterMachine
+    from batchgen.runtime.engine.deck import Deck
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.runtime.engine.rank import Rank
     from batchgen.sequence import Table
@@ -61,10 +63,20 @@ class OrderPart(Part):
 
     keyed: `key` orders the rows of a lane, smallest first; it is computed when a row enters. Else a
     lane is first in, first out. Rows that lost their pages come before all others.
+    plans: `arrange` orders all rows of a lane at once, by their page keys too; asked when rows
+    come. two_ended: they are dealt from both ends of that order, `end` says from which.
+    matches: the row with the most pages in the prefix index of its rank is next, while at most so
+    many wait; 0: never.
     """
 
     slot = "order"
     keyed: ClassVar[bool] = False
+    plans: ClassVar[bool] = False
+    two_ended: ClassVar[bool] = False
+
+    @property
+    def matches(self) -> int:
+        return 0
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -78,6 +90,16 @@ class OrderPart(Part):
 
     def key(self, table: Table, row: int) -> int:
         """Smallest first; asked when a row enters a lane, with `keyed` only."""
+        return 0
+
+    def arrange(self, waiting: Waiting) -> Arrangement:
+        """An order of all waiting rows, with `plans` only."""
+        raise NotImplementedError
+
+    def end(self, rank: Rank, deck: Deck, k: int, refused: int) -> int:
+        """With `two_ended` only: 0 or 1, the end of the deck that gives the next row; -1: none now.
+        A rank without rows takes one even so. refused: the end whose row has just found no room, -1
+        when none has; k: the decode clock."""
         return 0
 
 
@@ -94,6 +116,7 @@ class AdmissionPart(Part):
     slot = "admission"
     reserves: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
+    sees_row: ClassVar[bool] = False
 
     def lease(self, table: Table, row: int, rank: Rank) -> int:
         """Pages of a row's worst case, with `reserves` only."""
@@ -102,6 +125,10 @@ class AdmissionPart(Part):
     def room(self, engine: EngineMachine, rank: Rank, pages: int, free: int, resident: int) -> bool:
         """Whether a row that takes `pages` may join `resident` rows when `free` pages are left
         after the growth of the next pass."""
+        return pages <= free
+
+    def room_for(self, engine: EngineMachine, rank: Rank, row: int, pages: int, free: int) -> bool:
+        """`room`, of a row that the part may look at; with `sees_row` only."""
         return pages <= free
 
 

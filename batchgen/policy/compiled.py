@@ -32,6 +32,7 @@ class Compiled:
         "keyed",
         "learns",
         "lease",
+        "matches",
         "memory",
         "moves",
         "newest",
@@ -41,6 +42,7 @@ class Compiled:
         "phase",
         "phases",
         "placement",
+        "plans",
         "predictor",
         "rank_victim",
         "reads_ended",
@@ -48,6 +50,8 @@ class Compiled:
         "renews",
         "reserves",
         "room",
+        "room_for",
+        "sees_row",
         "shares",
         "stalls",
         "static",
@@ -55,6 +59,7 @@ class Compiled:
         "streams",
         "suspends",
         "tail",
+        "two_ended",
         "whole",
         "whole_batch",
     )
@@ -85,7 +90,10 @@ class Compiled:
         self.newest, self.rank_victim = memory.newest, memory.rank_victim
         self.streams = memory.streams
         self.boundaries_ahead = max(1, declared(policy["memory"], "boundaries_ahead", int))
+        self.sees_row, self.room_for = admission.sees_row, admission.room_for
         self.keyed = order.keyed
+        self.plans, self.two_ended = order.plans, order.plans and order.two_ended
+        self.matches = declared(policy["order"], "matches", int)
         self.shares = declared(policy["order"], "shares", lambda some: tuple(map(float, some)))
         self.num_lanes = len(self.shares)
         if not self.shares or min(self.shares) <= 0 or sum(self.shares) > 1 + 1e-9:
@@ -93,7 +101,17 @@ class Compiled:
                 f"order part {type(policy['order']).__name__} has shares {self.shares}",
                 remedy="every lane needs a share above 0, and all together at most 1",
             )
-        self.choosy = self.num_lanes > 1 or not (self.recomputes and self.newest)
+        if self.num_lanes > 1 and self.plans:
+            raise UserError(
+                f"order part {type(policy['order']).__name__} plans {self.num_lanes} lanes",
+                remedy="leave one share",
+            )
+        self.choosy = (
+            self.num_lanes > 1
+            or self.plans
+            or bool(self.matches)
+            or not (self.recomputes and self.newest)
+        )
         self.phases = self.phase.phases
         self.whole, self.static = batching.whole, batching.static
         self.renews = self.whole_batch or self.static or self.streams

@@ -31,8 +31,8 @@ def _same(answer: Any) -> Any:
 
 
 PLAIN: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("key", "lane", "lease", "rank_victim", "work"), _whole),
-    **dict.fromkeys(("room", "starts_prefill", "is_slow"), bool),
+    **dict.fromkeys(("key", "lane", "lease", "rank_victim", "work", "end"), _whole),
+    **dict.fromkeys(("room", "room_for", "starts_prefill", "is_slow"), bool),
     "place": _slots,
 }
 """What answers become; others stay as they are."""

@@ -23,6 +23,16 @@ class RecomputeNewest(MemoryPart):
     """The newest row loses its pages and is prefilled again later (vLLM)."""
 
 
+class RetractLeastDecoded(MemoryPart):
+    """The row that has decoded least loses its pages and is prefilled again later. Source: SGLang's
+    retraction."""
+
+    newest = False
+
+    def rank_victim(self, table: Table, row: int) -> int:
+        return table.v_prompt[row] - table.v_offset[row]
+
+
 class SuspendMostDecoded(MemoryPart):
     """BatchGen's extension: rows near their page limit get pages, or the most decoded row yields.
 

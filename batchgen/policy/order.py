@@ -63,3 +63,20 @@ class ByPrompt(OrderPart):
 
     def lane(self, table: Table, row: int) -> int:
         return 0 if table.v_prompt[row] > self.config.threshold_tokens else 1
+
+
+class LongestPrefix(OrderPart):
+    """The row of whose prompt the most pages are cached goes first, while at most `most_waiting`
+    rows wait; first come, first served above. Source: SGLang's lpm policy, which falls back to fcfs
+    beyond 128 rows; pages that the next pass computes count as cached here.
+    """
+
+    changes = "never"
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        most_waiting: int = option(128, least=0, most=4096)
+
+    @property
+    def matches(self) -> int:
+        return int(self.config.most_waiting)

@@ -43,6 +43,20 @@ class MeanSeen(PredictorPart):
         state["mean"] = produced if not mean else mean + self.config.alpha * (produced - mean)
 
 
+class AskedLength(PredictorPart):
+    """Rows that may produce at least `least_tokens` will produce just that many: a video of so many
+    frames; of others nobody knows anything. Source: BlendServe (arXiv 2411.16102), section 5.1."""
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        least_tokens: int = option(2048, least=1, most=MOST_TOKENS)
+
+    def on_arrival(self, table: Table, rows: Sequence[int], state: Any) -> None:
+        for row in rows:
+            if table.v_budget[row] >= self.config.least_tokens:
+                table.v_predicted[row] = table.v_budget[row]
+
+
 class Oracle(PredictorPart):
     """Perfect lengths, given by the backend in `predicted` before arrival (--oracle): an upper
     bound."""

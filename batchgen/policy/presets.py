@@ -30,6 +30,7 @@ PARTS: dict[str, dict[str, str]] = {
     "memory": {
         "nothing": "memory:NothingYields",
         "recompute-newest": "memory:RecomputeNewest",
+        "retract-least-decoded": "memory:RetractLeastDecoded",
         "suspend-most-decoded": "memory:SuspendMostDecoded",
     },
     "order": {
@@ -37,12 +38,17 @@ PARTS: dict[str, dict[str, str]] = {
         "longest": "order:LongestFirst",
         "shortest": "order:ShortestFirst",
         "by-prompt": "order:ByPrompt",
+        "longest-prefix": "order:LongestPrefix",
+        "depth-first": "planned:DepthFirst",
+        "prefix-groups": "planned:PrefixGroups",
+        "blend": "planned:Blend",
     },
     "admission": {
         "whole-batch": "admission:WholeBatch",
         "worst-case": "admission:WorstCase",
         "fits-now": "admission:FitsNow",
         "fits-rest": "admission:FitsRest",
+        "fits-peak": "admission:FitsPeak",
         "lazy-pages": "admission:LazyPages",
     },
     "batching": {
@@ -55,6 +61,7 @@ PARTS: dict[str, dict[str, str]] = {
     "predictor": {
         "none": "predictor:NoPrediction",
         "mean-seen": "predictor:MeanSeen",
+        "asked-length": "predictor:AskedLength",
         "oracle": "predictor:Oracle",
     },
 }
@@ -136,6 +143,47 @@ PRESETS: dict[str, Preset] = {
             prefix_cache=True,
             fallback={"tail": "run-out"},
             source="BatchGen, OSDI 2026, sections 2.6, 3.1 and 5.3",
+        ),
+        Preset(
+            name="sarathi",
+            parts=_parts(),
+            options={"admission": {"watermark": 0.01}},
+            page_tokens=16,
+            token_budget=2048,
+            max_num_seqs=128,
+            source="Sarathi-Serve, OSDI 2024, algorithm 3; budget without a strict latency target",
+        ),
+        Preset(
+            name="sglang",
+            parts=_parts(
+                phase="prefill-first",
+                memory="retract-least-decoded",
+                order="longest-prefix",
+                admission="fits-rest",
+            ),
+            options={"admission": {"ratio": 0.7}},
+            page_tokens=16,
+            boundary=8,
+            token_budget=8192,
+            prefix_cache=True,
+            source="SGLang's scheduler: lpm, retraction, new-token ratio at its start",
+        ),
+        Preset(
+            name="batchllm",
+            parts=_parts(order="prefix-groups"),
+            page_tokens=16,
+            max_num_seqs=4096,
+            prefix_cache=True,
+            source="BatchLLM, MLSys 2026: prefix clustering, batches bounded by KV memory",
+        ),
+        Preset(
+            name="blendserve",
+            parts=_parts(order="blend", admission="fits-peak", predictor="asked-length"),
+            page_tokens=16,
+            max_num_seqs=4096,
+            prefix_cache=True,
+            costs={"attention_theta": 0.3},
+            source="BlendServe, ASPLOS 2026, section 5; overlap of NanoFlow, OSDI 2025",
         ),
     )
 }
@@ -269,6 +317,8 @@ def build_policy(
                 remedy=f"parts are {', '.join(SLOTS)}, plan and cost",
             )
         if option == "part":
+            if text != chosen[slot]:
+                options[slot] = {}  # the preset's are those of its own part
             chosen[slot] = text
         else:
             texts[slot][option] = text

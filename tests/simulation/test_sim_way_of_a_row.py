@@ -50,11 +50,21 @@ def files_entered(preset: str) -> tuple[set[str], set[str]]:
     return core, around
 
 
+PLANS = {
+    f"policy/{name}.py"
+    for name in ("arrangement", "density", "planned", "prefix_groups", "prefix_tree", "scanner")
+}
+
+
 @pytest.mark.skipif(batchgen.is_compiled(), reason="compiled functions have no frames to watch")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_row_enters_few_files_before_its_first_token(preset: str) -> None:
     core, around = files_entered(preset)
     assert {"runtime/core.py", "runtime/engine/decide.py", "runtime/engine/rank.py"} <= core
+    core -= PLANS  # once for all rows, before any of them moves
     assert len(core) <= 15, sorted(core)
-    assert len(around) <= 5, sorted(around)
+    overlaps = (
+        "attention_theta" in PRESETS[preset].costs
+    )  # passes are no sums: arrays, rows' detail
+    assert len(around) <= (8 if overlaps else 5), sorted(around)
     print(preset, len(core), sorted(core), len(around), sorted(around))

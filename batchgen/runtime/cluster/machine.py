@@ -22,7 +22,7 @@ from batchgen.runtime.cluster.obey import Obey
 from batchgen.runtime.cluster.orders import Orders
 from batchgen.runtime.cluster.pace import Pace
 from batchgen.runtime.cluster.transfer import Transfers
-from batchgen.runtime.engine.lane import offer
+from batchgen.runtime.engine.lane import offer, replan
 from batchgen.runtime.engine.machine import EngineMachine
 from batchgen.sequence import NO_ENGINE, Status
 
@@ -72,6 +72,7 @@ class ClusterMachine:
         ] = []  # rows that wait for any engine to come alive, or to be placed
         self.leaving: dict[int, None] = {}  # engines whose waiting rows should wait elsewhere
         self.asks_again: list[tuple[EngineMachine, int]] = []
+        self.awaited: dict[int, int] = {}  # row whose end brings a new order -> engine
         self.unfinished = 0
         self.placed_rows = 0  # without KV
         self.moved_rows = 0  # with it
@@ -193,6 +194,8 @@ class ClusterMachine:
             engine.take_order(row)
         if self.obey is not None:
             self.obey.forget(row)
+        if self.awaited:
+            self._awaited_ended(row, well=True)
         if self.policy.learns:
             self.policy.predictor.on_completion(self.table, row, self.predictions)
 
@@ -211,6 +214,14 @@ class ClusterMachine:
             engine.take_order(row)
         if self.obey is not None:
             self.obey.forget(row)
+        if self.awaited:
+            self._awaited_ended(row, well=what == "finish")
+
+    def _awaited_ended(self, row: int, *, well: bool) -> None:
+        """When the last row that an order waited for has ended, the rest is arranged anew."""
+        owner = self.awaited.pop(row, -1)
+        if owner >= 0 and replan(self.engines[owner], row, well=well):
+            self.agenda[owner] = None
 
     def look(self, engine: EngineMachine) -> None:
         """Upcall at an engine's boundary: its tail, its pace."""

@@ -218,7 +218,8 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
     policy, k, prefill = engine.policy, engine.k, engine.prefill
     phases = engine.turn_every > 1
     passes = engine.max_passes
-    listens = engine.up.bodies is not None or (policy.reads_ended and engine.up.may_come)
+    listens = engine.up.bodies is not None or bool(engine.up.awaited)
+    listens = listens or (policy.reads_ended and engine.up.may_come)
     runs, first = False, listens
     chunks: list[Chunk] = []
     for rank in engine.ranks:

@@ -14,6 +14,7 @@ from batchgen.memory.pool import FOREVER, pages_for
 from batchgen.runtime.advisor import HOME
 from batchgen.runtime.engine.chunks import chunk_sizes
 from batchgen.runtime.engine.copies import gave_host
+from batchgen.runtime.engine.deck import FRONT, Deck
 from batchgen.runtime.engine.giving import recompute, spill
 from batchgen.runtime.engine.landing import publish
 from batchgen.runtime.engine.lane import enqueue
@@ -130,7 +131,11 @@ def grant(engine: EngineMachine, row: int) -> bool:
             growth = rank.growth
             free = rank.size - rank.used - growth.counts[k % growth.page_tokens]
             extra = 0 if policy.reserves or computed % rank.page_tokens else 1
-            if not policy.room(engine, rank, pages + extra, free, resident):
+            if not (
+                policy.room_for(engine, rank, row, pages + extra, free)
+                if policy.sees_row
+                else policy.room(engine, rank, pages + extra, free, resident)
+            ):
                 continue
         rank.used += pages
         if rank.lane_used:
@@ -229,7 +234,9 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
         growth = rank.growth
         free -= growth.counts[engine.k % growth.page_tokens]
     blocked = 0  # lanes before this one have no room
-    room, reserves, page_tokens = policy.room, policy.reserves, rank.page_tokens
+    deck = lanes[0] if policy.two_ended else None
+    refused = -1  # the end of the deck whose row found no room
+    reserves, page_tokens = policy.reserves, rank.page_tokens
     prompt, produced, status = table.v_prompt, table.v_produced, table.v_status
     if policy.whole_batch:  # it ends with its last row, so it takes all that memory holds
         budget = FOREVER
@@ -245,6 +252,8 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
             lane = lanes[blocked] if row >= 0 else lanes[0]
         else:
             lane = lanes[0]
+            if isinstance(deck, Deck) and not _turn(engine, rank, deck, refused):
+                return
             row = lane.peek()
         if row < 0:
             return
@@ -254,7 +263,11 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
             pages = max(pages, policy.lease(table, row, rank))
         hits = rank.hits(row) if rank.prefix is not None and not reserves else 0
         need = rank.new_pages(row, pages, hits) if hits else pages
-        if (resident or rank.used) and not room(engine, rank, need, free, resident):
+        if (resident or rank.used) and not (
+            policy.room_for(engine, rank, row, need, free)
+            if policy.sees_row
+            else policy.room(engine, rank, need, free, resident)
+        ):
             if _spill_one(engine, rank):
                 resident -= 1
                 free = rank.size - rank.used
@@ -262,9 +275,17 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
             if several and blocked + 1 < len(lanes):
                 blocked += 1
                 continue
+            if isinstance(deck, Deck) and refused < 0 and not deck.has_returned:
+                refused = deck.side
+                continue
             return
         lane.pop()
         rank.waiting -= 1
+        refused = -1
+        if isinstance(lane, Deck):
+            if row in lane.units:
+                table.v_expected[row] = max(round(lane.units[row].output_tokens), 1)
+            table.v_side[row] = lane.side
         table.v_computed[row] = 0
         rank.lease(row, pages)
         if reserves:
@@ -286,6 +307,23 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
             _stream(engine, row, -(-known // page_tokens))
         if engine.up.bodies is not None:
             engine.up.start_body(engine, row)
+
+
+def _turn(engine: EngineMachine, rank: Rank, deck: Deck, refused: int) -> bool:
+    """Turn the deck to the end that gives the next row; False: none does now. Rows that lost their
+    pages come first, from no end."""
+    if deck.peek() < 0:
+        return False
+    if deck.has_returned:
+        deck.side = FRONT
+        return True
+    end = engine.policy.order.end(rank, deck, engine.k, refused)
+    if end < 0 or end == refused:
+        if rank.num_resident or rank.used or refused >= 0:
+            return False
+        end = FRONT
+    deck.side = end
+    return True
 
 
 def _next_of_lanes(

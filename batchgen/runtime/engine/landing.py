@@ -313,3 +313,7 @@ def _ended_in_doubt(engine: EngineMachine, rank: Rank, row: int, what: str) -> N
         end_stream(engine, row)
     else:  # recompute, fail, finish: its pages are free already
         engine.verdicts.pop(row, None)
+        if what == "recompute":  # nobody does, unless it wakes and goes on
+            table = engine.table
+            table.v_computed[row] = table.known_tokens(row) - 1
+            table.v_recomputed[row] -= table.v_computed[row]

@@ -13,9 +13,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from batchgen.policy.arrangement import Arrangement, Waiting
+from batchgen.runtime.engine.deck import Deck, MatchLane
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
+    from batchgen.policy.compiled import Compiled
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.runtime.engine.rank import Rank
 
@@ -152,7 +155,40 @@ class KeyedLane:
         return front + keyed
 
 
-Lane = FifoLane | KeyedLane
+Lane = FifoLane | KeyedLane | Deck | MatchLane
+
+
+def make_lanes(policy: Compiled, rank: Rank) -> list[Lane]:
+    """Empty lanes of a rank, as the order part wants them."""
+    table, order = rank.table, policy.order
+    status, keys = table.v_status, rank.page_keys
+
+    def arrange(rows: list[int], ended: list[int]) -> Arrangement:
+        found: Arrangement = order.arrange(
+            Waiting(
+                table=table,
+                rows=rows,
+                ended=ended,
+                keys=keys or _no_keys,
+                page_tokens=rank.page_tokens,
+            )
+        )
+        return found
+
+    if policy.plans:
+        return [Deck(status, arrange)]
+    if policy.matches and keys is not None:
+        return [MatchLane(status, policy.matches, rank.hits)]
+    if policy.keyed:
+        return [
+            KeyedLane(status, lambda row: order.key(table, row)) for _ in range(policy.num_lanes)
+        ]
+    return [FifoLane(status) for _ in range(policy.num_lanes)]
+
+
+def _no_keys(row: int) -> list[int]:
+    return []
+
 
 # -- the lanes of an engine -----------------------------------------------------------------------
 
@@ -192,7 +228,29 @@ def offer(engine: EngineMachine, rows: Sequence[int], rank: int = -1) -> None:
     where = ranks[rank % len(ranks)] if rank >= 0 else ranks[0] if len(ranks) == 1 else None
     for row in rows:
         enqueue(engine, row, where or min(ranks, key=lambda one: one.waiting))
+    if engine.policy.plans:
+        plan(engine, always=False)
     engine.told = False
+
+
+def plan(engine: EngineMachine, *, always: bool) -> None:
+    """Rows that came are arranged by the order part; always: all that wait are."""
+    for rank in engine.ranks:
+        for lane in rank.lanes:
+            if isinstance(lane, Deck):
+                for row in lane.arrange(always=always):
+                    lane.awaited.add(row)
+                    engine.up.awaited[row] = engine.id
+
+
+def replan(engine: EngineMachine, row: int, *, well: bool) -> bool:
+    """An awaited row has ended; True when it was the last and what waits has a new order."""
+    for rank in engine.ranks:
+        for lane in rank.lanes:
+            if isinstance(lane, Deck) and lane.has_ended(row, well=well):
+                plan(engine, always=True)
+                return True
+    return False
 
 
 def reclaim(engine: EngineMachine, count: int) -> list[int]:

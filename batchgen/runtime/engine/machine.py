@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from batchgen import actions as act
 from batchgen.memory.pool import GrowthHistogram
 from batchgen.runtime.advisor import HOME, Offer
-from batchgen.runtime.engine.lane import FifoLane, KeyedLane, Lane
+from batchgen.runtime.engine.lane import make_lanes
 from batchgen.runtime.engine.rank import PageKeys, Rank
 from batchgen.sequence import Status
 
@@ -166,21 +166,17 @@ class EngineMachine:
         self.peak_pages = 0  # most that were leased in the last step that landed
 
     def _rank(self, index: int, pages: int) -> Rank:
-        policy, table = self.policy, self.table
-        lanes: list[Lane] = []
-        for _ in range(policy.num_lanes):
-            if policy.keyed:
-                lanes.append(KeyedLane(table.v_status, lambda row: policy.order.key(table, row)))
-            else:
-                lanes.append(FifoLane(table.v_status))
-        return Rank(
+        rank = Rank(
             index,
-            table,
+            self.table,
             size=pages,
             page_tokens=self.page_tokens,
-            lanes=lanes,
+            lanes=[],
             page_keys=self.page_keys,
         )
+        rank.lanes.extend(make_lanes(self.policy, rank))
+        rank.reset()  # its books are by lane
+        return rank
 
     def limit(self, token_budget: int, max_num_seqs: int) -> None:
         """What a pass of a rank may hold."""

@@ -1,0 +1,34 @@
+"""Overlap of decode attention: the formula, and scalars equal to arrays."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from batchgen.cost.api import PassLoad
+from batchgen.cost.build import build_cost
+from batchgen.cost.efficiency import Efficiency
+from batchgen.hardware import load_gpu
+from batchgen.layout import parse_layout
+from batchgen.model import load_model
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.3, 1.0])
+def test_the_shorter_part_is_hidden(theta: float) -> None:
+    model, gpu, layout = load_model("llama-3-8b"), load_gpu("a100"), parse_layout("tp1", 1)
+    plain = build_cost(model, gpu, layout)
+    cost = build_cost(model, gpu, layout, efficiency=Efficiency(attention_theta=theta))
+    rng = random.Random(1)
+    for _ in range(50):
+        decodes, prompts = rng.randint(1, 300), rng.choice((0, 100, 5000))
+        context = decodes * rng.randint(1, 9000)
+        load = (decodes, context, prompts, prompts * prompts, 0, decodes, 0)
+        compute = plain.pass_one_ps(decodes, 0, *load[2:])
+        attention = plain.pass_one_ps(*load) - compute
+        wanted = max(compute, attention) + round(theta * min(compute, attention))
+        assert cost.pass_one_ps(*load) == cost.time_ps([load]) == wanted
+        arrays = PassLoad(*(np.array([[one]], dtype=np.int64) for one in load))
+        assert cost.pass_ps(arrays).tolist() == [wanted]
+    assert cost.pass_one_ps(0, 0) == 0
