@@ -2,7 +2,8 @@
 
 BatchgenError
 ├── UserError          bad input or usage; exit code 2; the message names thing and remedy
-│   └── DataError      a line of a file; adds path, line and field
+│   ├── DataError      a line of a file; adds path, line and field
+│   └── Unfinished     a job stopped early and can go on; exit code 3
 ├── IllegalTransition  the runtime broke its own contract; carries the row's story
 └── ReplayMismatch     validate: the first event whose actions differ
 """
@@ -45,6 +46,10 @@ class DataError(UserError):
         where = path if line is None else f"{path}:{line}"
         what = f"{where}: {message}" if field is None else f"{where}: field '{field}': {message}"
         super().__init__(what, remedy=remedy, code=code)
+
+
+class Unfinished(UserError):
+    """A job stopped before its end, and what it has achieved is kept: it can go on."""
 
 
 class IllegalTransition(BatchgenError):

@@ -28,6 +28,7 @@ LOG_VERSION = 4
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """What a runtime is made from. `page_keys` per row, or None without a prefix index.
 
+    produced_tokens: what rows had produced in an earlier process, None if none had any.
     full False: entries hold steps and their ends only (no replay). bodies: name of the body; what
     bodies asked for is in the entries.
     """
@@ -41,6 +42,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: list[str]
     prompt_tokens: list[int]
     budget_tokens: list[int]
+    produced_tokens: list[int] | None = None
     groups: list[int] | None = None
     predicted: list[int] | None = None
     page_keys: list[list[int]] | None = None

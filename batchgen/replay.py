@@ -41,7 +41,12 @@ def runtime_of(header: Header, advisor: Advisor | None = None) -> Runtime:
         column = getattr(header, name)
         if column is not None and len(column) != num_rows:  # NumPy would spread a single number
             raise ValueError(f"{num_rows} rows, but {name} of {len(column)}")
-    table = Table(header.prompt_tokens, header.budget_tokens, group=header.groups)
+    table = Table(
+        header.prompt_tokens,
+        header.budget_tokens,
+        group=header.groups,
+        produced_tokens=header.produced_tokens,
+    )
     if header.predicted is not None:
         table.predicted[:] = np.asarray(header.predicted, dtype=np.int32)
     policy = build_policy(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchgen.exec.stops import ending_ids, said
 from batchgen.job.logprobs import TokenLogprob, TokenText
 from batchgen.job.output import (
-    OutputWriter,
     StageAnswer,
     answer_object,
-    bad_row_object,
     error_object,
+    line_of,
 )
-from batchgen.job.rows import BadRow, JobRow
+from batchgen.job.rows import JobRow
 from batchgen.job.samples import SamplesOfRows
 from batchgen.runtime.cluster.obey import BODY
 
@@ -35,28 +34,24 @@ class _Ended:
     error: tuple[str, str] | None = None
 
 
-class Answers:
-    """Writes one object per row of the input. `done` and `errors` count what has been written.
+Keep = Callable[[int, bytes, str], None]
+"""Takes the output line of a row of the input (without its newline), and the code of its error."""
 
-    `created`: Unix seconds that all answers carry. 0 unless the caller has a time that belongs to
-    the job: the time of day would give the same answers other bytes in every run.
+
+class Answers:
+    """Gives one line per row of the input to `keep`. `done` and `errors` count them.
+
+    `created`: Unix seconds that all answers carry: when the job was begun, whoever goes on with it.
     """
 
-    def __init__(
-        self, writer: OutputWriter, tokenizer: Tokenizer, model_name: str, created: int = 0
-    ) -> None:
-        self._writer = writer
+    def __init__(self, keep: Keep, tokenizer: Tokenizer, model_name: str, created: int = 0) -> None:
+        self._keep = keep
         self._tokenizer = tokenizer
         self._model_name = model_name
         self._created = created
         self._samples: SamplesOfRows[_Ended] = SamplesOfRows()
         self.done = 0
         self.errors = 0
-
-    def bad_row(self, row: BadRow) -> None:
-        """A row that could not be read."""
-        self.errors += 1
-        self._writer.write(row.index, bad_row_object(row))
 
     def ended(self, row: JobRow, reason: str, why: str | None, stages: Sequence[Stage]) -> None:
         """A sample that ran; `why` says what was wrong if it failed. A row is written when all its
@@ -67,13 +62,14 @@ class Answers:
         error = next((one.error for one in ours if one.error is not None), None)
         if error is not None:
             self.errors += 1
-            self._writer.write(row.index, error_object(row.index, row.custom_id, *error))
+            line = line_of(error_object(row.index, row.custom_id, *error))
+            self._keep(row.index, line, error[0])
             return
         self.done += 1
         value = answer_object(
             row, [one.stages for one in ours], model=self._model_name, created=self._created
         )
-        self._writer.write(row.index, value)
+        self._keep(row.index, line_of(value), "")
 
     def _ended(self, row: JobRow, reason: str, why: str | None, stages: Sequence[Stage]) -> _Ended:
         if why is not None or reason not in ENDED_WELL:

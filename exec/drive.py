@@ -50,10 +50,12 @@ def drive(
     on_row: Callable[[int, str, str | None, list[Stage]], None] | None = None,
     reference: bool = False,
     keep_tokens: bool = True,
+    stopping: Callable[[], bool] | None = None,
 ) -> Ran:
     """Run the rows of a prepared job. `arrivals_ps` per row (default: all at 0).
 
     keep_tokens: the result holds all that was produced; else `on_row` is the only one to see it.
+    stopping: asked before every pass; the run ends where it says so (`Driver.stopped`).
     on_row: told of every row that ended, with its reason, what was wrong if it failed, its stages.
     """
     worker = prepared.worker
@@ -75,6 +77,7 @@ def drive(
         observer=log,
         progress=progress,
         on_finish=keep,
+        stopping=stopping,
     )
     num_rows = len(prepared.jobs)
     times: dict[int, list[int]] = {}

@@ -63,6 +63,7 @@ class Driver:
         progress: Callable[[int, int, int], None] | None = None,
         on_finish: Callable[[int, str], None] | None = None,
         ahead: bool | None = None,
+        stopping: Callable[[], bool] | None = None,
     ) -> None:
         self.runtime = runtime
         self.table = runtime.table
@@ -71,6 +72,8 @@ class Driver:
         self.observer = observer
         self.progress = progress
         self.on_finish = on_finish
+        self.stopping = stopping
+        self.stopped = False
         self.lag = runtime.plan.lag
         self.reasons: dict[int, str] = {}
         self.why: dict[int, str] = {}
@@ -100,9 +103,13 @@ class Driver:
         heapq.heappush(self._heap, (at_ps, ev.turn(event), self._sequence, event))
 
     def run(self) -> None:
-        """Until every row that arrived has ended and nothing more is scheduled."""
+        """Until every row that arrived has ended and nothing more is scheduled, or until `stopping`
+        says so: then passes in flight end, their tokens are known to the worker, and no more."""
         with self._runner:
             while True:
+                if self.stopping is not None and self.stopping():
+                    self._stop()
+                    return
                 if self._flying:
                     self._finish_pass()
                 elif self._step is not None:
@@ -116,6 +123,12 @@ class Driver:
                     break
         if self.runtime.unfinished:
             raise IllegalTransition(f"{self.runtime.unfinished} rows are left and nothing happens")
+
+    def _stop(self) -> None:
+        """What is in flight comes down; nobody is told, for the run ends here."""
+        self.stopped = True
+        while self._flying:
+            self._runner.collect(self._flying.popleft().ticket)
 
     def _wait(self) -> None:
         """No step is launched: until the next event of the heap, or until a copy is over."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchgen.job.shape import Shape
+
 CAPABILITIES = frozenset({"host", "prefix"})
 """One device with a host tier and shared prefix pages: no switch of layouts, no padding."""
 
@@ -17,7 +19,11 @@ class ExecJob:
     (`exec.sizing.LIMITS`).
     `max_tokens`: output budget of rows that name none. `exact`: the same tokens whatever the policy
     does, in float32 on the cpu. `temperature`: of rows that name none (None: the checkpoint's).
-    `body`: module:function of the body that every row runs.
+    `body`: module:function of the body that every row runs. `folder`: where the job keeps what it
+    has achieved until its output is in place (None: beside the output). `resume`: "never",
+    "always" or "if-possible". `order` of the output: "input" or "completion". `form` of the input:
+    one of `job.inputs.FORMS` or "auto"; `shape`: how its rows get their prompts; `strict`: fields
+    that are not known make error rows.
     """
 
     model: Path
@@ -38,3 +44,9 @@ class ExecJob:
     force: bool = False
     log: str = "off"
     body: str | None = None
+    folder: Path | None = None
+    resume: str = "never"
+    order: str = "input"
+    form: str = "auto"
+    shape: Shape | None = None
+    strict: bool = False

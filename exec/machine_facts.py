@@ -72,6 +72,19 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def processor_flags() -> str:
+    """Those instruction sets of the processor that decide which products run, sorted; "" where the
+    system does not say."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return ""
+    for line in path.read_text(errors="replace").splitlines():
+        if line.startswith("flags"):
+            found = line.partition(":")[2].split()
+            return " ".join(sorted(one for one in found if one.startswith(("avx", "amx", "fma"))))
+    return ""
+
+
 def _version_of(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from batchgen.bodies import Bodies
 from batchgen.bodyname import load_body
@@ -18,17 +21,19 @@ from batchgen.exec.free_memory import resident_bytes
 from batchgen.exec.generation import sampling_defaults
 from batchgen.exec.hub import find_model
 from batchgen.exec.job import CAPABILITIES, ExecJob
+from batchgen.exec.job_rows import JobRows
+from batchgen.exec.past import Ints, Past
 from batchgen.exec.prefix_keys import num_shared_pages, shared_page_keys
-from batchgen.exec.prompt_store import PromptStore
 from batchgen.exec.rows import RowInput
-from batchgen.exec.sizing import check_weights_fit, make_plan, pass_limits
+from batchgen.exec.sizing import check_weights_fit, limits_of, make_plan, pass_limits
 from batchgen.exec.stops import ending_ids
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
+from batchgen.exec.transformer import check_mode
 from batchgen.exec.worker import Worker
+from batchgen.job.inputs import form_of
 from batchgen.job.jsonl import InputDigest
-from batchgen.job.rows import BadRow, JobRow, RowLimits, read_rows
-from batchgen.job.samples import samples
+from batchgen.job.rows import Answered, BadRow, JobRow, RowLimits, read_rows
 from batchgen.job.sampling import SamplingDefaults
 from batchgen.log import Header
 from batchgen.logbook import DecisionLog
@@ -39,7 +44,18 @@ from batchgen.policy.presets import Preset, build_policy, find_preset
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
 
-GZIP_MAGIC = b"\x1f\x8b"
+
+@dataclass(slots=True)
+class ReadRows:
+    """What was read of the input: `jobs` can run, `refused` counts those that cannot, by code,
+    `num_answered` those that an earlier process has answered, `unknown` fields that nobody
+    knows."""
+
+    num_rows: int = 0
+    num_answered: int = 0
+    jobs: JobRows = field(default_factory=JobRows)
+    refused: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,9 +68,8 @@ class Prepared:
     plan: Plan
     worker: Worker
     tokenizer: Tokenizer
-    rows: list[JobRow | BadRow]
+    read: ReadRows
     digest: InputDigest
-    jobs: list[JobRow]  # a row of the scheduler each: one per sample
     table: Table
     load_s: float
     process_bytes: int  # what the process took before it had anything of the job
@@ -62,11 +77,16 @@ class Prepared:
     overrides: dict[str, str] = field(default_factory=dict)
     page_keys: list[list[int]] | None = None  # per row, where rows share prompt pages
     body: BodyFactory | None = None
-    prompts: PromptStore = field(default_factory=PromptStore)
+    produced: list[int] | None = None  # per row, tokens of an earlier process; None: nowhere any
+
+    @property
+    def jobs(self) -> JobRows:
+        """A row of the scheduler each: one per sample."""
+        return self.read.jobs
 
     def fresh_table(self) -> Table:
         """The rows as they were read; a run changes its table."""
-        return table_of(self.jobs)
+        return table_of(self.jobs, self.produced)
 
     def runtime(
         self,
@@ -105,6 +125,7 @@ class Prepared:
                 capabilities=sorted(CAPABILITIES),
                 prompt_tokens=table.prompt.tolist(),
                 budget_tokens=table.budget.tolist(),
+                produced_tokens=self.produced,
                 page_keys=self.page_keys,
                 reference=reference,
                 bodies=self.job.body or "",
@@ -121,20 +142,27 @@ def worker_of(device: str) -> type[Worker]:
     return QueuedWorker
 
 
-def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared:
+def prepare(
+    job: ExecJob,
+    make: Callable[..., Worker] | None = None,
+    *,
+    past: Past | None = None,
+    on_bad: Callable[[BadRow], None] = lambda row: None,
+) -> Prepared:
     """Load the model, read the rows, size the arenas. `make` makes the worker, if not the one of
-    the device. Raises UserError for anything wrong."""
+    the device; `past`: what an earlier process has achieved; `on_bad` gets the rows that cannot
+    run. Raises UserError for what is wrong."""
+    past = Past() if past is None else past
     folder = find_model(job.model)
-    preset, overrides, options = _checked(job)
+    preset, overrides, options = check_job(job)
     policy = build_policy(preset, overrides, CAPABILITIES)
     sampling = sampling_defaults(folder, job.temperature)
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
-    check_device(job.device)
     check_weights_fit(job, folder)
     process_bytes = resident_bytes()
     began = time.perf_counter()
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer(folder, now=past.now)
     worker = (make or worker_of(job.device))(
         folder,
         page_tokens=page_tokens,
@@ -153,27 +181,22 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
         default_max_output=job.max_tokens,
         run_seed=job.seed,
         keep_requests=body is not None,
+        strict=job.strict,
         sampling=sampling,
     )
     digest = InputDigest()
-    rows, prompts = _read(job, tokenizer, limits, digest)
+    read = _read(job, tokenizer, limits, digest, past, on_bad)
     tokenizer.release()
-    jobs = samples(row for row in rows if isinstance(row, JobRow))
-    if not jobs:
-        bad = next(row for row in rows if isinstance(row, BadRow))
-        raise UserError(
-            f"no row of {job.input} can run; line {bad.line}: {bad.message}",
-            remedy="mend the rows",
-        )
+    jobs = read.jobs
     keys = None
     if preset.prefix_cache if options.prefix_cache is None else options.prefix_cache:
-        keys = shared_page_keys([row.prompt_ids for row in jobs], page_tokens)
+        keys = shared_page_keys(jobs.prompts_of_samples(), page_tokens)
     plan = make_plan(
         job,
         options,
         preset,
         worker.config,
-        jobs,
+        jobs.prompt_tokens() + jobs.max_output(),
         page_tokens=page_tokens,
         uses_host=any("host" in part.needs for part in policy.parts.values()),
         shared_pages=0 if keys is None else num_shared_pages(keys),
@@ -181,7 +204,9 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
     )
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
     worker.schedule_by(plan)
-    worker.feed(_source(jobs, tokenizer.eos_token_ids), tokenizer.decode)
+    tokens = past.tokens(jobs)
+    produced = [len(tokens.get(row, ())) for row in range(len(jobs))] if tokens else None
+    worker.feed(_source(jobs, tokenizer.eos_token_ids, tokens), tokenizer.decode)
     return Prepared(
         job=job,
         folder=folder,
@@ -189,33 +214,33 @@ def prepare(job: ExecJob, make: Callable[..., Worker] | None = None) -> Prepared
         plan=plan,
         worker=worker,
         tokenizer=tokenizer,
-        rows=rows,
+        read=read,
         digest=digest,
-        jobs=jobs,
-        table=table_of(jobs),
+        table=table_of(jobs, produced),
         load_s=load_s,
         process_bytes=process_bytes,
         sampling=sampling,
         overrides=overrides,
         body=body,
         page_keys=keys,
-        prompts=prompts,
+        produced=produced,
     )
 
 
-def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
+def check_job(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     """What can be refused before anything is loaded."""
     check_input("input", job.input, remedy="give a JSONL file")
-    with job.input.open("rb") as file:
-        if file.read(2) == GZIP_MAGIC:
-            raise UserError(f"input {job.input} is compressed", remedy="unpack it with gunzip")
+    form_of(job.input, job.form)
+    check_device(job.device)
+    check_mode(job.dtype, exact=job.exact, device=job.device)
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)
     refuse_constants(overrides, "an executor takes the time that it takes")
     options = plan_options(overrides, preset.plan)
-    if job.device == "cuda" and "plan.depth" not in overrides and "depth" not in preset.plan:
-        options = replace(options, depth=2)  # a GPU is to have its next pass before this one ends
+    depth = limits_of(job.device).depth
+    if depth > 1 and "plan.depth" not in overrides and "depth" not in preset.plan:
+        options = replace(options, depth=depth)
     if options.prefill_engines:
         raise UserError(
             f"--set plan.prefill_engines={options.prefill_engines}: exec runs one engine",
@@ -238,21 +263,48 @@ def _checked(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
 
 
 def _read(
-    job: ExecJob, tokenizer: Tokenizer, limits: RowLimits, digest: InputDigest
-) -> tuple[list[JobRow | BadRow], PromptStore]:
-    """The rows of the input, up to the job's limit, their prompts in one store."""
-    prompts = PromptStore()
-    rows: list[JobRow | BadRow] = []
-    for row in read_rows(job.input, tokenizer, limits, limit=job.limit, digest=digest):
-        if isinstance(row, JobRow):
-            row = replace(row, prompt_ids=prompts.add(row.prompt_ids))
-        rows.append(row)
-    if not rows:
+    job: ExecJob,
+    tokenizer: Tokenizer,
+    limits: RowLimits,
+    digest: InputDigest,
+    past: Past,
+    on_bad: Callable[[BadRow], None],
+) -> ReadRows:
+    """The rows of the input that have no answer yet, up to the job's limit."""
+    read = ReadRows(unknown=limits.unknown)
+    first_bad: BadRow | None = None
+    for row in read_rows(
+        job.input,
+        tokenizer,
+        limits,
+        limit=job.limit,
+        digest=digest,
+        form=form_of(job.input, job.form),
+        shape=job.shape,
+        answered=past.has_answered,
+    ):
+        read.num_rows += 1
+        if isinstance(row, Answered):
+            read.num_answered += 1
+        elif isinstance(row, JobRow):
+            read.jobs.add(row)
+        else:
+            first_bad = row if first_bad is None else first_bad
+            read.refused[row.code] += 1
+            on_bad(row)
+    if not read.num_rows:
         raise UserError(f"{job.input} holds no rows", remedy="put one JSON object on each line")
-    return rows, prompts
+    if first_bad is not None and not read.jobs and not read.num_answered:
+        raise UserError(
+            f"no row of {job.input} can run; line {first_bad.line}: {first_bad.message}",
+            remedy="mend the rows",
+        )
+    return read
 
 
-def _source(jobs: Sequence[JobRow], eos_ids: frozenset[int]) -> Callable[[int], RowInput]:
+def _source(
+    jobs: JobRows, eos_ids: frozenset[int], tokens: Mapping[int, Ints]
+) -> Callable[[int], RowInput]:
     """What the worker is told of a row when it begins."""
 
     def row_input(row: int) -> RowInput:
@@ -263,11 +315,16 @@ def _source(jobs: Sequence[JobRow], eos_ids: frozenset[int]) -> Callable[[int], 
             stop_ids=ending_ids(job, eos_ids),
             sampling=None if job.sampling.plain else job.sampling,
             stop=job.stop,
+            produced_ids=tokens[row].tolist() if row in tokens else (),
         )
 
     return row_input
 
 
-def table_of(jobs: Sequence[JobRow]) -> Table:
-    """A table of rows that have arrived nowhere yet."""
-    return Table([len(row.prompt_ids) for row in jobs], [row.max_output for row in jobs])
+def table_of(jobs: JobRows, produced: Sequence[int] | None = None) -> Table:
+    """A table of rows that have arrived nowhere yet; they may have tokens of an earlier process."""
+    return Table(
+        jobs.prompt_tokens().astype(np.int32),
+        jobs.max_output().astype(np.int32),
+        produced_tokens=produced,
+    )

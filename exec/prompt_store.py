@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from array import array
 
 import numpy as np
 import numpy.typing as npt
@@ -16,27 +17,42 @@ MEMORY_BYTES = 256 << 20
 
 
 class PromptStore:
-    """Keeps what is added, in order; `add` gives a view that stays good.
+    """Keeps what is added, in order; `store[n]` is a read-only view [tokens] of the n-th.
 
     Up to `memory_bytes` lie in memory, the rest in a mapped temporary file without a name.
     """
 
     def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
         self._memory_bytes = memory_bytes
-        self._piece: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._pieces: list[npt.NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
         self._used = 0
+        self._piece_of, self._begin, self._size = array("i"), array("q"), array("q")
         self.held_bytes = 0
         self.mapped_bytes = 0
 
-    def add(self, ids: TokenIds) -> npt.NDArray[np.int32]:
-        """A read-only copy [len(ids)]."""
-        if self._used + len(ids) > len(self._piece):
-            self._piece, self._used = self._new_piece(max(PIECE_TOKENS, len(ids))), 0
-        view = self._piece[self._used : self._used + len(ids)]
-        view[:] = ids
-        view.flags.writeable = False
+    def add(self, ids: TokenIds) -> None:
+        """Keep a copy."""
+        if self._used + len(ids) > len(self._pieces[-1]):
+            self._pieces.append(self._new_piece(max(PIECE_TOKENS, len(ids))))
+            self._used = 0
+        self._pieces[-1][self._used : self._used + len(ids)] = ids
+        self._piece_of.append(len(self._pieces) - 1)
+        self._begin.append(self._used)
+        self._size.append(len(ids))
         self._used += len(ids)
+
+    def __len__(self) -> int:
+        return len(self._size)
+
+    def __getitem__(self, number: int) -> npt.NDArray[np.int32]:
+        begin = self._begin[number]
+        view = self._pieces[self._piece_of[number]][begin : begin + self._size[number]]
+        view.flags.writeable = False
         return view
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Tokens of each."""
+        return np.array(self._size, dtype=np.int64)
 
     def _new_piece(self, tokens: int) -> npt.NDArray[np.int32]:
         size = tokens * 4

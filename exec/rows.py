@@ -8,7 +8,7 @@ writes a few columns.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,14 +29,15 @@ REASONS = ("", "stop", "length", "failed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowInput:
-    """What a row brings: its prompt, its output budget, tokens and texts that end it, and how it
-    samples (None: greedy)."""
+    """What a row brings: its prompt, its output budget, tokens and texts that end it, how it
+    samples (None: greedy), and the tokens that it has produced in an earlier process."""
 
     prompt_ids: TokenIds
     max_output: int
     stop_ids: frozenset[int]
     sampling: Sampling | None = None
     stop: tuple[str, ...] = ()
+    produced_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,8 @@ class Rows:
             return int(self._slot_of[row])
         self.check_fed(row)
         assert self._source is not None
-        return self.add(row, self._source(row))
+        given = self._source(row)
+        return self.add(row, given, given.produced_ids)
 
     def check_fed(self, row: int) -> None:
         """Raise IllegalTransition for a row that is not resident and comes from no source."""
@@ -160,7 +162,7 @@ class Rows:
             if int(ids.min()) < 0 or int(ids.max()) >= self._vocab_size:
                 raise IllegalTransition(f"row {row} has tokens outside the vocabulary")
         sampling = given.sampling
-        if produced_ids and sampling is not None and sampling.logprobs is not None:
+        if len(produced_ids) and sampling is not None and sampling.logprobs is not None:
             raise IllegalTransition(f"row {row} has tokens without log probabilities")
         if given.stop and self._decode is None:
             raise IllegalTransition(f"row {row} stops at a text and there is no tokenizer")
@@ -333,6 +335,21 @@ class Rows:
             begin, produced = first + count, produced + size
             given = tail[first:begin]
         return found
+
+    def newer(self, saved: Ints) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+        """(row, its produced tokens from `saved[row]` on) of resident rows that have any, except
+        the token that ended a row: who begins again from here comes to the same end.
+
+        Rows with follow-ups or log probabilities are left out: they are more than their tokens.
+        saved [rows of the source].
+        """
+        for row in np.flatnonzero(self._slot_of[: len(saved)] >= 0).tolist():
+            slot = int(self._slot_of[row])
+            if self.given[slot] or self.options.logprobs[slot] >= 0:
+                continue
+            upto = int(self.tail[slot]) - (self.ended[slot] != RUNNING)
+            if upto > saved[row]:
+                yield row, self.tails[slot, int(saved[row]) : upto].copy()
 
     def num_produced(self, row: int) -> int:
         """Tokens produced so far, stop tokens included; of a row that did not begin: none."""

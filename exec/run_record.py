@@ -4,7 +4,6 @@ them."""
 from __future__ import annotations
 
 import platform
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from batchgen.exec.free_memory import peak_resident_bytes
 from batchgen.exec.prepare import Prepared
 from batchgen.exec.sizing import itemsize, weight_bytes
 from batchgen.exec.transformer import DTYPES
-from batchgen.job.rows import BadRow
 from batchgen.layout import Layout
 from batchgen.logbook import DecisionLog
 from batchgen.model import load_model
@@ -72,7 +70,8 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         "kernels_remark": _kernels_remark(prepared),
         "seed": job.seed,
         # Rows of the input that could not run, by code; the record has those that could.
-        "refused_rows": dict(Counter(row.code for row in prepared.rows if isinstance(row, BadRow))),
+        "refused_rows": dict(prepared.read.refused),
+        "unknown_fields": dict(prepared.read.unknown),
         # Of rows that say nothing else: the command line's, the checkpoint's, or OpenAI's.
         "sampling_defaults": asdict(prepared.sampling),
         "load_s": prepared.load_s,
@@ -167,7 +166,7 @@ def _memory(prepared: Prepared) -> dict[str, int]:
         "weight_bytes": weight_bytes(prepared.job, worker.config),
         "hbm_pages_bytes": engine.hbm_pages * page_bytes,
         "host_pages_bytes": engine.host_pages * page_bytes,
-        "prompt_bytes": prepared.prompts.held_bytes,
+        "prompt_bytes": prepared.jobs.prompts.held_bytes,
     }
     return parts | {
         "planned_bytes": sum(parts.values()),

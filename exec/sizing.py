@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from batchgen.errors import UserError
 from batchgen.exec.config import ModelConfig, load_config
@@ -15,11 +16,12 @@ from batchgen.exec.devices import free_device_bytes
 from batchgen.exec.free_memory import free_memory_bytes
 from batchgen.exec.job import ExecJob
 from batchgen.exec.weights import expected_shapes
-from batchgen.job.rows import JobRow
 from batchgen.memory.pool import BOUNDARIES_AHEAD, pages_ahead
 from batchgen.plan import EngineSpec, Plan
 from batchgen.planning import PlanOptions
 from batchgen.policy.presets import Preset
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,8 @@ class Limits:
 
     `boundary`: decode passes between two looks at who waits (0: the policy's). `memory`: part of
     the device's free memory that its KV arena may take, if nobody has measured what passes take
-    beside it; `host_memory`: part of the host's.
+    beside it; `host_memory`: part of the host's. `depth`: passes that are launched before the first
+    is known.
     """
 
     token_budget: int
@@ -36,6 +39,7 @@ class Limits:
     boundary: int
     memory: float
     host_memory: float
+    depth: int = 1
 
 
 LIMITS = {
@@ -45,7 +49,10 @@ LIMITS = {
     # pages of 64 tokens, --set plan.boundary=N). Both tiers and the passes share its memory.
     "cpu": Limits(token_budget=2048, max_num_seqs=256, boundary=16, memory=0.25, host_memory=0.25),
     # Of a GPU nothing else wants the memory but the passes themselves.
-    "cuda": Limits(token_budget=8192, max_num_seqs=1024, boundary=0, memory=0.8, host_memory=0.5),
+    # It is to have its next pass before this one ends.
+    "cuda": Limits(
+        token_budget=8192, max_num_seqs=1024, boundary=0, memory=0.8, host_memory=0.5, depth=2
+    ),
 }
 # Of a GPU beside weights, KV and the largest pass: CUDA graphs, and what torch cannot use.
 GRAPHS_BYTES = 2 << 30
@@ -59,21 +66,21 @@ def make_plan(
     options: PlanOptions,
     preset: Preset,
     config: ModelConfig,
-    rows: Sequence[JobRow],
+    longest: Sequence[int] | Ints,
     *,
     page_tokens: int,
     uses_host: bool = True,
     shared_pages: int = 0,
     pass_bytes: int = 0,
 ) -> Plan:
-    """The plan. Arenas hold what can run at once, however long the job is; `shared_pages` come on
+    """The plan. Arenas hold what can run at once, however long the job is; `longest`: the most
+    tokens that each row may come to, prompt and output; `shared_pages` come on
     top of that. `uses_host`: the policy has a use for a host tier; `pass_bytes`: what the largest
     pass takes of the device (0: unknown). Raises UserError for sizes that do not fit."""
     boundary = options.boundary or limits_of(job.device).boundary or preset.boundary
     token_budget, seats = pass_limits(job.device, options, preset)
-    longest = [len(row.prompt_ids) + row.max_output for row in rows]
     if job.body is not None:  # nobody knows how far a body extends its row
-        longest = [config.max_context] * len(rows)
+        longest = np.full(len(longest), config.max_context)
     page_bytes = config.kv_page_elements(page_tokens) * itemsize(job)
     room = room_pages(job.device, page_bytes, pass_bytes)
     hbm, host = job.hbm_pages, job.host_pages
@@ -149,7 +156,7 @@ def _check_pages_fit(device: str, hbm: int, host: int, page_bytes: int) -> None:
 
 
 def pages_wanted(
-    longest_tokens: Sequence[int], page_tokens: int, boundary: int, rows: int | None = None
+    longest_tokens: Sequence[int] | Ints, page_tokens: int, boundary: int, rows: int | None = None
 ) -> int:
     """Pages with which none of the `rows` longest rows (None: of all) ever waits for memory: its
     own and those that lazy admission keeps free for it."""

@@ -6,6 +6,7 @@ The template is a program from the checkpoint: `exec.templates` runs it in a pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Tokenizer:
     `now` is what a template takes for the time, the same for all conversations.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, now: datetime | None = None) -> None:
         directory = Path(directory)
         path = directory / "tokenizer.json"
         if not has_file(path):
@@ -45,7 +46,7 @@ class Tokenizer:
         self.eos_token_ids = frozenset(config.eos_token_ids)
         settings_path = directory / "tokenizer_config.json"
         settings = read_json_object(settings_path, "settings") if has_file(settings_path) else {}
-        self.now = time_of_job()
+        self.now = time_of_job() if now is None else now
         self._template: ChatTemplate | None = None
         if (source := _template(directory, settings)) is not None:
             specials = {

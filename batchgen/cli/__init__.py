@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from batchgen.errors import BatchgenError, UserError
+from batchgen.errors import BatchgenError, Unfinished, UserError
 from batchgen.oneline import named, one_line
 
 OK, ERROR_ROWS, USAGE, INTERRUPTED, INTERNAL = range(5)
@@ -151,6 +151,9 @@ def _check_text(args: Sequence[str]) -> None:
 def _explain(error: Exception) -> int:
     """One line for an exception that reached the top, and its exit code."""
     if isinstance(error, UserError):
+        if isinstance(error, Unfinished):
+            _say(f"{'' if error.code == 'stopped' else 'error: '}{one_line(error)}")
+            return INTERRUPTED
         _say(f"error: {one_line(error)}")
         return USAGE
     # typer's own errors, recognised by shape: their classes moved between typer versions.

@@ -1,4 +1,4 @@
-"""JSON Lines read defensively: bytes split on newline only, one bad line never hurts another.
+"""Lines and JSON read defensively: bytes split on newline only, one bad line hurts no other.
 
 Knows nothing of batch rows. Each hazard that the standard parser lets through (NaN, duplicate keys,
 lone surrogates, endless lines) becomes a `BadLine` with a stable code.
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from batchgen.errors import UserError
 
@@ -37,6 +37,7 @@ class InputDigest:
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
+        self._known = ""
         self.num_bytes = 0
 
     def take(self, piece: bytes) -> None:
@@ -44,48 +45,37 @@ class InputDigest:
         self._sha256.update(piece)
         self.num_bytes += len(piece)
 
+    def is_whole_file(self, hexdigest: str, num_bytes: int) -> None:
+        """The file was read in no order: its digest was taken of it as a whole."""
+        self._known, self.num_bytes = hexdigest, num_bytes
+
     def hexdigest(self) -> str:
         """Of the bytes so far."""
-        return self._sha256.hexdigest()
+        return self._known or self._sha256.hexdigest()
 
 
-def read_objects(
-    path: Path, max_line_bytes: int = MAX_LINE_BYTES, digest: InputDigest | None = None
-) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
-    """(line number from 1, object or what is wrong with it); blank lines are passed over.
-
-    `digest` takes every byte up to the end of the line that was given last. Raises UserError if the
-    file cannot be read. Memory is bounded by the longest allowed line.
-    """
-    digest = InputDigest() if digest is None else digest
-    try:
-        file = Path(path).open("rb")  # noqa: SIM115 (closed below; opening has its own errors)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    with file:
-        for number, raw in enumerate(_lines(path, file, max_line_bytes, digest), start=1):
-            line = raw.removeprefix(BOM) if number == 1 else raw
-            if len(line) > max_line_bytes:
-                message = f"the line is longer than {max_line_bytes} bytes"
-                yield number, BadLine(code="line_too_long", message=message)
-            elif line.strip():
-                yield number, parse_object(line)
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
+def unreadable(path: Path, error: OSError) -> UserError:
+    """What the system says of an input, as an error of the user's."""
     reason = error.strerror or type(error).__name__
     return UserError(f"cannot read {path}: {reason}", remedy="check the input path")
 
 
-def _lines(path: Path, file: BinaryIO, max_line_bytes: int, digest: InputDigest) -> Iterator[bytes]:
-    """Lines of bounded size; the rest of an over-long one is read and thrown away in pieces."""
+class LineReader(Protocol):
+    """What `bounded_lines` reads; its errors are its own affair."""
+
+    def readline(self, size: int) -> bytes: ...
+
+
+def bounded_lines(
+    file: LineReader, max_line_bytes: int, digest: InputDigest | None
+) -> Iterator[bytes]:
+    """Lines of bounded size; the rest of an over-long one is read and thrown away in pieces. The
+    digest takes every byte up to the end of the line that was given last."""
 
     def read(size: int) -> bytes:
-        try:
-            piece = file.readline(size)
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        digest.take(piece)
+        piece = file.readline(size)
+        if digest is not None:
+            digest.take(piece)
         return piece
 
     while line := read(max_line_bytes + 2):

@@ -1,25 +1,17 @@
-"""The output file of a job: OpenAI batch objects in input order, put in place by one rename.
-
-Until `commit` the final name does not exist (or keeps its old file). Nothing here depends on the
-time of day, so that the same answers give the same bytes.
+"""The output lines of a job: OpenAI batch objects. Nothing here depends on the time of day, so that
+the same answers give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from batchgen.errors import UserError
 from batchgen.job.logprobs import TokenLogprob, chat_logprobs, completion_logprobs
-from batchgen.job.placing import NotPlaced, place
+from batchgen.job.responses import response_body
 from batchgen.job.rows import BadRow, JobRow
-from batchgen.paths import check_new_output, check_output, remove, temporary_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +45,24 @@ def answer_object(
     every = [stage for stages in samples for stage in stages]
     prompt_tokens = len(row.prompt_ids) + sum(stage.prompt_tokens for stage in every)
     produced_tokens = sum(stage.completion_tokens for stage in every)
-    body: dict[str, Any] = {
-        "id": f"{'chatcmpl' if chat else 'cmpl'}-{row.index}",
-        "object": "chat.completion" if chat else "text_completion",
-        "created": created,
-        "model": row.model or model,
-        "choices": [_choice(number, stages[-1], chat) for number, stages in enumerate(samples)],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": produced_tokens,
-            "total_tokens": prompt_tokens + produced_tokens,
-        },
+    usage = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": produced_tokens,
+        "total_tokens": prompt_tokens + produced_tokens,
     }
+    name = row.model or model
+    if row.kind == "response":
+        texts = [(stages[-1].text, stages[-1].reason == "length") for stages in samples]
+        body = response_body(row.index, created, name, texts, usage)
+    else:
+        body = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{row.index}",
+            "object": "chat.completion" if chat else "text_completion",
+            "created": created,
+            "model": name,
+            "choices": [_choice(number, stages[-1], chat) for number, stages in enumerate(samples)],
+            "usage": usage,
+        }
     if any(len(stages) > 1 or stages[-1].reason == "body" for stages in samples):
         shown = [[_stage_object(row, stage) for stage in stages] for stages in samples]
         body["batchgen"] = (
@@ -117,85 +115,7 @@ def bad_row_object(row: BadRow) -> dict[str, Any]:
     return error_object(row.index, row.custom_id, row.code, f"line {row.line}: {row.message}")
 
 
-class OutputWriter:
-    """Collects one object per row, in any order, and writes them in input order.
-
-    Objects that come early wait in memory until their turn. Leaving the context without `commit`
-    removes the temporary file, unless the disk or the name failed: then the error names the file
-    that holds the answers. Raises UserError when `path` exists and `force` is not set or is the
-    input itself, and on entering when it cannot be written.
-    """
-
-    def __init__(self, path: Path, *, inputs: Path | None = None, force: bool = False) -> None:
-        self.path = Path(path)
-        check_output(self.path)  # first: a loop of links has no resolved form
-        if inputs is not None and self.path.resolve() == Path(inputs).resolve():
-            raise UserError(f"{path} is the input", remedy="give another output")
-        check_new_output(self.path, force=force)
-        self._temporary = temporary_name(self.path)
-        self._waiting: dict[int, bytes] = {}
-        self._force = force
-        self._keep = False
-        self.num_written = 0
-
-    def write(self, index: int, value: dict[str, Any]) -> None:
-        """Take the object of row `index`; each row once. Raises UserError if the disk is full."""
-        if index < self.num_written or index in self._waiting:
-            raise ValueError(f"row {index} has an output already")
-        line = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        self._waiting[index] = line.encode("utf-8") + b"\n"
-        with self._keeping():
-            while self.num_written in self._waiting:
-                self._file.write(self._waiting.pop(self.num_written))
-                self.num_written += 1
-
-    def commit(self, num_rows: int) -> None:
-        """Put the file in place, durably. Raises ValueError if a row of `num_rows` is missing, and
-        UserError, which names the file that holds the answers, if that cannot be done."""
-        if self._waiting or self.num_written != num_rows:
-            raise ValueError(f"row {self.num_written} of {num_rows} has no output")
-        with self._keeping():
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        try:
-            place(self._file, self._temporary, self.path, force=self._force)
-        except NotPlaced:
-            self._keep = True
-            raise
-
-    @contextmanager
-    def _keeping(self) -> Iterator[None]:
-        """What the disk refuses costs no answer that it has taken."""
-        try:
-            yield
-        except OSError as error:
-            self._keep = True
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; "
-                f"the answers that could be written are in {self._temporary}",
-                remedy="make room, then run again",
-            ) from None
-
-    def __enter__(self) -> Self:
-        try:
-            self._file = self._temporary.open("x+b")  # read again if its name is taken away
-            return self
-        except OSError as error:
-            why = f"cannot write {self.path}: {error.strerror}"
-            raise UserError(why, remedy="check it") from None
-        except BaseException:  # a signal while the file was being made
-            remove(self._temporary)
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            with suppress(OSError):  # closing writes what a full disk has refused once
-                self._file.close()
-        finally:
-            if not self._keep:
-                remove(self._temporary)
+def line_of(value: dict[str, Any]) -> bytes:
+    """An output object as a line, without its newline."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8")

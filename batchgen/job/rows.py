@@ -1,13 +1,16 @@
 """Batch rows: from a line of the input to tokens and limits, or to an error row. Runs nothing.
 
-Accepts OpenAI batch lines (`custom_id`, `method`, `url`, `body`) and the short forms `{"prompt"}`
-and `{"messages"}`. A bad row becomes a `BadRow` with a stable code and never stops the others. The
-tokenizer is passed in, so this file needs neither torch nor a model.
+Accepts OpenAI batch lines (`custom_id`, `method`, `url`, `body`), the short forms `{"prompt"}` and
+`{"messages"}`, and rows of columns that a `Shape` makes into one of these. A bad row becomes a
+`BadRow` with a stable code and never stops the others. The tokenizer is passed in, so this file
+needs neither torch nor a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgen.errors import UserError
-from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, InputDigest, read_objects
+from batchgen.job.inputs import read_input
+from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, InputDigest
 from batchgen.job.options import (
     OPTIONS,
     flag,
@@ -27,16 +31,26 @@ from batchgen.job.options import (
     stops_of,
 )
 from batchgen.job.prompts import PromptEncoder, RowError, messages_of, prompt_ids
+from batchgen.job.responses import chat_of_response
 from batchgen.job.sampling import Sampling, SamplingDefaults
+from batchgen.job.shape import Shape
 from batchgen.oneline import shown
 
-URLS = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+URLS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completion",
+    "/v1/responses": "response",
+}
 
 # What a row may say without any effect here.
 IGNORED = frozenset(
     {"model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
-USED = frozenset({"prompt", "messages", "max_tokens", "max_completion_tokens"}) | OPTIONS
+BUDGETS = ("max_completion_tokens", "max_tokens")
+USED = frozenset({"prompt", "messages", *BUDGETS}) | OPTIONS
+IDS = frozenset({"custom_id", "id"})
+TYPED = (USED - {"prompt"}) | {"best_of", "stream", "echo"}
+"""Columns of CSV whose values are numbers, lists or truth values."""
 # What we cannot do, and the values with which asking for it asks for nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
@@ -50,6 +64,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "audio": (None,),
 }
+
+PROMPTS = {"chat": "messages", "completion": "prompt", "response": "messages"}
+MOST_UNKNOWN = 100
+"""Names of unknown fields that are counted; others may be data."""
 
 TokenIds = Sequence[int] | npt.NDArray[np.int32]
 """Ids of a text; a large job keeps them in columns."""
@@ -65,7 +83,8 @@ class RowLimits:
     """Limits and defaults of a job, in tokens; `default_max_output` None fills the context.
     `sampling`: what rows get that do not say how they sample.
 
-    keep_requests: rows keep their object of the input, for bodies that read it.
+    keep_requests: rows keep their object of the input, for bodies that read it. strict: a field
+    that is not known makes an error row; else it counts in `unknown` and is ignored.
     """
 
     max_context: int
@@ -73,7 +92,9 @@ class RowLimits:
     run_seed: int = 0
     max_line_bytes: int = MAX_LINE_BYTES
     keep_requests: bool = False
+    strict: bool = False
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    unknown: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +109,7 @@ class JobRow:
     index: int
     line: int
     custom_id: str
-    kind: str  # "chat" or "completion"
+    kind: str  # "chat", "completion" or "response"
     model: str | None
     prompt_ids: TokenIds
     max_output: int
@@ -110,6 +131,13 @@ class BadRow:
     custom_id: str | None
     code: str
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A row that an earlier process has answered: its id is taken, and nothing is to be done."""
+
+    index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +165,8 @@ def read_job(
 
     `digest` takes the bytes that were read. Raises UserError for a file without any row.
     """
-    rows = list(read_rows(path, encoder, limits, limit=limit, digest=digest))
+    found = read_rows(path, encoder, limits, limit=limit, digest=digest)
+    rows = [row for row in found if not isinstance(row, Answered)]
     if not rows:
         raise UserError(f"{path} holds no rows", remedy="put one JSON object on each line")
     return rows
@@ -150,15 +179,20 @@ def read_rows(
     *,
     limit: int | None = None,
     digest: InputDigest | None = None,
-) -> Iterator[JobRow | BadRow]:
-    """Rows a few at a time, so that a long file needs memory only for its ids."""
+    form: str = "jsonl",
+    shape: Shape | None = None,
+    answered: Callable[[int], bool] = lambda index: False,
+) -> Iterator[JobRow | BadRow | Answered]:
+    """Rows a few at a time, so that a long file needs memory only for its ids. `answered` rows are
+    not encoded."""
     digest = InputDigest() if digest is None else digest
-    seen: set[str] = set()
-    batch: list[_Draft | BadRow] = []
+    seen: set[bytes] = set()
+    batch: list[_Draft | BadRow | Answered] = []
     began = 0
-    lines = read_objects(path, limits.max_line_bytes, digest)
+    lines = read_input(path, form, limits.max_line_bytes, digest, TYPED)
     for index, (line, value) in enumerate(islice(lines, limit)):
-        batch.append(_draft(index, line, value, seen))
+        row = _draft(index, line, value, seen, shape, limits)
+        batch.append(Answered(index=index) if answered(index) else row)
         if len(batch) >= BATCH_ROWS or digest.num_bytes - began >= BATCH_BYTES:
             yield from _encoded(batch, encoder, limits)
             batch, began = [], digest.num_bytes
@@ -166,18 +200,24 @@ def read_rows(
 
 
 def _draft(
-    index: int, line: int, value: dict[str, Any] | BadLine, seen: set[str]
+    index: int,
+    line: int,
+    value: dict[str, Any] | BadLine,
+    seen: set[bytes],
+    shape: Shape | None,
+    limits: RowLimits,
 ) -> _Draft | BadRow:
-    """All that can be said of a line without a tokenizer; `seen` are the ids so far."""
+    """All that can be said of a line without a tokenizer; `seen` are digests of the ids so far."""
     custom_id = None
     try:
         if isinstance(value, BadLine):
             raise RowError(value.code, value.message)
         custom_id = _custom_id(value, line)
-        if custom_id in seen:
+        digest = hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
+        if digest in seen:
             raise RowError("duplicate_custom_id", f"custom_id {custom_id!r:.80} came before")
-        seen.add(custom_id)
-        kind, body = _body(value)
+        seen.add(digest)
+        kind, body = _body(value, shape, limits)
         for name, neutral in UNSUPPORTED.items():
             # JSON's 1, 1.0 and true are equal in Python; only the kind of value tells them apart.
             given = body.get(name)
@@ -185,10 +225,10 @@ def _draft(
                 given == v and isinstance(given, bool) == isinstance(v, bool) for v in neutral
             ):
                 raise RowError("unsupported_field", f"field '{name}' is not supported")
-        name = "messages" if kind == "chat" else "prompt"
+        name = PROMPTS[kind]
         if name not in body:
             raise RowError("missing_field", f"field '{name}' is missing")
-        prompt = messages_of(body[name]) if kind == "chat" else body[name]
+        prompt = body[name] if kind == "completion" else messages_of(body[name])
     except RowError as error:
         return BadRow(
             index=index, line=line, custom_id=custom_id, code=error.code, message=error.message
@@ -205,19 +245,20 @@ def _draft(
 
 
 def _encoded(
-    batch: Sequence[_Draft | BadRow], encoder: PromptEncoder, limits: RowLimits
-) -> Iterator[JobRow | BadRow]:
+    batch: Sequence[_Draft | BadRow | Answered], encoder: PromptEncoder, limits: RowLimits
+) -> Iterator[JobRow | BadRow | Answered]:
     """The rows of a batch, in order; its conversations go to the encoder at once."""
     conversations: list[Any] = [
-        row.prompt for row in batch if isinstance(row, _Draft) and row.kind == "chat"
+        row.prompt for row in batch if isinstance(row, _Draft) and row.kind != "completion"
     ]
     answers = iter(encoder.encode_conversations(conversations) if conversations else ())
     for row in batch:
-        if isinstance(row, BadRow):
+        if isinstance(row, BadRow | Answered):
             yield row
             continue
         try:
-            ids = next(answers) if row.kind == "chat" else prompt_ids(row.prompt, encoder)
+            chat = row.kind != "completion"
+            ids = next(answers) if chat else prompt_ids(row.prompt, encoder)
             yield _row(row, ids, encoder.vocab_size, limits)
         except RowError as error:
             yield BadRow(
@@ -264,7 +305,7 @@ def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: Ro
         max_output=max_output,
         sampling=sampling_of(
             body,
-            draft.kind,
+            "completion" if draft.kind == "completion" else "chat",
             draft.custom_id,
             run_seed=limits.run_seed,
             defaults=limits.sampling,
@@ -279,13 +320,16 @@ def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: Ro
     )
 
 
-def _body(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Kind and body of a row in either form."""
+def _body(
+    value: dict[str, Any], shape: Shape | None, limits: RowLimits
+) -> tuple[str, dict[str, Any]]:
+    """Kind and body of a row in any form."""
     if "body" not in value:
         if "url" in value or "method" in value:
             raise RowError("missing_field", "field 'body' is missing")
-        # A short row may carry columns of its own (an expected answer, a label): not ours to judge.
-        return ("chat" if "messages" in value else "completion"), value
+        body = value if shape is None else shape.body(value)
+        _check_known(body, IDS, limits)
+        return ("chat" if "messages" in body else "completion"), body
     body, url = value["body"], value.get("url")
     if value.get("method", "POST") != "POST":
         raise RowError("invalid_field", "field 'method' must be POST")
@@ -297,10 +341,21 @@ def _body(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         kind = URLS[url]
     else:
         raise RowError("unsupported_url", f"url {url!r:.80} is not one of {', '.join(URLS)}")
-    for name in body:
-        if name not in USED and name not in IGNORED and name not in UNSUPPORTED:
-            raise RowError("unsupported_field", f"field {name!r:.60} is not supported")
+    if kind == "response":
+        body = chat_of_response(body)
+    _check_known(body, frozenset(), limits)
     return kind, body
+
+
+def _check_known(body: dict[str, Any], more: frozenset[str], limits: RowLimits) -> None:
+    """Fields that nobody knows: a mistyped option must not pass in silence."""
+    for name in body:
+        if name in USED or name in IGNORED or name in UNSUPPORTED or name in more:
+            continue
+        if limits.strict:
+            raise RowError("unsupported_field", f"field {name!r:.60} is not supported")
+        if len(limits.unknown) < MOST_UNKNOWN or name in limits.unknown:
+            limits.unknown[name] += 1
 
 
 def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> int:

@@ -16,20 +16,18 @@ Ended = TypeVar("Ended")
 
 def samples(rows: Iterable[JobRow]) -> list[JobRow]:
     """A row per sample, in order, with a seed of its own; samples share the ids of their prompt."""
-    return [one for row in rows for one in _samples(row)]
+    return [sample_of(row, number) for row in rows for number in range(row.num_samples)]
 
 
-def _samples(row: JobRow) -> list[JobRow]:
+def sample_of(row: JobRow, number: int) -> JobRow:
+    """One of the samples of a row."""
     if row.num_samples == 1:
-        return [row]
-    return [
-        replace(
-            row,
-            sample=number,
-            sampling=replace(row.sampling, seed=sample_seed(row.sampling.seed, number)),
-        )
-        for number in range(row.num_samples)
-    ]
+        return row
+    return replace(
+        row,
+        sample=number,
+        sampling=replace(row.sampling, seed=sample_seed(row.sampling.seed, number)),
+    )
 
 
 class SamplesOfRows(Generic[Ended]):

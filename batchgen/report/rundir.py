@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,15 @@ def check_target(path: Path, *, force: bool = False) -> None:
 
 
 def write_run(
-    record: RunRecord, path: Path, *, force: bool = False, plots: bool = True
+    record: RunRecord,
+    path: Path,
+    *,
+    force: bool = False,
+    plots: bool = True,
+    more: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
-    """Write the run directory of `record` and return its summary. Consumes `record.decisions`.
+    """Write the run directory of `record` and return its summary. Consumes `record.decisions`;
+    `more`: JSON files that go along, by name.
 
     Raises UserError if `path` is taken (see `check_target`) or cannot be written.
     """
@@ -69,6 +76,8 @@ def write_run(
         try:
             temporary.mkdir(parents=True)
             _fill(record, result, temporary, plots)
+            for name, value in (more or {}).items():
+                write_json(temporary / name, value)
             _swap(temporary, path)
         except OSError as error:  # a full disk, a limit of size: none is a bug of ours
             why = error.strerror or error

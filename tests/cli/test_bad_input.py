@@ -130,7 +130,7 @@ EXEC: list[tuple[list[str], tuple[str, ...]]] = [
     (["-i", "full"], ("full",)),
     (["-i", "empty.jsonl"], ("empty.jsonl holds no rows",)),
     (["-i", "blank.jsonl"], ("blank.jsonl holds no rows",)),
-    (["-i", "cut.jsonl.gz"], ("cut.jsonl.gz is compressed", "gunzip")),
+    (["-i", "cut.jsonl.gz"], ("cut.jsonl.gz is damaged", "make it again")),
     (["--model", "none"], ("model none is not a folder", "batchgen model init")),
     (["--model", "full"], ("full", "config.json")),
     (["--model", "llama-3.1-8b"], ("is not a folder",)),

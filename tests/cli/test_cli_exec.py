@@ -38,6 +38,9 @@ EXEC_FLAGS = {
     "--threads",
     "--out",
     "--force",
+    "--resume",
+    "--job-dir",
+    "--order",
     "--log",
     "--json",
     "--progress",
@@ -105,7 +108,8 @@ def test_every_form_of_row_is_answered_in_order(
 def test_the_same_job_gives_the_same_bytes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the time of day is: `created` is no time of it."""
+    """Whatever the time of day is, with SOURCE_DATE_EPOCH; without, `created` is the time of the
+    job's beginning, in all rows."""
     rows = write(
         tmp_path / "in.jsonl",
         [
@@ -115,12 +119,18 @@ def test_the_same_job_gives_the_same_bytes(
         ],
     )
     outputs = []
-    for number in range(2):
+    for number in range(4):
         monkeypatch.setattr("time.time", lambda number=number: 1e9 * (1 + number))
+        if number == 2:
+            monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
         output = tmp_path / f"{number}.jsonl"
         assert run(model, rows, output) == 1
         outputs.append(output.read_bytes())
-    assert outputs[0] == outputs[1]
+        when = 1_700_000_000 if number > 1 else int(1e9) * (1 + number)
+        answers = [one["response"] for one in read(output) if one["response"]]
+        assert [one["body"]["created"] for one in answers] == [when] * 2
+    assert outputs[0] != outputs[1]
+    assert outputs[2] == outputs[3]
 
 
 def test_what_was_read_is_what_was_hashed(model: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_gpu_plans_with_its_own_memory(
     monkeypatch.setattr(sizing, "free_memory_bytes", lambda: free["host"])
     config = load_config(model)
     page_bytes = config.kv_page_elements(64) * 2
-    rows = [long_row()] * 600
+    rows = [len(long_row().prompt_ids) + long_row().max_output] * 600
     job = ExecJob(
         model=model, input=model, output=model, device="cuda", dtype="bfloat16", policy="batchgen"
     )

@@ -29,6 +29,7 @@ def test_the_bytes_of_one_row_at_a_time(
         forget(worker, keys)
 
     monkeypatch.setattr(Worker, "forget", counted)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     model = init_model(tmp_path / "m", arch, "tiny", seed=7)
     rng = np.random.default_rng(3)
     heads = [rng.integers(0, 256, 24).tolist() for _ in range(5)]
@@ -53,8 +54,10 @@ def test_the_bytes_of_one_row_at_a_time(
             exact=True,
         )
         evicted[0] = 0
-        record, counts = execute(job)
-        assert counts == {"done": NUM_ROWS, "errors": 0}
+        ended = execute(job)
+        record = ended.record
+        assert record is not None
+        assert (ended.done, ended.errors) == (NUM_ROWS, 0)
         found[name] = {key: int(record.rows[key].sum()) for key in record.rows}
         found[name]["evicted_pages"] = evicted[0]
         return job.output.read_bytes()

@@ -19,7 +19,6 @@ from batchgen.exec.job import ExecJob
 from batchgen.exec.rows import Stage
 from batchgen.exec.run import execute
 from batchgen.exec.tokenizer import Tokenizer
-from batchgen.job.output import OutputWriter
 from batchgen.job.rows import JobRow
 from batchgen.job.samples import samples
 from batchgen.job.sampling import Sampling, SamplingDefaults
@@ -37,6 +36,12 @@ WAYS: list[tuple[str, dict[str, str], int, int]] = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return init_model(tmp_path_factory.mktemp("generation") / "m", "qwen3", "tiny", seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers carry the time at which their job began."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
 
 
 def job_rows() -> list[dict[str, Any]]:
@@ -179,16 +184,16 @@ def test_a_failing_sample_fails_the_row(model: Path, tmp_path: Path) -> None:
         num_samples=3,
     )
     stages = [Stage(given=[], produced=[65], reason="length")]
-    with OutputWriter(tmp_path / "out.jsonl") as writer:
-        found = Answers(writer, Tokenizer(model), "m")
-        first, second, third = samples([row])
-        found.ended(third, "device_error", "third", stages)
-        found.ended(first, "length", None, stages)
-        assert (found.done, found.errors) == (0, 0)
-        found.ended(second, "capacity", "second", stages)
-        assert (found.done, found.errors) == (0, 1)
-        writer.commit(1)
-    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
+    kept: list[tuple[int, bytes, str]] = []
+    found = Answers(lambda *one: kept.append(one), Tokenizer(model), "m")
+    first, second, third = samples([row])
+    found.ended(third, "device_error", "third", stages)
+    found.ended(first, "length", None, stages)
+    assert (found.done, found.errors) == (0, 0)
+    found.ended(second, "capacity", "second", stages)
+    assert (found.done, found.errors) == (0, 1)
+    ((index, line, code),) = kept
+    assert (index, code) == (0, "capacity")
     assert json.loads(line)["error"] == {"code": "capacity", "message": "second"}
     assert json.loads(line)["response"] is None
 

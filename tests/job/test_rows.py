@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from byte_encoder import ByteEncoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,27 +19,6 @@ from batchgen.job.jsonl import BadLine, InputDigest, _no_duplicates, parse_objec
 from batchgen.job.rows import BATCH_ROWS, BadRow, JobRow, RowLimits, read_job
 from batchgen.job.samples import SamplesOfRows, samples
 from batchgen.job.sampling import Sampling, SamplingDefaults
-
-
-class ByteEncoder:
-    """One token per byte; a conversation is the contents one after another. The model has no token
-    for the bytes that no UTF-8 has."""
-
-    vocab_size = 0xF8
-
-    def encode(self, text: str) -> list[int]:
-        return [0xFF if letter == "\0" else byte for letter in text for byte in letter.encode()]
-
-    def encode_conversations(
-        self, conversations: Sequence[list[dict[str, Any]]]
-    ) -> list[list[int] | ValueError]:
-        return [
-            ValueError("no robots")
-            if messages[0]["role"] == "robot"
-            else self.encode("".join(message["content"] for message in messages))
-            for messages in conversations
-        ]
-
 
 LIMITS = RowLimits(max_context=64, default_max_output=16)
 GOOD = b'{"custom_id": "good", "prompt": "hi"}'
@@ -130,7 +109,6 @@ BAD = {
         chat(stream=True),
         chat(best_of=2),
         chat(response_format={"type": "json_object"}),
-        chat(strange=1),
         parts({"type": "image_url"}),
         parts({"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}, "text": "x"}),
         parts({"type": "text", "text": "a", "image_url": {}}),
@@ -380,3 +358,19 @@ def test_any_bytes_give_one_row_per_line_that_is_not_blank(
     assert isinstance(last, JobRow)
     ids = [row.custom_id for row in rows if isinstance(row, JobRow)]
     assert len(ids) == len(set(ids))
+
+
+def test_unknown_fields_are_counted_or_refused(tmp_path: Path) -> None:
+    """In the body of a batch line as in a short row; a mistyped option never passes in silence."""
+    data = b"\n".join(
+        (chat(strange=1), b'{"prompt": "a", "id": "b", "temprature": 1}', b'{"prompt": "c"}')
+    )
+    limits = RowLimits(max_context=64, default_max_output=16)
+    assert all(isinstance(row, JobRow) for row in read(tmp_path / "in.jsonl", data, limits))
+    assert limits.unknown == {"strange": 1, "temprature": 1}
+    strict = RowLimits(max_context=64, default_max_output=16, strict=True)
+    one, two, three = read(tmp_path / "in.jsonl", data, strict)
+    for row, name in ((one, "strange"), (two, "temprature")):
+        assert isinstance(row, BadRow)
+        assert (row.code, name in row.message) == ("unsupported_field", True)
+    assert isinstance(three, JobRow)

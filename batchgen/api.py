@@ -1,0 +1,247 @@
+"""`batchgen.run_batch` and `batchgen.iter_batch`: a batch job from Python. Torch loads when one
+runs.
+
+    result = batchgen.run_batch("models/sums-moe", [{"prompt": "Add aa48 ab21."}], max_tokens=40)
+    print(result.rows[0].text, result.counts)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from batchgen.errors import UserError
+
+if TYPE_CHECKING:
+    from batchgen.exec.job import ExecJob
+    from batchgen.exec.run import Ended
+
+Rows = str | Path | Iterable[Mapping[str, Any]]
+
+
+class BatchOptions(TypedDict, total=False):
+    """What may be said of a job, with the names and defaults of `batchgen exec`; `overrides` are
+    those of `--set`, `folder` is its `--job-dir`."""
+
+    policy: str
+    overrides: Mapping[str, str]
+    dtype: str
+    exact: bool
+    device: str
+    max_tokens: int
+    temperature: float | None
+    seed: int
+    limit: int | None
+    hbm_pages: int | None
+    host_pages: int | None
+    threads: int | None
+    force: bool
+    body: str | None
+    folder: Path | None
+    resume: str
+    order: str
+    strict: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """One row. `texts`: its answers, one per sample, none of a row in error; `finish_reasons` are
+    OpenAI's. `code` and `message` say what was wrong, "" otherwise. `raw`: the output object."""
+
+    index: int
+    custom_id: str | None
+    texts: tuple[str, ...] = ()
+    finish_reasons: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    code: str = ""
+    message: str = ""
+    raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def ok(self) -> bool:
+        return not self.code
+
+    @property
+    def text(self) -> str:
+        """The first answer. Raises UserError for a row in error."""
+        if not self.texts:
+            raise UserError(
+                f"row {self.index} has no answer: {self.code}: {self.message}", remedy="ask `ok`"
+            )
+        return self.texts[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResult:
+    """`rows` in input order; `counts`: {"rows", "done", "failed"}; `manifest`: what was answered,
+    counted and hashed; `summary`: the report's numbers, None if nothing was left to run."""
+
+    rows: tuple[RowResult, ...]
+    counts: Mapping[str, int]
+    manifest: Mapping[str, Any]
+    summary: Mapping[str, Any] | None
+
+
+def run_batch(
+    model: str | Path,
+    rows: Rows,
+    output: str | Path | None = None,
+    **options: Unpack[BatchOptions],
+) -> BatchResult:
+    """Answer all rows: a file that `batchgen exec` reads, or objects as it has them on its lines.
+
+    With `output` the job is durable, as on the command line: killed, it goes on with
+    resume="always". Raises UserError for what cannot run, Unfinished where the disk refuses; a row
+    that fails is a `RowResult` with its code.
+    """
+    with _job(model, rows, output, options) as job:
+        ended = _execute(job)
+        found = (row_result(line) for line in job.output.read_bytes().splitlines())
+        ordered = sorted(found, key=lambda row: row.index)
+    return BatchResult(
+        rows=tuple(ordered),
+        counts={name: int(ended.manifest[name]) for name in ("rows", "done", "failed")},
+        manifest=ended.manifest,
+        summary=_summary(ended),
+    )
+
+
+async def iter_batch(
+    model: str | Path,
+    rows: Rows,
+    output: str | Path | None = None,
+    **options: Unpack[BatchOptions],
+) -> AsyncIterator[RowResult]:
+    """Rows as they finish, in any order, each once; those that an earlier process answered come
+    first. The job runs in a thread. Who stops listening stops it: with `output` it can go on
+    later."""
+    loop = asyncio.get_running_loop()
+    finished: asyncio.Queue[RowResult | BaseException | None] = asyncio.Queue()
+    stop = threading.Event()
+
+    def tell(value: RowResult | BaseException | None) -> None:
+        loop.call_soon_threadsafe(finished.put_nowait, value)
+
+    with _job(model, rows, output, options) as job:
+
+        def run() -> None:
+            try:
+                _execute(job, on_line=lambda line: tell(row_result(line)), stopping=stop.is_set)
+            except BaseException as error:
+                tell(error)
+            else:
+                tell(None)
+
+        thread = threading.Thread(target=run, name="batchgen")
+        thread.start()
+        try:
+            while (item := await finished.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            while thread.is_alive():
+                await asyncio.sleep(0.01)
+
+
+def row_result(line: bytes | Mapping[str, Any]) -> RowResult:
+    """What an output line says."""
+    value: Mapping[str, Any] = json.loads(line) if isinstance(line, bytes) else line
+    index, custom_id = int(value["id"].rpartition("_")[2]), value["custom_id"]
+    if value["error"] is not None:
+        error = value["error"]
+        return RowResult(
+            index=index,
+            custom_id=custom_id,
+            code=error["code"],
+            message=error["message"],
+            raw=value,
+        )
+    body = value["response"]["body"]
+    usage = body["usage"]
+    if body["object"] == "response":
+        texts = [one["content"][0]["text"] for one in body["output"]]
+        reasons = ["stop" if one["status"] == "completed" else "length" for one in body["output"]]
+        prompt, completion = usage["input_tokens"], usage["output_tokens"]
+    else:
+        choices = body["choices"]
+        texts = [one["message"]["content"] if "message" in one else one["text"] for one in choices]
+        reasons = [one["finish_reason"] for one in choices]
+        prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
+    return RowResult(
+        index=index,
+        custom_id=custom_id,
+        texts=tuple(texts),
+        finish_reasons=tuple(reasons),
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        raw=value,
+    )
+
+
+def _execute(
+    job: ExecJob,
+    *,
+    on_line: Callable[[bytes], None] | None = None,
+    stopping: Callable[[], bool] | None = None,
+) -> Ended:
+    from batchgen.exec.run import execute
+
+    return execute(job, on_line=on_line, stopping=stopping)
+
+
+@contextmanager
+def _job(
+    model: str | Path, rows: Rows, output: str | Path | None, options: BatchOptions
+) -> Iterator[ExecJob]:
+    """The job over files: objects are written to a temporary one."""
+    try:
+        from batchgen.exec.devices import usual_dtype
+        from batchgen.exec.job import ExecJob
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"run_batch needs {error.name}", remedy="pip install 'batchgen[exec]'"
+        ) from None
+    unknown = sorted(set(options) - set(BatchOptions.__annotations__))
+    if unknown:
+        raise UserError(
+            f"run_batch has no option '{unknown[0]}'",
+            remedy=f"choose among {', '.join(sorted(BatchOptions.__annotations__))}",
+        )
+    more: dict[str, Any] = dict(options)
+    more["overrides"] = tuple(dict(more.get("overrides", {})).items())
+    more.setdefault("dtype", usual_dtype(more.get("device", "cpu")))
+    with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
+        path = Path(rows) if isinstance(rows, str | Path) else _written(rows, Path(folder))
+        answers = Path(folder) / "answers.jsonl" if output is None else Path(output)
+        yield ExecJob(model=Path(model), input=path, output=answers, **more)
+
+
+def _written(rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:
+    path = folder / "rows.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number, row in enumerate(rows):
+            try:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            except (TypeError, ValueError, RecursionError) as error:
+                raise UserError(
+                    f"row {number} is no JSON object: {error!s:.100}", remedy="mend the row"
+                ) from None
+    return path
+
+
+def _summary(ended: Ended) -> Mapping[str, Any] | None:
+    if ended.record is None:
+        return None
+    from batchgen.report.metrics import summary
+
+    return summary(ended.record)

@@ -1,0 +1,113 @@
+"""`run_batch` and `iter_batch`: the same answers as the command line, typed; stopped and gone on
+with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchgen
+from batchgen.cli import main
+from batchgen.errors import Unfinished, UserError
+from batchgen.exec.init import init_model
+
+ROWS: list[dict[str, Any]] = [
+    {"custom_id": "a", "prompt": "hello", "max_tokens": 5, "ignore_eos": True},
+    {"custom_id": "b", "prompt": "x", "n": 2, "temperature": 1, "max_tokens": 4},
+    {"custom_id": "c", "prompt": ""},
+    {
+        "custom_id": "d",
+        "method": "POST",
+        "url": "/v1/responses",
+        "body": {"input": "hi", "max_output_tokens": 3},
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return init_model(tmp_path_factory.mktemp("api") / "m", "qwen3", "tiny", seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
+def test_the_answers_of_the_command_line(model: Path, tmp_path: Path) -> None:
+    found = batchgen.run_batch(model, ROWS, exact=True, threads=1)
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    command = ["exec", "--model", str(model), "-i", str(path), "-o", str(tmp_path / "out")]
+    assert main([*command, "--exact", "--threads", "1", "--progress", "off"]) == 1
+    lines = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [row.raw for row in found.rows] == lines
+    assert found.counts == {"rows": 4, "done": 3, "failed": 1}
+    assert found.manifest["failed_by_code"] == {"empty_prompt": 1}
+    assert found.summary is not None
+    a, b, c, d = found.rows
+    assert (a.custom_id, a.ok, len(a.texts), a.finish_reasons) == ("a", True, 1, ("length",))
+    assert (a.prompt_tokens, a.completion_tokens) == (5, 5)
+    assert (len(b.texts), b.completion_tokens <= 8) == (2, True)
+    assert (c.ok, c.code, c.texts) == (False, "empty_prompt", ())
+    with pytest.raises(UserError, match="row 2 has no answer: empty_prompt"):
+        _ = c.text
+    assert d.text == d.raw["response"]["body"]["output"][0]["content"][0]["text"]
+
+
+def test_rows_as_they_finish(model: Path) -> None:
+    async def collect() -> list[batchgen.RowResult]:
+        return [row async for row in batchgen.iter_batch(model, ROWS, exact=True, threads=1)]
+
+    found = asyncio.run(collect())
+    whole = batchgen.run_batch(model, ROWS, exact=True, threads=1)
+    assert sorted(row.index for row in found) == [0, 1, 2, 3]
+    assert sorted(found, key=lambda row: row.index) == list(whole.rows)
+
+
+def test_who_stops_listening_goes_on_later(model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"row {n}", "max_tokens": 3 + 9 * n, "ignore_eos": True} for n in range(12)]
+    options: batchgen.api.BatchOptions = {"exact": True, "threads": 1}
+    whole = batchgen.run_batch(model, rows, **options)
+    seen: list[int] = []
+
+    async def some() -> None:
+        stream = batchgen.iter_batch(model, rows, tmp_path / "out", **options)
+        async for row in stream:
+            seen.append(row.index)
+            if len(seen) == 2:
+                break
+        await stream.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(some())
+    assert len(seen) == 2
+    assert not (tmp_path / "out").exists()
+
+    async def rest() -> list[batchgen.RowResult]:
+        stream = batchgen.iter_batch(model, rows, tmp_path / "out", resume="always", **options)
+        return [row async for row in stream]
+
+    found = asyncio.run(rest())
+    assert [row.index for row in found[:2]] == seen
+    assert sorted(found, key=lambda row: row.index) == list(whole.rows)
+
+
+def test_mistakes_are_one_line(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run_batch has no option 'temprature'; choose among"):
+        batchgen.run_batch(model, ROWS, temprature=1)  # type: ignore[call-arg]
+    with pytest.raises(UserError, match="row 0 is no JSON object"):
+        batchgen.run_batch(model, [{"prompt": {1}}])
+    with pytest.raises(UserError, match="does not exist"):
+        batchgen.run_batch(model, tmp_path / "none.jsonl")
+
+    async def one() -> None:
+        async for _ in batchgen.iter_batch(tmp_path, ROWS):
+            pass
+
+    with pytest.raises(UserError):
+        asyncio.run(one())
+    assert issubclass(Unfinished, UserError)
