@@ -28,7 +28,7 @@ def plans() -> str:
         f"{within} of {len(rows)} winners are within {100 * (result['bar'] - 1):.0f} % of the best "
         f"of every plan: on average {100 * (result['mean_ratio'] - 1):.2f} % behind it, at most "
         f"{100 * (result['worst_ratio'] - 1):.1f} %. {equal} of {len(deadlines)} deadlines get the "
-        f"cluster of a grid in which every plan of every cluster was simulated "
+        f"cluster of a grid in which every layout of every cluster was simulated "
         f"([result](../benchmarks/results/{path.name}), seed {result['seed']})."
     )
     lines = [
