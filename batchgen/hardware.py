@@ -77,6 +77,13 @@ def load_gpu(name: str) -> GpuSpec:
     return find_gpu(name)
 
 
+def gpu_price(name: str) -> tuple[float, str]:
+    """US dollars of a GPU-hour in the catalog, and where that is from."""
+    from batchgen.catalog.loader import price_of
+
+    return price_of(name)
+
+
 def gpu_names() -> list[str]:
     """Names of the catalog, in its order."""
     from batchgen.catalog.loader import catalog_gpu_names

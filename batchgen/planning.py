@@ -122,6 +122,7 @@ def build_plan(
         max_num_seqs=max_num_seqs,
         gpus_per_node=gpus_per_node,
         residency=options.residency,
+        b_moe=options.b_moe,
     )
     if sizes.seats:
         max_num_seqs = min(options.max_num_seqs or preset.max_num_seqs or sizes.seats, sizes.seats)

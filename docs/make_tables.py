@@ -1,5 +1,5 @@
 """Writes the tables of README and docs/*.md that follow from the code or from results of GPUs:
-presets, parts, modules, what was measured and predicted. No prose.
+presets, parts, modules, what was measured, predicted and searched. No prose.
 
 python docs/make_tables.py            rewrite them in place
 python docs/make_tables.py --check    exit code 1 when a file would change
@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import gpu_tables
+import plan_tables
 
 from batchgen.policy.base import SLOTS
 from batchgen.policy.options import range_of
@@ -99,6 +100,7 @@ TABLES = {
     "docs/writing-a-policy-part.md": {"presets": presets, "parts": parts},
     "docs/architecture.md": {"modules": modules},
     **gpu_tables.marks(),
+    **plan_tables.marks(),
 }
 
 

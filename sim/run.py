@@ -17,6 +17,7 @@ from batchgen.policy.presets import PRESETS, find_preset, label_of
 from batchgen.report.record import RunRecord
 from batchgen.sim.faults import load_faults
 from batchgen.sim.floors import run_bounds
+from batchgen.sim.resources import resources_s
 from batchgen.sim.setup import Setup, set_up
 from batchgen.sim.tail import tail_causes_s
 from batchgen.simjob import SimJob
@@ -71,6 +72,7 @@ def simulate(
             "events": simulation.events,
             "why_failed": recorder.why_failed(),
             "tail_causes_s": {} if part else tail_of(job, ready, rows, steps),
+            "resources_s": {} if part else resources_s(ready, gpu),
             "bounds": {} if part else run_bounds(job, ready, trace, rows),
             "residual": asdict(find(kind_of_run(job, ready))),
         },

@@ -61,6 +61,13 @@ def catalog_gpu_names() -> list[str]:
     return list(_read("hardware.yaml"))
 
 
+def price_of(name: str) -> tuple[float, str]:
+    """See `batchgen.hardware.gpu_price`."""
+    key = _resolve("hardware.yaml", name, "GPU", "see `batchgen model hardware`")
+    found = _read("hardware.yaml")[key]["price_per_hour_usd"]
+    return float(found["value"]), str(found["source"])
+
+
 def find_model(name_or_path: str | Path) -> ModelSpec:
     """See `batchgen.model.load_model`."""
     path = Path(name_or_path)

@@ -101,6 +101,9 @@ class ToyCost:
     def switch_ps(self) -> int:
         return 20_000
 
+    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
+        return {"all": self.pass_ps(load)}
+
     def flops(self, load: PassLoad) -> Any:
         return load.chunk_tokens.sum(axis=0).astype(np.float64)
 

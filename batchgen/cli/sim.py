@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from batchgen.cli.common import (
+    num_cores,
     parse_names,
     parse_overrides,
     print_runs_json,
@@ -248,8 +249,10 @@ class Runs:
         if self.searched:
             say(f"{label}: {record.config['layout_reason']}")
         if self.healthy:
-            layout = record.layout if self.searched else self.job.layout
-            again = replace(self.job, policy=policy, faults=None, log="off", layout=layout)
+            again = replace(self.job, policy=policy, faults=None, log="off")
+            if self.searched:  # with the layout and the options that were found
+                pairs = tuple((key, text) for key, text in record.config["job"]["overrides"])
+                again = replace(again, layout=record.layout, overrides=pairs)
             _run_healthy(again, record, f"{label} without faults", self.how)
         return record
 
@@ -272,7 +275,9 @@ def _runner(job: SimJob, *, searched: bool) -> Run:
     from batchgen.trace.schema import load
 
     trace = load(job.trace, max_rows=job.limit)
-    return lambda one, progress: search(one, simulate, trace, progress=progress)
+    return lambda one, progress: search(
+        one, simulate, trace, progress=progress, workers=num_cores()
+    )
 
 
 def _check_out(out: Path | None, policies: list[str], force: bool) -> None:

@@ -5,7 +5,6 @@ combination simulated, on all cores, in one table. Nothing is simulated here.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -15,7 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batchgen.cli.common import JSON_SCHEMA, MIN_WIDTH_PIPED, PLAIN_EVERY_S, say, users_code
+from batchgen.cli.common import (
+    JSON_SCHEMA,
+    MIN_WIDTH_PIPED,
+    PLAIN_EVERY_S,
+    num_cores,
+    say,
+    users_code,
+)
 from batchgen.errors import DataError, UserError
 from batchgen.oneline import escaped
 from batchgen.paths import check_new_folder
@@ -73,7 +79,7 @@ def sweep(
             lambda: say("ending: runs in progress are finished first; once more ends at once")
         ) as stop,
     ):
-        results = executor.carry_out(journal, workers or _cores(), stop, tell)
+        results = executor.carry_out(journal, workers or num_cores(), stop, tell)
         if stop:
             left = sum(result is None for result in results)
             say(f"{left} of {len(results)} runs are left; the same command goes on")
@@ -82,13 +88,6 @@ def sweep(
     _write(rows, asked, folder)
     _show(rows, asked, as_json)
     return 1 if any(row["error"] or row.get("failed_rows") for row in rows) else 0
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _prepare(folder: Path, force: bool) -> None:

@@ -168,6 +168,10 @@ class CostModel(Protocol):
         """Time of a change of layout or role, without the KV copies (published: 5 to 10 s)."""
         ...
 
+    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
+        """Busy time per module in ps per pass; with overlap the sum exceeds pass_ps."""
+        ...
+
     def flops(self, load: PassLoad) -> FloatArray:
         """Useful floating point operations of the whole engine per pass, for MFU."""
         ...

@@ -58,21 +58,25 @@ class Capacity:
 
 
 def workspace_bytes(
-    model: ModelSpec, layout: Layout, *, token_budget: int, max_num_seqs: int
+    model: ModelSpec, layout: Layout, *, token_budget: int, max_num_seqs: int, b_moe: int = 0
 ) -> int:
     """Memory of one GPU for activations, windowed KV and buffers at `token_budget` tokens a pass.
 
     Residual and normed states, the projections of attention and the widest FFN buffer are alive at
-    once, in bf16; logits of `max_num_seqs` rows in float32. Of a pipeline `model` is that of a
-    stage; the windows of all its batches are there at once.
+    once, in bf16; logits of `max_num_seqs` rows in float32. Routed experts take `b_moe` tokens of
+    the engine at a time (0: all). Of a pipeline `model` is that of a stage; the windows of all its
+    batches are there at once.
     """
     tp = layout.tp
-    ffn = 3 * model.ffn / tp if model.dense_layers else 0.0
+    ffn = token_budget * 3 * model.ffn / tp if model.dense_layers else 0.0
     if model.is_moe:
+        grouped = token_budget
+        if b_moe:
+            grouped = min(token_budget, ceil(b_moe / layout.attention_dp))
         routed = model.top_k * (2 * model.expert_ffn / layout.expert_tp + model.hidden)
-        ffn = max(ffn, routed + 3 * model.shared_ffn / tp)
+        ffn = max(ffn, grouped * routed + token_budget * 3 * model.shared_ffn / tp)
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim / tp
-    activations = token_budget * 2 * (4 * model.hidden + heads + ffn)
+    activations = 2 * (token_budget * (4 * model.hidden + heads) + ffn)
     logits = max_num_seqs * model.vocab * 4 / tp
     window = layout.pp * max_num_seqs * model.kv_window_bytes / kv_split(model, tp)
     return CONTEXT_BYTES + ceil(activations + logits + window)
@@ -89,10 +93,12 @@ def capacity(
     max_num_seqs: int = 256,
     gpus_per_node: int | None = None,
     residency: Residency | None = None,
+    b_moe: int = 0,
 ) -> Capacity:
     """KV pages per rank and per node under `layout`.
 
-    `memory_fraction` is the part of the HBM that the engine may use. Raises UserError when the
+    `memory_fraction` is the part of the HBM that the engine may use, `b_moe` the most tokens of an
+    engine that routed experts take at a time (0: all). Raises UserError when the
     weights and the workspace leave less than two pages, and when weights that are to be streamed
     fit neither the host nor its disks.
     """
@@ -106,7 +112,9 @@ def capacity(
     held_by_stage = stage_weight_bytes(model, layout)
     for stage, held in zip(stage_models(model, layout.pp), held_by_stage, strict=True):
         weights, streamed = placed(model, layout, residency, held)
-        work = workspace_bytes(stage, layout, token_budget=token_budget, max_num_seqs=max_num_seqs)
+        work = workspace_bytes(
+            stage, layout, token_budget=token_budget, max_num_seqs=max_num_seqs, b_moe=b_moe
+        )
         per_token = ceil(stage.kv_bytes_per_token / kv_split(model, layout.tp))
         least = 2 * layout.pp * per_token * page_tokens
         if residency.kv != "hbm":

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.cost.api import PS_PER_S, FloatArray
+from batchgen.cost.api import PS_PER_S, FloatArray, IntArray, PassLoad
 from batchgen.cost.efficiency import Efficiency
 from batchgen.cost.operators import latent
 from batchgen.cost.operators.kernels import Kernels
@@ -360,6 +360,25 @@ class MeasuredCost(TabledCost):
         return total
 
     # Reports --------------------------------------------------------------------------------------
+
+    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
+        tokens = load.decodes + load.chunk_tokens
+        union = tokens.sum(axis=0)
+        busy, chunks = union > 0, load.chunk_tokens.any(axis=0)
+        parts = {
+            name: np.where(tokens > 0, seconds, 0.0).max(axis=0)
+            for name, seconds in self._own_parts(tokens.astype(np.float64)).items()
+        }
+        fullest = tokens.max(axis=0).astype(np.float64)
+        for name, seconds in self._union_parts(union.astype(np.float64), fullest).items():
+            parts[name] = parts.get(name, 0.0) + np.where(busy, seconds, 0.0)
+        parts["overhead"] += np.where(busy, self._efficiency.step_s, 0.0)
+        parts["overhead"] += np.where(chunks, self._efficiency.prefill_step_s, 0.0)
+        rounded = {name: np.rint(part * PS_PER_S).astype(np.int64) for name, part in parts.items()}
+        attention = self.attention_parts(load)
+        short = self._chunk_overhead.take(load.chunk_tokens)
+        attention["attention_prefill"] = (self._chunk_ps(load) + short).max(axis=0)
+        return {**rounded, **attention}
 
     def with_layout(self, layout: Layout) -> MeasuredCost:
         """The same engine in another layout."""

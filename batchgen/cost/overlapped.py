@@ -75,6 +75,9 @@ class OverlappedCost:
     def switch_ps(self) -> int:
         return self.inner.switch_ps()
 
+    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
+        return self.inner.breakdown(load)
+
     def flops(self, load: PassLoad) -> FloatArray:
         return self.inner.flops(load)
 

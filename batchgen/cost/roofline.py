@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.cost.api import PS_PER_S, FloatArray
+from batchgen.cost.api import PS_PER_S, FloatArray, IntArray, PassLoad
 from batchgen.cost.efficiency import Efficiency
 from batchgen.cost.tabled import ChunkRates, TabledCost, per_row
 from batchgen.cost.terms import Terms
@@ -100,6 +100,35 @@ class RooflineCost(TabledCost):
             expert_skew=terms.expert_skew,
             gpus_per_node=terms.gpus_per_node,
         )
+
+    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
+        terms = self.terms
+        tokens = load.decodes + load.chunk_tokens
+        union = tokens.sum(axis=0)
+        busy, chunks = union > 0, load.chunk_tokens.any(axis=0)
+        own, both = tokens.astype(np.float64), union.astype(np.float64)
+        sent = terms.exchange(own.max(axis=0) * self.num_ranks)
+        if terms.efficiency.exchange == "all-reduce":
+            sent = np.where(chunks, terms.exchange(both, summed=True), sent)
+        experts = terms.experts(both)
+        if terms.efficiency.prefill_within_node:  # its exchange, and what it fetches, are in there
+            apart = chunks & ~load.decodes.any(axis=0)
+            experts = np.where(apart, terms.within_node(both), experts)
+            sent = np.where(apart, 0.0, sent)
+        parts: dict[str, FloatArray] = {
+            "projections": np.where(tokens > 0, terms.projections(own), 0.0).max(axis=0),
+            "dense": np.where(tokens > 0, terms.dense(own), 0.0).max(axis=0),
+            "experts": np.where(busy, experts, 0.0),
+            "collectives": np.where(
+                busy,
+                terms.all_reduce(own).max(axis=0) + sent,
+                0.0,
+            ),
+            "overhead": np.where(busy, self._kernels_ps + self._step_ps, 0.0)
+            + np.where(chunks, float(self._chunks.step_ps), 0.0),
+        }
+        rounded = {name: np.rint(part).astype(np.int64) for name, part in parts.items()}
+        return {**rounded, **self.attention_parts(load)}
 
     def describe(self) -> dict[str, Any]:
         terms = self.terms

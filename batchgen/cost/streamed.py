@@ -150,6 +150,14 @@ class StreamedCost:
     def switch_ps(self) -> int:
         return self.inner.switch_ps()
 
+    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
+        busy = (load.decodes + load.chunk_tokens).any(axis=0)
+        parts = self.inner.breakdown(self._computed(load))
+        parts["host_link"] = np.maximum(*self.streams_ps(load))
+        parts["disk"] = np.where(busy, self._on_disks_ps(load), 0)
+        parts["attention_cpu"] = self._attention_ps(load)
+        return parts
+
     def flops(self, load: PassLoad) -> FloatArray:
         return self.inner.flops(load)
 

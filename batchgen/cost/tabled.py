@@ -54,7 +54,7 @@ class CopyRates:
 
 
 class TabledCost:
-    """Everything of `CostModel`; a subclass fills the tables.
+    """Everything of `CostModel` but the report of modules; a subclass fills the tables.
 
     own(tokens of a rank), union(tokens of the engine), head(samples), slope(rows) in ps per KV
     token, fixed(rows) and chunk_overhead(prompt tokens of a rank) are elementwise functions in
@@ -267,6 +267,17 @@ class TabledCost:
 
     def switch_ps(self) -> int:
         return self._copies.switch_ps
+
+    def attention_parts(self, load: PassLoad) -> dict[str, IntArray]:
+        """The modules of `breakdown` that come from the tables alone."""
+        scores = self._slopes(load) * load.context + self._fixed.take(load.decodes)
+        streamed = np.rint(load.checkpoint * self._host_ps).astype(np.int64)
+        return {
+            "attention_decode": scores.max(axis=0),
+            "attention_prefill": self._chunk_ps(load).max(axis=0),
+            "lm_head": self._head.take(load.samples).max(axis=0),
+            "checkpoint": streamed.max(axis=0),
+        }
 
     def flops(self, load: PassLoad) -> FloatArray:
         return useful_flops(self.model, load)

@@ -9,6 +9,8 @@ one GPU, the slowest of its engine.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil
 
 import numpy as np
 
@@ -146,8 +148,27 @@ class Terms:
         return self.model.full_layers * self._decode_layer_slope(rows)
 
     def _decode_layer_slope(self, rows: int) -> float:
+        batch = min(rows, self._largest_batch)
+        known = self._layer_slopes.get(batch)
+        if known is None:
+            known = self._layer_slopes[batch] = self._slope_of_batch(float(batch))
+        return known
+
+    @cached_property
+    def _layer_slopes(self) -> dict[int, float]:
+        """What is known of `_slope_of_batch`: tables ask for every number of rows, and more than
+        once."""
+        return {}
+
+    @cached_property
+    def _largest_batch(self) -> int:
+        """Rows that attend at once, as far as more of them change anything."""
+        eff = self.efficiency
+        most = ceil(max(eff.decode_bandwidth[-1][0], eff.mla_decode[-1][0]))
+        return min(most, self.b_attn) if self.b_attn else most
+
+    def _slope_of_batch(self, batch: float) -> float:
         model, eff = self.model, self.efficiency
-        batch = float(min(rows, self.b_attn) if self.b_attn else rows)
         kv_bytes = model.kv_bytes_per_token_layer / kv_split(model, self.layout.tp)
         read = kv_bytes / (self.gpu.hbm_bytes_per_s * interpolate(eff.decode_bandwidth, batch))
         flops = model.decode_flops_per_context_token / self.layout.tp

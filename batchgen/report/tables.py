@@ -136,7 +136,8 @@ def cell_value(summary: Summary, key: str, best: Summary | None) -> Any:
         if not second:
             return None
         if key == "runner_up":
-            return second["layout"]
+            options = (f"{key}={value}" for key, value in second.get("options", {}).items())
+            return " ".join([second["layout"], *options])
         return f"{text.duration(float(second['seconds']))} ({second['how']})"
     return summary.get(key)
 

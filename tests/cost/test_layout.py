@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.cost.build import build_cost
-from batchgen.cost.capacity import capacity
+from batchgen.cost.capacity import capacity, workspace_bytes
 from batchgen.cost.pipeline import PipelineCost
 from batchgen.cost.residency import Residency
 from batchgen.errors import UserError
@@ -271,3 +271,18 @@ def test_pipelines_refuse_what_they_do_not_know() -> None:
         build_cost(model, gpu, layout, profile="profile.json")
     with pytest.raises(ValueError, match="do not go together"):
         Layout(pp=2, attention_dp=2)
+
+
+def test_experts_in_groups_leave_more_to_kv() -> None:
+    gpu, layout = load_gpu("h100"), Layout(tp=2, attention_dp=2, ep=4)
+    model, dense = load_model("qwen3-30b-a3b"), load_model("qwen3-8b")
+    pages = [
+        capacity(model, gpu, layout, token_budget=16384, b_moe=tokens).hbm_pages
+        for tokens in (2048, 8192, 32768, 0)
+    ]
+    assert pages[0] > pages[1] > pages[2] == pages[3]  # two ranks of 16,384 tokens are 32,768
+    same = [
+        workspace_bytes(dense, Layout(), token_budget=8192, max_num_seqs=64, b_moe=tokens)
+        for tokens in (0, 1024)
+    ]
+    assert same[0] == same[1]

@@ -224,6 +224,23 @@ def test_reports_count_useful_work() -> None:
     seconds = engine.pass_ps(load) / PS_PER_S
     assert (flops / seconds < 989e12).all()
     assert (moved / seconds < 3.35e12).all()
+    parts = engine.breakdown(load)
+    total = sum(part for name, part in parts.items() if name != "checkpoint")
+    np.testing.assert_allclose(total, engine.pass_ps(load), rtol=1e-6)
+
+
+def test_parts_of_passes_whose_nodes_prefill_by_themselves() -> None:
+    model, gpu, spec, gpus = LOCKSTEP
+    efficiency = efficiency_of({"cost.prefill_within_node": "true"})
+    layout = parse_layout(spec, gpus)
+    engine = build_cost(load_model(model), load_gpu(gpu), layout, efficiency=efficiency)
+    load = PassLoad.zeros(engine.num_ranks, 2)
+    load.decodes[:, 0] = load.samples[:, 0] = 16
+    load.context[:, 0] = 16_000
+    load.chunk_tokens[:, 1], load.chunk_pairs[:, 1] = 1024, 1024**2
+    parts = engine.breakdown(load)
+    total = sum(part for name, part in parts.items() if name != "checkpoint")
+    np.testing.assert_allclose(total, engine.pass_ps(load), rtol=1e-6)
 
 
 def test_published_sizes_of_deepseek_on_h20() -> None:

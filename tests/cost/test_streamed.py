@@ -152,6 +152,7 @@ def test_a_pass_takes_the_longest_of_gpu_link_and_cpu(places: Residency, theta: 
             for rank in range(2)
         ]
         assert cost.time_ps(loads) == times[j]
+    assert set(inner.breakdown(load)) < set(cost.breakdown(load))
 
 
 @pytest.mark.parametrize("depth", ["1", "2"])
