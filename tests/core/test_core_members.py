@@ -166,7 +166,7 @@ def test_a_partition_waits_for_the_end_of_input() -> None:
 
 def test_a_partition_is_undone_when_rows_come() -> None:
     """Rows of an engine that is lost come to one that has partitioned already."""
-    more = tuple(Row(prompt=8, budget=300, output=300) for _ in range(24))
+    more = tuple(Row(prompt=8, budget=300, output=60 + 8 * index) for index in range(24))
     case = replace(TAIL, engines=2, rows=(*FEW, *more))
     at, _, engine, layout, _ = next(one for one in run(case).walker.others if one[1] == "switch")
     assert layout == "half"

@@ -57,6 +57,9 @@ class Hunger:
         self._waiting = Most(lambda index: engines[index].num_waiting)
         self._ready = Most(lambda index: len(engines[index].ready))
         self._hungry: dict[int, None] = {}
+        self._ask: dict[
+            int, None
+        ] = {}  # those to ask as soon as rows wait; others do at boundaries
         self.later = False  # somebody may have something to give now
 
     def somebody_waits(self) -> bool:
@@ -78,6 +81,7 @@ class Hunger:
 
     def fed(self, engine: EngineMachine) -> None:
         self._hungry.pop(engine.id, None)
+        self._ask.pop(engine.id, None)
 
     def among(self, homes: Homes) -> Homes:
         """Those of the engines that are hungry, the longest first; all of them if none is."""
@@ -93,27 +97,36 @@ class Hunger:
         that concerns several engines all of them decide before any takes rows of another."""
         self._hungry[engine.id] = None
         if self._cluster.kicking:
+            self._ask[engine.id] = None
             self.later = True
             return False
+        return self._asked(engine)
+
+    def _asked(self, engine: EngineMachine) -> bool:
+        """An engine without anything to do is asked again by whatever changes."""
+        if engine.settled:
+            self._ask.pop(engine.id, None)
+        else:
+            self._ask[engine.id] = None
         return self._feed(engine)
 
     def feed_all(self) -> None:
         """Something has changed: whoever is hungry asks again, as long as somebody gives."""
         self.later = False
-        if self._nothing_to_give():
+        with_kv = self._with_kv_to_give()
+        if not with_kv and self._waiting.top()[1] < self._least:
             return  # asked before the list is made: most events end here
-        for index in list(self._hungry):
-            if self._feed(self._cluster.engines[index]):
+        for index in list(self._hungry if with_kv else self._ask):
+            if self._asked(self._cluster.engines[index]):
                 self._cluster.agenda[index] = None
-            if self._nothing_to_give():
+            if self._waiting.top()[1] < self._least and not self._with_kv_to_give():
                 return
 
-    def _nothing_to_give(self) -> bool:
-        """Whether no engine would get anything, whoever asks."""
-        least = self._least
-        if self._waiting.top()[1] >= least or self._ready.top()[1] >= least:
-            return False
-        return not any(self._may_send_away(index) for index in self._cluster.members.slow)
+    def _with_kv_to_give(self) -> bool:
+        """Whether rows with KV would go to whoever asks."""
+        if self._ready.top()[1] >= self._least:
+            return True
+        return any(self._may_send_away(index) for index in self._cluster.members.slow)
 
     @property
     def _least(self) -> int:
@@ -122,13 +135,19 @@ class Hunger:
 
     def _feed(self, engine: EngineMachine) -> bool:
         cluster = self._cluster
-        if engine.id not in cluster.taker_ids or engine.freezing:
+        takes = engine.id in cluster.taker_ids
+        if engine.freezing or not (takes or cluster.members.helps(engine)):
             return False
         donor_id, count = self._waiting.top()
         least = self._least
         if self._gives(donor_id, engine) and count >= least:
-            self.give_waiting(cluster.engines[donor_id], engine, count // 2)
-            return True
+            donor = cluster.engines[donor_id]
+            share = min(self._share(donor, engine), count)
+            if share:
+                self.give_waiting(donor, engine, share)
+                return True
+        if not takes:
+            return False  # a slow one gets nothing that would have to be moved away again
         donor_id, count = self._ready.top()
         if donor_id not in (-1, engine.id) and count >= least:
             donor = cluster.engines[donor_id]
@@ -140,6 +159,15 @@ class Hunger:
                 return False
         self._rescue(engine)
         return False
+
+    def _share(self, donor: EngineMachine, engine: EngineMachine) -> int:
+        """How many rows an engine takes so that both, at their speeds, have as much to do. What
+        runs counts as much as what waits: whoever has prefilled quickly still has to decode."""
+        pace = self._cluster.pace
+        slowness, other = pace.slowness(engine), pace.slowness(donor)
+        mine = (engine.settled + engine.num_waiting) * slowness
+        theirs = (donor.settled + donor.num_waiting) * other
+        return max(0, (theirs - mine) // (slowness + other))
 
     def _gives(self, donor_id: int, engine: EngineMachine) -> bool:
         """Whether waiting rows of the donor can run at the engine: a pool may have shrunk."""
@@ -167,14 +195,17 @@ class Hunger:
         self.waiting_grew(engine)
 
     def _rescue(self, engine: EngineMachine) -> None:
-        """Running rows of a slow engine come to a hungry one that is fast. Where all are slow they
-        stay: each would freeze what it took from another, and nobody would run."""
+        """Running rows of a slow engine come to hungry ones that are fast, as large a part of them
+        as these are of all that take rows: who is not hungry yet takes its part later. Where all
+        are slow they stay: each would freeze what it took from another, and nobody would run."""
         cluster = self._cluster
         if engine.id in cluster.members.slow:
             return
         for index in sorted(cluster.members.slow):
             if index != engine.id and self._may_send_away(index):
-                cluster.engines[index].send_away()
+                hungry = sum(one in cluster.taker_ids for one in self._hungry)
+                takers = len(cluster.taker_ids)
+                cluster.engines[index].send_away(max(1, min(hungry, takers)), takers)
                 cluster.agenda[index] = None
                 return
 

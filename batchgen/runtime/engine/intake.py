@@ -185,23 +185,33 @@ def admit_all(engine: EngineMachine, out: list[act.Action]) -> None:
     ranks = engine.ranks
     shares = engine.page_keys is not None
     while True:
-        waiting = 0
         for rank in ranks:
             if rank.waiting and not rank.gave:
                 admit(engine, rank, out)
             elif shares and rank.prefilling:
                 schedule_prompts(engine, rank, out)
-            waiting += rank.waiting
-        if waiting or not hunger(engine):
+        if not hunger(engine):
             return
 
 
 def hunger(engine: EngineMachine) -> bool:
-    """Tell the cluster, once, that nothing waits here; True when rows came at once."""
-    if engine.told or engine.role == "decode" or not engine.policy.steals:
+    """Tell the cluster that nothing waits here; True when rows came at once. It is told once, and
+    again at every boundary and when nothing is left: rows were refused while there was enough.
+
+    `settled` must not depend on the length of steps, so it is written at no other times, and
+    whenever a row waits (which ends steps at every finish).
+    """
+    if not engine.policy.steals or engine.role == "decode":
         return False
     if any(rank.waiting for rank in engine.ranks):
+        engine.settled = engine.num_resident
         return False
+    resident = engine.num_resident
+    if engine.told and resident:
+        again_q = engine.turn_q if engine.turn_every > 1 else engine.look_q
+        if engine.prefill or engine.q < again_q:
+            return False
+    engine.settled = resident
     engine.told = True
     return engine.up.hunger.hungry(engine)
 

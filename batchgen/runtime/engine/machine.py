@@ -46,6 +46,7 @@ class EngineMachine:
         "flying",
         "freed",
         "freezing",
+        "freezing_share",
         "granted",
         "home_pages",
         "home_ranks",
@@ -82,6 +83,7 @@ class EngineMachine:
         "requests",
         "role",
         "seats",
+        "settled",
         "sleeping",
         "stream_growth",
         "stream_used",
@@ -156,9 +158,11 @@ class EngineMachine:
         self.arrived: list[int] = []  # committed here; join at the next decision
         self.granted: dict[int, tuple[int, int]] = {}  # row -> (rank, pages) of copies to here
         self.sleeping = 0
-        self.freezing = False  # the cluster asked for all running rows
+        self.freezing = False  # the cluster asked for running rows
+        self.freezing_share = (1, 1)  # for so many of so many
         self.num_inbound = self.num_outbound = 0  # rows in copies to and from here
         self.told = False  # the cluster knows that it is hungry
+        self.settled = 0  # rows with pages when it last looked around (see `intake.hunger`)
         self.once = False  # the decision may find more to do one pass later
         self.freed = False  # a row ended in this decision
         self.open = True  # a whole batch may be taken
@@ -350,9 +354,10 @@ class EngineMachine:
         """Something outside cannot wait for the boundary."""
         self.urgent = True
 
-    def send_away(self) -> None:
-        """All running rows are to look for another home."""
+    def send_away(self, part: int = 1, of: int = 1) -> None:
+        """Running rows are to look for another home: `part` of every `of`, at least one."""
         self.freezing = self.urgent = True
+        self.freezing_share = (part, of)
 
     def drain(self, is_leaving: bool) -> None:
         """Whether it will be gone soon, and its rows have somewhere to go."""

@@ -1,0 +1,100 @@
+"""Slow, healed and lost engines: the bars of benchmarks/stragglers.py on small random loads."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from batchgen.sim.run import simulate
+from batchgen.simjob import SimJob
+from batchgen.trace.devices.compose import compose
+from batchgen.trace.devices.events import Trouble
+from batchgen.units import to_ps
+
+ROOT = Path(__file__).parents[2]
+
+
+def _module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "stragglers_bars", ROOT / "benchmarks" / "stragglers.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = _module()
+
+
+def some_load(seed: int, **fixed: object) -> object:
+    """Few or many rows, light or heavy tails, so that rows wait at the begin, or long, or never."""
+    rng = random.Random(seed)
+    drawn: dict[str, object] = {
+        "rows": rng.choice((1000, 2000, 4000)),
+        "seed": seed,
+        "prompt_tokens": rng.choice((200, 1500)),
+        "output_tokens": rng.choice((400, 1200)),
+        "sigma": rng.choice((0.5, 1.2)),
+    }
+    return bench.Load(**{**drawn, **fixed})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_bars_hold(seed: int) -> None:
+    missed = [bar for bar in bench.bars(some_load(seed)) if not bar.holds]
+    assert not missed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4, 40))
+def test_all_bars_hold_at_length(seed: int) -> None:
+    missed = [bar for bar in bench.bars(some_load(seed)) if not bar.holds]
+    assert not missed
+
+
+def test_capacity_is_that_of_a_plain_sum() -> None:
+    assert bench.capacity_time_s(10, [(0, 2)]) == 5
+    assert bench.capacity_time_s(10, [(0, 2), (3, 4)]) == 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_accidents_of_healthy_engines_are_no_slowness(seed: int) -> None:
+    """Heavy tails in lengths and in durations: of all passes that are timed some are late, up to 20
+    times, and less than one alarm comes for a hundred of them. An engine at half speed is found."""
+    rng = random.Random(seed)
+    load = bench.Load(rows=1500, seed=seed, engines=8, sigma=1.3)
+    span_s, spell_s = bench.run(load, watch=False).bct_s, 0.02  # one to three passes
+    troubles = []
+    for engine in range(load.engines):
+        at_s = 0.0
+        while at_s < span_s:
+            at_s += spell_s + rng.expovariate(1 / (20 * spell_s))
+            late = round(min(20.0, 1.2 * rng.paretovariate(1.0)) * 1000)
+            troubles.append(
+                Trouble(to_ps(at_s), "slow", gpu=engine, factor=late, for_ps=to_ps(spell_s))
+            )
+    healthy = bench.run(load, compose(troubles, load.engines, 1))
+    assert healthy.timed > 300
+    assert healthy.alarms < 0.01 * healthy.timed
+    troubles.append(Trouble(0, "slow", gpu=seed, factor=2000))
+    slow = bench.run(load, compose(troubles, load.engines, 1))
+    assert slow.alarms >= 1
+    assert slow.failed_rows == 0
+
+
+def test_what_nobody_knows_of_outputs_does_not_cost_against_turns() -> None:
+    """Prompts said nothing of outputs, and whoever had prefilled its short ones took more."""
+    trace = str(ROOT / "traces" / "servegen-deepseek-r1.jsonl.gz")
+    ends = {
+        policy: max(simulate(SimJob(trace=trace, policy=policy)).rows["end_ps"])
+        for policy in ("vllm", "batchgen")
+    }
+    assert ends["batchgen"] < 0.9 * ends["vllm"]
