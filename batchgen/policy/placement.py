@@ -58,11 +58,11 @@ class LeastWork(PlacementPart):
     output that is expected of it still. Without a prediction that is its whole budget: as nobody
     knows which rows are long, engines get as many rows each, and among those as many prompt tokens.
     Queues are filled in that order too: in a lockstep engine a long prompt on one rank makes all
-    others wait, so long prompts should run side by side. A hungry engine takes so many waiting rows
-    of the engine that has most, when those are at least `steal_min`, that both have as many,
-    waiting and running, in proportion to their speeds; when nobody waits, rows on hosts; when there
-    are none, running rows of an engine whose passes take more than `slow_factor` times what the
-    cost model expects.
+    others wait, so long prompts should run side by side. A hungry engine takes waiting rows of the
+    engine where they take longest, when those are at least `steal_min`, as long as that evens out
+    what both have, waiting and running, at their speeds; when nobody waits, rows with KV that ask
+    for pages, then rows on hosts; when there are none, running rows of an engine whose passes take
+    more than `slow_factor` times what the cost model expects.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from batchgen.sim.faults import Fault
 from batchgen.sim.run import simulate
 from batchgen.simjob import SimJob
 from batchgen.trace.devices.compose import compose
@@ -98,3 +99,36 @@ def test_what_nobody_knows_of_outputs_does_not_cost_against_turns() -> None:
         for policy in ("vllm", "batchgen")
     }
     assert ends["batchgen"] < 0.9 * ends["vllm"]
+
+
+@pytest.mark.parametrize(
+    ("trace", "fixed"),
+    [
+        ("vidur-arxiv-summarization", {}),
+        ("servegen-deepseek-r1", {}),
+        ("servegen-deepseek-r1", {"model": "llama-3.1-8b", "gpu": "h100", "gpus": 16}),
+    ],
+)
+def test_healthy_engines_gain_nothing_by_stealing_and_lose_nothing(
+    trace: str, fixed: dict[str, object]
+) -> None:
+    """Engines that come to their boundaries together took what others would have begun in the same
+    instant, and half of what one had on its host: 4 % later, and the first engine had a third more
+    rows than the last."""
+    path = str(ROOT / "traces" / f"{trace}.jsonl.gz")
+    ends = [
+        max(simulate(SimJob(trace=path, overrides=overrides, **fixed)).rows["end_ps"])  # type: ignore[arg-type]
+        for overrides in ((), (("placement.steal", "false"),))
+    ]
+    assert ends[0] < 1.01 * ends[1]
+
+
+def test_rows_of_a_slow_engine_are_shared_among_all_that_are_hungry() -> None:
+    """The first engine took until both had the same, and what asked there could go nowhere else."""
+    load = bench.Load(
+        engines=4, rows=8000, seed=5, prompt_tokens=700, output_tokens=1200, max_output_tokens=8000
+    )
+    healthy = bench.run(load, watch=False).bct_s
+    spell = [Fault(to_ps(healthy / 4), "slow", 1, 4000), Fault(to_ps(healthy / 2), "slow", 1, 1000)]
+    # Three quarters of an engine of four are missing for a quarter of the time.
+    assert bench.run(load, spell, watch=False).bct_s < 1.1 * healthy

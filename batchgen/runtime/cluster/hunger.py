@@ -1,8 +1,9 @@
 """Hungry engines and who feeds them. An engine is hungry when its lanes are empty; it says so once
 and stays known until rows come.
 
-Three ways to feed, cheapest first: rows that wait elsewhere (nothing to move), rows on other hosts
-(a copy), running rows of a slow engine (frozen, then copied). Donors live in lazy heaps, so that no
+Four ways to feed, cheapest first: rows that wait elsewhere (nothing to move), rows with KV that ask
+for pages elsewhere (they ask here), rows on other hosts (a copy), running rows of a slow engine
+(frozen, then copied). Donors live in lazy heaps, so that no
 question costs a scan over engines.
 """
 
@@ -23,24 +24,26 @@ if TYPE_CHECKING:
 
 
 class Most:
-    """Which engine has most of something: a lazy heap whose entries only over-estimate, because
-    every growth is recorded."""
+    """At which engine something takes longest: a lazy heap whose entries only over-estimate,
+    because every growth is recorded. It weighs counts by the slowness of engines."""
 
-    def __init__(self, count: Callable[[int], int]) -> None:
-        self._count = count
+    def __init__(self, count: Callable[[int], int], slowness: Callable[[int], int]) -> None:
+        self._count, self._slowness = count, slowness
         self._heap: list[tuple[int, int]] = []
 
     def grew(self, engine: int) -> None:
-        heapq.heappush(self._heap, (-self._count(engine), engine))
+        """It has more there, or the engine is slower."""
+        heapq.heappush(self._heap, (-self._count(engine) * self._slowness(engine), engine))
 
     def top(self) -> tuple[int, int]:
         """(engine, count), the lower number at ties; (-1, 0) when nobody has any."""
         heap = self._heap
         while heap:
             estimate, engine = heap[0]
-            now = self._count(engine)
+            count = self._count(engine)
+            now = count * self._slowness(engine)
             if now == -estimate and now:
-                return engine, now
+                return engine, count
             if now:
                 heapq.heapreplace(heap, (-now, engine))
             else:
@@ -54,8 +57,13 @@ class Hunger:
     def __init__(self, cluster: ClusterMachine) -> None:
         self._cluster = cluster
         engines = cluster.engines
-        self._waiting = Most(lambda index: engines[index].num_waiting)
-        self._ready = Most(lambda index: len(engines[index].ready))
+
+        def slowness(index: int) -> int:
+            return cluster.pace.slowness(engines[index])
+
+        self._waiting = Most(lambda index: engines[index].num_waiting, slowness)
+        self._asked = Most(lambda index: engines[index].asked, slowness)
+        self._ready = Most(lambda index: len(engines[index].ready), slowness)
         self._hungry: dict[int, None] = {}
         self._ask: dict[
             int, None
@@ -70,6 +78,16 @@ class Hunger:
         self._waiting.grew(engine.id)
         if self._hungry:
             self.later = True
+
+    def asked_grew(self, engine: EngineMachine) -> None:
+        """Rows of others ask for pages at the engine."""
+        if self._cluster.policy.steals and engine.role == "both":
+            self._asked.grew(engine.id)
+
+    def slower(self, engine: EngineMachine) -> None:
+        """What the engine has takes longer than it did."""
+        for most in (self._waiting, self._asked, self._ready):
+            most.grew(engine.id)
 
     def ready_grew(self, engine: EngineMachine) -> None:
         """Rows on its host may be restored elsewhere; where roles are apart nobody asks for them,
@@ -100,9 +118,9 @@ class Hunger:
             self._ask[engine.id] = None
             self.later = True
             return False
-        return self._asked(engine)
+        return self._answer(engine)
 
-    def _asked(self, engine: EngineMachine) -> bool:
+    def _answer(self, engine: EngineMachine) -> bool:
         """An engine without anything to do is asked again by whatever changes."""
         if engine.settled:
             self._ask.pop(engine.id, None)
@@ -117,7 +135,7 @@ class Hunger:
         if not with_kv and self._waiting.top()[1] < self._least:
             return  # asked before the list is made: most events end here
         for index in list(self._hungry if with_kv else self._ask):
-            if self._asked(self._cluster.engines[index]):
+            if self._answer(self._cluster.engines[index]):
                 self._cluster.agenda[index] = None
             if self._waiting.top()[1] < self._least and not self._with_kv_to_give():
                 return
@@ -148,26 +166,50 @@ class Hunger:
                 return True
         if not takes:
             return False  # a slow one gets nothing that would have to be moved away again
+        donor_id, count = self._asked.top()
+        if donor_id not in (-1, engine.id) and count >= least:
+            donor = cluster.engines[donor_id]
+            share = min(self._share(donor, engine), count)
+            if share and cluster.transfers.redirect(donor, engine, share):
+                self._has_asked(donor, engine)
+                return False
         donor_id, count = self._ready.top()
         if donor_id not in (-1, engine.id) and count >= least:
             donor = cluster.engines[donor_id]
-            if donor.alive:  # a lost engine's host rows look for homes by themselves
-                cluster.transfers.ask(donor, give_ready(donor, count // 2), engine)
-                self.fed(engine)
-                engine.forget_hunger()
-                cluster.agenda[engine.id] = None
+            share = min(self._share(donor, engine), count)
+            if share and donor.alive:  # a lost engine's look for homes by themselves
+                donor.settled -= share
+                cluster.transfers.ask(donor, give_ready(donor, share), engine)
+                self._has_asked(donor, engine)
                 return False
-        self._rescue(engine)
+        if not (engine.ready or engine.asked):
+            self._rescue(engine)
         return False
 
+    def _has_asked(self, donor: EngineMachine, engine: EngineMachine) -> None:
+        """Rows with KV ask at the engine, which may be hungry for more."""
+        self.fed(engine)
+        engine.forget_hunger()
+        self._cluster.agenda[engine.id] = None
+        if not donor.settled:
+            self._cluster.agenda[donor.id] = None
+
     def _share(self, donor: EngineMachine, engine: EngineMachine) -> int:
-        """How many rows an engine takes so that both, at their speeds, have as much to do. What
-        runs counts as much as what waits: whoever has prefilled quickly still has to decode."""
+        """How many rows an engine takes, so that each of them gains: it comes to an engine that has
+        less to do even with it, at the speeds of both, and all that are hungry take as many. What
+        runs counts as much as what waits: whoever has prefilled quickly still has to decode. Where
+        rows have ended at this boundary of the engine, but not yet at that of the other, that is no
+        difference."""
         pace = self._cluster.pace
         slowness, other = pace.slowness(engine), pace.slowness(donor)
-        mine = (engine.settled + engine.num_waiting) * slowness
-        theirs = (donor.settled + donor.num_waiting) * other
-        return max(0, (theirs - mine) // (slowness + other))
+        mine = engine.settled + engine.num_waiting
+        mine = (max(mine, engine.had) if mine else 0) + engine.asked
+        theirs = donor.settled + donor.num_waiting + donor.asked
+        surplus = (theirs + 1) * other - mine * slowness - 1
+        if surplus <= 0:
+            return 0
+        fair = surplus // (slowness + max(len(self._hungry), 1) * other)
+        return max(fair, 1) if surplus >= slowness + other else 0
 
     def _gives(self, donor_id: int, engine: EngineMachine) -> bool:
         """Whether waiting rows of the donor can run at the engine: a pool may have shrunk."""
@@ -188,6 +230,7 @@ class Hunger:
         if len(cluster.policy.shares) > 1 or not donor.num_waiting:
             # Shares of its lanes see each other, or it is hungry itself now and has to say so.
             cluster.agenda[donor.id] = None
+        engine.had += len(rows)
         offer(engine, rows)
         cluster.arrived_at(rows, engine)
         cluster.out.append(Place(rows, engine.id))

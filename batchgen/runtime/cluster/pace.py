@@ -75,6 +75,7 @@ class Pace:
                 self.alarms += 1
             self._pass_ps[engine.id] = duration_ps
             self._slowness[engine.id] = slowness
+            cluster.hunger.slower(engine)
             cluster.hunger.later = True  # whoever is free takes what runs here
             if engine.id not in cluster.members.slow:
                 cluster.members.mark_slow(engine)

@@ -31,6 +31,7 @@ from batchgen.runtime.engine.copies import (
     took_in,
     ungrant,
 )
+from batchgen.runtime.engine.intake import fits_ever
 from batchgen.runtime.engine.lane import enqueue
 from batchgen.sequence import Status
 
@@ -71,7 +72,8 @@ class Transfers:
         self._copies: dict[int, Batch] = {}
         self._next = 0
         self._stamps: dict[int, int] = {}  # row -> stamp of its live request or copy
-        self._at: dict[int, EngineMachine] = {}  # row -> destination of its request
+        self._at: dict[int, EngineMachine] = {}  # row -> destination of its request or copy
+        self._wants: dict[int, EngineMachine] = {}  # row -> destination that has not granted yet
         self._stamp = 0
 
     # -- within one engine ------------------------------------------------------------------------
@@ -112,16 +114,53 @@ class Transfers:
             self._stamp += 1
             self._stamps[row] = self._stamp
             self._at[row] = target
+            self._want(row, target)
             asked(target, row, source.id, self._stamp)
             cluster.moved_rows += 1
         cluster.moved(rows, source)
         for row in rows:
             cluster.loads.add(target.id, 0, cluster.work(row))
+        cluster.hunger.asked_grew(target)
         cluster.agenda[target.id] = None
+
+    def _want(self, row: int, target: EngineMachine | None) -> None:
+        """The row asks for pages at this engine from now on, or (None) nowhere."""
+        before = self._wants.pop(row, None)
+        if before is not None:
+            before.asked -= 1
+        if target is not None:
+            self._wants[row] = target
+            target.asked += 1
+
+    def redirect(self, donor: EngineMachine, engine: EngineMachine, count: int) -> int:
+        """Up to `count` rows that ask for pages at the donor, the last first, ask at the engine,
+        where it could hold them; those that came from it stay there. Returns how many."""
+        moved: dict[int, list[int]] = {}
+        done, kept = 0, list[tuple[int, int, int]]()
+        while donor.requests and done < count:
+            row, source, stamp = donor.requests.pop()
+            if not self.asks(row, stamp):
+                continue
+            if source != engine.id and not fits_ever(engine, row):
+                kept.append((row, source, stamp))
+                continue
+            done += 1
+            moved.setdefault(source, []).append(row)
+        donor.requests.extend(reversed(kept))
+        for source, rows in moved.items():
+            owner = self._cluster.engines[source]
+            for row in rows:
+                self._unask(owner, row)
+                if owner is engine:
+                    self._nobody(owner, row)
+            if owner is not engine:
+                self.ask(owner, rows, engine)
+        return done
 
     def _unask(self, source: EngineMachine, row: int) -> None:
         """The row stays where it is, and with it the work that was counted for its destination."""
         self._stamps.pop(row, None)
+        self._want(row, None)
         target, loads = self._at.pop(row, None), self._cluster.loads
         if target is not None:
             work = self._cluster.work(row)
@@ -143,6 +182,8 @@ class Transfers:
     ) -> None:
         """Granted rows are copied to the target: from the source's HBM, or its host."""
         table, engine = self._table, self._cluster.engines[source]
+        for row in rows:
+            self._want(row, None)
         for from_host in (False, True):
             batch = [row for row in rows if (table.v_status[row] == Status.HOST) == from_host]
             if batch:
@@ -155,6 +196,7 @@ class Transfers:
         copy."""
         if row in self._stamps:
             target = self._at.pop(row)
+            self._want(row, None)
             del self._stamps[row]
             self._cluster.agenda[target.id] = None  # a blocked head may be gone
             return True

@@ -113,8 +113,8 @@ def _switches(engine: EngineMachine, out: list[act.Action]) -> bool:
 
 def _looks(engine: EngineMachine, turn: bool) -> bool:
     """Whether the engine looks beyond itself now: every `boundary` passes, whatever the steps."""
-    if engine.turn_every > 1:
-        return turn and not engine.prefill
+    if engine.turn_every > 1 and not engine.prefill:
+        return turn
     return engine.q >= engine.look_q
 
 
@@ -135,6 +135,7 @@ def _cannot_wait(engine: EngineMachine) -> bool:
 def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     """Everything that a boundary asks; returns whether somebody gave way."""
     phases, ranks, policy, k = engine.turn_every > 1, engine.ranks, engine.policy, engine.k
+    engine.had = engine.settled + engine.num_waiting
     for rank in ranks:
         rank.gave = False
         if rank.debt:
@@ -261,7 +262,7 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
             passes = 1
     if engine.page_keys is not None:
         first = True
-    if engine.up.looks and not phases:
+    if engine.up.looks and (prefill or not phases):
         passes = min(passes, max(engine.look_q - engine.q, 1))
     if first and policy.static:
         passes = 1  # its steps do not end with a finish

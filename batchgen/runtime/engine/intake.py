@@ -204,9 +204,9 @@ def hunger(engine: EngineMachine) -> bool:
     if not engine.policy.steals or engine.role == "decode":
         return False
     if any(rank.waiting for rank in engine.ranks):
-        engine.settled = engine.num_resident
+        engine.settled = engine.num_begun
         return False
-    resident = engine.num_resident
+    resident = engine.num_begun
     if engine.told and resident:
         again_q = engine.turn_q if engine.turn_every > 1 else engine.look_q
         if engine.prefill or engine.q < again_q:

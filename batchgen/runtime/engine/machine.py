@@ -37,6 +37,7 @@ class EngineMachine:
     __slots__ = (
         "alive",
         "arrived",
+        "asked",
         "begin_pages",
         "boundary",
         "doubt",
@@ -48,6 +49,7 @@ class EngineMachine:
         "freezing",
         "freezing_share",
         "granted",
+        "had",
         "home_pages",
         "home_ranks",
         "host_size",
@@ -162,7 +164,9 @@ class EngineMachine:
         self.freezing_share = (1, 1)  # for so many of so many
         self.num_inbound = self.num_outbound = 0  # rows in copies to and from here
         self.told = False  # the cluster knows that it is hungry
-        self.settled = 0  # rows with pages when it last looked around (see `intake.hunger`)
+        self.settled = 0  # rows that had begun when it last looked around (see `intake.hunger`)
+        self.asked = 0  # rows of others that ask for pages here
+        self.had = 0  # rows in all, before it looks around
         self.once = False  # the decision may find more to do one pass later
         self.freed = False  # a row ended in this decision
         self.open = True  # a whole batch may be taken
@@ -219,6 +223,11 @@ class EngineMachine:
     def num_ready(self) -> int:
         """Rows on this engine's host."""
         return len(self.ready)
+
+    @property
+    def num_begun(self) -> int:
+        """Rows that have begun here and are not done: with HBM pages, or on this host."""
+        return self.num_resident + len(self.ready)
 
     @property
     def free_fraction(self) -> float:
