@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from batchgen.sim.faults import Fault
 from batchgen.sim.floors import run_bounds
 from batchgen.sim.setup import Setup, set_up
 from batchgen.simjob import SimJob
+from batchgen.trace.devices.compose import compose
+from batchgen.trace.devices.events import Trouble
 from batchgen.trace.generate import GenerateOptions, Part, generate
 from batchgen.trace.lengths import Lognormal
 from batchgen.trace.table import Trace
@@ -26,6 +29,7 @@ from batchgen.units import to_ps
 
 SLOW = 2.0
 AROUND_BCT, AROUND_LOSS = 1.05, 1.1  # bars of issue 10
+ACCIDENT_S = 0.02
 FIXED = ("placement.steal", "false")
 
 
@@ -249,6 +253,22 @@ def bars(load: Load) -> list[Bar]:
     heals = run(load, [_slow(0.0, victim), _slow(heals_s, victim, 1.0)])
     held("slow, heals at half time", heals, [(0.0, less), (heals_s, full)])
 
+    # Two at once: another one turns slow, by more, before the first heals.
+    second, again_s = (victim + 1) % load.engines, healthy.bct_s / 4
+    two = run(load, [*always, _slow(again_s, second, 3.0), _slow(heals_s, victim, 1.0)])
+    held(
+        "two slow, one heals",
+        two,
+        [(0.0, less), (again_s, less - 1 + 1 / 3), (heals_s, full - 1 + 1 / 3)],
+    )
+    healed = [_slow(heals_s, victim, 1.0), _slow(heals_s, second, 1.0)]
+    held(
+        "two slow, both heal",
+        run(load, [*always, _slow(0.0, second, 3.0), *healed]),
+        [(0.0, less - 1 + 1 / 3), (heals_s, full)],
+    )
+    found.append(false_alarms(load, healthy))
+
     lost = run(load, [Fault(to_ps(heals_s), "lost", victim)])
     left_s = (healthy.bct_s - heals_s) / (load.engines - 1)
     again_s = lost.recomputed_at_loss * prompt_token_s(load) / (load.engines - 1)
@@ -269,6 +289,33 @@ def bars(load: Load) -> list[Bar]:
     ]
     assert lost.output_tokens == healthy.output_tokens
     return found
+
+
+def accidents(load: Load, span_s: float) -> list[Trouble]:
+    """Passes that take longer on healthy engines now and then: spells of one to three passes in
+    20, by 1.2 times a Pareto variable of index 1, at most 20 times as long."""
+    rng = random.Random(load.seed)
+    troubles = []
+    for engine in range(load.engines):
+        at_s = 0.0
+        while at_s < span_s:
+            at_s += ACCIDENT_S + rng.expovariate(1 / (20 * ACCIDENT_S))
+            late = round(min(20.0, 1.2 * rng.paretovariate(1.0)) * 1000)
+            troubles.append(
+                Trouble(to_ps(at_s), "slow", gpu=engine, factor=late, for_ps=to_ps(ACCIDENT_S))
+            )
+    return troubles
+
+
+def false_alarms(load: Load, healthy: Outcome) -> Bar:
+    """Alarms of healthy engines, of a hundred passes that were timed."""
+    shaken = run(load, compose(accidents(load, healthy.bct_s), load.engines, 1), watch=False)
+    return Bar(
+        trouble="accidents of healthy engines",
+        what=f"alarms, % of {shaken.timed} timed passes",
+        reached=100 * shaken.alarms / shaken.timed,
+        allowed=1.0,
+    )
 
 
 def prompt_token_s(load: Load) -> float:

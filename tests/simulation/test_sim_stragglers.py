@@ -70,18 +70,8 @@ def test_capacity_is_that_of_a_plain_sum() -> None:
 def test_accidents_of_healthy_engines_are_no_slowness(seed: int) -> None:
     """Heavy tails in lengths and in durations: of all passes that are timed some are late, up to 20
     times, and less than one alarm comes for a hundred of them. An engine at half speed is found."""
-    rng = random.Random(seed)
     load = bench.Load(rows=1500, seed=seed, engines=8, sigma=1.3)
-    span_s, spell_s = bench.run(load, watch=False).bct_s, 0.02  # one to three passes
-    troubles = []
-    for engine in range(load.engines):
-        at_s = 0.0
-        while at_s < span_s:
-            at_s += spell_s + rng.expovariate(1 / (20 * spell_s))
-            late = round(min(20.0, 1.2 * rng.paretovariate(1.0)) * 1000)
-            troubles.append(
-                Trouble(to_ps(at_s), "slow", gpu=engine, factor=late, for_ps=to_ps(spell_s))
-            )
+    troubles = bench.accidents(load, bench.run(load, watch=False).bct_s)
     healthy = bench.run(load, compose(troubles, load.engines, 1))
     assert healthy.timed > 300
     assert healthy.alarms < 0.01 * healthy.timed

@@ -86,8 +86,10 @@ class Hunger:
 
     def slower(self, engine: EngineMachine) -> None:
         """What the engine has takes longer than it did."""
-        for most in (self._waiting, self._asked, self._ready):
-            most.grew(engine.id)
+        self._waiting.grew(engine.id)
+        if engine.role == "both":
+            self._asked.grew(engine.id)
+            self._ready.grew(engine.id)
 
     def ready_grew(self, engine: EngineMachine) -> None:
         """Rows on its host may be restored elsewhere; where roles are apart nobody asks for them,

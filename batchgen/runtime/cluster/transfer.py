@@ -36,6 +36,7 @@ from batchgen.runtime.engine.lane import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
+    from batchgen.runtime.advisor import Link
     from batchgen.runtime.cluster.machine import ClusterMachine
     from batchgen.runtime.engine.machine import EngineMachine
 
@@ -105,7 +106,22 @@ class Transfers:
                 if source.role == "both":
                     homes = cluster.hunger.among(homes)
                 target = cluster.policy.placement.choose(cluster, row, homes)
-                self.ask(source, [row], target)
+                if self._is_copied(source, row, target):
+                    self.ask(source, [row], target)
+                else:
+                    self._recompute_elsewhere(source, row)
+
+    def _is_copied(self, source: EngineMachine, row: int, target: EngineMachine) -> bool:
+        """Whether recovery copies the row, rather than have it prefilled again. What only prefills
+        hands everything over."""
+        cluster, table = self._cluster, self._table
+        advisor = cluster.advisor
+        if not cluster.policy.weighs or advisor is None or source.role != "both":
+            return True
+        in_host = table.v_status[row] == Status.HOST
+        link: Link = "inter" if source.node != target.node else "host" if in_host else "intra"
+        copy_ps = advisor.copy_ps(table.v_computed[row], link)
+        return bool(cluster.policy.copies(copy_ps, advisor.recompute_ps(table.known_tokens(row))))
 
     def ask(self, source: EngineMachine, rows: Sequence[int], target: EngineMachine) -> None:
         """Rows ask for pages at one engine."""
@@ -122,6 +138,16 @@ class Transfers:
             cluster.loads.add(target.id, 0, cluster.work(row))
         cluster.hunger.asked_grew(target)
         cluster.agenda[target.id] = None
+        if self._stands_still(source, rows):
+            target.hurry()
+
+    def _stands_still(self, source: EngineMachine, rows: Sequence[int]) -> bool:
+        """Whether rows of a batch would run, were they elsewhere: they do not wait for a
+        boundary."""
+        status = self._table.v_status
+        if source.role != "both":
+            return False
+        return not source.alive or any(status[row] == Status.FROZEN for row in rows)
 
     def _want(self, row: int, target: EngineMachine | None) -> None:
         """The row asks for pages at this engine from now on, or (None) nowhere."""
@@ -303,6 +329,8 @@ class Transfers:
         """The owner of migrating rows changes."""
         rows, source, target = batch.rows, batch.source, batch.target
         table, cluster = self._table, self._cluster
+        if source.role == "both" and not (source.alive and batch.from_host):
+            target.hurry()
         if batch.from_host:
             gave_host(source, rows)
         else:

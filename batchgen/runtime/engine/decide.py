@@ -23,7 +23,14 @@ from batchgen.runtime.engine.giving import (
     release_dead,
     settle_doubt,
 )
-from batchgen.runtime.engine.intake import admit_all, extend_now, hunger, join_arrived, take_in
+from batchgen.runtime.engine.intake import (
+    admit_all,
+    extend_now,
+    holds_back,
+    hunger,
+    join_arrived,
+    take_in,
+)
 from batchgen.runtime.engine.leaving import begin_switch, only_decodes
 from batchgen.runtime.engine.streams import drop_streams
 from batchgen.sequence import Status
@@ -112,9 +119,10 @@ def _switches(engine: EngineMachine, out: list[act.Action]) -> bool:
 
 
 def _looks(engine: EngineMachine, turn: bool) -> bool:
-    """Whether the engine looks beyond itself now: every `boundary` passes, whatever the steps."""
-    if engine.turn_every > 1 and not engine.prefill:
-        return turn
+    """Whether the engine looks beyond itself now: every `boundary` passes, whatever the steps. One
+    that hands over what it has prefilled has nothing that others could rescue."""
+    if engine.turn_every > 1 and not (engine.prefill and engine.role == "both"):
+        return turn and not engine.prefill
     return engine.q >= engine.look_q
 
 
@@ -170,7 +178,10 @@ def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     if (engine.ready or engine.requests) and not gave:
         take_in(engine, out)
     if not phases:
-        admit_all(engine, out)
+        if policy.gathers and engine.num_waiting and holds_back(engine):
+            hunger(engine)
+        else:
+            admit_all(engine, out)
     return gave
 
 
@@ -262,7 +273,7 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
             passes = 1
     if engine.page_keys is not None:
         first = True
-    if engine.up.looks and (prefill or not phases):
+    if engine.up.looks and (not phases or (prefill and engine.role == "both")):
         passes = min(passes, max(engine.look_q - engine.q, 1))
     if first and policy.static:
         passes = 1  # its steps do not end with a finish

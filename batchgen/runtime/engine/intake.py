@@ -194,6 +194,45 @@ def admit_all(engine: EngineMachine, out: list[act.Action]) -> None:
             return
 
 
+def holds_back(engine: EngineMachine) -> bool:
+    """Whether ranks wait for each other with their prompts, by the phase part. While a prompt is at
+    work others may join it."""
+    able = asking = 0
+    for rank in engine.ranks:
+        if rank.prefilling:
+            return False
+        if rank.waiting and not rank.gave:
+            asking += 1
+            able += _is_able(engine, rank)
+    return not engine.policy.phase.gathered(engine, able, asking)
+
+
+def _is_able(engine: EngineMachine, rank: Rank) -> bool:
+    """Whether the rank has room for some row that waits there; the first of a lane is next."""
+    table, policy = engine.table, engine.policy
+    resident = rank.num_seated
+    if resident >= engine.seats:
+        return False
+    growth = rank.growth
+    free = rank.size - rank.used - growth.counts[engine.k % growth.page_tokens]
+    for lane in rank.lanes:
+        row = lane.peek()
+        if row < 0:
+            continue
+        if not (resident or rank.used):
+            return True
+        pages = pages_for(table.known_tokens(row), rank.page_tokens)
+        if policy.reserves:
+            pages = max(pages, policy.lease(table, row, rank))
+        if (
+            policy.room_for(engine, rank, row, pages, free)
+            if policy.sees_row
+            else policy.room(engine, rank, pages, free, resident)
+        ):
+            return True
+    return False
+
+
 def hunger(engine: EngineMachine) -> bool:
     """Tell the cluster that nothing waits here; True when rows came at once. It is told once, and
     again at every boundary and when nothing is left: rows were refused while there was enough.
