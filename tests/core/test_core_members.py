@@ -106,6 +106,7 @@ def test_the_host_outlives_its_device(depth: int) -> None:
     rows = (Row(prompt=60, budget=120, output=120),) * 4
     case = Case(
         preset="batchgen",
+        overrides={"recovery.part": "rehome"},  # copies of these toys take longer than prefill
         rows=rows,
         engines=2,
         hbm_pages=2000,
