@@ -15,6 +15,7 @@ from batchgen.catalog.systems import system_names
 from batchgen.cost.residuals import Kind, find
 from batchgen.policy.presets import PRESETS, find_preset, label_of
 from batchgen.report.record import RunRecord
+from batchgen.sim.barrier import barrier_s
 from batchgen.sim.faults import load_faults
 from batchgen.sim.floors import run_bounds
 from batchgen.sim.resources import resources_s
@@ -73,6 +74,7 @@ def simulate(
             "why_failed": recorder.why_failed(),
             "tail_causes_s": {} if part else tail_of(job, ready, rows, steps),
             "resources_s": {} if part else resources_s(ready, gpu),
+            "barrier_s": {} if part else barrier_of(job, ready, steps),
             "bounds": {} if part else run_bounds(job, ready, trace, rows),
             "residual": asdict(find(kind_of_run(job, ready))),
         },
@@ -117,6 +119,23 @@ def tail_of(job: SimJob, ready: Setup, rows: dict[str, Any], steps: Any) -> dict
         simulation.recorder.mean_loads(cost.num_ranks),
         cost,
         simulation.plan,
+        (layout.gpus_per_engine, layout.pp),
+    )
+
+
+def barrier_of(job: SimJob, ready: Setup, steps: Any) -> dict[str, float]:
+    """How long ranks wait for the others; empty where engines have one."""
+    simulation, layout = ready.simulation, ready.machine.layout
+    cost = ready.machine.planner.home
+    if cost.num_ranks == 1:
+        return {}
+    faults = load_faults(job.faults, job.gpus) if job.faults is not None else []
+    return barrier_s(
+        steps,
+        faults,
+        simulation.recorder.mean_loads(cost.num_ranks),
+        cost,
+        len(simulation.plan.engines),
         (layout.gpus_per_engine, layout.pp),
     )
 

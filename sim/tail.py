@@ -136,7 +136,7 @@ class _Run:
             first.setdefault(fault.gpu // group[0], fault.at_ps)
         start = steps["start_ps"].astype(np.float64)
         span = np.maximum(steps["duration_ps"].astype(np.float64), 1.0)
-        even, alone = _even_and_alone(cost, *totals)
+        even, alone = even_and_alone(cost, *totals)
         self.idle = Idle(steps, [spec.role != "prefill" for spec in plan.engines], self.speeds)
         self.engines: list[_Engine] = []
         for spec in plan.engines:
@@ -258,7 +258,7 @@ def _down(changes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return [(at, end) for (at, speed), end in zip(changes, until, strict=True) if not speed]
 
 
-def _even_and_alone(
+def even_and_alone(
     cost: CostModel, sums: Mapping[str, IntArray], load: PassLoad
 ) -> tuple[FloatArray, FloatArray]:
     """Per step in ps: its passes with their load spread evenly over the ranks, as far as whole rows

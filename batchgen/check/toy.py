@@ -152,3 +152,9 @@ class ToyAdvisor:
 
     def expected_ps(self, engine: int, layout: str, loads: Sequence[RankLoad]) -> int:
         return self.cost(layout).time_ps(loads)
+
+    def copy_ps(self, tokens: int, link: Link) -> int:
+        return self.home.copy_ps(tokens, link)
+
+    def recompute_ps(self, tokens: int) -> int:
+        return self.home.recompute_ps(tokens)

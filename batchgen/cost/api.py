@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batchgen.runtime.advisor import RankLoad
+from batchgen.runtime.advisor import Link, RankLoad
 from batchgen.units import PS_PER_S
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
-Link = Literal["host", "intra", "inter"]
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout
 from batchgen.memory.pool import pages_for
 from batchgen.model import ModelSpec
-from batchgen.runtime.advisor import HOME, Offer, RankLoad
+from batchgen.runtime.advisor import HOME, Link, Offer, RankLoad
 
 # A survivor is expected to grow to about twice its context (see policy.tail), so twice must fit.
 GROWTH = 2
@@ -151,6 +151,14 @@ class PartitionPlanner:
         """One pass of exactly these loads on a healthy engine, in ps."""
         cost = self.home if layout == HOME else self.cost(layout)
         return cost.time_ps(loads)
+
+    def copy_ps(self, tokens: int, link: Link) -> int:
+        """KV of one row over a link, in ps."""
+        return self.home.copy_ps(tokens, link)
+
+    def recompute_ps(self, tokens: int) -> int:
+        """Prefill of one row anew, in ps."""
+        return self.home.recompute_ps(tokens)
 
 
 def even_pass_ps(cost: CostModel, contexts: Sequence[int]) -> int:

@@ -16,12 +16,12 @@ ASKED: dict[str, tuple[str, ...]] = {
     "order": ("shares", "lane", "key", "matches", "arrange", "end"),
     "admission": ("lease", "room", "room_for"),
     "batching": (),
-    "phase": ("starts_prefill",),
+    "phase": ("starts_prefill", "gathered"),
     "memory": ("boundaries_ahead", "rank_victim"),
     "placement": ("steals", "steal_min", "work", "place", "choose", "is_slow"),
     "tail": ("layout",),
     "predictor": ("new_state", "on_arrival", "on_completion"),
-    "recovery": (),
+    "recovery": ("copies",),
 }
 """What the runtime asks of the part of a slot."""
 

@@ -147,11 +147,19 @@ class PhasePart(Part):
 
     With phases, parts are asked at boundaries of `plan.boundary` decode passes and at every prefill
     pass; rows that decode pause during prefill and keep their pages.
+    gathers: without phases, ranks with rows waiting take them together: `gathered` says when.
     """
 
     slot = "phase"
     changes = "never"
     phases: ClassVar[bool] = False
+    gathers: ClassVar[bool] = False
+
+    def gathered(self, engine: EngineMachine, able: int, asking: int) -> bool:
+        """With `gathers` only, asked while rows wait and no rank has a prompt at work: whether the
+        ranks may take rows now. `asking` of them have rows waiting, `able` of these have room for
+        the next one now. With the same rows there, more tokens in them make no rank able."""
+        return True
 
     def starts_prefill(self, engine: EngineMachine) -> bool:
         """At a boundary with rows waiting: whether all ranks prefill now. Prefill lasts until no
@@ -262,8 +270,15 @@ class RecoveryPart(Part):
     """What becomes of the rows of an engine whose device is noticed, slow or lost.
 
     moves: rows with KV are copied to another engine; else they are prefilled again elsewhere.
+    weighs: `copies` is asked for each of them first, where the backend has a cost model.
     """
 
     slot = "recovery"
     changes = "never"
     moves: ClassVar[bool] = True
+    weighs: ClassVar[bool] = False
+
+    def copies(self, copy_ps: int, recompute_ps: int) -> bool:
+        """Whether a row whose KV takes so long to copy, or to compute anew, is copied; with
+        `weighs` only."""
+        return True

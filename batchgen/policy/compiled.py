@@ -29,6 +29,8 @@ class Compiled:
         "ask_each_pass",
         "boundaries_ahead",
         "choosy",
+        "copies",
+        "gathers",
         "keyed",
         "learns",
         "lease",
@@ -60,6 +62,7 @@ class Compiled:
         "suspends",
         "tail",
         "two_ended",
+        "weighs",
         "whole",
         "whole_batch",
     )
@@ -113,10 +116,12 @@ class Compiled:
             or not (self.recomputes and self.newest)
         )
         self.phases = self.phase.phases
+        self.gathers = self.phase.gathers and not self.phases
         self.whole, self.static = batching.whole, batching.static
         self.renews = self.whole_batch or self.static or self.streams
         self.steals = self.placement.steals
         self.partitions = self.tail.partitions
-        self.moves = policy["recovery"].moves
+        recovery = guarded(policy["recovery"])
+        self.moves, self.weighs, self.copies = recovery.moves, recovery.weighs, recovery.copies
         self.learns = self.predictor.learns
         self.reads_ended = any(part.changes == "finish" for part in policy.parts.values())

@@ -16,6 +16,31 @@ class Mixed(PhasePart):
     """No phases: every pass may hold prompts and decodes."""
 
 
+class Gathered(PhasePart):
+    """No phases, but prompts come on all ranks of an engine together: in lockstep the prompt of one
+    rank makes all others wait, so it costs nothing more if they have one too.
+
+    Ranks with rows waiting take them once `share` of them have room for the next one and
+    `least_free` of the engine's pages are free, or some rank has nothing at all to do. Source:
+    TensorRT-LLM's balance of attention data parallelism (technical blog 10), which holds prompts
+    until every rank has some.
+    """
+
+    gathers = True
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        share: float = option(1.0, least=0, most=1)
+        least_free: float = option(0.0, least=0, most=1)
+
+    def gathered(self, engine: EngineMachine, able: int, asking: int) -> bool:
+        if not engine.num_resident:
+            return True
+        return bool(
+            able >= self.config.share * asking and engine.free_fraction >= self.config.least_free
+        )
+
+
 class PrefillFirst(PhasePart):
     """Prompts come first, and all ranks prefill together: whoever waits and fits is prefilled at
     the next boundary, while decodes pause. Source: SGLang's scheduler, which runs a prefill batch

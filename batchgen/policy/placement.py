@@ -23,6 +23,16 @@ Slot = tuple[int, int]
 """(engine, rank)."""
 
 
+def remaining_tokens(table: Table, row: int) -> int:
+    """Output that is expected of a row still: what is left of its prediction, or as much as it has
+    produced once that is passed (mean residual life of a heavy tail); without one its budget."""
+    produced = table.v_produced[row]
+    left, predicted = table.v_budget[row] - produced, table.v_predicted[row]
+    if not predicted:
+        return left
+    return min(left, predicted - produced if produced < predicted else produced)
+
+
 class RoundRobin(PlacementPart):
     """Rows go around the engines in arrival order, then around the ranks of each engine."""
 
@@ -44,12 +54,15 @@ class LeastWork(PlacementPart):
     """Longest first to the slot with the least work; hungry engines take rows of others.
 
     Work of a row of L known tokens: L + L^2 / `quadratic_tokens` (attention against linear layers;
-    the BatchGen repository balances prefill by L^2 + 16,000 L), plus `output_weight` times its
-    predicted output. Queues are filled in that order too: in a lockstep engine a long prompt on one
-    rank makes all others wait, so long prompts should run side by side. A hungry engine takes half
-    of the waiting rows of the engine that has most, when those are at least `steal_min`; when
-    nobody waits, rows on hosts; when there are none, the running rows of an engine whose passes
-    take more than `slow_factor` times what the cost model expects.
+    the BatchGen repository balances prefill by L^2 + 16,000 L), plus `output_weight` times the
+    output that is expected of it still. Without a prediction that is its whole budget: as nobody
+    knows which rows are long, engines get as many rows each, and among those as many prompt tokens.
+    Queues are filled in that order too: in a lockstep engine a long prompt on one rank makes all
+    others wait, so long prompts should run side by side. A hungry engine takes waiting rows of the
+    engine where they take longest, when those are at least `steal_min`, as long as that evens out
+    what both have, waiting and running, at their speeds; when nobody waits, rows with KV that ask
+    for pages, then rows on hosts; when there are none, running rows of an engine whose passes take
+    more than `slow_factor` times what the cost model expects.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +85,7 @@ class LeastWork(PlacementPart):
     def work(self, table: Table, row: int) -> int:
         known = table.v_prompt[row] + table.v_produced[row]
         prefill = known + known * known // self.config.quadratic_tokens
-        return int(prefill + self.config.output_weight * table.v_predicted[row])
+        return int(prefill + self.config.output_weight * remaining_tokens(table, row))
 
     def place(self, cluster: ClusterMachine, rows: Sequence[int]) -> list[tuple[int, Slot]]:
         """The engine with the least work, in it the rank with the least work."""

@@ -21,9 +21,14 @@ from batchgen.policy.base import SLOTS, Part
 from batchgen.policy.options import read_config
 
 PARTS: dict[str, dict[str, str]] = {
-    "recovery": {"rehome": "recovery:Rehome", "recompute": "recovery:Recompute"},
+    "recovery": {
+        "rehome": "recovery:Rehome",
+        "cheapest": "recovery:Cheapest",
+        "recompute": "recovery:Recompute",
+    },
     "phase": {
         "mixed": "phase:Mixed",
+        "gathered": "phase:Gathered",
         "prefill-first": "phase:PrefillFirst",
         "refill-node": "phase:RefillNode",
     },
@@ -134,6 +139,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="batchgen",
             parts=_parts(
+                recovery="cheapest",
                 phase="refill-node",
                 memory="suspend-most-decoded",
                 admission="lazy-pages",

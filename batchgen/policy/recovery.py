@@ -10,6 +10,16 @@ class Rehome(RecoveryPart):
     engine."""
 
 
+class Cheapest(RecoveryPart):
+    """Each row is copied, or prefilled again elsewhere where that takes less time: behind a slow
+    network, or with few tokens. Source: BatchGen paper, section 5.6."""
+
+    weighs = True
+
+    def copies(self, copy_ps: int, recompute_ps: int) -> bool:
+        return copy_ps <= recompute_ps
+
+
 class Recompute(RecoveryPart):
     """Rows are prefilled again elsewhere; nothing is copied."""
 

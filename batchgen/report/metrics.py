@@ -287,6 +287,13 @@ def tail_causes_s(record: RunRecord) -> dict[str, float | None]:
     return {column(cause): found.get(cause) for cause in CAUSES}
 
 
+def barrier_of(record: RunRecord) -> dict[str, float | None]:
+    """How long ranks of an engine wait for the others, mean over engines, in passes with prompts
+    and in others; None: they have one rank, or nobody knows."""
+    found = record.config.get("barrier_s") or {}
+    return {f"barrier_{kind}_s": found.get(kind) for kind in ("prompts", "decodes")}
+
+
 def without_faults(record: RunRecord) -> dict[str, float | None]:
     """What a second run without device trouble took (`--without-faults`); None: there was none."""
     found = record.config.get("without_faults") or {}
@@ -346,6 +353,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "tail10_s": tail10_s(record),
         "done99_s": done_s(record, 99),
         **tail_causes_s(record),
+        **barrier_of(record),
         **without_faults(record),
         **row_statistics(record),
         "preemptions": int(rows["preemptions"].sum()),

@@ -213,6 +213,11 @@ def why_lines(summaries: Sequence[Summary]) -> list[str]:
         line += f"; last 10 % of the rows take {100 * run['tail10_s'] / bct:.0f} % of the time"
         if told := tail_line(run):
             line += f": {told}"
+        for kind in ("prompts", "decodes"):
+            waited = float(run.get(f"barrier_{kind}_s") or 0.0)
+            if waited >= 0.02 * bct:
+                share = f"{100 * waited / bct:.0f} % of the time"
+                line += f"; ranks wait {share} for {kind} of other ranks"
         healthy = run.get("without_faults_bct_s")
         if healthy is not None:
             cost = bct - healthy

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 HOME = "home"
 """The layout of the plan."""
+
+Link = Literal["host", "intra", "inter"]
+"""Between HBM and host of a node, inside a node, between nodes."""
 
 RankLoad = tuple[int, int, int, int, int, int, int]
 """One rank in one pass: the fields of `batchgen.cost.api.PassLoad`, in their order."""
@@ -38,4 +41,12 @@ class Advisor(Protocol):
     def expected_ps(self, engine: int, layout: str, loads: Sequence[RankLoad]) -> int:
         """Time that one pass of these loads, one entry per rank, should take on a healthy
         engine."""
+        ...
+
+    def copy_ps(self, tokens: int, link: Link) -> int:
+        """Time to copy the KV of a row of so many tokens to another engine over a link."""
+        ...
+
+    def recompute_ps(self, tokens: int) -> int:
+        """Time to prefill so many tokens of a row anew."""
         ...

@@ -56,6 +56,7 @@ class Invariants:
             elif isinstance(action, act.Failed):
                 assert runtime.table.v_status[action.row] == Status.FAILED
         self._check_places(runtime)
+        self._check_requests(runtime)
         for engine in runtime.cluster.engines:
             for rank in engine.ranks:
                 self._check_rank(runtime, engine, rank)
@@ -103,6 +104,13 @@ class Invariants:
                 assert rank.growth.growth(engine.k, step.n) <= rank.free
 
     # -- where rows are ---------------------------------------------------------------------------
+
+    def _check_requests(self, runtime: Runtime) -> None:
+        """Engines know how many rows ask there: those whose request lives, and no others."""
+        transfers = runtime.cluster.transfers
+        for engine in runtime.cluster.engines:
+            live = sum(transfers.asks(row, stamp) for row, _, stamp in engine.requests)
+            assert engine.asked == live, (engine.id, engine.asked, live)
 
     def _check_places(self, runtime: Runtime) -> None:
         table, cluster = runtime.table, runtime.cluster

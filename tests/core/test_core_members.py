@@ -106,6 +106,7 @@ def test_the_host_outlives_its_device(depth: int) -> None:
     rows = (Row(prompt=60, budget=120, output=120),) * 4
     case = Case(
         preset="batchgen",
+        overrides={"recovery.part": "rehome"},  # copies of these toys take longer than prefill
         rows=rows,
         engines=2,
         hbm_pages=2000,
@@ -166,9 +167,30 @@ def test_a_partition_waits_for_the_end_of_input() -> None:
 
 def test_a_partition_is_undone_when_rows_come() -> None:
     """Rows of an engine that is lost come to one that has partitioned already."""
-    more = tuple(Row(prompt=8, budget=300, output=300) for _ in range(24))
+    more = tuple(Row(prompt=8, budget=300, output=60 + 8 * index) for index in range(24))
     case = replace(TAIL, engines=2, rows=(*FEW, *more))
     at, _, engine, layout, _ = next(one for one in run(case).walker.others if one[1] == "switch")
     assert layout == "half"
     lost = replace(case, troubles=(("lost", at + 100_000, 1 - engine, 0),))
     assert switches(lost)[:2] == [(engine, "half"), (engine, "home")]
+
+
+@pytest.mark.parametrize(("copy_ps", "copies"), [(1, True), (1_000_000, False)])
+def test_what_is_cheaper_to_compute_anew_is_not_copied(copy_ps: int, copies: bool) -> None:
+    """Rows leave an engine whose device will go: over a fast link as they are, else as prompts."""
+    case = Case(
+        preset="vllm",
+        overrides={"recovery.part": "cheapest"},
+        rows=tuple(Row(prompt=60, budget=300, output=300) for _ in range(8)),
+        engines=2,
+        hbm_pages=2000,
+        copy_ps=copy_ps,
+        troubles=(("notice", 400_000, 0, 0),),
+    )
+    outcome = run(case, checker=Invariants(case))
+    moved = [one for entry in outcome.entries for one in entry.actions if isinstance(one, act.Copy)]
+    assert bool(moved) == copies
+    assert bool(sum(outcome.table.recomputed)) != copies
+    assert sum(outcome.table.migrations) + sum(outcome.table.preemptions) >= 4
+    always = replace(case, overrides={"recovery.part": "rehome" if copies else "recompute"})
+    assert run(always).times() == outcome.times()

@@ -415,6 +415,7 @@ def test_checkpoints_from_elsewhere_undo_a_partition_that_has_no_room_for_them()
         for index in range(32)
     )
     case = replace(TAIL, rows=rows, engines=2, host_pages=4000, seqs=16)
+    case = replace(case, overrides={**case.overrides, "recovery.part": "rehome"})
     at, _, engine, layout, _ = next(one for one in run(case).walker.others if one[1] == "switch")
     assert layout == "half"
     case = replace(case, troubles=(("lost", at + 60_000, 1 - engine, 0),))

@@ -90,6 +90,6 @@ def test_columns_have_types(tmp_path: Path) -> None:
 def test_the_page_is_what_the_example_gives(tmp_path: Path) -> None:
     example = str(ROOT / "examples" / "sweeps" / "stragglers.yaml")
     assert main(["sweep", example, "--out", str(tmp_path / "out"), "--progress", "off"]) == 0
-    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "stragglers.md").read_text(encoding="utf-8")
     table = page.split("`batchgen sweep examples/sweeps/stragglers.yaml` -->\n")[1]
     assert table.split("<!-- /stragglers")[0] == (tmp_path / "out" / "table.md").read_text()

@@ -1,8 +1,9 @@
 """Hungry engines and who feeds them. An engine is hungry when its lanes are empty; it says so once
 and stays known until rows come.
 
-Three ways to feed, cheapest first: rows that wait elsewhere (nothing to move), rows on other hosts
-(a copy), running rows of a slow engine (frozen, then copied). Donors live in lazy heaps, so that no
+Four ways to feed, cheapest first: rows that wait elsewhere (nothing to move), rows with KV that ask
+for pages elsewhere (they ask here), rows on other hosts (a copy), running rows of a slow engine
+(frozen, then copied). Donors live in lazy heaps, so that no
 question costs a scan over engines.
 """
 
@@ -23,24 +24,26 @@ if TYPE_CHECKING:
 
 
 class Most:
-    """Which engine has most of something: a lazy heap whose entries only over-estimate, because
-    every growth is recorded."""
+    """At which engine something takes longest: a lazy heap whose entries only over-estimate,
+    because every growth is recorded. It weighs counts by the slowness of engines."""
 
-    def __init__(self, count: Callable[[int], int]) -> None:
-        self._count = count
+    def __init__(self, count: Callable[[int], int], slowness: Callable[[int], int]) -> None:
+        self._count, self._slowness = count, slowness
         self._heap: list[tuple[int, int]] = []
 
     def grew(self, engine: int) -> None:
-        heapq.heappush(self._heap, (-self._count(engine), engine))
+        """It has more there, or the engine is slower."""
+        heapq.heappush(self._heap, (-self._count(engine) * self._slowness(engine), engine))
 
     def top(self) -> tuple[int, int]:
         """(engine, count), the lower number at ties; (-1, 0) when nobody has any."""
         heap = self._heap
         while heap:
             estimate, engine = heap[0]
-            now = self._count(engine)
+            count = self._count(engine)
+            now = count * self._slowness(engine)
             if now == -estimate and now:
-                return engine, now
+                return engine, count
             if now:
                 heapq.heapreplace(heap, (-now, engine))
             else:
@@ -54,9 +57,17 @@ class Hunger:
     def __init__(self, cluster: ClusterMachine) -> None:
         self._cluster = cluster
         engines = cluster.engines
-        self._waiting = Most(lambda index: engines[index].num_waiting)
-        self._ready = Most(lambda index: len(engines[index].ready))
+
+        def slowness(index: int) -> int:
+            return cluster.pace.slowness(engines[index])
+
+        self._waiting = Most(lambda index: engines[index].num_waiting, slowness)
+        self._asked = Most(lambda index: engines[index].asked, slowness)
+        self._ready = Most(lambda index: len(engines[index].ready), slowness)
         self._hungry: dict[int, None] = {}
+        self._ask: dict[
+            int, None
+        ] = {}  # those to ask as soon as rows wait; others do at boundaries
         self.later = False  # somebody may have something to give now
 
     def somebody_waits(self) -> bool:
@@ -68,6 +79,18 @@ class Hunger:
         if self._hungry:
             self.later = True
 
+    def asked_grew(self, engine: EngineMachine) -> None:
+        """Rows of others ask for pages at the engine."""
+        if self._cluster.policy.steals and engine.role == "both":
+            self._asked.grew(engine.id)
+
+    def slower(self, engine: EngineMachine) -> None:
+        """What the engine has takes longer than it did."""
+        self._waiting.grew(engine.id)
+        if engine.role == "both":
+            self._asked.grew(engine.id)
+            self._ready.grew(engine.id)
+
     def ready_grew(self, engine: EngineMachine) -> None:
         """Rows on its host may be restored elsewhere; where roles are apart nobody asks for them,
         for hungry engines prefill and these rows decode."""
@@ -78,6 +101,7 @@ class Hunger:
 
     def fed(self, engine: EngineMachine) -> None:
         self._hungry.pop(engine.id, None)
+        self._ask.pop(engine.id, None)
 
     def among(self, homes: Homes) -> Homes:
         """Those of the engines that are hungry, the longest first; all of them if none is."""
@@ -93,27 +117,36 @@ class Hunger:
         that concerns several engines all of them decide before any takes rows of another."""
         self._hungry[engine.id] = None
         if self._cluster.kicking:
+            self._ask[engine.id] = None
             self.later = True
             return False
+        return self._answer(engine)
+
+    def _answer(self, engine: EngineMachine) -> bool:
+        """An engine without anything to do is asked again by whatever changes."""
+        if engine.settled:
+            self._ask.pop(engine.id, None)
+        else:
+            self._ask[engine.id] = None
         return self._feed(engine)
 
     def feed_all(self) -> None:
         """Something has changed: whoever is hungry asks again, as long as somebody gives."""
         self.later = False
-        if self._nothing_to_give():
+        with_kv = self._with_kv_to_give()
+        if not with_kv and self._waiting.top()[1] < self._least:
             return  # asked before the list is made: most events end here
-        for index in list(self._hungry):
-            if self._feed(self._cluster.engines[index]):
+        for index in list(self._hungry if with_kv else self._ask):
+            if self._answer(self._cluster.engines[index]):
                 self._cluster.agenda[index] = None
-            if self._nothing_to_give():
+            if self._waiting.top()[1] < self._least and not self._with_kv_to_give():
                 return
 
-    def _nothing_to_give(self) -> bool:
-        """Whether no engine would get anything, whoever asks."""
-        least = self._least
-        if self._waiting.top()[1] >= least or self._ready.top()[1] >= least:
-            return False
-        return not any(self._may_send_away(index) for index in self._cluster.members.slow)
+    def _with_kv_to_give(self) -> bool:
+        """Whether rows with KV would go to whoever asks."""
+        if self._ready.top()[1] >= self._least:
+            return True
+        return any(self._may_send_away(index) for index in self._cluster.members.slow)
 
     @property
     def _least(self) -> int:
@@ -122,24 +155,63 @@ class Hunger:
 
     def _feed(self, engine: EngineMachine) -> bool:
         cluster = self._cluster
-        if engine.id not in cluster.taker_ids or engine.freezing:
+        takes = engine.id in cluster.taker_ids
+        if engine.freezing or not (takes or cluster.members.helps(engine)):
             return False
         donor_id, count = self._waiting.top()
         least = self._least
         if self._gives(donor_id, engine) and count >= least:
-            self.give_waiting(cluster.engines[donor_id], engine, count // 2)
-            return True
+            donor = cluster.engines[donor_id]
+            share = min(self._share(donor, engine), count)
+            if share:
+                self.give_waiting(donor, engine, share)
+                return True
+        if not takes:
+            return False  # a slow one gets nothing that would have to be moved away again
+        donor_id, count = self._asked.top()
+        if donor_id not in (-1, engine.id) and count >= least:
+            donor = cluster.engines[donor_id]
+            share = min(self._share(donor, engine), count)
+            if share and cluster.transfers.redirect(donor, engine, share):
+                self._has_asked(donor, engine)
+                return False
         donor_id, count = self._ready.top()
         if donor_id not in (-1, engine.id) and count >= least:
             donor = cluster.engines[donor_id]
-            if donor.alive:  # a lost engine's host rows look for homes by themselves
-                cluster.transfers.ask(donor, give_ready(donor, count // 2), engine)
-                self.fed(engine)
-                engine.forget_hunger()
-                cluster.agenda[engine.id] = None
+            share = min(self._share(donor, engine), count)
+            if share and donor.alive:  # a lost engine's look for homes by themselves
+                donor.settled -= share
+                cluster.transfers.ask(donor, give_ready(donor, share), engine)
+                self._has_asked(donor, engine)
                 return False
-        self._rescue(engine)
+        if not (engine.ready or engine.asked):
+            self._rescue(engine)
         return False
+
+    def _has_asked(self, donor: EngineMachine, engine: EngineMachine) -> None:
+        """Rows with KV ask at the engine, which may be hungry for more."""
+        self.fed(engine)
+        engine.forget_hunger()
+        self._cluster.agenda[engine.id] = None
+        if not donor.settled:
+            self._cluster.agenda[donor.id] = None
+
+    def _share(self, donor: EngineMachine, engine: EngineMachine) -> int:
+        """How many rows an engine takes, so that each of them gains: it comes to an engine that has
+        less to do even with it, at the speeds of both, and all that are hungry take as many. What
+        runs counts as much as what waits: whoever has prefilled quickly still has to decode. Where
+        rows have ended at this boundary of the engine, but not yet at that of the other, that is no
+        difference."""
+        pace = self._cluster.pace
+        slowness, other = pace.slowness(engine), pace.slowness(donor)
+        mine = engine.settled + engine.num_waiting
+        mine = (max(mine, engine.had) if mine else 0) + engine.asked
+        theirs = donor.settled + donor.num_waiting + donor.asked
+        surplus = (theirs + 1) * other - mine * slowness - 1
+        if surplus <= 0:
+            return 0
+        fair = surplus // (slowness + max(len(self._hungry), 1) * other)
+        return max(fair, 1) if surplus >= slowness + other else 0
 
     def _gives(self, donor_id: int, engine: EngineMachine) -> bool:
         """Whether waiting rows of the donor can run at the engine: a pool may have shrunk."""
@@ -160,6 +232,7 @@ class Hunger:
         if len(cluster.policy.shares) > 1 or not donor.num_waiting:
             # Shares of its lanes see each other, or it is hungry itself now and has to say so.
             cluster.agenda[donor.id] = None
+        engine.had += len(rows)
         offer(engine, rows)
         cluster.arrived_at(rows, engine)
         cluster.out.append(Place(rows, engine.id))
@@ -167,14 +240,17 @@ class Hunger:
         self.waiting_grew(engine)
 
     def _rescue(self, engine: EngineMachine) -> None:
-        """Running rows of a slow engine come to a hungry one that is fast. Where all are slow they
-        stay: each would freeze what it took from another, and nobody would run."""
+        """Running rows of a slow engine come to hungry ones that are fast, as large a part of them
+        as these are of all that take rows: who is not hungry yet takes its part later. Where all
+        are slow they stay: each would freeze what it took from another, and nobody would run."""
         cluster = self._cluster
         if engine.id in cluster.members.slow:
             return
         for index in sorted(cluster.members.slow):
             if index != engine.id and self._may_send_away(index):
-                cluster.engines[index].send_away()
+                hungry = sum(one in cluster.taker_ids for one in self._hungry)
+                takers = len(cluster.taker_ids)
+                cluster.engines[index].send_away(max(1, min(hungry, takers)), takers)
                 cluster.agenda[index] = None
                 return
 

@@ -86,7 +86,8 @@ class ClusterMachine:
         self.transfers = Transfers(self)
         self.pace = Pace(self)
         self.members = Members(self)
-        self.looks = self.pace.watches or (policy.partitions and advisor is not None)
+        several = policy.steals and len(self.engines) > 1
+        self.looks = several or (policy.partitions and advisor is not None)
 
     # -- input and placement ----------------------------------------------------------------------
 

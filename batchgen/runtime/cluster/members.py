@@ -166,6 +166,11 @@ class Members:
 
     # -- slowness ---------------------------------------------------------------------------------
 
+    def helps(self, engine: EngineMachine) -> bool:
+        """Whether a slow engine may take rows that wait elsewhere, in proportion to its speed."""
+        slow = engine.id in self.slow and engine.alive and engine.role != "decode"
+        return slow and not self._noticed[engine.id]
+
     def mark_slow(self, engine: EngineMachine) -> None:
         """The engine's passes take far too long: it gets no new rows, and others take its own."""
         if engine.id in self.slow:

@@ -1,5 +1,6 @@
 """Slowness, inferred: now and then one pass of an engine is timed by itself and held against what
-the cost model expects of exactly its composition.
+the cost model expects of exactly its composition. One late pass is an accident; when the next ones
+are late too, the engine is slow.
 
 Slowness is no event, and it heals: a slow engine that works is timed again, and one that has
 nothing to do is tried with a row after a while, later and later: one that waits elsewhere, or where
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 FIRST_WAIT = 256
 """Passes (of the slow kind) after which an idle slow engine is tried again; then twice as many."""
 LONGEST_WAIT = 1 << 16
+AS_EXPECTED = 1000
+LATE_IN_A_ROW = 3
+"""Timed passes, one right after the other, that must all be late: where healthy passes are late by
+accident now and then, an engine is taken for slow with the third power of that chance."""
 
 
 class Pace:
@@ -32,6 +37,11 @@ class Pace:
         self.watches = cluster.policy.steals and several
         self._waits: dict[int, int] = {}  # slow engine -> passes until it is tried again
         self._pass_ps: dict[int, int] = {}
+        self._slowness: dict[int, int] = {}
+        self._late: dict[
+            int, list[int]
+        ] = {}  # engine not known as slow -> its passes late in a row
+        self.timed = self.alarms = 0  # passes timed, engines taken for slow
         self._tries: set[int] = set()  # slow engines that have got a row to show their pace
         self._due: dict[int, None] = {}  # slow engines that get one as soon as there is one
         self._pending: set[int] = set()  # engines whose timer is set
@@ -52,8 +62,20 @@ class Pace:
         if last > number or expected_ps <= 0 or duration_ps <= 0:
             return  # more than that pass, or nothing of it
         cluster = self._cluster
+        self.timed += 1
         if cluster.policy.placement.is_slow(duration_ps, expected_ps):
+            slowness = max(AS_EXPECTED, duration_ps * AS_EXPECTED // expected_ps)
+            if engine.id not in cluster.members.slow:
+                late = self._late.setdefault(engine.id, [])
+                late.append(slowness)
+                if len(late) < LATE_IN_A_ROW:
+                    engine.time_pass(engine.q)
+                    return
+                slowness = sorted(self._late.pop(engine.id))[LATE_IN_A_ROW // 2]
+                self.alarms += 1
             self._pass_ps[engine.id] = duration_ps
+            self._slowness[engine.id] = slowness
+            cluster.hunger.slower(engine)
             cluster.hunger.later = True  # whoever is free takes what runs here
             if engine.id not in cluster.members.slow:
                 cluster.members.mark_slow(engine)
@@ -63,12 +85,18 @@ class Pace:
             self.forget(engine)
             cluster.members.heal(engine)
 
+    def slowness(self, engine: EngineMachine) -> int:
+        """How long its passes take, in thousandths of what they should."""
+        return self._slowness.get(engine.id, AS_EXPECTED)
+
     def tries(self, engine: EngineMachine) -> bool:
         """Whether a slow engine is just being tried again: its row stays with it."""
         return engine.id in self._tries
 
     def forget(self, engine: EngineMachine) -> None:
         self._waits.pop(engine.id, None)
+        self._slowness.pop(engine.id, None)
+        self._late.pop(engine.id, None)
         self._tries.discard(engine.id)
         self._due.pop(engine.id, None)
 

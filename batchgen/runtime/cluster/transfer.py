@@ -31,10 +31,12 @@ from batchgen.runtime.engine.copies import (
     took_in,
     ungrant,
 )
+from batchgen.runtime.engine.intake import fits_ever
 from batchgen.runtime.engine.lane import enqueue
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
+    from batchgen.runtime.advisor import Link
     from batchgen.runtime.cluster.machine import ClusterMachine
     from batchgen.runtime.engine.machine import EngineMachine
 
@@ -71,7 +73,8 @@ class Transfers:
         self._copies: dict[int, Batch] = {}
         self._next = 0
         self._stamps: dict[int, int] = {}  # row -> stamp of its live request or copy
-        self._at: dict[int, EngineMachine] = {}  # row -> destination of its request
+        self._at: dict[int, EngineMachine] = {}  # row -> destination of its request or copy
+        self._wants: dict[int, EngineMachine] = {}  # row -> destination that has not granted yet
         self._stamp = 0
 
     # -- within one engine ------------------------------------------------------------------------
@@ -103,7 +106,22 @@ class Transfers:
                 if source.role == "both":
                     homes = cluster.hunger.among(homes)
                 target = cluster.policy.placement.choose(cluster, row, homes)
-                self.ask(source, [row], target)
+                if self._is_copied(source, row, target):
+                    self.ask(source, [row], target)
+                else:
+                    self._recompute_elsewhere(source, row)
+
+    def _is_copied(self, source: EngineMachine, row: int, target: EngineMachine) -> bool:
+        """Whether recovery copies the row, rather than have it prefilled again. What only prefills
+        hands everything over."""
+        cluster, table = self._cluster, self._table
+        advisor = cluster.advisor
+        if not cluster.policy.weighs or advisor is None or source.role != "both":
+            return True
+        in_host = table.v_status[row] == Status.HOST
+        link: Link = "inter" if source.node != target.node else "host" if in_host else "intra"
+        copy_ps = advisor.copy_ps(table.v_computed[row], link)
+        return bool(cluster.policy.copies(copy_ps, advisor.recompute_ps(table.known_tokens(row))))
 
     def ask(self, source: EngineMachine, rows: Sequence[int], target: EngineMachine) -> None:
         """Rows ask for pages at one engine."""
@@ -112,16 +130,63 @@ class Transfers:
             self._stamp += 1
             self._stamps[row] = self._stamp
             self._at[row] = target
+            self._want(row, target)
             asked(target, row, source.id, self._stamp)
             cluster.moved_rows += 1
         cluster.moved(rows, source)
         for row in rows:
             cluster.loads.add(target.id, 0, cluster.work(row))
+        cluster.hunger.asked_grew(target)
         cluster.agenda[target.id] = None
+        if self._stands_still(source, rows):
+            target.hurry()
+
+    def _stands_still(self, source: EngineMachine, rows: Sequence[int]) -> bool:
+        """Whether rows of a batch would run, were they elsewhere: they do not wait for a
+        boundary."""
+        status = self._table.v_status
+        if source.role != "both":
+            return False
+        return not source.alive or any(status[row] == Status.FROZEN for row in rows)
+
+    def _want(self, row: int, target: EngineMachine | None) -> None:
+        """The row asks for pages at this engine from now on, or (None) nowhere."""
+        before = self._wants.pop(row, None)
+        if before is not None:
+            before.asked -= 1
+        if target is not None:
+            self._wants[row] = target
+            target.asked += 1
+
+    def redirect(self, donor: EngineMachine, engine: EngineMachine, count: int) -> int:
+        """Up to `count` rows that ask for pages at the donor, the last first, ask at the engine,
+        where it could hold them; those that came from it stay there. Returns how many."""
+        moved: dict[int, list[int]] = {}
+        done, kept = 0, list[tuple[int, int, int]]()
+        while donor.requests and done < count:
+            row, source, stamp = donor.requests.pop()
+            if not self.asks(row, stamp):
+                continue
+            if source != engine.id and not fits_ever(engine, row):
+                kept.append((row, source, stamp))
+                continue
+            done += 1
+            moved.setdefault(source, []).append(row)
+        donor.requests.extend(reversed(kept))
+        for source, rows in moved.items():
+            owner = self._cluster.engines[source]
+            for row in rows:
+                self._unask(owner, row)
+                if owner is engine:
+                    self._nobody(owner, row)
+            if owner is not engine:
+                self.ask(owner, rows, engine)
+        return done
 
     def _unask(self, source: EngineMachine, row: int) -> None:
         """The row stays where it is, and with it the work that was counted for its destination."""
         self._stamps.pop(row, None)
+        self._want(row, None)
         target, loads = self._at.pop(row, None), self._cluster.loads
         if target is not None:
             work = self._cluster.work(row)
@@ -143,6 +208,8 @@ class Transfers:
     ) -> None:
         """Granted rows are copied to the target: from the source's HBM, or its host."""
         table, engine = self._table, self._cluster.engines[source]
+        for row in rows:
+            self._want(row, None)
         for from_host in (False, True):
             batch = [row for row in rows if (table.v_status[row] == Status.HOST) == from_host]
             if batch:
@@ -155,6 +222,7 @@ class Transfers:
         copy."""
         if row in self._stamps:
             target = self._at.pop(row)
+            self._want(row, None)
             del self._stamps[row]
             self._cluster.agenda[target.id] = None  # a blocked head may be gone
             return True
@@ -261,6 +329,8 @@ class Transfers:
         """The owner of migrating rows changes."""
         rows, source, target = batch.rows, batch.source, batch.target
         table, cluster = self._table, self._cluster
+        if source.role == "both" and not (source.alive and batch.from_host):
+            target.hurry()
         if batch.from_host:
             gave_host(source, rows)
         else:

@@ -23,7 +23,14 @@ from batchgen.runtime.engine.giving import (
     release_dead,
     settle_doubt,
 )
-from batchgen.runtime.engine.intake import admit_all, extend_now, hunger, join_arrived, take_in
+from batchgen.runtime.engine.intake import (
+    admit_all,
+    extend_now,
+    holds_back,
+    hunger,
+    join_arrived,
+    take_in,
+)
 from batchgen.runtime.engine.leaving import begin_switch, only_decodes
 from batchgen.runtime.engine.streams import drop_streams
 from batchgen.sequence import Status
@@ -112,8 +119,9 @@ def _switches(engine: EngineMachine, out: list[act.Action]) -> bool:
 
 
 def _looks(engine: EngineMachine, turn: bool) -> bool:
-    """Whether the engine looks beyond itself now: every `boundary` passes, whatever the steps."""
-    if engine.phases:
+    """Whether the engine looks beyond itself now: every `boundary` passes, whatever the steps. One
+    that hands over what it has prefilled has nothing that others could rescue."""
+    if engine.phases and not (engine.prefill and engine.role == "both"):
         return turn and not engine.prefill
     return engine.q >= engine.look_q
 
@@ -135,6 +143,7 @@ def _cannot_wait(engine: EngineMachine) -> bool:
 def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     """Everything that a boundary asks; returns whether somebody gave way."""
     phases, ranks, policy, k = engine.phases, engine.ranks, engine.policy, engine.k
+    engine.had = engine.settled + engine.num_waiting
     for rank in ranks:
         rank.gave = False
         if rank.debt:
@@ -169,7 +178,10 @@ def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     if (engine.ready or engine.requests) and not gave:
         take_in(engine, out)
     if not phases:
-        admit_all(engine, out)
+        if policy.gathers and engine.num_waiting and holds_back(engine):
+            hunger(engine)
+        else:
+            admit_all(engine, out)
     return gave
 
 
@@ -261,7 +273,7 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
             passes = 1
     if engine.page_keys is not None:
         first = True
-    if engine.up.looks and not phases:
+    if engine.up.looks and (not phases or (prefill and engine.role == "both")):
         passes = min(passes, max(engine.look_q - engine.q, 1))
     if first and policy.static:
         passes = 1  # its steps do not end with a finish

@@ -342,13 +342,14 @@ def _lie_down(engine: EngineMachine, rank: Rank, row: int) -> None:
 
 
 def freeze(engine: EngineMachine) -> None:
-    """All running rows look for another home; where a device will go, half a prompt is begun again
-    elsewhere."""
+    """Running rows look for another home, those first that have run longest; where a device will
+    go, half a prompt is begun again elsewhere."""
     engine.freezing = False
+    part, of = (1, 1) if engine.draining else engine.freezing_share
     for rank in engine.ranks:
         for row in list(rank.prefilling) if engine.draining else ():
             recompute(engine, rank, row)
-        for row in list(rank.running):
+        for row in list(rank.running)[: -(-len(rank.running) * part // of)]:
             engine.leave(rank, row)
             rank.held[row] = None
             engine.table.v_status[row] = DOUBT

@@ -185,23 +185,72 @@ def admit_all(engine: EngineMachine, out: list[act.Action]) -> None:
     ranks = engine.ranks
     shares = engine.page_keys is not None
     while True:
-        waiting = 0
         for rank in ranks:
             if rank.waiting and not rank.gave:
                 admit(engine, rank, out)
             elif shares and rank.prefilling:
                 schedule_prompts(engine, rank, out)
-            waiting += rank.waiting
-        if waiting or not hunger(engine):
+        if not hunger(engine):
             return
 
 
+def holds_back(engine: EngineMachine) -> bool:
+    """Whether ranks wait for each other with their prompts, by the phase part. While a prompt is at
+    work others may join it."""
+    able = asking = 0
+    for rank in engine.ranks:
+        if rank.prefilling:
+            return False
+        if rank.waiting and not rank.gave:
+            asking += 1
+            able += _is_able(engine, rank)
+    return not engine.policy.phase.gathered(engine, able, asking)
+
+
+def _is_able(engine: EngineMachine, rank: Rank) -> bool:
+    """Whether the rank has room for some row that waits there; the first of a lane is next."""
+    table, policy = engine.table, engine.policy
+    resident = rank.num_seated
+    if resident >= engine.seats:
+        return False
+    growth = rank.growth
+    free = rank.size - rank.used - growth.counts[engine.k % growth.page_tokens]
+    for lane in rank.lanes:
+        row = lane.peek()
+        if row < 0:
+            continue
+        if not (resident or rank.used):
+            return True
+        pages = pages_for(table.known_tokens(row), rank.page_tokens)
+        if policy.reserves:
+            pages = max(pages, policy.lease(table, row, rank))
+        if (
+            policy.room_for(engine, rank, row, pages, free)
+            if policy.sees_row
+            else policy.room(engine, rank, pages, free, resident)
+        ):
+            return True
+    return False
+
+
 def hunger(engine: EngineMachine) -> bool:
-    """Tell the cluster, once, that nothing waits here; True when rows came at once."""
-    if engine.told or engine.role == "decode" or not engine.policy.steals:
+    """Tell the cluster that nothing waits here; True when rows came at once. It is told once, and
+    again at every boundary and when nothing is left: rows were refused while there was enough.
+
+    `settled` must not depend on the length of steps, so it is written at no other times, and
+    whenever a row waits (which ends steps at every finish).
+    """
+    if not engine.policy.steals or engine.role == "decode":
         return False
     if any(rank.waiting for rank in engine.ranks):
+        engine.settled = engine.num_begun
         return False
+    resident = engine.num_begun
+    if engine.told and resident:
+        again_q = engine.turn_q if engine.phases else engine.look_q
+        if engine.prefill or engine.q < again_q:
+            return False
+    engine.settled = resident
     engine.told = True
     return engine.up.hunger.hungry(engine)
 

@@ -37,6 +37,7 @@ class EngineMachine:
     __slots__ = (
         "alive",
         "arrived",
+        "asked",
         "begin_pages",
         "boundary",
         "doubt",
@@ -46,7 +47,9 @@ class EngineMachine:
         "flying",
         "freed",
         "freezing",
+        "freezing_share",
         "granted",
+        "had",
         "home_pages",
         "home_ranks",
         "host_size",
@@ -83,6 +86,7 @@ class EngineMachine:
         "requests",
         "role",
         "seats",
+        "settled",
         "sleeping",
         "stream_growth",
         "stream_used",
@@ -158,9 +162,13 @@ class EngineMachine:
         self.arrived: list[int] = []  # committed here; join at the next decision
         self.granted: dict[int, tuple[int, int]] = {}  # row -> (rank, pages) of copies to here
         self.sleeping = 0
-        self.freezing = False  # the cluster asked for all running rows
+        self.freezing = False  # the cluster asked for running rows
+        self.freezing_share = (1, 1)  # for so many of so many
         self.num_inbound = self.num_outbound = 0  # rows in copies to and from here
         self.told = False  # the cluster knows that it is hungry
+        self.settled = 0  # rows that had begun when it last looked around (see `intake.hunger`)
+        self.asked = 0  # rows of others that ask for pages here
+        self.had = 0  # rows in all, before it looks around
         self.once = False  # the decision may find more to do one pass later
         self.freed = False  # a row ended in this decision
         self.open = True  # a whole batch may be taken
@@ -217,6 +225,11 @@ class EngineMachine:
     def num_ready(self) -> int:
         """Rows on this engine's host."""
         return len(self.ready)
+
+    @property
+    def num_begun(self) -> int:
+        """Rows that have begun here and are not done: with HBM pages, or on this host."""
+        return self.num_resident + len(self.ready)
 
     @property
     def free_fraction(self) -> float:
@@ -352,9 +365,10 @@ class EngineMachine:
         """Something outside cannot wait for the boundary."""
         self.urgent = True
 
-    def send_away(self) -> None:
-        """All running rows are to look for another home."""
+    def send_away(self, part: int = 1, of: int = 1) -> None:
+        """Running rows are to look for another home: `part` of every `of`, at least one."""
         self.freezing = self.urgent = True
+        self.freezing_share = (part, of)
 
     def drain(self, is_leaving: bool) -> None:
         """Whether it will be gone soon, and its rows have somewhere to go."""
