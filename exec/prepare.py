@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from batchgen.exec.generation import sampling_defaults
 from batchgen.exec.hub import find_model
 from batchgen.exec.job import CAPABILITIES, ExecJob
 from batchgen.exec.job_rows import JobRows
+from batchgen.exec.kept import KeptModel
 from batchgen.exec.past import Ints, Past
 from batchgen.exec.prefix_keys import num_shared_pages, shared_page_keys
 from batchgen.exec.rows import RowInput
@@ -145,12 +147,13 @@ def prepare(
     job: ExecJob,
     make: Callable[..., Worker] | None = None,
     *,
+    kept: KeptModel | None = None,
     past: Past | None = None,
     on_bad: Callable[[BadRow], None] = lambda row: None,
 ) -> Prepared:
     """Load the model, read the rows, size the arenas. `make` makes the worker, if not the one of
-    the device; `past`: what an earlier process has achieved; `on_bad` gets the rows that cannot
-    run. Raises UserError for what is wrong."""
+    the device; `kept` may have its model; `past`: what an earlier process has achieved; `on_bad`
+    gets the rows that cannot run. Raises UserError for what is wrong."""
     past = Past() if past is None else past
     folder = find_model(job.model)
     preset, overrides, options = check_job(job)
@@ -159,7 +162,10 @@ def prepare(
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
     check_device(job.device)
-    check_weights_fit(job, folder)
+    if kept is None or not kept.holds(folder, job.dtype, job.exact, job.device):
+        check_weights_fit(job, folder)
+    if kept is not None:
+        make = partial(kept.worker, make or worker_of(job.device))
     process_bytes = resident_bytes()
     began = time.perf_counter()
     tokenizer = Tokenizer(folder, now=past.now)
@@ -231,6 +237,11 @@ def check_job(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     """What can be refused before anything is loaded."""
     check_input("input", job.input, remedy="give a JSONL file")
     form_of(job.input, job.form)
+    return check_options(job)
+
+
+def check_options(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
+    """The same without the input."""
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)
@@ -291,7 +302,7 @@ def _read(
             on_bad(row)
     if not read.num_rows:
         raise UserError(f"{job.input} holds no rows", remedy="put one JSON object on each line")
-    if first_bad is not None and not read.jobs and not read.num_answered:
+    if first_bad is not None and job.some_must_run and not read.jobs and not read.num_answered:
         raise UserError(
             f"no row of {job.input} can run; line {first_bad.line}: {first_bad.message}",
             remedy="mend the rows",

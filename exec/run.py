@@ -16,6 +16,7 @@ from batchgen.exec.drive import drive
 from batchgen.exec.fingerprint import job_fingerprint
 from batchgen.exec.hub import find_model
 from batchgen.exec.job import ExecJob
+from batchgen.exec.kept import KeptModel
 from batchgen.exec.past import Past
 from batchgen.exec.prepare import check_job, prepare
 from batchgen.exec.rows import Stage
@@ -72,9 +73,10 @@ def execute(
     progress: Callable[[int, int, int], None] | None = None,
     stopping: Callable[[], bool] | None = None,
     on_line: Callable[[bytes], None] | None = None,
+    kept: KeptModel | None = None,
 ) -> Ended:
     """Answer every row of the input; `on_line` gets each output line as it is known, those of
-    earlier processes first.
+    earlier processes first. `kept` holds the model between jobs.
 
     `stopping` is asked before every pass; where it says so, and when the disk refuses, the job
     stops in its folder (`ExecJob.folder`): Unfinished, and `resume` "always" goes on with it.
@@ -104,7 +106,7 @@ def execute(
             for line in folder.journal.lines("completion"):
                 on_line(line)
         if earlier != folder.num_rows:
-            record = _run(job, model, folder, began, progress, stopping, on_line)
+            record = _run(job, model, folder, began, progress, stopping, on_line, kept)
         by_code = folder.journal.counts()
         if sum(by_code.values()) != folder.num_rows:
             raise IllegalTransition(f"{by_code} answers of {folder.num_rows} rows")
@@ -155,6 +157,7 @@ def _run(
     progress: Callable[[int, int, int], None] | None,
     stopping: Callable[[], bool] | None,
     on_line: Callable[[bytes], None] | None,
+    kept: KeptModel | None,
 ) -> RunRecord | None:
     """Answers the rows that have no answer yet, into the journal."""
     journal = folder.journal
@@ -172,7 +175,7 @@ def _run(
         keep(row.index, line_of(bad_row_object(row)), row.code)
 
     try:
-        prepared = prepare(job, past=past, on_bad=refused)
+        prepared = prepare(job, kept=kept, past=past, on_bad=refused)
     except UserError:
         if not folder.is_resumed:
             folder.done()  # nothing has run: it leaves nothing behind
