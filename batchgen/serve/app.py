@@ -358,8 +358,6 @@ def _form_expires(form: FormData) -> int | None:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    if error.status == 413:
-        raise error  # the guard reads on before it answers
     return error_reply(error)
 
 

@@ -64,6 +64,8 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status >= 400:
+                    await body.drain(self._limits.file_bytes)
             await send(message)
 
         try:
@@ -71,7 +73,6 @@ class Guard:
             body.check()
             await self._app(scope, body.receive, sending)
         except ApiError as error:
-            await body.drain(self._limits.file_bytes)
             await error_reply(error)(scope, receive, sending)
         except Exception as error:
             self._say(f"internal error, a bug in batchgen: {named(error)}")
