@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
@@ -275,6 +275,7 @@ class Service:
             exception_handlers={
                 ApiError: _api_error,
                 HTTPException: _http_error,
+                ClientDisconnect: _gone,
                 sqlite3.Error: _disk_error,
                 OSError: _disk_error,
             },
@@ -369,6 +370,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
         return error_reply(ApiError(404, f"there is no endpoint {path}", code="unknown_url"))
     headers = error.headers
     return error_reply(ApiError(error.status_code, str(error.detail), headers=headers))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this."""
+    return error_reply(ApiError(400, "the client went away"))
 
 
 async def _disk_error(request: Request, error: Exception) -> Response:

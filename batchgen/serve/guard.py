@@ -22,6 +22,7 @@ from batchgen.serve.replies import ApiError, error_reply
 
 FORM_BYTES = 1 << 16  # of an upload beside its file
 BODY_BYTES = 1 << 20  # of everything else
+RECEIVE_S = 60.0  # for the next piece of a body
 DRAIN_S = 5.0
 """A client that is being refused may go on sending for so long: one that is cut off does not read
 why."""
@@ -128,7 +129,14 @@ class _Body:
             raise TooLarge(self._most)
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        if self._is_over:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(RECEIVE_S):
+                message = await self._receive()
+        except TimeoutError:
+            self._is_over = True  # nobody waits for the rest of it
+            raise ApiError(408, "the body of the request did not come", code="timeout") from None
         self._is_over = not message.get("more_body", False)
         self._taken += len(message.get("body", b""))
         if self._taken > self._most:

@@ -27,14 +27,17 @@ FAST = {"OMP_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "1700000000", "BATCHGEN_API
 class Server:
     """A process that serves the model `tiny`; what it says is in `said`."""
 
-    def __init__(self, model: Path, state: Path, *options: str, key: bool = True) -> None:
+    def __init__(
+        self, model: Path, state: Path, *options: str, key: bool = True, shell: str = ""
+    ) -> None:
         argv = ["--model", str(model), "--state", str(state), "--port", "0", "--exact"]
         argv += ["--threads", "1", *options]
+        before = ["sh", "-c", f'{shell} exec "$@"', "sh"]
         environment = os.environ | FAST
         if not key:
             del environment["BATCHGEN_API_KEY"]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "batchgen", "serve", *argv],
+            [*before, sys.executable, "-P", "-m", "batchgen", "serve", *argv],
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
@@ -81,8 +84,11 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path, state: Path, *options: str, key: bool = True) -> Iterator[Server]:
-    server = Server(model, state, *options, key=key)
+def serving(
+    model: Path, state: Path, *options: str, key: bool = True, shell: str = ""
+) -> Iterator[Server]:
+    """`shell`: commands before the server, for instance limits."""
+    server = Server(model, state, *options, key=key, shell=shell)
     try:
         yield server
     finally:

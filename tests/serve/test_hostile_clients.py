@@ -170,7 +170,7 @@ def test_what_is_too_long_is_refused(server: Server, client: OpenAI, state: Path
     head += "Content-Type: multipart/form-data; boundary=b\r\nTransfer-Encoding: chunked\r\n"
     head += "Connection: close\r\n\r\n"
     assert b" 413 " in raw(server, head.encode(), body).partition(b"\r\n")[0]
-    is_error(request(server, "POST", "/v1/batches", b"x", **JSON, Content_Length="9" * 30), 413)
+    is_error(request(server, "POST", "/v1/batches", b"x", **JSON, Content_Length="9" * 15), 413)
     is_error(request(server, "POST", "/v1/batches", b" " * 2_000_000, **JSON), 413)
     assert list((state / "files").iterdir()) == []
 
@@ -264,8 +264,10 @@ def test_who_queues_too_much_is_told_when_to_try_again(server: Server, client: O
     wait(client, create(client, [row("x", "x", max_tokens=1)]))
 
 
-def test_a_browser_page_cannot_use_a_server_without_a_key(model: Path, tmp_path: Path) -> None:
-    with serving(model, tmp_path / "state", key=False) as open_server:
+def test_without_a_key_no_browser_page_and_a_full_disk(model: Path, tmp_path: Path) -> None:
+    # On a disk that takes no file of more than 512 KB.
+    state = tmp_path / "state"
+    with serving(model, state, key=False, shell="ulimit -f 1024;") as open_server:
         port = open_server.port
         assert request(open_server, "GET", "/v1/models", key="", Host=f"localhost:{port}")[0] == 200
         assert request(open_server, "GET", "/v1/models", key="", Host="[::1]:1")[0] == 200
@@ -278,6 +280,13 @@ def test_a_browser_page_cannot_use_a_server_without_a_key(model: Path, tmp_path:
             is_error(request(open_server, "GET", "/v1/models", key="", **headers), 403)
         kind = {"Content_Type": "text/plain"}
         is_error(request(open_server, "POST", "/v1/batches", b"{}", key="", **kind), 400)
+        with open_server.client(key="any") as client:
+            with pytest.raises(openai.InternalServerError) as caught:
+                client.files.create(file=("x", b"x" * 2_000_000), purpose="batch")
+            assert caught.value.status_code == 507
+            assert list((state / "files").iterdir()) == []
+            batch = wait(client, create(client, [row("x", "x", max_tokens=1)]))
+            assert batch.status == "completed"
         assert open_server.end() == 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,32 @@ def test_another_model_does_not_go_on_with_it(model: Path, tmp_path: Path) -> No
         assert batch.status == "completed"
         assert len(lines(client, batch.output_file_id)) == 5
         server.wait_for("begins anew: .* was begun with another max tokens")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_random_moments(model: Path, tmp_path: Path) -> None:
+    """Also while lines are checked, between turns and while files are written."""
+    state, rng = tmp_path / "state", random.Random()
+    batches: list[str] = []
+    for _ in range(15):
+        with serving(model, state, "--slice", "0.2") as server:
+            client = server.client()
+            rows = ROWS[: rng.randrange(1, len(ROWS))]
+            batches.append(create(client, rows).id)
+            time.sleep(rng.choice([0.02, 0.2, 2.0, 8.0]) * rng.random())
+    with serving(model, state) as server:
+        client = server.client()
+        whole = wait(client, create(client, ROWS))
+        want = lines(client, whole.output_file_id) | lines(client, whole.error_file_id)
+        for name in batches:
+            batch = wait(client, client.batches.retrieve(name))
+            assert batch.status == "completed"
+            found = lines(client, batch.output_file_id) | lines(client, batch.error_file_id)
+            assert batch.request_counts is not None
+            assert len(found) == batch.request_counts.total
+            for row_name, one in found.items():
+                response = (one["response"] or {}).get("body", {}).get("choices")
+                other = (want[row_name]["response"] or {}).get("body", {}).get("choices")
+                assert response == other
+        assert list((state / "batches").iterdir()) == []
