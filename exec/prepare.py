@@ -31,6 +31,7 @@ from batchgen.exec.sizing import check_weights_fit, make_plan, pass_limits
 from batchgen.exec.stops import ending_ids
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
+from batchgen.exec.transformer import check_mode
 from batchgen.exec.worker import Worker
 from batchgen.job.inputs import form_of
 from batchgen.job.jsonl import InputDigest
@@ -161,7 +162,6 @@ def prepare(
     sampling = sampling_defaults(folder, job.temperature)
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
-    check_device(job.device)
     if kept is None or not kept.holds(folder, job.dtype, job.exact, job.device):
         check_weights_fit(job, folder)
     if kept is not None:
@@ -242,6 +242,8 @@ def check_job(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
 
 def check_options(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     """The same without the input."""
+    check_device(job.device)
+    check_mode(job.dtype, exact=job.exact, device=job.device)
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)
