@@ -16,7 +16,7 @@ from batchgen.bodyname import load_body
 from batchgen.coroutine import BodyFactory
 from batchgen.cost.efficiency import refuse_constants
 from batchgen.cost.residency import Residency
-from batchgen.errors import UserError
+from batchgen.errors import Unfinished, UserError
 from batchgen.exec.devices import check_device
 from batchgen.exec.free_memory import resident_bytes
 from batchgen.exec.generation import sampling_defaults
@@ -45,6 +45,9 @@ from batchgen.planning import PlanOptions, plan_options
 from batchgen.policy.presets import Preset, build_policy, find_preset
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
+
+ASK_ROWS = 64
+"""Rows that are read between two questions whether to give up."""
 
 
 @dataclass(slots=True)
@@ -151,10 +154,12 @@ def prepare(
     kept: KeptModel | None = None,
     past: Past | None = None,
     on_bad: Callable[[BadRow], None] = lambda row: None,
+    giving_up: Callable[[], bool] = lambda: False,
 ) -> Prepared:
     """Load the model, read the rows, size the arenas. `make` makes the worker, if not the one of
     the device; `kept` may have its model; `past`: what an earlier process has achieved; `on_bad`
-    gets the rows that cannot run. Raises UserError for what is wrong."""
+    gets the rows that cannot run. Raises UserError for what is wrong, and Unfinished where
+    `giving_up`, asked while rows are read, says so."""
     past = Past() if past is None else past
     folder = find_model(job.model)
     preset, overrides, options = check_job(job)
@@ -191,7 +196,7 @@ def prepare(
         sampling=sampling,
     )
     digest = InputDigest()
-    read = _read(job, tokenizer, limits, digest, past, on_bad)
+    read = _read(job, tokenizer, limits, digest, past, on_bad, giving_up)
     tokenizer.release()
     jobs = read.jobs
     keys = None
@@ -279,6 +284,7 @@ def _read(
     digest: InputDigest,
     past: Past,
     on_bad: Callable[[BadRow], None],
+    giving_up: Callable[[], bool],
 ) -> ReadRows:
     """The rows of the input that have no answer yet, up to the job's limit."""
     read = ReadRows(unknown=limits.unknown)
@@ -294,6 +300,10 @@ def _read(
         answered=past.has_answered,
     ):
         read.num_rows += 1
+        if read.num_rows % ASK_ROWS == 0 and giving_up():
+            raise Unfinished(
+                "stopped while the input was read", remedy="begin again", code="stopped"
+            )
         if isinstance(row, Answered):
             read.num_answered += 1
         elif isinstance(row, JobRow):

@@ -43,7 +43,13 @@ class Batches:
             force=task.anew,
         )
         try:
-            execute(job, stopping=task.stopping, on_line=task.on_line, kept=self._kept)
+            execute(
+                job,
+                stopping=task.stopping,
+                giving_up=task.giving_up,
+                on_line=task.on_line,
+                kept=self._kept,
+            )
         except MemoryError:
             raise UserError("memory is short", remedy="free some", code="out_of_memory") from None
         finally:

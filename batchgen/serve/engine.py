@@ -28,7 +28,8 @@ MOST_MESSAGE = 500
 class Task:
     """A batch to run, or to go on with: from `input` to `output`, with `folder` to keep what it has
     achieved. `anew`: whatever is there is of another job. `on_line` gets each answer, those of
-    earlier turns first; `stopping` is asked before every pass."""
+    earlier turns first; `stopping` is asked before every pass, `giving_up` while the input is
+    read."""
 
     input: Path
     output: Path
@@ -36,11 +37,12 @@ class Task:
     anew: bool
     on_line: Callable[[bytes], None]
     stopping: Callable[[], bool]
+    giving_up: Callable[[], bool]
 
 
 Run = Callable[[Task], None]
-"""Returns when the output is in place. Raises Unfinished, with code "stopped" where `stopping` said
-so, and UserError."""
+"""Returns when the output is in place. Raises Unfinished, with code "stopped" where one of the two
+said so, and UserError."""
 
 
 @dataclass(slots=True)
@@ -176,6 +178,7 @@ class Engine:
             anew=name in self._anew,
             on_line=lambda line: self._line(turn, line),
             stopping=lambda: self._stopping(turn),
+            giving_up=lambda: self._is_stopping or turn.is_halted,
         )
         try:
             self.run(task)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batchgen.errors import UserError
+from batchgen.errors import Unfinished, UserError
 from batchgen.exec import kept as kept_module
 from batchgen.exec.init import init_model
 from batchgen.exec.job import ExecJob
@@ -64,3 +64,25 @@ def test_bad_rows_alone(tmp_path: Path) -> None:
         execute(job_of(tmp_path, model, "refused", rows))
     ended = execute(job_of(tmp_path, model, "taken", rows, some_must_run=False))
     assert (ended.done, ended.errors, ended.record) == (0, 2, None)
+
+
+def test_given_up_while_the_input_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    model = init_model(tmp_path / "tiny")
+    rows: list[dict[str, Any]] = [{"temperature": -1}]
+    rows += [{"prompt": f"{i}", "max_tokens": 2} for i in range(200)]
+    asked = 0
+
+    def giving_up() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 2
+
+    job = job_of(tmp_path, model, "rows", rows)
+    with pytest.raises(Unfinished) as caught:
+        execute(job, giving_up=giving_up)
+    assert caught.value.code == "stopped"
+    assert asked == 2
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["rows.jsonl", "tiny"]
+    execute(job, giving_up=giving_up)
+    assert len(job.output.read_bytes().splitlines()) == 201
