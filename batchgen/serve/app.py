@@ -108,7 +108,7 @@ class Service:
                 f"the files of this server may have {self.limits.stored_bytes} bytes together",
                 code="storage_limit",
             )
-        path = self.store.incoming
+        path = self.store.incoming()
         try:
             with path.open("xb") as to:
                 shutil.copyfileobj(upload.file, to, 1 << 20)
@@ -270,7 +270,7 @@ class Service:
             ("GET", "/models", self.list_models),
             ("GET", "/models/{name:path}", self.retrieve_model),
         ]
-        return Starlette(
+        app = Starlette(
             routes=[Route(f"/v1{path}", to, methods=[method]) for method, path, to in routes],
             exception_handlers={
                 ApiError: _api_error,
@@ -280,6 +280,8 @@ class Service:
                 OSError: _disk_error,
             },
         )
+        app.router.redirect_slashes = False
+        return app
 
 
 # -- requests -------------------------------------------------------------------------------------
@@ -366,7 +368,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path or method, a form that is none."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        path = shown(request.url.path, 100)
+        path = shown(request.scope["path"], 100)  # not its URL: that is made of what a client says
         return error_reply(ApiError(404, f"there is no endpoint {path}", code="unknown_url"))
     headers = error.headers
     return error_reply(ApiError(error.status_code, str(error.detail), headers=headers))

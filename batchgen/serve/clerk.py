@@ -133,7 +133,7 @@ class Clerk:
     def _settle(self, batch: Batch) -> None:
         """Its files, and its last state, at once."""
         ending = batch.ending or ENDINGS[batch.status]
-        good, bad = self.store.incoming, self.store.incoming
+        good, bad = self.store.incoming(), self.store.incoming()
         try:
             written = self._write(batch, ending, good, bad)
             files = [

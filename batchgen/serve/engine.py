@@ -214,7 +214,8 @@ class Engine:
         """The turn is over and the batch is not."""
 
         def keep(batch: Batch) -> None:
-            batch.counts = turn.counts
+            if turn.ended >= batch.counts.completed + batch.counts.failed:  # else it hardly began
+                batch.counts = turn.counts
 
         self._anew.discard(turn.name)
         self.store.change(turn.name, keep)

@@ -60,9 +60,8 @@ class Store:
 
     # -- files ------------------------------------------------------------------------------------
 
-    @property
     def incoming(self) -> Path:
-        """A name for a file that is being written; `add_file` gives it its own."""
+        """A new name for a file that is being written; `add_file` gives it its own."""
         return self._folder / "files" / f"{INCOMING}{secrets.token_hex(12)}"
 
     def path_of(self, file: FileObject) -> Path:

@@ -68,7 +68,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def kept(store: Store, rows: list[Any]) -> FileObject:
-    path = store.incoming
+    path = store.incoming()
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     file = FileObject(
         id=new_file_id(),
@@ -109,7 +109,7 @@ def test_what_a_change_raises_changes_nothing(store: Store, tmp_path: Path) -> N
 
 def test_files_go_when_their_time_is_over(store: Store) -> None:
     file = kept(store, [row("a", "x")])
-    path = store.incoming
+    path = store.incoming()
     path.write_text("x")
     short = FileObject(
         id=new_file_id(), bytes=1, created_at=0, filename="x", purpose="batch", expires_at=100

@@ -205,6 +205,8 @@ def test_no_http_and_no_such_thing(server: Server) -> None:
     head = b"GET /v1/files HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"y" * 200_000 + b"\r\n\r\n"
     assert b" 200 " not in raw(server, head, hang_up=True).partition(b"\r\n")[0]
     is_error(request(server, "GET", "/"), 404)
+    is_error(request(server, "GET", "/v1/files/"), 404)
+    is_error(request(server, "GET", "/nothing", Host="[::1"), 404)
     is_error(request(server, "GET", "/v1/chat/completions"), 404)
     is_error(request(server, "PUT", "/v1/files"), 405)
     for query in ("limit=0", "limit=x", "limit=99999999999", "order=up", "after=x", "limit=-1"):
