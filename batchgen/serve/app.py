@@ -34,8 +34,8 @@ from batchgen.serve.store import Store, new_batch_id, new_file_id
 MOST_METADATA, MOST_KEY, MOST_VALUE = 16, 64, 512
 MOST_NAME = 255
 EXPIRES_S = (3600, 2_592_000)
-RETRY_S = 30
-"""When to try again, if nobody knows how long the batch that runs will take; at most twice that."""
+RETRY_S, MOST_RETRY_S = 5, 60
+"""When to try again, if nobody knows how long the batch that runs will take; and if it is long."""
 
 T = TypeVar("T")
 
@@ -191,7 +191,7 @@ class Service:
         most = self.limits.unfinished
         if not await run_in_threadpool(self.store.add_batch, batch, most=most):
             left_s = self.engine.left_s()
-            retry_s = RETRY_S if left_s is None else min(2 * RETRY_S, max(1, math.ceil(left_s)))
+            retry_s = RETRY_S if left_s is None else min(MOST_RETRY_S, max(1, math.ceil(left_s)))
             raise ApiError(
                 429,
                 f"{most} batches are unfinished already; try again when one is over",

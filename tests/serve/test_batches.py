@@ -16,11 +16,12 @@ from servers import CHAT, row
 
 from batchgen.errors import IllegalTransition, Unfinished, UserError
 from batchgen.job.output import error_object, line_of
+from batchgen.job.rows import Answered, BadRow, RowLimits, read_rows
 from batchgen.serve import engine as engines
 from batchgen.serve.clerk import Clerk
 from batchgen.serve.engine import Engine, Task
 from batchgen.serve.limits import Limits
-from batchgen.serve.lines import check_lines
+from batchgen.serve.lines import check_lines, ids_of_rows
 from batchgen.serve.objects import NEXT, UNFINISHED, Batch, FileObject, window_s
 from batchgen.serve.results import write_results
 from batchgen.serve.store import Store, new_batch_id, new_file_id, open_store
@@ -160,6 +161,74 @@ def test_one_model_for_all_lines(tmp_path: Path) -> None:
     checked = check_lines(path, endpoint=CHAT, models=["tiny", "other"], most_rows=3)
     assert [(one.code, one.line) for one in checked.errors] == [("model_mismatch", 3)]
     assert (checked.rows, checked.model) == (3, "tiny")
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    vocab_size = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_conversations(self, conversations: Any) -> list[list[int]]:
+        return [self.encode(str(one)) for one in conversations]
+
+
+# What may stand in the place of a field's value.
+ODD = st.sampled_from(
+    [None, "", "a", "b", 0, 7, True, [], {}, {"model": "tiny"}, "POST", CHAT, "\ud800", "\u2028"]
+)
+GOOD = {"custom_id": "a", "method": "POST", "url": CHAT}
+
+
+def line(name: str, body: dict[str, Any], more: dict[str, Any]) -> bytes:
+    whole = {"custom_id": name, "body": {"model": "tiny", "messages": []} | body}
+    return json.dumps(GOOD | whole | more).encode()
+
+
+def some(*fields: str) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(st.sampled_from(fields), ODD, max_size=2)
+
+
+BODIES = some("messages", "max_tokens", "n", "x")
+TAKEN = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3),
+    BODIES,
+    min_size=1,
+    max_size=6,
+).map(lambda bodies: [line(name, body, {}) for name, body in bodies.items()])
+ANY = st.lists(
+    st.one_of(
+        st.builds(line, st.text(max_size=3), BODIES | some("model"), some(*GOOD, "body", "more")),
+        st.sampled_from([b"", b" ", b"{", b"\xff", b"[]", b'{"a":NaN}', b'{"a":1,"a":2}']),
+        st.binary(max_size=20).filter(lambda one: b"\n" not in one),
+    ),
+    max_size=8,
+)
+
+
+@given(TAKEN | ANY)
+def test_what_is_accepted_can_be_read_by_the_job(
+    tmp_path_factory: pytest.TempPathFactory, found: list[bytes]
+) -> None:
+    """Two readers of the same lines: what the server takes holds only rows that the executor takes,
+    or refuses for what is in their body."""
+    path = tmp_path_factory.mktemp("lines") / "rows.jsonl"
+    path.write_bytes(b"".join(line + b"\n" for line in found))
+    checked = check_lines(path, endpoint=CHAT, models=["tiny"], most_rows=100)
+    rows = list(read_rows(path, Bytes(), RowLimits(max_context=1000)))
+    if checked.errors:
+        return
+    assert checked.rows == len(rows) > 0
+    assert [row.index for row in rows] == [index for index, _ in ids_of_rows(path)]
+    for one, (_, custom_id) in zip(rows, ids_of_rows(path), strict=True):
+        assert not isinstance(one, Answered)
+        assert one.custom_id == custom_id
+        if isinstance(one, BadRow):
+            assert one.code in ("invalid_field", "unsupported_field", "missing_field")
+            assert "custom_id" not in one.message
+            assert "'body'" not in one.message
 
 
 # -- the engine -----------------------------------------------------------------------------------

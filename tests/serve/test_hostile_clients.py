@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -256,14 +257,27 @@ def test_who_queues_too_much_is_told_when_to_try_again(server: Server, client: O
         create(client, rows)
     assert caught.value.code == "queue_full"
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
-    for batch in batches:
-        client.batches.cancel(batch.id)
-    began = time.monotonic()
-    for batch in batches:
-        assert wait(client, batch).status == "cancelled"
-    assert time.monotonic() - began < 60
-    # Now the official client's own retry would have found a place.
-    wait(client, create(client, [row("x", "x", max_tokens=1)]))
+    # The official client waits by itself for as long as it is told to, and then finds a place.
+    with server.client(retries=3) as patient:
+        freeing = threading.Timer(0.5, client.batches.cancel, [batches[0].id])
+        freeing.start()
+        third = create(patient, [row("x", "x", max_tokens=1)])
+        freeing.join()
+    client.batches.cancel(batches[1].id)
+    ends = [wait(client, batch).status for batch in (*batches, third)]
+    assert ends == ["cancelled", "cancelled", "completed"]
+
+
+def test_connections_that_say_nothing(server: Server, client: OpenAI) -> None:
+    """Others are turned away while they are there, and not longer."""
+    with ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+        assert request(server, "GET", "/v1/models")[0] == 503
+    until = time.monotonic() + 20
+    while request(server, "GET", "/v1/models")[0] != 200 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert client.models.list().data[0].id == "tiny"
 
 
 def test_without_a_key_no_browser_page_and_a_full_disk(model: Path, tmp_path: Path) -> None:
