@@ -11,10 +11,14 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 from servers import CHAT, COMPLETIONS, Server, create, ended, lines, row, serving, upload, wait
 
 import batchgen
 
+TYPES = {CHAT: ChatCompletion, COMPLETIONS: Completion, "/v1/responses": Response}
 LONG = {"max_tokens": 4000, "ignore_eos": True}
 
 
@@ -51,6 +55,8 @@ def test_a_batch_from_upload_to_download(url: str, client: OpenAI, model: Path) 
     assert list(got) == [f"r{i}" for i in range(8)]
     # The same answers as the command line's, and their tokens add up.
     want = batchgen.run_batch(model, rows, exact=True, threads=1)
+    for one in got.values():
+        TYPES[url].model_validate(one["response"]["body"])
     assert [one["response"]["status_code"] for one in got.values()] == [200] * 8
     for result in want.rows:
         assert result.custom_id is not None
@@ -63,6 +69,22 @@ def test_a_batch_from_upload_to_download(url: str, client: OpenAI, model: Path) 
     assert batch.usage.input_tokens == sum(one.prompt_tokens for one in want.rows)
     assert batch.usage.output_tokens == sum(one.completion_tokens for one in want.rows)
     assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens
+
+
+def test_objects_are_of_the_types_of_the_client(client: OpenAI) -> None:
+    """The client takes almost anything; its types are stricter."""
+    for made in (
+        wait(client, create(client, [row("a", "x", max_tokens=1), row("b", "x", n=-1)])),
+        wait(client, create(client, ["nothing"])),
+        create(client, [row("a", "x", max_tokens=1)]),
+    ):
+        told = client.batches.with_raw_response.retrieve(made.id).http_response.json()
+        assert set(openai.types.Batch.model_fields) == set(told)
+        openai.types.Batch.model_validate(told)
+        wait(client, made)
+    file = client.files.with_raw_response.retrieve(made.input_file_id).http_response.json()
+    assert set(openai.types.FileObject.model_fields) == set(file)
+    openai.types.FileObject.model_validate(file)
 
 
 def test_rows_that_fail_are_in_a_file_of_their_own(client: OpenAI) -> None:
