@@ -23,7 +23,7 @@ class ExecJob:
     has achieved until its output is in place (None: beside the output). `resume`: "never",
     "always" or "if-possible". `order` of the output: "input" or "completion". `form` of the input:
     one of `job.inputs.FORMS` or "auto"; `shape`: how its rows get their prompts; `strict`: fields
-    that are not known make error rows.
+    that are not known make error rows; `some_must_run`: an input of bad rows alone is refused.
     """
 
     model: Path
@@ -50,3 +50,4 @@ class ExecJob:
     form: str = "auto"
     shape: Shape | None = None
     strict: bool = False
+    some_must_run: bool = True

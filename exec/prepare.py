@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ from batchgen.bodyname import load_body
 from batchgen.coroutine import BodyFactory
 from batchgen.cost.efficiency import refuse_constants
 from batchgen.cost.residency import Residency
-from batchgen.errors import UserError
+from batchgen.errors import Unfinished, UserError
 from batchgen.exec.devices import check_device
 from batchgen.exec.free_memory import resident_bytes
 from batchgen.exec.generation import sampling_defaults
 from batchgen.exec.hub import find_model
 from batchgen.exec.job import CAPABILITIES, ExecJob
 from batchgen.exec.job_rows import JobRows
+from batchgen.exec.kept import KeptModel
 from batchgen.exec.past import Ints, Past
 from batchgen.exec.prefix_keys import num_shared_pages, shared_page_keys
 from batchgen.exec.rows import RowInput
@@ -43,6 +45,9 @@ from batchgen.planning import PlanOptions, plan_options
 from batchgen.policy.presets import Preset, build_policy, find_preset
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
+
+ASK_ROWS = 64
+"""Rows that are read between two questions whether to give up."""
 
 
 @dataclass(slots=True)
@@ -146,12 +151,15 @@ def prepare(
     job: ExecJob,
     make: Callable[..., Worker] | None = None,
     *,
+    kept: KeptModel | None = None,
     past: Past | None = None,
     on_bad: Callable[[BadRow], None] = lambda row: None,
+    giving_up: Callable[[], bool] = lambda: False,
 ) -> Prepared:
     """Load the model, read the rows, size the arenas. `make` makes the worker, if not the one of
-    the device; `past`: what an earlier process has achieved; `on_bad` gets the rows that cannot
-    run. Raises UserError for what is wrong."""
+    the device; `kept` may have its model; `past`: what an earlier process has achieved; `on_bad`
+    gets the rows that cannot run. Raises UserError for what is wrong, and Unfinished where
+    `giving_up`, asked while rows are read, says so."""
     past = Past() if past is None else past
     folder = find_model(job.model)
     preset, overrides, options = check_job(job)
@@ -159,7 +167,10 @@ def prepare(
     sampling = sampling_defaults(folder, job.temperature)
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
-    check_weights_fit(job, folder)
+    if kept is None or not kept.holds(folder, job.dtype, job.exact, job.device):
+        check_weights_fit(job, folder)
+    if kept is not None:
+        make = partial(kept.worker, make or worker_of(job.device))
     process_bytes = resident_bytes()
     began = time.perf_counter()
     tokenizer = Tokenizer(folder, now=past.now)
@@ -185,7 +196,7 @@ def prepare(
         sampling=sampling,
     )
     digest = InputDigest()
-    read = _read(job, tokenizer, limits, digest, past, on_bad)
+    read = _read(job, tokenizer, limits, digest, past, on_bad, giving_up)
     tokenizer.release()
     jobs = read.jobs
     keys = None
@@ -231,6 +242,11 @@ def check_job(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     """What can be refused before anything is loaded."""
     check_input("input", job.input, remedy="give a JSONL file")
     form_of(job.input, job.form)
+    return check_options(job)
+
+
+def check_options(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
+    """The same without the input."""
     check_device(job.device)
     check_mode(job.dtype, exact=job.exact, device=job.device)
     overrides = dict(job.overrides)
@@ -269,6 +285,7 @@ def _read(
     digest: InputDigest,
     past: Past,
     on_bad: Callable[[BadRow], None],
+    giving_up: Callable[[], bool],
 ) -> ReadRows:
     """The rows of the input that have no answer yet, up to the job's limit."""
     read = ReadRows(unknown=limits.unknown)
@@ -284,6 +301,10 @@ def _read(
         answered=past.has_answered,
     ):
         read.num_rows += 1
+        if read.num_rows % ASK_ROWS == 0 and giving_up():
+            raise Unfinished(
+                "stopped while the input was read", remedy="begin again", code="stopped"
+            )
         if isinstance(row, Answered):
             read.num_answered += 1
         elif isinstance(row, JobRow):
@@ -294,7 +315,7 @@ def _read(
             on_bad(row)
     if not read.num_rows:
         raise UserError(f"{job.input} holds no rows", remedy="put one JSON object on each line")
-    if first_bad is not None and not read.jobs and not read.num_answered:
+    if first_bad is not None and job.some_must_run and not read.jobs and not read.num_answered:
         raise UserError(
             f"no row of {job.input} can run; line {first_bad.line}: {first_bad.message}",
             remedy="mend the rows",

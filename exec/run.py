@@ -17,6 +17,7 @@ from batchgen.exec.drive import drive
 from batchgen.exec.fingerprint import job_fingerprint
 from batchgen.exec.hub import find_model
 from batchgen.exec.job import ExecJob
+from batchgen.exec.kept import KeptModel
 from batchgen.exec.past import Past
 from batchgen.exec.prepare import check_job, prepare
 from batchgen.exec.rows import Stage
@@ -73,12 +74,15 @@ def execute(
     progress: Callable[[int, int, int], None] | None = None,
     stopping: Callable[[], bool] | None = None,
     on_line: Callable[[bytes], None] | None = None,
+    kept: KeptModel | None = None,
+    giving_up: Callable[[], bool] = lambda: False,
 ) -> Ended:
     """Answer every row of the input; `on_line` gets each output line as it is known, those of
-    earlier processes first.
+    earlier processes first. `kept` holds the model between jobs.
 
     `stopping` is asked before every pass; where it says so, and when the disk refuses, the job
     stops in its folder (`ExecJob.folder`): Unfinished, and `resume` "always" goes on with it.
+    `giving_up` is asked while the input is read: a job that is not resumed leaves no folder then.
     """
     began = time.perf_counter()
     check_output(job.output)  # first: a loop of links has no resolved form
@@ -104,7 +108,7 @@ def execute(
             for line in folder.journal.lines("completion"):
                 on_line(line)
         if earlier != folder.num_rows:
-            record = _run(job, model, folder, began, progress, stopping, on_line)
+            record = _run(job, model, folder, began, progress, stopping, on_line, kept, giving_up)
         by_code = folder.journal.counts()
         if sum(by_code.values()) != folder.num_rows:
             raise IllegalTransition(f"{by_code} answers of {folder.num_rows} rows")
@@ -168,6 +172,8 @@ def _run(
     progress: Callable[[int, int, int], None] | None,
     stopping: Callable[[], bool] | None,
     on_line: Callable[[bytes], None] | None,
+    kept: KeptModel | None,
+    giving_up: Callable[[], bool],
 ) -> RunRecord | None:
     """Answers the rows that have no answer yet, into the journal."""
     journal = folder.journal
@@ -185,7 +191,7 @@ def _run(
         keep(row.index, line_of(bad_row_object(row)), row.code)
 
     try:
-        prepared = prepare(job, past=past, on_bad=refused)
+        prepared = prepare(job, kept=kept, past=past, on_bad=refused, giving_up=giving_up)
     except UserError:
         if not folder.is_resumed:
             folder.done()  # nothing has run: it leaves nothing behind

@@ -33,6 +33,9 @@ EXTRAS = {
     "jinja2": "exec",
     "triton": "gpu",
     "ray": "cluster",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "python_multipart": "serve",
 }
 
 # What the machine says of a path, wherever it is used; none is a bug of ours.

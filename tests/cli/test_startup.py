@@ -44,6 +44,7 @@ def best_of(code: str, tries: int = 5) -> float:
         "from batchgen.cli import main; assert main(['--help']) == 0",
         "from batchgen.cli import main; assert main(['sim', '--help']) == 0",
         "from batchgen.cli import main; assert main(['report', '--help']) == 0",
+        "from batchgen.cli import main; assert main(['serve', '--help']) == 0",
     ],
 )
 def test_nothing_heavy_is_needed(code: str) -> None:
