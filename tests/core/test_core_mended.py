@@ -522,3 +522,39 @@ def test_phases_do_not_mix_however_near_the_boundaries_are(preset: str, boundary
     ]
     assert sum(bool(step.chunks) for step in steps) > 1
     assert not any(step.decode and step.chunks for step in steps)
+
+
+# -- layouts --------------------------------------------------------------------------------------
+
+
+def test_a_row_sleeps_on_when_its_engine_goes_home_and_has_no_room_for_it() -> None:
+    """It was taken for one that waits, failed for want of pages while nobody wanted any, and stayed
+    in the count of those asleep."""
+    rows = (
+        Row(prompt=21, budget=36, output=11, arrival=1000000, stages=((11, 1, 400000), (6, 9, 1))),
+        Row(
+            prompt=24, budget=26, output=12, arrival=1300000, stages=((7, 10, 0), (12, 12, 400000))
+        ),
+    )
+    case = Case(
+        preset="batchgen",
+        rows=rows,
+        engines=2,
+        ranks=2,
+        roles=("both", "both"),
+        devices=1,
+        engines_per_node=2,
+        hbm_pages=6,
+        page=8,
+        boundary=5,
+        budget=64,
+        seqs=64,
+        advised=True,
+        overrides={"admission.part": "worst-case", "placement.part": "round-robin"},
+        copy_ps=10,
+    )
+    verify_core(case)
+    entries = run(case).entries
+    home = [entry for entry in entries if isinstance(entry.event, ev.LayoutReady)][-1]
+    ended = [action.row for action in home.actions if isinstance(action, act.Failed)]
+    assert 1 not in ended

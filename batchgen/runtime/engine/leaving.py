@@ -276,14 +276,23 @@ def layout_ready(engine: EngineMachine) -> None:
 
 
 def _not_in_layout(engine: EngineMachine, rank: Rank, row: int) -> None:
+    """No rank has room for its KV: it waits to be prefilled again, or sleeps on without."""
     table = engine.table
-    table.v_recomputed[row] += table.v_computed[row]
+    asleep = table.v_status[row] == Status.SLEEPING
+    if asleep:
+        engine.sleeping -= 1
+        engine.up.lost_asleep(row)
+    else:
+        table.v_recomputed[row] += table.v_computed[row]
+        table.v_preemptions[row] += 1
     table.v_computed[row] = table.v_reserved[row] = 0
-    table.v_preemptions[row] += 1
     if table.v_host_pages[row]:
         end_stream(engine, row)
         engine.up.out.append(act.Release([row], engine.id, "host"))
     engine.up.out.append(act.Release([row], engine.id, "hbm"))
+    if asleep:
+        table.v_host_valid[row] = 0
+        return
     enqueue(engine, row, rank, front=True)
     if engine.up.bodies is not None:
         engine.up.tell_body(engine, row, Outcome.LOST)
