@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchgen.job.error_limit import ErrorLimit
 from batchgen.job.shape import Shape
 
 CAPABILITIES = frozenset({"host", "prefix"})
@@ -50,3 +51,7 @@ class ExecJob:
     form: str = "auto"
     shape: Shape | None = None
     strict: bool = False
+    row_timeout_s: float | None = None
+    max_errors: ErrorLimit | None = None
+    error_file: Path | None = None
+    output_form: str = "jsonl"

@@ -190,6 +190,13 @@ class Journal:
             found[row] = True
         return found
 
+    def failed(self) -> npt.NDArray[np.bool_]:
+        """Which rows have an error for an answer, up to the last that has one."""
+        found = np.zeros(self._one("SELECT COALESCE(MAX(row), -1) FROM answers") + 1, np.bool_)
+        for (row,) in self._base.execute("SELECT row FROM answers WHERE code <> ''"):
+            found[row] = True
+        return found
+
     def num_answers(self) -> int:
         return self._one("SELECT COUNT(*) FROM answers")
 

@@ -277,10 +277,15 @@ def _custom_id(value: dict[str, Any], line: int) -> str:
     if given is None:
         if not short:
             raise RowError("missing_field", "field 'custom_id' is missing")
-        return f"line-{line}"
+        return line_id(line)
     if not isinstance(given, str) or not given:
         raise RowError("invalid_field", "field 'custom_id' must be a string that is not empty")
     return given
+
+
+def line_id(line: int) -> str:
+    """The id of a short row that has none."""
+    return f"line-{line}"
 
 
 def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: RowLimits) -> JobRow:
