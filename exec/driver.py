@@ -142,9 +142,8 @@ class Driver:
             if now - began_ps < self.row_timeout_ps:
                 return
             del self._begun[row]
-            limit_s = self.row_timeout_ps / PS_PER_S
-            self.why[row] = f"not ended {limit_s:g} s after its first pass began"
-            self.schedule(ev.RowFailed(row, "timeout"), now)
+            if self.record.end_ps[row] < 0:  # else it has ended, and its step has not
+                self.schedule(ev.RowFailed(row, "timeout"), now)
 
     def _wait(self) -> None:
         """No step is launched: until the next event of the heap, or until a copy is over."""
@@ -213,7 +212,7 @@ class Driver:
         elif isinstance(action, act.Finished):
             self._ended(action.row, action.reason, now)
         elif isinstance(action, act.Failed):
-            self.why[action.row] = action.why or self.why.get(action.row, "")
+            self.why[action.row] = action.why or self._why(action)
             self._ended(action.row, action.code, now)
         elif isinstance(action, act.Wake):
             self.schedule(ev.Timer(action.timer_id), max(now, action.at_ps))
@@ -223,6 +222,11 @@ class Driver:
                 self._runner.do(lambda: self.worker.trim(sleeper))
         elif not isinstance(action, act.Place):
             self._move(action)
+
+    def _why(self, action: act.Failed) -> str:
+        if action.code == "timeout" and self.row_timeout_ps is not None:
+            return f"not ended {self.row_timeout_ps / PS_PER_S:g} s after its first pass began"
+        return self.why.get(action.row, "")
 
     def _move(self, action: Action) -> None:
         """What concerns pages and tokens of rows."""

@@ -3,7 +3,6 @@ and nothing is written."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,30 +18,26 @@ from batchgen.exec.past import Past
 from batchgen.exec.prepare import ReadRows, check_job, limits_of_rows, plan_rows, read_all, table_of
 from batchgen.exec.sizing import itemsize, weight_bytes
 from batchgen.exec.tokenizer import Tokenizer
+from batchgen.job.checking import BadRows
 from batchgen.job.jsonl import InputDigest
-from batchgen.job.rows import BadRow
 from batchgen.plan import Plan
 from batchgen.policy.presets import build_policy
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
-
-FIRST_LINES = 3
-"""Bad rows of a code that are named."""
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True, kw_only=True)
 class Survey:
-    """`bad`: rows that cannot run by code, `first_bad` the first of each; `plan` None if none can.
-    Prompts and budgets count tokens of each sequence. `memory`: bytes by parts. `first_prompt`: the
-    text of the first row's tokens, special tokens and all."""
+    """`bad`: rows that cannot run; `plan` None if none can. Prompts and budgets count tokens of
+    each sequence. `memory`: bytes by parts. `first_prompt`: the text of the first row's tokens,
+    special tokens and all."""
 
     job: ExecJob
     folder: Path
     read: ReadRows
-    bad: Counter[str]
-    first_bad: dict[str, list[BadRow]]
+    bad: BadRows
     prompt_tokens: Ints
     max_output: Ints
     first_prompt: str
@@ -75,18 +70,10 @@ def survey(job: ExecJob) -> Survey:
     folder = find_model(job.model)
     config = load_config(folder)
     tokenizer = Tokenizer(folder)
-    bad: Counter[str] = Counter()
-    first_bad: dict[str, list[BadRow]] = {}
-
-    def refused(row: BadRow) -> None:
-        bad[row.code] += 1
-        some = first_bad.setdefault(row.code, [])
-        if len(some) < FIRST_LINES:
-            some.append(row)
-
+    bad = BadRows()
     limits = limits_of_rows(job, config.max_context, sampling_defaults(folder, job.temperature))
     try:
-        rows = read_all(job, tokenizer, limits, InputDigest(), Past(), refused)
+        rows = read_all(job, tokenizer, limits, InputDigest(), Past(), bad.add)
     finally:
         tokenizer.release()
     jobs = rows.jobs
@@ -95,7 +82,6 @@ def survey(job: ExecJob) -> Survey:
         folder=folder,
         read=rows,
         bad=bad,
-        first_bad=first_bad,
         prompt_tokens=jobs.prompt_tokens(),
         max_output=jobs.max_output(),
         first_prompt=tokenizer.written(jobs[0].prompt_ids) if jobs else "",

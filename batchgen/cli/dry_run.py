@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen.cli.common import say
+from batchgen.cli.input_file import print_bad
 from batchgen.oneline import escaped
 from batchgen.report.text import count, dollars, duration
 
@@ -48,7 +49,7 @@ def dry_run(
             say(f"note: {note}")
     if not found.read.jobs:
         return 2
-    return 1 if found.bad else 0
+    return 1 if found.bad.counts else 0
 
 
 def as_object(found: Survey, told: Forecast | None, price_per_hour: float | None) -> dict[str, Any]:
@@ -59,15 +60,8 @@ def as_object(found: Survey, told: Forecast | None, price_per_hour: float | None
         "schema": 1,
         "input": str(found.job.input),
         "rows": found.read.num_rows,
-        "bad_rows": found.bad.total(),
-        "bad_by_code": {
-            code: {
-                "rows": number,
-                "first": [{"line": row.line, "message": row.message} for row in some],
-            }
-            for code, number in found.bad.items()
-            for some in [found.first_bad[code]]
-        },
+        "bad_rows": found.bad.counts.total(),
+        "bad_by_code": found.bad.as_json(),
         "unknown_fields": dict(found.read.unknown),
         "sequences": len(prompts),
         "prompt_tokens": int(prompts.sum()),
@@ -119,12 +113,7 @@ def histogram(values: list[int]) -> list[dict[str, int]]:
 def _print(found: Survey, document: dict[str, Any]) -> None:
     runs = document["rows"] - document["bad_rows"]
     print(f"{escaped(document['input'])}: {count(document['rows'])} rows, {count(runs)} can run")
-    for code, some in document["bad_by_code"].items():
-        print(f"  {code}: {count(some['rows'])} rows")
-        for row in some["first"]:
-            print(escaped(f"    line {row['line']}: {row['message']}"))
-    for name, number in document["unknown_fields"].items():
-        print(escaped(f"  field '{name:.60}' of {count(number)} rows is not known and is ignored"))
+    print_bad(document["bad_by_code"], document["unknown_fields"])
     if not document["sequences"]:
         print("no row can run")
         return

@@ -234,10 +234,16 @@ def counts(base: sqlite3.Connection) -> dict[str, int]:
 
 def lines(base: sqlite3.Connection, order: str) -> Iterator[bytes]:
     """Lines without their newline."""
+    for line, _ in coded_lines(base, order):
+        yield line
+
+
+def coded_lines(base: sqlite3.Connection, order: str) -> Iterator[tuple[bytes, str]]:
+    """(line without its newline, code of its error or "")."""
     by = {"input": "row", "completion": "ended"}[order]
-    with closing(base.execute(f"SELECT line FROM answers ORDER BY {by}")) as found:
-        for (line,) in found:
-            yield bytes(line)
+    with closing(base.execute(f"SELECT line, code FROM answers ORDER BY {by}")) as found:
+        for line, code in found:
+            yield bytes(line), code
 
 
 @contextmanager
@@ -259,6 +265,13 @@ def read_lines(path: Path, order: str = "input") -> Iterator[bytes]:
     with _reading(path) as base:
         if base is not None:
             yield from lines(base, order)
+
+
+def read_coded_lines(path: Path, order: str = "input") -> Iterator[tuple[bytes, str]]:
+    """The same with the code of each error, "" where there is none. Raises UserError."""
+    with _reading(path) as base:
+        if base is not None:
+            yield from coded_lines(base, order)
 
 
 def read_counts(path: Path) -> dict[str, int]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-BINS = 64
+BINS, SPAN = 64, 4096.0
 PRIOR_ROWS = 2.0
 """Rows that went through each bin and stopped at the mean rate, before any real one."""
 RULE_OF_THREE = 3.0
@@ -101,20 +101,21 @@ def slope_of(prompt: Ints, produced: Ints) -> float:
     return min(max(slope, 0.0), 1.0) if explained > LEAST_EXPLAINED else 0.0
 
 
-def stops_of(produced: Floats, stopped: npt.NDArray[np.bool_], most: float) -> tuple[Stops, Stops]:
+def stops_of(
+    produced: Floats, stopped: npt.NDArray[np.bool_], weight: Ints, most: float
+) -> tuple[Stops, Stops]:
     """Of rows that have begun: what each has produced, and whether it stopped there by itself, in
-    units. The first has rates so high, the second so low, as the number of stops seen allows (two
-    standard deviations). `most`: the largest budget."""
-    least = max(most, 2.0) / 2**20
-    edges = np.geomspace(max(least, 1.0), max(most, 2.0), BINS)
+    units; each stands for `weight` rows. The first has rates so high, the second so low, as the
+    number of stops seen allows (two standard deviations). `most`: the largest budget."""
+    edges = np.geomspace(most / SPAN, most, BINS)
     edges = np.concatenate(([0.0], edges))
     widths = np.diff(edges)
     at = np.clip(np.searchsorted(edges, produced, side="left") - 1, 0, len(widths) - 1)
-    ends = np.bincount(at, minlength=len(widths))
-    inside = np.bincount(at, produced - edges[at], minlength=len(widths))
-    beyond = len(produced) - np.cumsum(ends)
+    ends = np.bincount(at, weight, minlength=len(widths))
+    inside = np.bincount(at, weight * (produced - edges[at]), minlength=len(widths))
+    beyond = weight.sum() - np.cumsum(ends)
     exposure = inside + beyond * widths
-    stops = np.bincount(at[stopped], minlength=len(widths)).astype(np.float64)
+    stops = np.bincount(at[stopped], weight[stopped], minlength=len(widths))
     seen, over = float(stops.sum()), float(exposure.sum())
     mean = seen / over if over else 0.0
     rates = (stops + PRIOR_ROWS * mean * widths) / (exposure + PRIOR_ROWS * widths)

@@ -54,21 +54,23 @@ def places_of(table: Table) -> Places:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
     """Sequences that have produced something [rows]: tokens of their prompts, of output so far,
-    and most that there may be. `is_over`: it has ended; `stopped`: it did so before its budget."""
+    and most that there may be. `is_over`: it has ended; `stopped`: it did so before its budget.
+    weight: it stands for so many alike."""
 
     prompt: Ints
     produced: Ints
     budget: Ints
     is_over: npt.NDArray[np.bool_]
     stopped: npt.NDArray[np.bool_]
+    weight: Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What is left. prompt_left: tokens without KV that must be computed before rows can decode.
 
-    Of the sequences that have neither produced anything nor ended there are `counts` [kinds] with
-    such a `fresh_prompt` (to a twelfth or so) and `fresh_budget`. waits: some have no place.
+    Of the sequences that have neither produced anything nor ended each that is here, with its
+    `fresh_prompt` and `fresh_budget`, stands for `fresh_counts`. waits: some have no place.
     """
 
     begun: Begun
@@ -79,41 +81,49 @@ class Load:
     waits: bool
 
 
+MOST = 1 << 15
+"""Of more rows than that, evenly spread ones stand for all: nobody needs more for an estimate."""
+
+
 def load_of(table: Table, decode_clock: int) -> Load:
     """`decode_clock`: decode passes of the engine so far; running rows grow by it (`Table`)."""
     status = table.status
-    rows = np.flatnonzero((table.produced > 0) | (status == Status.DECODE))
+    is_over = status >= Status.DONE
+    has_some = (table.produced > 0) | (status == Status.DECODE)
+    ended, times_ended = _some(np.flatnonzero(is_over & has_some))
+    going, times_going = _some(np.flatnonzero(has_some & ~is_over))
+    fresh, times_fresh = _some(np.flatnonzero(~(has_some | is_over)))
+    rows = np.concatenate((ended, going))
     prompt = table.prompt[rows].astype(np.int64)
     produced, budget = table.produced[rows].astype(np.int64), table.budget[rows].astype(np.int64)
     decodes = status[rows] == Status.DECODE
     computed = table.offset[rows] + decode_clock
     produced = np.where(decodes, np.maximum(computed - prompt + 1, produced), produced)
     produced = np.minimum(produced, budget)
-    fresh = (table.produced == 0) & (status < Status.DONE) & (status != Status.DECODE)
-    kinds, counts = np.unique(
-        (_EIGHTHS[np.minimum(table.prompt[fresh], len(_EIGHTHS) - 1)].astype(np.int64) << 32)
-        + table.budget[fresh],
-        return_counts=True,
-    )
     # Decoding rows have KV of all but their newest token; others may have some on the host.
-    others = (status < Status.DONE) & (status != Status.DECODE)
+    others = np.flatnonzero(~is_over & (status != Status.DECODE))
     have = np.maximum(table.computed[others], table.host_valid[others])
     known = table.prompt[others] + table.produced[others]
+    weight = np.full(len(rows), times_going, dtype=np.int64)
+    weight[: len(ended)] = times_ended
     return Load(
         begun=Begun(
             prompt=prompt,
             produced=produced,
             budget=budget,
-            is_over=status[rows] >= Status.DONE,
+            is_over=is_over[rows],
             stopped=(status[rows] == Status.DONE) & (produced < budget),
+            weight=weight,
         ),
-        fresh_prompt=np.exp2((kinds >> 32) / 8).round().astype(np.int64),
-        fresh_budget=kinds & 0xFFFFFFFF,
-        fresh_counts=counts.astype(np.int64),
-        prompt_left=int(np.maximum(known - have, 0).sum()),
+        fresh_prompt=table.prompt[fresh].astype(np.int64),
+        fresh_budget=table.budget[fresh].astype(np.int64),
+        fresh_counts=np.full(len(fresh), times_fresh, dtype=np.int64),
+        prompt_left=int(np.maximum(known - have, 0).sum(dtype=np.int64)),
         waits=places_of(table).waiting > 0,
     )
 
 
-_EIGHTHS = np.round(8 * np.log2(np.maximum(np.arange(1 << 17), 1))).astype(np.int16)
-"""Of a number of tokens, which of eight steps between two powers of two it is next to."""
+def _some(rows: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], int]:
+    """Every n-th row, and n."""
+    step = -(-len(rows) // MOST) or 1
+    return rows[::step], step

@@ -98,14 +98,14 @@ def left_s(load: Load, pace: Pace) -> tuple[float, float] | None:
     prompt = np.concatenate((begun.prompt[going], load.fresh_prompt))
     produced: Floats = np.concatenate((begun.produced[going], nothing)).astype(np.float64)
     budget: Floats = np.concatenate((begun.budget[going], load.fresh_budget)).astype(np.float64)
-    counts = np.concatenate((np.ones(int(going.sum()), dtype=np.int64), load.fresh_counts))
+    counts = np.concatenate((begun.weight[going], load.fresh_counts))
     if not len(counts):
         return 0.0, 0.0
     slope = slope_of(begun.prompt[begun.stopped], begun.produced[begun.stopped])
     units: Floats = np.power(np.maximum(prompt, 1).astype(np.float64), slope)
     ours: Floats = np.power(np.maximum(begun.prompt, 1).astype(np.float64), slope)
     most = float(max((begun.budget / ours).max(initial=1), (budget / units).max(initial=1)))
-    soon, late = stops_of(begun.produced / ours, begun.stopped, most)
+    soon, late = stops_of(begun.produced / ours, begun.stopped, begun.weight, most)
 
     def seconds(passes: float, tokens: float) -> float:
         work_s = tokens * one.per_decode_s + load.prompt_left * one.per_chunk_token_s
