@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -119,19 +119,16 @@ def execute(
             for line in folder.journal.lines("completion"):
                 on_line(line)
         if earlier != folder.num_rows:
-            record = _run(
-                job,
-                model,
-                folder,
-                began,
-                Callbacks(
-                    progress=progress,
-                    stopping=stopping or (lambda: False),
-                    on_line=on_line,
-                    watch=watch,
-                    predict=predict,
-                ),
+            calls = Callbacks(
+                progress=progress,
+                stopping=stopping or (lambda: False),
+                on_line=on_line,
+                watch=watch,
+                predict=predict,
             )
+            record = _run(job, model, folder, began, calls)
+            if folder.journal.num_answers() != folder.num_rows:
+                _run(job, model, folder, began, replace(calls, predict=None), alone=True)
         by_code = folder.journal.counts()
         if sum(by_code.values()) != folder.num_rows:
             raise IllegalTransition(f"{by_code} answers of {folder.num_rows} rows")
@@ -196,10 +193,23 @@ class Callbacks:
     predict: Callable[[Prepared], Forecast] | None
 
 
+SHORT = "out_of_memory"
+
+
 def _run(
-    job: ExecJob, model: Path, folder: JobFolder, began: float, calls: Callbacks
+    job: ExecJob,
+    model: Path,
+    folder: JobFolder,
+    began: float,
+    calls: Callbacks,
+    *,
+    alone: bool = False,
 ) -> RunRecord | None:
-    """Answers the rows that have no answer yet, into the journal."""
+    """Answers the rows that have no answer yet, into the journal. Those for which memory is short
+    are set aside; `alone`: one row after the other, with all the memory there is, and those for
+    which it is short still fail."""
+    if alone:
+        job = replace(job, overrides=(*job.overrides, ("plan.max_num_seqs", "1")))
     journal, limit = folder.journal, job.max_errors
     past = Past.of(journal, datetime.fromisoformat(folder.told["config"]["template_time"]))
     counts = journal.counts()
@@ -207,6 +217,8 @@ def _run(
     earlier = tally.answered
 
     def keep(row: int, line: bytes, code: str) -> None:
+        if code == SHORT and not alone:
+            return
         tally.add(code)
         journal.answer(row, line, code)
         if calls.on_line is not None:

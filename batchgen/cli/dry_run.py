@@ -131,7 +131,7 @@ def _print(found: Survey, document: dict[str, Any]) -> None:
     if (told := document["predicted"]) is not None:
         low_high = told["range_s"]
         bar = "" if low_high is None else f" ({duration(low_high[0])} to {duration(low_high[1])})"
-        price = "" if told["cost"] is None else f", {dollars(told['cost'])}"
+        price = "" if told["cost"] is None else f", {_price(told['cost'])}"
         print(
             f"the simulator says {duration(told['total_s'])}{bar}{price}, KV peak "
             f"{count(told['kv_peak_pages'])} pages, if {told['guess']}"
@@ -141,6 +141,10 @@ def _print(found: Survey, document: dict[str, Any]) -> None:
     print(f"first prompt{cut}:")
     for line in text[:MOST_PROMPT].split("\n"):
         print(escaped(line))
+
+
+def _price(cost: float) -> str:
+    return f"{cost:.4f} $" if 0 < cost < 1 else dollars(cost)
 
 
 def _histogram(name: str, bins: list[dict[str, int]]) -> None:

@@ -140,10 +140,8 @@ def beside(one: Snapshot) -> str:
     if expected.slower is not None:
         word = "slower" if expected.slower >= 1 else "faster"
         pace = f"; {abs(expected.slower - 1):.0%} {word} so far"
-    return (
-        f"said {duration(expected.total_s)} in all, {count(expected.output_tokens)} tokens by now "
-        f"({count(one.output_tokens)} are){pace}"
-    )
+    tokens = f"{count(one.output_tokens)} of {count(expected.output_tokens)} tokens by now"
+    return f"said {duration(expected.total_s)} in all; {tokens}{pace}"
 
 
 @contextmanager

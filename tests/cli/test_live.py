@@ -54,7 +54,7 @@ def test_every_number_that_matters_is_shown() -> None:
     )
     assert parts(told)[-1] == (
         "simulator",
-        "said 90.0 s in all, 50,000 tokens by now (63,000 are); 20% faster so far",
+        "said 90.0 s in all; 63,000 of 50,000 tokens by now; 20% faster so far",
     )
 
 

@@ -254,28 +254,46 @@ def test_too_many_errors_stop_a_job_that_can_go_on(model: Path, tmp_path: Path) 
         assert (ended.done, ended.errors) == (4, 3)
 
 
-def test_a_job_stops_at_rows_that_fail_while_they_run(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+SHORT = "[enforce fail] DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.mark.parametrize("ever", [False, True])
+def test_rows_for_which_memory_is_short_are_tried_again_alone(
+    ever: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory that is short for one row is an error of its own; with a limit of none the job stops
-    there, and goes on without a limit."""
+    """Beside others they are set aside. Alone they end as they would have, or fail by name; then a
+    limit of errors counts them, and the job goes on without one."""
     from batchgen.exec.worker import Worker
 
+    rows = [long(number, 40 if number % 3 == 1 else 10) for number in range(7)]
+    whole = job(model, tmp_path, rows, output=tmp_path / "whole.jsonl")
+    execute(whole)
     forward = Worker._forward
 
     def short(worker: Worker, decodes: Any, chunks: Any) -> Any:
-        rows = [*decodes, *(row for row, _, _, _ in chunks)]
-        if any(row == 1 and worker.rows.num_produced(row) == 5 for row in rows):
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        some = [*decodes, *(row for row, _, _, _ in chunks)]
+        beside = int((worker._hbm.tables.counts > 0).sum()) > 1
+        if any(worker.rows.num_produced(row) == 20 for row in some) and (ever or beside):
+            raise RuntimeError(SHORT)
         return forward(worker, decodes, chunks)
 
     monkeypatch.setattr(Worker, "_forward", short)
-    one = job(model, tmp_path, [long(number) for number in range(6)], max_errors=ErrorLimit(rows=0))
-    with pytest.raises(Unfinished, match="1 rows of 6 have failed"):
+    one = job(model, tmp_path, rows, max_errors=ErrorLimit(rows=0))
+    if not ever:
+        ended = execute(one)
+        assert (ended.done, ended.errors) == (7, 0)
+        assert one.output.read_bytes() == whole.output.read_bytes()
+        return
+    with pytest.raises(Unfinished, match="1 rows of 7 have failed"):
         execute(one)
     ended = execute(replace(one, max_errors=None, resume="always"))
-    assert ended.by_code == {"": 5, "out_of_memory": 1}
-    assert read(one.output)[1]["error"]["code"] == "out_of_memory"
+    assert ended.by_code == {"": 5, "out_of_memory": 2}
+    want, got = read(whole.output), read(one.output)
+    for number, (first, second) in enumerate(zip(want, got, strict=True)):
+        if number % 3 == 1:
+            assert second["error"]["code"] == "out_of_memory"
+        else:
+            assert first == second
 
 
 def test_requests_of_failed_rows_are_an_input_of_their_own(model: Path, tmp_path: Path) -> None:
