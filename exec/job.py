@@ -55,3 +55,4 @@ class ExecJob:
     max_errors: ErrorLimit | None = None
     error_file: Path | None = None
     output_form: str = "jsonl"
+    shard: tuple[int, int] | None = None

@@ -273,6 +273,7 @@ def read_all(
         form=form_of(job.input, job.form),
         shape=job.shape,
         answered=past.has_answered,
+        shard=job.shard,
     ):
         read.num_rows += 1
         if isinstance(row, Answered):
@@ -283,14 +284,17 @@ def read_all(
             read.first_bad = read.first_bad or row
             read.refused[row.code] += 1
             on_bad(row)
+    if not read.num_rows and job.shard is not None:
+        part, parts = job.shard
+        raise UserError(f"{job.input} holds no rows of shard {part}/{parts}", remedy="take fewer")
     if not read.num_rows:
         raise UserError(f"{job.input} holds no rows", remedy="put one JSON object on each line")
     return read
 
 
 def check_any(job: ExecJob, read: ReadRows) -> None:
-    """Raises UserError unless a row can run or has been answered."""
-    if read.first_bad is not None and not read.jobs and not read.num_answered:
+    """Raises UserError unless a row can run or has been answered; a shard may have none."""
+    if job.shard is None and read.first_bad is not None and not read.jobs and not read.num_answered:
         raise UserError(
             f"no row of {job.input} can run; line {read.first_bad.line}: {read.first_bad.message}",
             remedy="mend the rows",

@@ -16,6 +16,7 @@ from batchgen.cli.exec_checks import (
     check_options,
     check_outputs,
     form_of_output,
+    parse_shard,
 )
 from batchgen.cli.exec_ending import report, say_ended
 from batchgen.cli.forecasting import check_profile, predictor
@@ -75,6 +76,10 @@ def exec_(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampled rows.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only each N-th row, from the I-th: N jobs share a file."),
+    ] = None,
     input_format: Annotated[
         str,
         typer.Option(
@@ -244,6 +249,7 @@ def exec_(
             max_errors=errors,
             error_file=error_file,
             output_form=form_of_output(output, output_format),
+            shard=parse_shard(shard),
         )
         if dry_run:
             return look(

@@ -90,3 +90,16 @@ def form_of_output(output: Path, wanted: str) -> str:
             remedy=f"choose one of auto, {', '.join(OUTPUT_FORMS)}",
         )
     return wanted
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """ "2/4" as (2, 4). Raises UserError."""
+    if text is None:
+        return None
+    first, slash, second = text.partition("/")
+    numbers = [one.strip() for one in (first, second)]
+    if slash and all(one.isascii() and one.isdecimal() and len(one) < 10 for one in numbers):
+        part, parts = map(int, numbers)
+        if 1 <= part <= parts:
+            return part, parts
+    raise UserError(f"--shard is '{text:.40}'", remedy="for instance 2/4: I of N, I from 1")

@@ -150,9 +150,11 @@ def read_rows(
     form: str = "jsonl",
     shape: Shape | None = None,
     answered: Callable[[int], bool] = lambda index: False,
+    shard: tuple[int, int] | None = None,
 ) -> Iterator[JobRow | BadRow | Answered]:
     """Rows a few at a time, so that a long file needs memory only for its ids. `answered` rows are
-    not encoded."""
+    not encoded. shard (i, n), i from 1: only each n-th row, from the i-th; ids that come twice are
+    those of the whole file, and `index` counts in it."""
     digest = InputDigest() if digest is None else digest
     seen: set[bytes] = set()
     batch: list[_Draft | BadRow | Answered] = []
@@ -160,6 +162,8 @@ def read_rows(
     lines = read_input(path, form, limits.max_line_bytes, digest, TYPED)
     for index, (line, value) in enumerate(islice(lines, limit)):
         row = _draft(index, line, value, seen, shape, limits)
+        if shard is not None and index % shard[1] != shard[0] - 1:
+            continue
         batch.append(Answered(index=index) if answered(index) else row)
         if len(batch) >= BATCH_ROWS or digest.num_bytes - began >= BATCH_BYTES:
             yield from _encoded(batch, encoder, limits)

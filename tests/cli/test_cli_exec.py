@@ -63,6 +63,7 @@ EXEC_FLAGS = {
     "--profile",
     "--expected-tokens",
     "--price-per-hour",
+    "--shard",
 }
 CHAT = "/v1/chat/completions"
 

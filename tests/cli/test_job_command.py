@@ -176,6 +176,9 @@ def test_a_dry_run_says_what_would_be_and_leaves_nothing(
         (["-o", "x", "--price-per-hour", "inf"], "--price-per-hour is inf"),
         (["-o", "x", "--expected-tokens", "0"], "--expected-tokens is 0"),
         (["-o", "x", "--profile", "none.json"], "none.json"),
+        (["-o", "x", "--shard", "5/4"], "--shard is '5/4'"),
+        (["-o", "x", "--shard", "0/4"], "--shard is '0/4'"),
+        (["-o", "x", "--shard", "4"], "--shard is '4'"),
         (["-o", "x", "--quiet", "--json-events"], "--quiet shows no progress"),
     ],
 )

@@ -344,6 +344,29 @@ def test_answers_as_parquet(model: Path, tmp_path: Path) -> None:
     assert two.output.read_bytes() == first
 
 
+def test_shards_are_the_whole(model: Path, tmp_path: Path) -> None:
+    """Together they are the rows of the whole job, with the ids that they have there."""
+    rows = [long(0, 5), "x", long(2, 5), long(0, 5), {"prompt": "e", "temperature": 0.8}, long(5)]
+    whole = job(model, tmp_path, rows)
+    execute(whole)
+    parts = []
+    for number in (1, 2, 3, 4):
+        one = replace(whole, output=tmp_path / f"{number}.jsonl", shard=(number, 4))
+        if number == 2:
+            with pytest.raises(Unfinished):
+                execute(one, stopping=lambda: True)
+            with pytest.raises(UserError, match="another shard"):
+                execute(replace(one, resume="always", shard=(3, 4)))
+            one = replace(one, resume="always")
+        ended = execute(one)
+        assert ended.rows == (2 if number < 3 else 1)
+        parts.append(one.output.read_bytes().splitlines())
+    want = whole.output.read_bytes().splitlines()
+    assert [want[number::4] for number in range(4)] == parts
+    with pytest.raises(UserError, match="no rows of shard 7/7"):
+        execute(replace(whole, output=tmp_path / "7", shard=(7, 7)))
+
+
 # -- before it runs -------------------------------------------------------------------------------
 
 
