@@ -41,6 +41,7 @@ COMPILED = (
     "batchgen/sim/recorder.py",
     "batchgen/sim/rowbook.py",
     "batchgen/sim/run.py",
+    "batchgen/sim/running.py",
 )
 """Files and folders. Not among them: msgspec structs (they need real classes), and the parts of
 policies (users inherit from them)."""

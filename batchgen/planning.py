@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from batchgen.cost.capacity import Capacity, capacity
 from batchgen.cost.residency import ATTENTION, KV, WEIGHTS, Residency
@@ -61,13 +62,18 @@ class PlanOptions:
         )
 
 
+def options_by_name() -> dict[str, dataclasses.Field[Any]]:
+    """The options of the plan."""
+    return {field.name: field for field in dataclasses.fields(PlanOptions)}
+
+
 def plan_options(
     overrides: Mapping[str, str], preset: Mapping[str, object] | None = None
 ) -> PlanOptions:
     """The options of a preset, then the "plan.*" entries of --set; raises UserError for an unknown
     name or a bad value."""
     values: dict[str, object] = {}
-    fields = {field.name: field for field in dataclasses.fields(PlanOptions)}
+    fields = options_by_name()
     texts = {f"plan.{name}": str(value) for name, value in (preset or {}).items()}
     texts |= {key: text for key, text in overrides.items() if key.startswith("plan.")}
     for key, text in texts.items():

@@ -1,7 +1,8 @@
 """Tables of what was measured on GPUs, from benchmarks/results; `make_tables.py` writes them.
 
-The newest `gpu-*.json` of each GPU counts, and the `predicted-*.json` that was made of it. Every
-table says where its figures were measured; a cell that no file has says so.
+A piece counts as the newest `gpu-*.json` of its GPU that has it says, and predictions as the
+`predicted-*.json` that was made of that file. A run is all that counts of one GPU; every page says
+which file a piece is of, and a cell that no file has says so.
 """
 
 from __future__ import annotations
@@ -30,19 +31,30 @@ CEILINGS = {
     "disk_write": "disk, writing",
     "disk_read": "disk, reading",
 }
-WHOLE_PIECES = ("tests/kernels", "tests/gpu")  # of a run, beside ceilings, kernels and cells
+# Of a run, beside kernels and cells.
+WHOLE_PIECES = ("tests/kernels", "tests/gpu", "ceilings/all", "peer/transformers", "profile/small")
 
 Run = Mapping[str, Any]
 
 
 def newest(folder: Path) -> list[dict[str, Any]]:
-    """The latest run of each GPU, by its name; `file` is where it is from."""
+    """What counts of each GPU, by its name: `pieces`, each from the latest file that has it, and
+    `files`, those that count, with theirs `labels`."""
+    files = [
+        json.loads(path.read_text(encoding="utf-8")) | {"file": path.name}
+        for path in folder.glob("gpu-*.json")
+    ]
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("gpu-*.json")):
-        run = json.loads(path.read_text(encoding="utf-8")) | {"file": path.name}
-        name = run["gpu"]["name"]
-        if name not in found or _when(run) >= _when(found[name]):
-            found[name] = run
+    for file in sorted(files, key=_when):
+        run = found.setdefault(file["gpu"]["name"], {"gpu": file["gpu"], "pieces": {}, "of": {}})
+        run["pieces"] |= file["pieces"]
+        run["of"] |= dict.fromkeys(file["pieces"], file["file"])
+    for run in found.values():
+        kept = sorted((file for file in files if file["file"] in run["of"].values()), key=_when)
+        run["files"] = [
+            file | {"labels": [k for k, of in run["of"].items() if of == file["file"]]}
+            for file in reversed(kept)
+        ]
     return [found[name] for name in sorted(found)]
 
 
@@ -50,13 +62,19 @@ def _when(run: Run) -> tuple[str, str]:
     return run["date"], run.get("time", "")
 
 
-def predictions(folder: Path, run: Run) -> dict[str, Any]:
-    """Those that were made for a run."""
+def predictions(folder: Path, run: Run) -> list[dict[str, Any]]:
+    """Those that were made of the files of a run, with the cells that count."""
+    told = {}
     for path in sorted(folder.glob("predicted-*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["measured_in"] == run["file"]:
-            return dict(found)
-    return {"cells": []}
+        told[found["measured_in"]] = found
+    kept = []
+    for file in run["files"]:
+        found = told.get(file["file"])
+        if found is not None:
+            cells = [one for one in found["cells"] if f"cells/{one['cell']}" in file["labels"]]
+            kept.append(found | {"cells": cells})
+    return [found for found in kept if found["cells"]]
 
 
 def result_of(run: Run, label: str) -> dict[str, Any]:
@@ -65,17 +83,19 @@ def result_of(run: Run, label: str) -> dict[str, Any]:
 
 
 def where(runs: Sequence[Run], up: str) -> str:
-    """A sentence for each run: which GPU, when, which commit and versions."""
+    """A line for each file: which GPU, when, which commit and versions, and what is of it."""
     if not runs:
         return "Nothing is measured yet: benchmarks/results has no `gpu-*.json`."
     lines = []
-    for run in runs:
-        packages = run["machine"]["packages"]
+    for file in (file for run in runs for file in run["files"]):
+        packages = file["machine"]["packages"]
         versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "triton"))
-        driver = run["driver"].get("driver_version", "unknown")
+        driver = file["driver"].get("driver_version", "unknown")
         lines.append(
-            f"Measured on one {run['gpu']['name']}, {run['date']}, commit `{run['commit'][:10]}`, "
-            f"{versions}, driver {driver} ([result]({up}benchmarks/results/{run['file']}))."
+            f"- Measured on one {file['gpu']['name']}, {file['date']}, commit "
+            f"`{file['commit'][:10]}`, {versions}, driver {driver} "
+            f"([result]({up}benchmarks/results/{file['file']})): "
+            f"{', '.join(f'`{label}`' for label in file['labels'])}."
         )
     return "\n".join(lines)
 
@@ -140,34 +160,65 @@ def cells(runs: Sequence[Run]) -> str:
             target = TARGETS.get(load.model, TARGET)
             rows.append([_gpu(run), f"`{name}`", *_cell(one, target)])
     head = ["GPU", "cell", "output tokens/s", "of its passes' bound", "target"]
-    return table([*head, "decode pass: median / bound", "seats"], rows)
+    return table([*head, "of the job's bound", "decode pass: median / bound", "seats"], rows)
 
 
 def _cell(one: Mapping[str, Any], target: float) -> list[str]:
     steady = one.get("steady")
     if steady is None:
-        return [NOT_MEASURED, "", _percent(target), "", ""]
+        return [NOT_MEASURED, "", _percent(target), "", "", ""]
     share = steady["share_of_its_passes_bound"]
     word = "reached" if share >= target else "**missed**"
     alone = one.get("steady_decode")
     times = f"{alone['median_pass_ms']:.1f} / {alone['median_bound_ms']:.1f} ms" if alone else ""
     rate, seats = f"{steady['output_tokens_per_s']:,.0f}", f"{one['seats']:,}"
-    return [rate, _percent(share), f"{_percent(target)}, {word}", times, seats]
+    job = one.get("job", {}).get("share")
+    whole = "" if job is None else _percent(job)
+    return [rate, _percent(share), f"{_percent(target)}, {word}", whole, times, seats]
+
+
+def peers(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        one = result_of(run, "peer/transformers")
+        if "times" not in one:
+            rows.append([_gpu(run), NOT_MEASURED, "", "", ""])
+            continue
+        told = []
+        for name in ("batchgen", "transformers"):
+            system = one[name]
+            end = "all" if system["whole"] else f"cut after {system['seconds']:.0f} s"
+            told.append(f"{system['tokens_per_s']:,.0f} ({system['tokens']:,}, {end})")
+        word = "reached" if one["times"] >= one["target"] else "**missed**"
+        load = f"{one['rows']} rows of `{one['load']}`"
+        target = f"{one['times']:.1f} ({one['target']:.0f}, {word})"
+        version, attention = one["transformers"]["version"], one["transformers"]["attention"]
+        told[1] += f", version {version}, attention `{attention.replace('|', ', ')}`"
+        rows.append([_gpu(run), load, *told, target])
+    head = ["GPU", "load", "output tokens/s (tokens)", "of transformers"]
+    return table([*head, "times as fast (target)"], rows)
 
 
 def predicted(runs: Sequence[Run], folder: Path) -> str:
     rows, lines = [], []
     for run in runs:
         told = predictions(folder, run)
-        for one in told["cells"]:
+        for one in (one for found in told for one in found["cells"]):
             shown = [_pair(one.get(kind), 1) for kind in ("decode", "mixed", "filling")]
             shown += [_pair(one.get(kind), 0) for kind in ("window", "run")]
             rows.append([_gpu(run), f"`{one['cell']}`", one["costs"], *shown])
-        if told["cells"]:
-            made = f"simulated at commit `{told['simulated']['commit'][:10]}`"
-            lines.append(f"{_gpu(run)}: {made}, beside `{run['file']}`.")
-        else:
-            lines.append(f"{_gpu(run)}: nothing is predicted for `{run['file']}` yet.")
+        for found in told:
+            made = f"simulated at commit `{found['simulated']['commit'][:10]}`"
+            lines.append(f"{_gpu(run)}: {made}, beside `{found['measured_in']}`.")
+        known = {one["cell"] for found in told for one in found["cells"]}
+        open_cells = [
+            name
+            for name in CELLS
+            if result_of(run, f"cells/{name}").get("steady") and name not in known
+        ]
+        if open_cells:
+            names = ", ".join(f"`{name}`" for name in open_cells)
+            lines.append(f"{_gpu(run)}: nothing is predicted yet for {names}.")
     head = ["GPU", "cell", "costs", "decode pass, ms", "mixed pass, ms", "filling pass, ms"]
     whole = table([*head, "output tokens/s, window", "whole run"], rows)
     return "\n\n".join([whole, "\n".join(lines)])
@@ -184,7 +235,7 @@ def missing(runs: Sequence[Run]) -> str:
     """What the runs have nothing of."""
     lines = []
     for run in runs:
-        labels = [*WHOLE_PIECES, "ceilings/all", *(f"cells/{name}" for name in CELLS)]
+        labels = [*WHOLE_PIECES, *(f"cells/{name}" for name in CELLS)]
         ends = {label: run["pieces"].get(label, {}).get("status", "") for label in labels}
         parts = [
             f"{text}: {', '.join(f'`{label}`' for label in found)}"
@@ -203,14 +254,14 @@ def short(runs: Sequence[Run], folder: Path) -> str:
     their targets."""
     rows = []
     for run in runs:
-        told = predictions(folder, run)["cells"]
+        told = [one for found in predictions(folder, run) for one in found["cells"]]
         for name, load in CELLS.items():
             one = result_of(run, f"cells/{name}")
             if one.get("steady") is None:
                 continue
             errors = {line["costs"]: line for line in told if line["cell"] == name}
             off = [_error(errors.get(costs)) for costs in ("roofline", "measured")]
-            rate, share, target, _, _ = _cell(one, TARGETS.get(load.model, TARGET))
+            rate, share, target, *_ = _cell(one, TARGETS.get(load.model, TARGET))
             rows.append([_gpu(run), f"`{name}`", rate, share, target, *off])
     head = ["GPU", "cell", "output tokens/s", "of its passes' bound", "target"]
     off_heads = ["`sim`, roofline", "`sim --costs measured`"]
@@ -256,6 +307,7 @@ def marks(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
             "gpu-ceilings": lambda: ceilings(runs),
             "gpu-kernels": lambda: kernels(runs),
             "gpu-cells": lambda: cells(runs),
+            "gpu-peers": lambda: peers(runs),
             "gpu-predicted": lambda: predicted(runs, folder),
         },
     }

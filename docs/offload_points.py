@@ -1,5 +1,5 @@
 """Published speeds of weights and KV on host and disk beside simulated ones: a table for
-docs/cost-model.md. Nothing is fitted to them.
+docs/cost-model.md. We fitted nothing to them; FlexGen's constants are its authors' fit.
 
 python docs/offload_points.py
 """
@@ -28,8 +28,18 @@ DISK = {
     "token_budget": "6144",  # more has no room beside two layers
 }
 T4 = {"cost.host_link": "0.82", "phase.part": "prefill-first"}
-"""12.9 of 15.75 GB/s, as FlexGen measured; the disk reads 2 GB/s and writes 1 (its paper). All
-prompts of a block come before its decodes."""
+"""12.9 of 15.75 GB/s, from FlexGen's cost model; the disk reads 2 GB/s and writes 1 (its paper).
+All prompts of a block come before its decodes."""
+FLEXGEN = {
+    "cost.cpu_attention_bytes_per_s": "12.3e9",
+    "cost.engine": "0.405",
+    "cost.stream_theta": "1",
+}
+"""Constants of FlexGen's cost_model.py (Apache-2.0), which its authors fitted to runs of theirs on
+this machine, perhaps to these points too: attention on the CPU 12.3 GFLOP/s, a FLOP for a byte of
+KV in halves (each is made a float first); products of prompts 21.24 TFLOP/s, of 52.5 that large
+ones reach here; a decode step takes what crosses the link and, after it, the longest of the rest
+(in passes with prompts the two overlap there, and not here)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +107,7 @@ def simulated(point: Point, folder: Path, **more: str) -> float:
     row = json.dumps({"prompt_tokens": point.prompt, "output_tokens": OUTPUT})
     trace.write_text(f"{row}\n" * point.rows)
     plan = {f"plan.{name}": value for name, value in point.plan.items()}
+    costs = T4 | (FLEXGEN if point.system == "FlexGen" else {})
     job = SimJob(
         trace=str(trace),
         model=write_model(point.model, folder),
@@ -104,7 +115,7 @@ def simulated(point: Point, folder: Path, **more: str) -> float:
         gpus=1,
         layout="dp1",
         policy="static",
-        overrides=tuple({**plan, "plan.max_num_seqs": str(point.rows), **T4, **more}.items()),
+        overrides=tuple({**plan, "plan.max_num_seqs": str(point.rows), **costs, **more}.items()),
     )
     end_ps = int(simulate(job).rows["end_ps"].max())
     return point.rows * OUTPUT / (end_ps / 1e12)

@@ -21,8 +21,10 @@ from batchgen.exec.arena import KvArena
 from batchgen.exec.arithmetic import Arithmetic
 from batchgen.exec.attention import Backend, Heads
 from batchgen.exec.attention.chunks import ChunkGroup, attend_group
+from batchgen.exec.attention.paged import PagedPass
 from batchgen.exec.batch import Batch, Wanted
 from batchgen.exec.config import LatentConfig
+from batchgen.exec.kernels.use import uses_kernels
 from batchgen.exec.layers import rms_norm
 from batchgen.exec.rotary import apply_rope
 
@@ -73,9 +75,17 @@ class LatentAttention:
             q_in = rms_norm(linear(x_TH, self.q_down, self.q_down_bias), self.q_norm, self.eps)
         q = linear(q_in, self.q_up).view(len(x_TH), config.num_heads, -1)
         q_TNX, q_TNP = q.split((config.nope_dim, config.rope_dim), dim=-1)
-        q_TNP = apply_rope(q_TNP, batch.cos, batch.sin)
         down = linear(x_TH, self.kv_down, self.kv_down_bias)
         latent_TL, key_TP = down.split((config.kv_rank, config.rope_dim), dim=-1)
+        if isinstance(batch.attention, PagedPass) and not batch.expanded and uses_kernels(q):
+            from batchgen.exec.kernels.place_latent import place_latent
+
+            paged = batch.attention
+            places = (*batch.angles, paged.positions, paged.token_rows, paged.tables)
+            norm = (self.kv_norm, self.eps)
+            q_TNP = place_latent(latent_TL, key_TP, q_TNP, *norm, *places, arena.storage, layer)
+            return q_TNX, q_TNP
+        q_TNP = apply_rope(q_TNP, batch.cos, batch.sin)
         latent_TL = rms_norm(latent_TL, self.kv_norm, self.eps)
         key_TP = apply_rope(key_TP[:, None], batch.cos, batch.sin)[:, 0]
         arena.write(layer, batch.pages, batch.offsets, torch.cat((latent_TL, key_TP), -1)[:, None])

@@ -26,10 +26,11 @@ from batchgen.exec.job_rows import JobRows
 from batchgen.exec.past import Ints, Past
 from batchgen.exec.prefix_keys import num_shared_pages, shared_page_keys
 from batchgen.exec.rows import RowInput
-from batchgen.exec.sizing import check_weights_fit, make_plan, pass_limits
+from batchgen.exec.sizing import check_weights_fit, limits_of, make_plan, pass_limits
 from batchgen.exec.stops import ending_ids
 from batchgen.exec.textview import TextView
 from batchgen.exec.tokenizer import Tokenizer
+from batchgen.exec.transformer import check_mode
 from batchgen.exec.worker import Worker
 from batchgen.job.inputs import form_of
 from batchgen.job.jsonl import InputDigest
@@ -159,7 +160,6 @@ def prepare(
     sampling = sampling_defaults(folder, job.temperature)
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
-    check_device(job.device)
     check_weights_fit(job, folder)
     process_bytes = resident_bytes()
     began = time.perf_counter()
@@ -213,13 +213,16 @@ def check_job(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     """What can be refused before anything is loaded."""
     check_input("input", job.input, remedy="give a JSONL file")
     form_of(job.input, job.form)
+    check_device(job.device)
+    check_mode(job.dtype, exact=job.exact, device=job.device)
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
     build_policy(preset, overrides, CAPABILITIES)
     refuse_constants(overrides, "an executor takes the time that it takes")
     options = plan_options(overrides, preset.plan)
-    if job.device == "cuda" and "plan.depth" not in overrides and "depth" not in preset.plan:
-        options = replace(options, depth=2)  # a GPU is to have its next pass before this one ends
+    depth = limits_of(job.device).depth
+    if depth > 1 and "plan.depth" not in overrides and "depth" not in preset.plan:
+        options = replace(options, depth=depth)
     if options.prefill_engines:
         raise UserError(
             f"--set plan.prefill_engines={options.prefill_engines}: exec runs one engine",

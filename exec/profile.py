@@ -22,6 +22,7 @@ from batchgen.exec.config import load_config
 from batchgen.exec.devices import check_device, usual_dtype
 from batchgen.exec.init import init_model
 from batchgen.exec.machine_facts import machine_facts
+from batchgen.exec.prepare import worker_of
 from batchgen.exec.profile_grid import Grid, grid_of
 from batchgen.exec.profile_operators import (
     Bench,
@@ -73,7 +74,7 @@ def measure(
             init_model(Path(folder) / "m", *GENERIC_MODEL) if model_dir is None else model_dir
         )
         check_profilable(load_config(directory))
-        worker = Worker(
+        worker = worker_of(device)(
             directory,
             page_tokens=page_tokens,
             hbm_pages=0,
@@ -85,7 +86,7 @@ def measure(
         spec = load_model(directory)
     watch = stopwatch_of(device)
     watch.wake()
-    bench = Bench(watch=watch, grid=grid, kind=DTYPES[dtype], page_tokens=page_tokens)
+    bench = Bench.of(watch, grid, DTYPES[dtype], page_tokens)
     shapes = set(gemm_shapes(spec).values())
     if model_dir is None:
         shapes |= {(n, k) for n in GENERIC_SIZES for k in GENERIC_SIZES}

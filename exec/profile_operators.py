@@ -29,9 +29,10 @@ from batchgen.exec.profile_grid import Grid
 from batchgen.exec.stopwatch import Stopwatch
 
 MAX_WEIGHT_BYTES = MAX_KV_BYTES = 256 << 20
-# What is read between two uses of the same weights, at least, so that no GPU of today has them in
-# its caches (50 MB in an H100): a model that is larger leaves nothing there either.
+# What is read between two uses of the same weights or KV, at least, so that no GPU of today has
+# them in its caches (50 MB in an H100): a model that is larger leaves nothing there either.
 COLD_BYTES = 192 << 20
+MOST_LAYERS = 4  # that attention on a GPU is timed on, each from a cold cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +45,24 @@ class Bench:
     kind: torch.dtype
     page_tokens: int
 
+    # What is read between laps on a GPU; None on the CPU, where a model's own weights are.
+    cold: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, watch: Stopwatch, grid: Grid, kind: torch.dtype, page_tokens: int) -> Bench:
+        """With memory to read between laps, where the device wants it."""
+        cold = torch.zeros(COLD_BYTES // 4, device=watch.device) if watch.device != "cpu" else None
+        return cls(watch=watch, grid=grid, kind=kind, page_tokens=page_tokens, cold=cold)
+
     @property
     def device(self) -> str:
         return self.watch.device
+
+    def cool(self, layer: Layer) -> None:
+        """Between laps: as in a pass, where the weights of a layer push its KV out of the caches.
+        On a GPU always more than they hold, be the model ever so small: a stand-in for larger."""
+        for weight in _weights(layer) if self.cold is None else (self.cold,):
+            weight.sum()
 
     def random(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, device=self.device).to(self.kind)
@@ -116,8 +132,8 @@ def _attention(
     page_bytes = config.kv_page_elements(page_tokens) * bench.kind.itemsize // config.num_layers
     # As many layers in turn as in a pass, as with the weights of products, which are read between.
     layers = min(config.num_layers, max(1, MAX_KV_BYTES // (pages * page_bytes)))
-    if bench.device == "cuda":
-        layers = min(layers, _in_turn(bench, layers, _weight_bytes(model_layers[0]), COLD_BYTES))
+    if bench.cold is not None:
+        layers = min(layers, MOST_LAYERS)
     layout = replace(config.kv_layout, layers=layers)
     arena = KvArena(
         "profile",
@@ -149,8 +165,7 @@ def _attention(
 
     def once() -> None:
         for layer in range(layers):
-            # As in a pass, where the weights of a layer push its KV out of the caches.
-            _touch(model_layers[layer])
+            bench.cool(model_layers[layer])
 
             def run(layer: int = layer) -> None:
                 arena.write(layer, *places, kv, kv)
@@ -163,15 +178,6 @@ def _attention(
 
 def _weights(layer: Layer) -> tuple[torch.Tensor, ...]:
     return *layer.attention.matrices(), layer.mlp.gate_up, layer.mlp.down
-
-
-def _weight_bytes(layer: Layer) -> int:
-    return sum(int(weight.nbytes) for weight in _weights(layer))
-
-
-def _touch(layer: Layer) -> None:
-    for weight in _weights(layer):
-        weight.sum()
 
 
 def _how(layer: Layer) -> Heads:
@@ -232,7 +238,7 @@ def time_experts(
 
     Layers in turn, as with the weights of products. Nothing for a dense model.
     """
-    sparse = [layer.mlp for layer in layers if isinstance(layer.mlp, SparseMlp)]
+    sparse = [layer for layer in layers if isinstance(layer.mlp, SparseMlp)]
     if config.moe is None or not sparse:
         return
     shape = {
@@ -246,11 +252,13 @@ def time_experts(
         def measured(m: int = m) -> float:
             x = bench.random(m, config.hidden_size)
 
-            def run() -> None:
-                for mlp in sparse:
-                    mlp(x)
+            def once() -> None:
+                for layer in sparse:
+                    if bench.cold is not None:
+                        bench.cool(layer)
+                    bench.watch.lap(partial(layer.mlp, x))
 
-            return bench.timed(run) / len(sparse)
+            return bench.watch.sampled(once, bench.grid.seconds) / len(sparse)
 
         seconds = _if_it_fits(measured)
         if seconds is not None:

@@ -27,9 +27,10 @@ class Router:
         to the lower expert."""
         config = self.config
         x = x_TH.to(self.weight.dtype)
-        logits_TE = self.arithmetic.linear(x, self.weight, self.bias).float()
+        logits_TE = self.arithmetic.linear(x, self.weight, self.bias)
         if uses_kernels(logits_TE) and not self.arithmetic.exact:
             return self._by_kernel(logits_TE, x_TH.dtype)
+        logits_TE = logits_TE.float()
         if config.score == "sigmoid":
             scores_TE = self.arithmetic.sigmoid(logits_TE)
         elif config.score == "softmax":

@@ -30,7 +30,8 @@ class Limits:
 
     `boundary`: decode passes between two looks at who waits (0: the policy's). `memory`: part of
     the device's free memory that its KV arena may take, if nobody has measured what passes take
-    beside it; `host_memory`: part of the host's.
+    beside it; `host_memory`: part of the host's. `depth`: passes that are launched before the first
+    is known.
     """
 
     token_budget: int
@@ -38,6 +39,7 @@ class Limits:
     boundary: int
     memory: float
     host_memory: float
+    depth: int = 1
 
 
 LIMITS = {
@@ -47,7 +49,10 @@ LIMITS = {
     # pages of 64 tokens, --set plan.boundary=N). Both tiers and the passes share its memory.
     "cpu": Limits(token_budget=2048, max_num_seqs=256, boundary=16, memory=0.25, host_memory=0.25),
     # Of a GPU nothing else wants the memory but the passes themselves.
-    "cuda": Limits(token_budget=8192, max_num_seqs=1024, boundary=0, memory=0.8, host_memory=0.5),
+    # It is to have its next pass before this one ends.
+    "cuda": Limits(
+        token_budget=8192, max_num_seqs=1024, boundary=0, memory=0.8, host_memory=0.5, depth=2
+    ),
 }
 # Of a GPU beside weights, KV and the largest pass: CUDA graphs, and what torch cannot use.
 GRAPHS_BYTES = 2 << 30

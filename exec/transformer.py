@@ -30,6 +30,17 @@ from batchgen.schedule import ATTENTION, Period
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def check_mode(dtype: str, *, exact: bool, device: str) -> None:
+    """Raises UserError for modes that do not exist."""
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}", remedy=f"choose one of {', '.join(DTYPES)}")
+    if exact and (dtype != "float32" or device != "cpu"):
+        raise UserError(
+            f"exact mode runs in float32 on the cpu, not in {dtype} on {device}",
+            remedy="leave out --exact, or --dtype and --device",
+        )
+
+
 def load_model(
     directory: Path, *, dtype: str = "float32", exact: bool = False, device: str = "cpu"
 ) -> Transformer:
@@ -38,13 +49,7 @@ def load_model(
     `exact`: a token's logits are bitwise the same in every batch (float32 on the cpu only). Raises
     UserError for a checkpoint that is broken or not supported, and for modes that do not exist.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}", remedy=f"choose one of {', '.join(DTYPES)}")
-    if exact and (dtype != "float32" or device != "cpu"):
-        raise UserError(
-            f"exact mode runs in float32 on the cpu, not in {dtype} on {device}",
-            remedy="leave out --exact, or --dtype and --device",
-        )
+    check_mode(dtype, exact=exact, device=device)
     config = load_config(Path(directory))
     checkpoint = Checkpoint(Path(directory), config, device)
     return Transformer(config, checkpoint, DTYPES[dtype], exact=exact, device=device)

@@ -205,6 +205,10 @@ class Worker:
         """Distinct physical pages in use in "hbm" or "host"."""
         return self._pool(pool).pool.used
 
+    def pages_in(self, pool: str) -> int:
+        """Pages of "hbm" or "host", used or not."""
+        return self._pool(pool).pool.num_pages
+
     def _pool(self, pool: str) -> KvArena:
         if pool not in ("hbm", "host"):
             raise IllegalTransition(f"this worker has no pool {pool!r}")

@@ -18,7 +18,7 @@ from batchgen import events as ev
 from batchgen.cost.pipeline import PipelineCost
 from batchgen.runtime.advisor import HOME
 from batchgen.sim.device import Device, copy_ps, make_devices, new_end
-from batchgen.sim.hostlink import DOWN, PEER, UP
+from batchgen.sim.hostlink import DOWN, IN, OUT, UP, copy_over
 from batchgen.sim.mishaps import strike
 from batchgen.sim.passtimes import too_long
 from batchgen.sim.recorder import LEFT, LOST, Recorder
@@ -239,7 +239,7 @@ class Simulation:
         base = flight.base()
         begin, end_ps = flight.begin_ps, flight.end_ps
         if self.lag and flight.uses_link:  # its last pass is in flight
-            device.link.last_pass(flight)
+            device.link.pass_asks(flight, passes - 1)
         end, done = flight.land()
         missed = flight.times.missed(passes) if done and step.until == "n" else 0
         self.passes += passes
@@ -293,14 +293,17 @@ class Simulation:
     # -- copies -----------------------------------------------------------------------------------
 
     def _copy(self, action: act.Copy, now: int) -> None:
-        """Batches queue at their source, and with what its passes stream."""
+        """Copies queue on the links that they cross, and with what passes stream there."""
         device, target = self.devices[action.engine], self.devices[action.to_engine]
-        link, lane = self._way(action)
+        link, ways = self._way(action)
         end = now
         if link:
-            duration = copy_ps(action, device, target, link)
-            assert lane == PEER or device.flight.step is None or self.pipelines
-            end = device.link.copy(lane, duration, now)
+            begun = {engine: self._asks(engine, now) for engine, lane in ways if lane < OUT}
+            lanes = [(self.devices[engine].link, lane) for engine, lane in ways]
+            end = copy_over(lanes, copy_ps(action, device, target, link), now)
+            for engine, passes in begun.items():
+                if passes >= 0:  # of the launched step; those behind them find the link busy
+                    self.retimed(engine, self.devices[engine], passes)
         copy_id = action.copy_id
         # A copy ends nowhere when HBM at either end of it is lost; hosts outlive their devices.
         lives = [one for one in (device, target) if one is target or action.from_pool == "hbm"]
@@ -315,19 +318,39 @@ class Simulation:
             text = f"{len(action.rows)} rows to engine {action.to_engine}"
             self.recorder.mark(now, action.engine, "copy", text)
 
-    def _way(self, action: act.Copy) -> tuple[str, int]:
-        """The link whose rate counts, and the queue. "" where the KV is in place already: batches
-        of a pipeline share its HBM. What another engine's host holds comes over the host link."""
+    def _asks(self, engine: int, now: int) -> int:
+        """The pass in flight has its stream asked for before a copy on the engine's host link;
+        passes of the launched step that have begun, -1 where none of it uses the link."""
+        device = self.devices[engine]
+        flight = device.flight
+        if not flight.uses_link:
+            return -1
+        # At equal time step ends go by engine number, as for a cut.
+        after = engine < self._landing and device.launched < self.events
+        begun = flight.num_begun(now + 1 if after else now)
+        if begun:
+            device.link.pass_asks(flight, begun - 1)
+        return begun
+
+    def _way(self, action: act.Copy) -> tuple[str, list[tuple[int, int]]]:
+        """The link whose rate counts, and the queues: (engine, lane). "" where the KV is in place
+        already: batches of a pipeline share its HBM. What another engine's host holds comes over
+        the host link of those that take it."""
+        source, target = action.engine, action.to_engine
         own = DOWN if action.to_pool == "host" else UP
-        if action.engine == action.to_engine:
-            return "host", own
+        if source == target:
+            return "host", [(source, own)]
         in_host = action.from_pool == "host"
-        if self.pipelines and action.engine // self.batches == action.to_engine // self.batches:
-            return ("host", own) if in_host else ("", PEER)
-        nodes = self.plan.engines[action.engine].node, self.plan.engines[action.to_engine].node
-        if nodes[0] != nodes[1]:
-            return "inter", PEER
-        return "host" if in_host else "intra", PEER
+        if self.pipelines and source // self.batches == target // self.batches:
+            return ("host", [(source, own)]) if in_host else ("", [])
+        engines = self.plan.engines
+        if engines[source].node != engines[target].node:
+            return "inter", [(source, OUT), (target, IN)]
+        if in_host:
+            return "host", [(target, UP)]
+        if self.cost.peers_over_host:
+            return "intra", [(source, DOWN), (target, UP)]
+        return "intra", [(source, OUT), (target, IN)]
 
     # -- layouts ----------------------------------------------------------------------------------
 
@@ -356,7 +379,8 @@ class Simulation:
     # -- troubles ---------------------------------------------------------------------------------
 
     def retimed(self, engine: int, device: Device, begun: int) -> None:
-        """Passes of the engine, but for the `begun` first of its step, take another time now."""
+        """Passes of the engine, but for the `begun` first of its step, take another time now, or
+        find its link busy."""
         flight, link = device.flight, device.link
         if link.busy_ps > flight.begin_ps and flight.uses_link:
             flight.wait(begun, link.free_ps)

@@ -1,4 +1,4 @@
-"""The passes of one engine's launched step: how many, when each ends, who ends where.
+"""The passes of one engine's launched step: how many, when each ends, who ends in which.
 
 Closed forms instead of passes: a property test walks the same steps pass by pass. k is the decode
 clock, q the pass counter. With lag 1 a row that ends stays for one more pass, and the step is
@@ -7,23 +7,23 @@ reported when the pass before its last ends.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heappush
 from typing import TYPE_CHECKING
 
-from batchgen.sim.passtimes import NONE, Leave, PassTimes
+from batchgen.sim.passtimes import FAR, NONE, Leave, PassTimes
 from batchgen.sim.rowbook import LOW, NEVER
+from batchgen.sim.running import RunningSet
 
 if TYPE_CHECKING:
     from batchgen.cost.api import CostModel
     from batchgen.sim.rowbook import RowBook
     from batchgen.step import Step
 
-FAR = 1 << 60
 NO_STAGES: list[int] = []
 
 
-class Flight:
-    """The running set and the launched step of one engine. Times are ps of the run.
+class Flight(RunningSet):
+    """The launched step of one engine, on its running set. Times are ps of the run.
 
     step: launched and not reported; begin_ps: when its first pass begins (or began); passes: how
     many it will run; report_ps: when it is reported; end_ps: when its last pass ends.
@@ -31,22 +31,12 @@ class Flight:
 
     __slots__ = (
         "_behind_ps",
-        "_finishes",
         "begin_ps",
-        "book",
         "busy",
         "cost",
-        "counts",
         "covered_ps",
         "elapsed",
         "end_ps",
-        "engine",
-        "heap",
-        "k",
-        "lag",
-        "members",
-        "num_ranks",
-        "offsets",
         "passes",
         "q",
         "report_ps",
@@ -64,11 +54,11 @@ class Flight:
         lag: int,
         times: PassTimes | None = None,
     ) -> None:
-        self.engine, self.book, self.lag = engine, book, lag
+        super().__init__(engine, book, lag)
         self.times = PassTimes(book.table) if times is None else times
         self.elapsed = self.times.elapsed  # of the newest step
         self.end_ps = self.covered_ps = self.begin_ps = self.report_ps = 0
-        self.q = self.k = 0
+        self.q = 0
         self.static = False  # whether the newest step keeps dead rows
         self.reset(cost)
 
@@ -76,99 +66,12 @@ class Flight:
         """No row runs, in a layout of this cost."""
         self.cost = cost
         self.times.use(cost)
-        self.num_ranks = cost.num_ranks
-        self.counts = [0] * self.num_ranks
-        self.offsets = [0] * self.num_ranks
-        self.members: dict[int, int] | None = {} if cost.detailed else None  # rank by row
-        self.heap: list[int] = []  # (finish + 1) << 32 | row
+        self.empty(cost.num_ranks, detailed=cost.detailed)
         self.step: Step | None = None
         self.busy = False  # the pass before begin_ps is unreported
         self.passes = 0
         self.why = "n"
-        self._finishes: list[tuple[int, int]] = []  # (finish, row) taken off the heap
         self._behind_ps = 0  # with lag: what the last pass of the newest step waited for the link
-
-    # -- the running set --------------------------------------------------------------------------
-
-    def base(self) -> tuple[int, int, int]:
-        """(rows that decode, the sum of their offsets, decode clock) before the launched step."""
-        if self.num_ranks == 1:
-            return self.counts[0], self.offsets[0], self.k
-        return sum(self.counts), sum(self.offsets), self.k
-
-    def add(self, row: int, produced: int, k: int, *, counted: bool = True) -> None:
-        """The row decodes from decode pass k on; it has produced so many tokens."""
-        book = self.book
-        finish = k + book.total[row] - produced - 1
-        book.finish[row] = finish
-        book.device[row] = self.engine
-        heappush(self.heap, (finish + 1) << 32 | row)
-        if counted:
-            book.offset[row] = offset = book.table.v_prompt[row] + produced - 1 - k
-            rank = 0
-            if self.num_ranks > 1:
-                book.rank[row] = rank = book.table.v_rank[row]
-            self.counts[rank] += 1
-            self.offsets[rank] += offset
-            book.counted[row] = 1
-            if self.members is not None:
-                self.members[row] = rank
-
-    def remove(self, row: int) -> None:
-        """The row decodes no more. One that ended in the pass in flight is still to be reported."""
-        book = self.book
-        if not book.counted[row] or book.device[row] != self.engine:
-            return
-        self._uncount(row)
-        if not (self.lag and NEVER < book.finish[row] < self.k):
-            book.finish[row] = NEVER
-
-    def _uncount(self, row: int) -> None:
-        book = self.book
-        rank = book.rank[row] if self.num_ranks > 1 else 0
-        self.counts[rank] -= 1
-        self.offsets[rank] -= book.offset[row]
-        book.counted[row] = 0
-        if self.members is not None:
-            del self.members[row]
-
-    def clear(self) -> list[int]:
-        """The device is lost: its rows, which are returned, are in no running set."""
-        book = self.book
-        rows = [entry & LOW for entry in self.heap] + [row for _, row in self._finishes]
-        rows = [row for row in rows if book.device[row] == self.engine]
-        for row in rows:
-            self._forget(row, book)
-        return rows
-
-    def _forget(self, row: int, book: RowBook) -> None:
-        if book.device[row] == self.engine:
-            book.device[row] = -1
-            book.counted[row] = 0
-            book.finish[row] = NEVER
-
-    def _next_finish(self) -> int:
-        """The decode pass of the earliest end, dropping dead entries of the heap."""
-        heap, finish, device, me = self.heap, self.book.finish, self.book.device, self.engine
-        while heap:
-            entry = heap[0]
-            row = entry & LOW
-            if finish[row] == (entry >> 32) - 1 and device[row] == me:
-                return finish[row]
-            heappop(heap)
-        return FAR
-
-    def _pop_until(self, last: int) -> list[tuple[int, int]]:
-        """(finish, row) of every end up to decode pass `last`, in order, taken off the heap."""
-        heap, finish, device, me = self.heap, self.book.finish, self.book.device, self.engine
-        found: list[tuple[int, int]] = []
-        top = (last + 2) << 32
-        while heap and heap[0] < top:
-            entry = heappop(heap)
-            row, at = entry & LOW, (entry >> 32) - 1
-            if finish[row] == at and device[row] == me and not (found and found[-1] == (at, row)):
-                found.append((at, row))
-        return found
 
     # -- launch -----------------------------------------------------------------------------------
 
@@ -189,11 +92,11 @@ class Flight:
             self.busy = False
             self.covered_ps = begin
         self.begin_ps, self.step, self.static = begin, step, step.until == "all"
-        if self._finishes:
-            self._finishes = []
+        if self.finishes:
+            self.finishes = []
         self.why = "n"
         gone = NONE
-        first = self._next_finish()
+        first = self.next_finish()
         if step.until == "first":
             offset = first - k if step.decode else (-1 if first < k else FAR)
             if offset + 1 + lag < n:
@@ -217,9 +120,9 @@ class Flight:
     def _ends_inside(self, step: Step, n: int) -> tuple[int, list[Leave]]:
         """Rows end within the step and (until "n") leave it; its passes, and who leaves when."""
         book, k, lag = self.book, self.k, self.lag
-        self._finishes = self._pop_until(k + n - 1)
+        self.finishes = self.pop_until(k + n - 1)
         counted = book.counted
-        living = [item for item in self._finishes if counted[item[1]]]
+        living = [item for item in self.finishes if counted[item[1]]]
         if not step.chunks and len(living) == self._num_living():
             last = max(1, living[-1][0] - k + 1 + lag)
             if last < n:
@@ -235,7 +138,7 @@ class Flight:
         """Counted rows that will end: all but the dead of a static batch."""
         if self.step is not None and self.step.until == "all":
             finish, counted, me = self.book.finish, self.book.counted, self.engine
-            rows = {entry & LOW for entry in self.heap} | {row for _, row in self._finishes}
+            rows = {entry & LOW for entry in self.heap} | {row for _, row in self.finishes}
             return sum(
                 1
                 for row in rows
@@ -371,14 +274,14 @@ class Flight:
         k1 = k + self.passes if step.decode else k
         limit = k1 - 2 if lag and step.decode else k1 - 1
         heap = self.heap
-        if self._finishes or (heap and heap[0] < (limit + 2) << 32):
+        if self.finishes or (heap and heap[0] < (limit + 2) << 32):
             done = self._outcomes(limit, step, k)
         else:
             done = []
         if step.chunks:
             self._prompts_done(step, k1)
             if not lag and heap and heap[0] < (k1 + 1) << 32:
-                for finish, row in self._pop_until(k1 - 1):  # their first token is their last
+                for finish, row in self.pop_until(k1 - 1):  # their first token is their last
                     done.append((row, finish, self.report_ps))
                     self._ended(row)
         self.q = end = step.q0 + self.passes
@@ -395,7 +298,7 @@ class Flight:
 
     def drain(self) -> list[tuple[int, int, int]]:
         """With lag: the last pass has ended and nothing was launched behind it."""
-        found = self._pop_until(self.k - 1)
+        found = self.pop_until(self.k - 1)
         done = []
         for finish, row in found:
             done.append((row, finish, self.end_ps))
@@ -404,10 +307,10 @@ class Flight:
 
     def _outcomes(self, limit: int, step: Step, k: int) -> list[tuple[int, int, int]]:
         """Rows that ended by decode pass `limit`, with the times of their last tokens."""
-        heap, found = self.heap, self._finishes
+        heap, found = self.heap, self.finishes
         if heap and heap[0] < (limit + 2) << 32:
-            found = found + self._pop_until(limit) if found else self._pop_until(limit)
-        self._finishes = []
+            found = found + self.pop_until(limit) if found else self.pop_until(limit)
+        self.finishes = []
         done: list[tuple[int, int, int]] = []
         time, at_ps = NEVER, 0  # rows are in the order of their ends
         for finish, row in found:
@@ -421,7 +324,7 @@ class Flight:
         for row, _, _ in done:
             ends[row] = NEVER
             if counted[row] and not self.static:
-                self._uncount(row)
+                self.uncount(row)
         return done
 
     def _time_of(self, finish: int, k: int, step: Step) -> int:
@@ -434,7 +337,7 @@ class Flight:
         book = self.book
         book.finish[row] = NEVER
         if book.counted[row] and not self.static:
-            self._uncount(row)
+            self.uncount(row)
 
     def lose(self, now: int) -> tuple[int, list[tuple[int, int, int]]]:
         """The device is lost: (passes below this had ended, outcomes that were not reported). Only
@@ -446,11 +349,11 @@ class Flight:
             ended = self._num_ended(now)
             end = step.q0 + ended
             k_end = self.k + (ended if step.decode else 0)
-            found = sorted({*self._finishes, *self._pop_until(k_end - 1)})
+            found = sorted({*self.finishes, *self.pop_until(k_end - 1)})
             for finish, row in found:
                 if finish < k_end and self.book.finish[row] == finish:
                     done.append((row, finish, self._time_of(finish, self.k, step)))
-                    self._forget(row, self.book)
+                    self.forget(row, self.book)
             self.k = k_end
         elif lag and self.end_ps > self.covered_ps and self.last_end() >= now:
             end -= 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batchgen.sim.flight import FAR, Flight
-from batchgen.sim.passtimes import NOBODY, Leave, Member, PassTimes
+from batchgen.sim.flight import Flight
+from batchgen.sim.passtimes import FAR, NOBODY, Leave, Member, PassTimes
 
 if TYPE_CHECKING:
     from batchgen.cost.api import CostModel, RankLoad

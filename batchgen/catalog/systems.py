@@ -20,7 +20,8 @@ import msgspec
 
 from batchgen.errors import DataError, UserError
 from batchgen.plan import MOST_PAGE_TOKENS, MOST_SIZE
-from batchgen.policy.presets import NEUTRAL, PARTS, PRESETS, Preset
+from batchgen.policy.options import read_config_option, read_option
+from batchgen.policy.presets import NEUTRAL, PARTS, PRESETS, Preset, part_class
 
 SUFFIXES = (".yaml", ".yml")
 SIZES = (
@@ -133,14 +134,14 @@ def _system(name: str, above: tuple[str, ...]) -> tuple[Preset, Mapping[str, Con
         where, _, of_plan = key.rpartition(".")
         if where not in ("", "plan"):
             raise DataError("must be of costs, or plan.NAME", path=path, field=f"constants.{key}")
-        if where:
-            plan[of_plan] = _plain(constant.value)
-        else:
-            costs[key] = constant.value
+        value = _plain(constant.value) if where else constant.value
+        _check_value(f"constants.{key}", where or "costs", of_plan, value, path)
+        (plan if where else costs)[of_plan] = value
     for field in ("plan", "costs"):
         for key, value in getattr(found, field).items():
             if not isinstance(value, bool | int | float | str):
                 raise DataError("must be a plain value", path=path, field=f"{field}.{key}")
+            _check_value(f"{field}.{key}", field, key, value, path)
     for field, least, most in SIZES:
         size = getattr(found, field)
         if size is not None and not least <= size <= most:
@@ -149,12 +150,14 @@ def _system(name: str, above: tuple[str, ...]) -> tuple[Preset, Mapping[str, Con
         slot: {**base.options.get(slot, {}), **found.options.get(slot, {})}
         for slot in (*base.options, *found.options)
     }
+    parts = {**base.parts, **found.parts}
+    _check_parts(found, parts, path)
     own = ("page_tokens", "boundary", "token_budget", "max_num_seqs", "prefix_cache")
     given = {field: getattr(found, field) for field in own}
     preset = replace(
         base,
         name=found.name,
-        parts={**base.parts, **found.parts},
+        parts=parts,
         options=options,
         fallback={**base.fallback, **found.fallback},
         plan=plan,
@@ -163,6 +166,48 @@ def _system(name: str, above: tuple[str, ...]) -> tuple[Preset, Mapping[str, Con
         **{field: value for field, value in given.items() if value is not None},
     )
     return preset, constants
+
+
+def _check_value(field: str, where: str, name: str, value: float | str, path: str) -> None:
+    """Raises DataError for a constant of costs or an option of the plan that there is not, or that
+    cannot be this. `field`: where it stands in the file."""
+    from batchgen.cost.efficiency import constants_by_name
+    from batchgen.planning import options_by_name
+
+    known = options_by_name() if where == "plan" else constants_by_name()
+    what = "the plan has no such option" if where == "plan" else "costs have no such constant"
+    if name not in known:
+        raise DataError(what, path=path, field=field, remedy=f"known: {', '.join(known)}")
+    try:
+        read_option(name, known[name], str(value))
+    except UserError as error:
+        raise _of_file(error, path, field) from None
+
+
+def _check_parts(found: _SystemFile, parts: Mapping[str, str], path: str) -> None:
+    """Raises DataError for a part that there is not, and for an option that it has not or that
+    cannot be this."""
+    for slot in found.parts.keys() | found.options.keys():
+        try:
+            cls = part_class(slot, parts[slot])
+        except UserError as error:
+            raise DataError(
+                error.message, path=path, field=f"parts.{slot}", remedy=error.remedy
+            ) from None
+        for name, value in found.options.get(slot, {}).items():
+            field = f"options.{slot}.{name}"
+            try:
+                read_config_option(slot, name, parts[slot], cls.Config, value)
+            except UserError as error:
+                raise _of_file(error, path, field) from None
+
+
+def _of_file(error: UserError, path: str, field: str) -> DataError:
+    """What is wrong with an option, as a mistake of the file."""
+    value, _, why = error.message.rpartition(": ")
+    _, _, value = value.partition("=")
+    text = f"{value}: {why}" if value else why
+    return DataError(text, path=path, field=field, remedy=error.remedy)
 
 
 def _plain(value: float) -> float | int:
@@ -194,6 +239,8 @@ def _cluster(name: str, above: tuple[str, ...]) -> Cluster:
         raise DataError("is missing", path=path, field="gpu")
     if node is None or node < 1:
         raise DataError("must be at least 1", path=path, field="gpus_per_node")
+    for key, constant in found.constants.items():
+        _check_value(f"constants.{key}", "costs", key, constant.value, path)
     inherited = base.constants if base is not None else {}
     return Cluster(
         name=found.name,

@@ -58,6 +58,7 @@ class Case:
     overrides: dict[str, str] = field(default_factory=dict)
     copy_ps: int = 170
     stream_ps: int = 0  # what every pass fetches from the host
+    peers_over_host: bool = False  # GPUs have no link of their own
     bad_copies: int = 0  # every so many copies fail
 
     def plan(self) -> Plan:
@@ -100,7 +101,12 @@ class Case:
         return lambda sequence: staged(sequence, self.rows[sequence.row].stages)
 
     def advisor(self) -> ToyAdvisor:
-        home = ToyCost(self.ranks, copy_ps=self.copy_ps, stream_ps=self.stream_ps)
+        home = ToyCost(
+            self.ranks,
+            copy_ps=self.copy_ps,
+            stream_ps=self.stream_ps,
+            peers_over_host=self.peers_over_host,
+        )
         return ToyAdvisor(home, self.hbm_pages, self.page)
 
     def policy(self, parts: Mapping[str, Part] | None = None) -> Policy:

@@ -35,7 +35,7 @@ class Device:
     pending: list[tuple[int, int, str]] = field(default_factory=list)
     waits: bool = False  # its step begins when all that happens at this instant has been told
     dead: dict[int, int] = field(default_factory=dict)  # dead row -> tokens its KV would have
-    free_ps: dict[str, int] = field(default_factory=dict)  # links: "up", "down", "peer"
+    free_ps: dict[str, int] = field(default_factory=dict)  # links: "up", "down", "out", "in"
     late_ps: int = 0  # what the pass in flight waits for the host link
     lost: set[int] = field(default_factory=set)
 

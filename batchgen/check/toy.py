@@ -25,11 +25,13 @@ class ToyCost:
         copy_fixed_ps: int = 3000,
         copy_ps: int = 170,
         stream_ps: int = 0,
+        peers_over_host: bool = False,
     ) -> None:
         assert stream_ps < self.FIXED, "a stream is hidden in its pass"
         self.num_ranks = num_ranks
         self.detailed = False
         self.streams = stream_ps > 0
+        self.peers_over_host = peers_over_host
         self.stream = stream_ps
         self.copy_fixed = copy_fixed_ps
         self.copy_token = copy_ps
@@ -98,9 +100,6 @@ class ToyCost:
 
     def switch_ps(self) -> int:
         return 20_000
-
-    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        return {"all": self.pass_ps(load)}
 
     def flops(self, load: PassLoad) -> Any:
         return load.chunk_tokens.sum(axis=0).astype(np.float64)

@@ -146,15 +146,22 @@ class Walker:
         if nodes[0] == nodes[1]:
             link = "host" if own or action.from_pool == "host" else "intra"
         time = max(device.cost.copy_ps(tokens, link) for tokens in per_rank.values())  # type: ignore[arg-type]
-        if not own:
-            queue = "peer"
+        ends = [device, self.devices[action.to_engine]]
+        if own:
+            queues = [(device, "down" if action.to_pool == "host" else "up")]
+        elif link == "host":
+            queues = [(ends[1], "up")]
+        elif link == "intra" and self.cost("home").peers_over_host:
+            queues = [(device, "down"), (ends[1], "up")]
         else:
-            queue = "down" if action.to_pool == "host" else "up"
-        end = device.queue(queue, self.now, time)
+            queues = [(device, "out"), (ends[1], "in")]
+        start = max(self.now, *(one.free_ps.get(lane, 0) for one, lane in queues))
+        end = start + time
+        for one, lane in queues:
+            one.free_ps[lane] = end
         bad = self.copy_fails(action.copy_id)
         done = ev.CopiesFailed(action.copy_id) if bad else ev.CopiesDone(action.copy_id)
-        ends = [self.devices[action.to_engine]]
-        ends += [device] if action.from_pool == "hbm" else []
+        ends = ends if action.from_pool == "hbm" else ends[1:]
         lives = [one.life for one in ends]
 
         def arrive() -> None:

@@ -16,6 +16,7 @@ from batchgen.paths import check_result, kind_of
 
 if TYPE_CHECKING:
     from batchgen.cost.operators.assess import Row
+    from batchgen.cost.operators.tables import Dropped
 
 FULL = "fits to the tables, each by what it has not seen"
 SHIPPED = "the fits of this project, on shapes that they have not seen"
@@ -46,7 +47,7 @@ def costs(
             raise UserError(f"{write} is no folder", remedy="make it first")
     if tables is not None and kind_of(tables) != "folder":
         raise UserError(f"tables {tables} is no folder", remedy="check --tables")
-    rows, what = _shipped() if tables is None else _full(tables, write)
+    rows, dropped, what = _shipped() if tables is None else _full(tables, write)
     from batchgen.cost.operators.assess import BARS
 
     missed = [
@@ -60,25 +61,31 @@ def costs(
         "what": what,
         "bars": {name: _finite(asdict(bar)) for name, bar in BARS.items()},
         "rows": [_finite(asdict(row) | {"errors": _finite(asdict(row.errors))}) for row in rows],
+        "dropped": [asdict(one) for one in dropped],
         "missed": missed,
     }
     lines = [f"{name}: above its bar" for name in missed]
-    return tell_result(document, lambda: _print(rows, what), lines, out=out, as_json=as_json)
+
+    def show() -> None:
+        _print(rows, what)
+        _print_dropped(dropped)
+
+    return tell_result(document, show, lines, out=out, as_json=as_json)
 
 
-def _full(tables: Path, write: Path | None) -> tuple[list[Row], str]:
+def _full(tables: Path, write: Path | None) -> tuple[list[Row], list[Dropped], str]:
     from batchgen.cost.operators.assess import assess
     from batchgen.cost.operators.ship import ship
     from batchgen.cost.operators.tables import read_tables
 
-    found = read_tables(tables)
+    found, dropped = read_tables(tables)
     if write is not None:
         for path in ship(found, write, say):
             say(f"wrote {path}")
-    return list(assess(found, say)), FULL
+    return list(assess(found, say)), dropped, FULL
 
 
-def _shipped() -> tuple[list[Row], str]:
+def _shipped() -> tuple[list[Row], list[Dropped], str]:
     from batchgen.cost.operators.assess import Pair, Row, totals
     from batchgen.cost.operators.fitted import errors
     from batchgen.cost.operators.sample import load as load_sample
@@ -101,7 +108,7 @@ def _shipped() -> tuple[list[Row], str]:
                 errors=errors(*pair),
             )
         )
-    return rows + totals(together), SHIPPED
+    return rows + totals(together), [], SHIPPED
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +146,31 @@ def _print(rows: Sequence[Row], what: str) -> None:
             _percent(found.short_median),
             f"{_percent(bar.median)} / {_percent(bar.p90)}" if barred else "",
         )
+    Console(width=150, highlight=False).print(table)
+
+
+def _print_dropped(dropped: Sequence[Dropped]) -> None:
+    """Points of the tables that were not taken, by operator and reason."""
+    if not dropped:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    together: dict[tuple[str, str], int] = {}
+    where: dict[tuple[str, str], list[str]] = {}
+    for one in dropped:
+        key = one.operator, one.reason
+        together[key] = together.get(key, 0) + one.points
+        place = f"{one.gpu} {one.variant}".strip()
+        if place not in where.setdefault(key, []):
+            where[key].append(place)
+    table = Table(title="Points of the tables that were left out", title_justify="left")
+    for name in ("kernel", "why", "of"):
+        table.add_column(name)
+    table.add_column("points", justify="right")
+    for (operator, reason), points in sorted(together.items()):
+        places = ", ".join(where[operator, reason])
+        table.add_row(operator.replace("_", " "), reason, places, f"{points:,}")
     Console(width=150, highlight=False).print(table)
 
 

@@ -186,8 +186,13 @@ def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> in
     """Writes the traces and prints, for each cell, the command that simulates it."""
     from batchgen.catalog.published import command_of, write_trace
 
-    if not folder.is_dir():
-        raise UserError(f"--commands {folder} is no folder", remedy="make it first")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "no path"
+        raise UserError(
+            f"--commands {folder} cannot be made ({why})", remedy="give another folder"
+        ) from None
     for cell in cells:
         path = write_trace(cell.load, loads[cell.load], folder)
         print(command_of(cell, loads).replace(f"{cell.load}.jsonl", str(path), 1))

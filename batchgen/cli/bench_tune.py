@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from batchgen.paths import check_result
 if TYPE_CHECKING:
     from batchgen.exec.kernels.tuning import Tune, Tuned
 
+JOBS = 12
 # Shapes that are tuned are those that the kernel table measures, and lie beside it in a checkout.
 SHAPES = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
 
@@ -27,6 +29,9 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="JSON to write; default: what is shipped for this GPU.")
     ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes that compile before anything is measured.")
+    ] = JOBS,
     force: Annotated[bool, typer.Option(help="Replace the JSON.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON.")] = False,
 ) -> int:
@@ -46,9 +51,11 @@ def tune(
     path = tuning.default_path(name) if out is None else out
     if out is not None:
         check_result(out, force=force)
-    chosen = [one for one in _every() if only is None or only in f"{one.kernel} {one.shape}"]
+    chosen = _chosen(only)
     if not chosen:
         raise UserError(f"--only '{only}' leaves nothing to tune", remedy="leave it out")
+    if jobs > 1:
+        _compile_beside(only, len(chosen), jobs)
     results: list[Tuned] = []
     failed: list[str] = []
     for one in chosen:
@@ -61,6 +68,31 @@ def tune(
     kernels = tuning.merged(path, tuning.configs_of(results), triton.__version__)
     content = tuning.document(kernels, triton.__version__, tuning.MADE_ON + name, True)
     return tell_result(content, lambda: say(f"wrote {path}"), failed, out=path, as_json=as_json)
+
+
+def _compile_beside(only: str | None, count: int, jobs: int) -> None:
+    """Compile all that will be measured, in processes beside each other: compiling takes longer
+    than measuring, and a kernel is measured alone."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    workers = min(jobs, count, os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for done in [pool.submit(_compile, only, number) for number in range(count)]:
+            done.exception()  # what fails here fails again where it is told
+
+
+def _compile(only: str | None, number: int) -> None:
+    import torch
+
+    from batchgen.exec.kernels import tuning
+
+    tuning.compile_all(_chosen(only)[number], torch.device("cuda"))
+    torch.cuda.synchronize()
+
+
+def _chosen(only: str | None) -> list[Tune]:
+    return [one for one in _every() if only is None or only in f"{one.kernel} {one.shape}"]
 
 
 def _every() -> list[Tune]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from batchgen.report.record import RunRecord
 
+    Run = Callable[[SimJob, Progress | None], RunRecord]
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 DEFAULTS: dict[str, Any] = {
@@ -145,17 +147,8 @@ def sim(
     progress: Annotated[str, typer.Option(metavar="auto|off", help="Progress on stderr.")] = "auto",
 ) -> int:
     """Simulate a trace on a cluster, under one policy or several."""
-    if policy is not None and compare is not None:
-        raise UserError("--policy and --compare are both given", remedy="give one of them")
-    policies = (
-        parse_names("--compare", compare)
-        if compare is not None
-        else (policy if policy is not None else DEFAULTS["policy"],)
-    )
-    check_input("trace", trace, remedy="give a JSONL file, plain or gzip")
-    for flag, path in (("--devices", faults), ("--profile", profile)):
-        if path is not None and not (path == profile and kind_of(path) == "folder"):
-            check_input(flag, path, remedy="give an existing file")
+    policies = _policies(policy, compare)
+    _check_files(trace, faults, profile)
     if without_faults and faults is None:
         raise UserError("--without-faults has nothing to leave out", remedy="add --devices FILE")
     if log != "off" and out is None:
@@ -183,15 +176,10 @@ def sim(
         limit=limit,
         body=body,
     )
-    summaries = _run_all(
-        job,
-        policies,
-        searched=layout is None,
-        healthy=without_faults,
-        out=out,
-        force=force,
-        how=progress,
+    runs = Runs(
+        job, searched=layout is None, healthy=without_faults, out=out, force=force, how=progress
     )
+    summaries = runs.of(policies)
     if as_json:
         print_runs_json(summaries)
     else:
@@ -199,42 +187,71 @@ def sim(
     return 1 if any(s["failed_rows"] for s in summaries) else 0
 
 
-def _run_all(
-    job: SimJob,
-    policies: tuple[str, ...],
-    *,
-    searched: bool,
-    healthy: bool,
-    out: Path | None,
-    force: bool,
-    how: str,
-) -> list[dict[str, Any]]:
-    """Checks the policies, then runs the job under each; the summaries. healthy: and once more
-    without device trouble; how: to show progress."""
-    _check_policies(policies)
-    labels = [label_of(name) for name in policies]
-    if len(set(labels)) < len(labels):
-        raise UserError("--compare names one policy twice", remedy="give files names of their own")
-    _check_out(out, labels, force)
-    records, summaries = [], []
-    run = _runner(job, searched=searched)
-    for label, policy in zip(labels, policies, strict=True):
-        with users_code(), progress_bar(label, how) as callback:
-            record = run(replace(job, policy=policy), callback)
-        if searched:
+def _policies(policy: str | None, compare: str | None) -> tuple[str, ...]:
+    """What --policy or --compare names, or the default."""
+    if policy is not None and compare is not None:
+        raise UserError("--policy and --compare are both given", remedy="give one of them")
+    if compare is not None:
+        return parse_names("--compare", compare)
+    return (policy if policy is not None else DEFAULTS["policy"],)
+
+
+def _check_files(trace: str, faults: str | None, profile: str | None) -> None:
+    """Raises UserError for a file that is not there. A profile may be a folder."""
+    check_input("trace", trace, remedy="give a JSONL file, plain or gzip")
+    for flag, path in (("--devices", faults), ("--profile", profile)):
+        if path is not None and not (path == profile and kind_of(path) == "folder"):
+            check_input(flag, path, remedy="give an existing file")
+
+
+class Runs:
+    """Runs of one job under several policies. searched: each in its best layout; healthy: and once
+    more without device trouble; out: where run directories go; how: to show progress."""
+
+    def __init__(
+        self,
+        job: SimJob,
+        *,
+        searched: bool,
+        healthy: bool,
+        out: Path | None,
+        force: bool,
+        how: str,
+    ) -> None:
+        self.job, self.searched, self.healthy = job, searched, healthy
+        self.out, self.force, self.how = out, force, how
+
+    def of(self, policies: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Checks the policies, then runs the job under each; the summaries."""
+        _check_policies(policies)
+        labels = [label_of(name) for name in policies]
+        if len(set(labels)) < len(labels):
+            raise UserError(
+                "--compare names one policy twice", remedy="give files names of their own"
+            )
+        _check_out(self.out, labels, self.force)
+        run = _runner(self.job, searched=self.searched)
+        records, summaries = [], []
+        for label, policy in zip(labels, policies, strict=True):
+            record = self._one(run, policy, label)
+            summaries.append(_keep(record, label, self.out, self.force))
+            for row, why in list(record.config.get("why_failed", {}).items())[:MOST_REASONS]:
+                say(f"{label}: row {row} failed, {why}")
+            records.append(record)
+        if self.out is not None and len(records) > 1:
+            _write_comparison(records, summaries, self.out)
+        return summaries
+
+    def _one(self, run: Run, policy: str, label: str) -> RunRecord:
+        with users_code(), progress_bar(label, self.how) as callback:
+            record = run(replace(self.job, policy=policy), callback)
+        if self.searched:
             say(f"{label}: {record.config['layout_reason']}")
-        if healthy:
-            again = replace(job, policy=policy, faults=None, log="off", layout=record.layout)
-            if not searched:
-                again = replace(again, layout=job.layout)
-            _run_healthy(again, record, f"{label} without faults", how)
-        summaries.append(_keep(record, label, out, force))
-        for row, why in list(record.config.get("why_failed", {}).items())[:MOST_REASONS]:
-            say(f"{label}: row {row} failed, {why}")
-        records.append(record)
-    if out is not None and len(records) > 1:
-        _write_comparison(records, summaries, out)
-    return summaries
+        if self.healthy:
+            layout = record.layout if self.searched else self.job.layout
+            again = replace(self.job, policy=policy, faults=None, log="off", layout=layout)
+            _run_healthy(again, record, f"{label} without faults", self.how)
+        return record
 
 
 def _run_healthy(job: SimJob, record: RunRecord, label: str, how: str) -> None:
@@ -246,7 +263,7 @@ def _run_healthy(job: SimJob, record: RunRecord, label: str, how: str) -> None:
     record.config["without_faults"] = {name: found[name] for name in HEALTHY}
 
 
-def _runner(job: SimJob, *, searched: bool) -> Callable[[SimJob, Progress | None], RunRecord]:
+def _runner(job: SimJob, *, searched: bool) -> Run:
     """What runs a job; searched: in its best layout. The rows are read once for all of them."""
     simulate = simulator()
     if not searched:

@@ -105,11 +105,14 @@ class CostModel(Protocol):
     `detailed`: times are not affine in the context; `pass_ps` wants the detail of a load, and the
     methods that have none take rows and pieces as alike. `decode_affine` is not asked then.
     `streams`: passes use the host link by themselves, not only for checkpoints.
+    `peers_over_host`: GPUs of a node have no link of their own, so that copies between its engines
+    cross the host links of both.
     """
 
     num_ranks: int
     detailed: bool
     streams: bool
+    peers_over_host: bool
 
     def pass_ps(self, load: PassLoad, detail: PassDetail | None = None) -> IntArray:
         """Duration of each pass in ps, shape [num_passes]; a pass without work costs 0."""
@@ -163,10 +166,6 @@ class CostModel(Protocol):
 
     def switch_ps(self) -> int:
         """Time of a change of layout or role, without the KV copies (published: 5 to 10 s)."""
-        ...
-
-    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        """Busy time per module in ps per pass; with overlap the sum exceeds pass_ps."""
         ...
 
     def flops(self, load: PassLoad) -> FloatArray:

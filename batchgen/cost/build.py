@@ -197,4 +197,5 @@ def _streamed(
         kv_bytes=model.kv_bytes_per_token / layout.tp,
         cpu_bytes_per_s=efficiency.cpu_attention_bytes_per_s / ranks_per_node,
         model_kv_bytes=model.kv_bytes_per_token,
+        theta=efficiency.stream_theta,
     )

@@ -8,7 +8,7 @@ public vLLM 0.19 logs, "BatchGen" a fit to the published completion times of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,13 @@ from batchgen.errors import UserError
 from batchgen.policy.options import kinds_of, one_of, option, read_option
 
 Points = tuple[tuple[float, float], ...]
+LEAST_RATE = 1e6
+"""Bytes per second of a link or disk. Nothing is slower; somebody meant gigabytes."""
+
+
+def _rate() -> Any:
+    """A link's or disks'; 0 takes the catalog's."""
+    return option(0.0, least=LEAST_RATE, most=1e15, or_zero=True, unit="bytes per second")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +77,18 @@ class Efficiency:
     host_link: float = option(0.80, least=0.01, most=1)
     # What all GPUs of a node copy from the host together, and to it; 0: the catalog's. Eight H20
     # reach about 32 GB/s each (BatchGen).
-    node_host_bytes_per_s: float = option(0.0, least=0, most=1e15)
+    node_host_bytes_per_s: float = _rate()
     # Part of the host link's rate that the engine's own way of copying reaches: kernels that read
     # weights of the host as they need them stay below the copy engines.
     host_copies: float = option(1.0, least=0.01, most=1)
+    # Part of what passes fetch over the host link, or else of all the rest of them, whichever is
+    # shorter, that is not hidden behind the longer: 0 is perfect overlap, 1 none. FlexGen's own
+    # cost model adds the two for decodes (its cost_model.py, Apache-2.0).
+    stream_theta: float = option(0.0, least=0, most=1)
     # The disks of a node; 0: the catalog's (DeepNVMe: 10, 27, 48 GB/s are read of four Gen4, four
     # Gen5, eight Gen5 drives, and 5, 11, 26 written).
-    disk_read_bytes_per_s: float = option(0.0, least=0, most=1e15)
-    disk_write_bytes_per_s: float = option(0.0, least=0, most=1e15)
+    disk_read_bytes_per_s: float = _rate()
+    disk_write_bytes_per_s: float = _rate()
     # Attention of decodes on the CPUs of a node: KV bytes read in a second. About 140 GB/s of the
     # 205 that eight channels of DDR4-3200 give (28-core AMD 7453, BatchGen paper's set-up).
     cpu_attention_bytes_per_s: float = option(140e9, least=1e6, most=1e15)
@@ -135,6 +146,11 @@ def interpolate(points: Points, x: float) -> float:
     return points[-1][1]
 
 
+def constants_by_name() -> dict[str, Field[Any]]:
+    """The constants that may be given: all but the tables."""
+    return {field.name: field for field in fields(Efficiency) if kinds_of(field)[0] != "Points"}
+
+
 def efficiency_of(
     overrides: Mapping[str, str], preset: Mapping[str, Any] | None = None
 ) -> Efficiency:
@@ -142,7 +158,7 @@ def efficiency_of(
 
     Raises UserError for an unknown name, for a table, and for a value out of its range.
     """
-    known = {field.name: field for field in fields(Efficiency) if kinds_of(field)[0] != "Points"}
+    known = constants_by_name()
     texts = {f"cost.{name}": str(value) for name, value in (preset or {}).items()}
     texts |= {key: text for key, text in overrides.items() if key.startswith("cost.")}
     values: dict[str, Any] = {}
@@ -161,6 +177,7 @@ BESIDE_KERNELS = (
     *("step_s", "prefill_step_s", "switch_s", "decode_beside_prompt", "cpu_attention_bytes_per_s"),
     "attention_theta",
     *("pcie_peer", "nvlink", "network", "host_link", "node_host_bytes_per_s", "host_copies"),
+    "stream_theta",
     *("disk_read_bytes_per_s", "disk_write_bytes_per_s"),
 )
 """Constants that count beside tables of kernels: host work, links, what these do not hold."""

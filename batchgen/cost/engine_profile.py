@@ -68,8 +68,8 @@ class EngineProfileCost(TabledCost):
             union=self.experts_ps,
             exchange=terms.exchange if layout.attention_dp > 1 and model.is_moe else None,
             head=self._head_ps,
-            slope=_nothing,
-            fixed=_nothing,
+            slope=np.zeros_like,
+            fixed=np.zeros_like,
             step_ps=round(eff.step_s * PS_PER_S),
             chunks=ChunkRates(pair=0.0, step_ps=round(eff.prefill_step_s * PS_PER_S)),
             copies=terms.copies,
@@ -86,18 +86,13 @@ class EngineProfileCost(TabledCost):
                 total = total + curve.at(tokens) * (NORMS if name == "layernorm" else 1)
         return total
 
-    def _own_parts(self, tokens: FloatArray) -> dict[str, FloatArray]:
+    def _own_ps(self, tokens: FloatArray) -> FloatArray:
         model = self.model
         attention = [name for name in (*DENSE, "qk_norm") if name not in ONCE]
-        return {
-            "projections": PS_PER_US * model.num_layers * self._layers_us(tokens, attention),
-            "dense": PS_PER_US * model.dense_layers * self._layers_us(tokens, MLP),
-            "overhead": PS_PER_US * self._layers_us(tokens, ONCE),
-            "collectives": self._terms.all_reduce(tokens),
-        }
-
-    def _own_ps(self, tokens: FloatArray) -> FloatArray:
-        return np.asarray(sum(self._own_parts(tokens).values()))
+        time = PS_PER_US * model.num_layers * self._layers_us(tokens, attention)
+        time = time + PS_PER_US * model.dense_layers * self._layers_us(tokens, MLP)
+        time = time + PS_PER_US * self._layers_us(tokens, ONCE)
+        return np.asarray(time + self._terms.all_reduce(tokens))
 
     def experts_ps(self, tokens: FloatArray) -> FloatArray:
         """All layers on the heaviest GPU. An expert split over GPUs counts as a share of experts:
@@ -179,32 +174,6 @@ class EngineProfileCost(TabledCost):
 
     # Reports -------------------------------------------------------------------------------------
 
-    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        tokens = load.decodes + load.chunk_tokens
-        union = tokens.sum(axis=0).astype(np.float64)
-        busy = union > 0
-        parts = {
-            name: np.where(tokens > 0, part, 0.0).max(axis=0)
-            for name, part in self._own_parts(tokens.astype(np.float64)).items()
-        }
-        parts["experts"] = np.where(busy, self.experts_ps(union), 0.0)
-        parts["collectives"] = parts["collectives"] + np.where(
-            busy, self._terms.exchange(union), 0.0
-        )
-        parts["overhead"] = parts["overhead"] + np.where(busy, self._step_ps, 0)
-        chunks = load.chunk_tokens.any(axis=0)
-        parts["overhead"] = parts["overhead"] + np.where(chunks, self._chunks.step_ps, 0)
-        rounded = {name: np.rint(part).astype(np.int64) for name, part in parts.items()}
-        scores = self.attention_ps(load, PassDetail.even(load)).max(axis=0)
-        decodes = load.decodes.any(axis=0)
-        return {
-            **rounded,
-            "attention_decode": np.where(decodes, scores, 0),
-            "attention_prefill": np.where(decodes, 0, scores),
-            "lm_head": self._head.take(load.samples).max(axis=0),
-            "checkpoint": np.rint(load.checkpoint * self._host_ps).astype(np.int64).max(axis=0),
-        }
-
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "engine profile",
@@ -216,7 +185,3 @@ class EngineProfileCost(TabledCost):
             "skew": self.tables.attention.skew is not None,
             "efficiency": self._efficiency.as_dict(),
         }
-
-
-def _nothing(rows: int) -> float:
-    return 0.0

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.cost.api import PS_PER_S, FloatArray, IntArray, PassLoad
+from batchgen.cost.api import PS_PER_S, FloatArray
 from batchgen.cost.efficiency import Efficiency
 from batchgen.cost.operators import latent
 from batchgen.cost.operators.kernels import Kernels
@@ -284,32 +284,31 @@ class MeasuredCost(TabledCost):
         sampled = logits * SAMPLED_BYTES / (self.gpu.hbm_bytes_per_s * SMALL_BANDWIDTH)
         return np.asarray((product + gathered + sampled) * PS_PER_S)
 
-    def _decode_s(self, rows: float, context: float, window: int = 0) -> float:
+    def _decode_s(self, rows: FloatArray, context: float, window: int = 0) -> FloatArray:
+        """Attention of so many rows of one context in one layer."""
         if self._is_latent:
-            one = self.kernels.seconds("mla_decode", rows=rows, tokens=context, **self._latent)
-        else:
-            one = self.kernels.seconds(
-                "decode_attention", rows=rows, tokens=context, window=window, **self._heads
-            )
-        return float(one)
+            return self.kernels.seconds("mla_decode", rows=rows, tokens=context, **self._latent)
+        return self.kernels.seconds(
+            "decode_attention", rows=rows, tokens=context, window=window, **self._heads
+        )
 
-    def _slope_ps(self, rows: int) -> float:
+    def _slope_ps(self, rows: FloatArray) -> FloatArray:
         """ps per KV token that `rows` rows read together, full layers."""
         low, high = (self._decode_s(rows, tokens) for tokens in (SHORT_CONTEXT, LONG_CONTEXT))
-        per_token = max(0.0, high - low) / (rows * (LONG_CONTEXT - SHORT_CONTEXT))
-        return self.model.full_layers * per_token * PS_PER_S
+        read = np.maximum(rows, 1.0) * (LONG_CONTEXT - SHORT_CONTEXT)
+        return np.asarray(self.model.full_layers * (np.maximum(0.0, high - low) / read) * PS_PER_S)
 
-    def _fixed_ps(self, rows: int) -> float:
+    def _fixed_ps(self, rows: FloatArray) -> FloatArray:
         """What is left at a short context, and the windowed layers, which see no more."""
         model = self.model
         one = self._decode_s(rows, SHORT_CONTEXT)
         slope = self._slope_ps(rows) / max(model.full_layers, 1)
-        fixed = max(0.0, one * PS_PER_S - slope * rows * SHORT_CONTEXT)
+        fixed = np.maximum(0.0, one * PS_PER_S - slope * rows * SHORT_CONTEXT)
         windowed = model.num_layers - model.full_layers
         total = model.full_layers * fixed
         if windowed:
-            total += windowed * self._decode_s(rows, LONG_CONTEXT, model.window) * PS_PER_S
-        return total
+            total = total + windowed * self._decode_s(rows, LONG_CONTEXT, model.window) * PS_PER_S
+        return np.asarray(total)
 
     def _chunk_s(self, tokens: FloatArray, window: int) -> FloatArray:
         """Attention of one prompt in one layer."""
@@ -349,9 +348,10 @@ class MeasuredCost(TabledCost):
         model = self.model
         full, windowed = model.full_layers, model.num_layers - model.full_layers
         if rows:
-            total += full * self._decode_s(rows, context)
+            seats = np.array([rows])
+            total += full * float(self._decode_s(seats, context)[0])
             if windowed:
-                total += windowed * self._decode_s(rows, context, model.window)
+                total += windowed * float(self._decode_s(seats, context, model.window)[0])
         if prompts:
             tokens = np.array([prompt_tokens])
             total += prompts * full * float(self._chunk_s(tokens, 0)[0])
@@ -360,25 +360,6 @@ class MeasuredCost(TabledCost):
         return total
 
     # Reports --------------------------------------------------------------------------------------
-
-    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        tokens = load.decodes + load.chunk_tokens
-        union = tokens.sum(axis=0)
-        busy, chunks = union > 0, load.chunk_tokens.any(axis=0)
-        parts = {
-            name: np.where(tokens > 0, seconds, 0.0).max(axis=0)
-            for name, seconds in self._own_parts(tokens.astype(np.float64)).items()
-        }
-        fullest = tokens.max(axis=0).astype(np.float64)
-        for name, seconds in self._union_parts(union.astype(np.float64), fullest).items():
-            parts[name] = parts.get(name, 0.0) + np.where(busy, seconds, 0.0)
-        parts["overhead"] += np.where(busy, self._efficiency.step_s, 0.0)
-        parts["overhead"] += np.where(chunks, self._efficiency.prefill_step_s, 0.0)
-        rounded = {name: np.rint(part * PS_PER_S).astype(np.int64) for name, part in parts.items()}
-        attention = self.attention_parts(load)
-        short = self._chunk_overhead.take(load.chunk_tokens)
-        attention["attention_prefill"] = (self._chunk_ps(load) + short).max(axis=0)
-        return {**rounded, **attention}
 
     def with_layout(self, layout: Layout) -> MeasuredCost:
         """The same engine in another layout."""

@@ -25,6 +25,7 @@ class OverlappedCost:
     def __init__(self, inner: CostModel, theta: float) -> None:
         self.inner, self.theta = inner, theta
         self.num_ranks, self.detailed, self.streams = inner.num_ranks, True, inner.streams
+        self.peers_over_host = inner.peers_over_host
 
     def _both(self, compute: int, whole: int) -> int:
         attention = whole - compute
@@ -73,9 +74,6 @@ class OverlappedCost:
 
     def switch_ps(self) -> int:
         return self.inner.switch_ps()
-
-    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        return self.inner.breakdown(load)
 
     def flops(self, load: PassLoad) -> FloatArray:
         return self.inner.flops(load)

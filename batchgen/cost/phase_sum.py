@@ -76,18 +76,24 @@ class PhaseSum:
         return float(self.phases_s(one).total[0])
 
     def steady_s(self, *, prompt_tokens: int, output_tokens: int, rows: int) -> Phases:
-        """Seconds of a row, by phase, when `rows` rows of one shape are replaced as they end: each
-        decodes at a mean context, and prompts are computed beside it, at the rate of products."""
-        context = round(rows * (prompt_tokens + (output_tokens + 1) / 2))
-        step = self.phases_s(Passes.of([(rows, context, 0, 0, rows)]))
-        flops = self.model.flops_per_token()
-        layers = sum(count for name, count in flops.items() if name != "lm_head")
-        scores = prompt_tokens**2 * self.model.num_layers * self.model.prefill_flops_per_pair
-        share = output_tokens / rows
+        """Seconds of a row, by phase, when `rows` rows of one shape are replaced as they end, at
+        the least: prompts are spread so that their FLOPs hide behind weights wherever a pass has
+        room for that. No list schedule of such rows, from the first pass to the last, is faster.
+
+        A prompt gives the first token, decodes the others. Weights are read once for at most
+        `rows` decodes; experts that fewer rows touch are more for each.
+        """
+        model = self.model
+        decodes = output_tokens - 1
+        one = np.array([rows], dtype=np.int64)
+        read = self._read_s(one) * (decodes / rows)
+        tokens, samples = (np.array([n]) for n in (decodes + prompt_tokens, output_tokens))
+        context = decodes * (prompt_tokens + output_tokens / 2)
+        scores = prompt_tokens**2 * model.num_layers * model.prefill_flops_per_pair
         return Phases(
-            products=step.products * share + prompt_tokens * layers / self.matmul_flops_per_s,
-            kv=step.kv * share,
-            scores=step.scores * share + scores / self.matmul_flops_per_s,
+            products=np.maximum(read, self._flops_s(tokens, samples)),
+            kv=np.array([context * (model.kv_bytes_per_token / self.memory_bytes_per_s)]),
+            scores=np.array([scores / self.matmul_flops_per_s]),
         )
 
     def steady_output_tokens_per_s(
@@ -98,6 +104,11 @@ class PhaseSum:
         return output_tokens / float(one.total[0])
 
     def _products_s(self, tokens: IntArray, samples: IntArray) -> FloatArray:
+        times = np.maximum(self._read_s(tokens), self._flops_s(tokens, samples))
+        return np.where(tokens > 0, times, 0.0)
+
+    def _read_s(self, tokens: IntArray) -> FloatArray:
+        """Seconds to read the weights for passes of so many tokens."""
         model = self.model
         weights = dict(model.weight_bytes_by_module())
         experts = weights.pop("experts", 0)
@@ -109,8 +120,11 @@ class PhaseSum:
             read += experts
         if not model.tied:  # an embedding is looked up, not read
             read -= weights["embedding"]
-        flops = model.flops_per_token()
+        return read / self.memory_bytes_per_s
+
+    def _flops_s(self, tokens: IntArray, samples: IntArray) -> FloatArray:
+        """Seconds of the products of so many tokens, and of the logits of `samples` of them."""
+        flops = self.model.flops_per_token()
         head = flops.pop("lm_head", 0)
         total = tokens * float(sum(flops.values())) + samples * float(head)
-        times = np.maximum(read / self.memory_bytes_per_s, total / self.matmul_flops_per_s)
-        return np.where(tokens > 0, times, 0.0)
+        return total / self.matmul_flops_per_s

@@ -49,6 +49,7 @@ class PipelineCost:
             raise ValueError("a stage has one rank, and times of sums")
         self.num_ranks = 1
         self.detailed = self.streams = False
+        self.peers_over_host = stages[0].peers_over_host
         self.model, self.layout = model, layout
         self.stages, self.hops = list(stages), list(hops)
         self.num_stages = len(self.stages)
@@ -129,16 +130,6 @@ class PipelineCost:
 
     # Reports --------------------------------------------------------------------------------------
 
-    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        total: dict[str, IntArray] = {}
-        silent = _without_samples(load)
-        for stage in self.stages:
-            for name, part in stage.breakdown(load if stage is self._last else silent).items():
-                total[name] = total[name] + part if name in total else part
-        tokens = (load.decodes + load.chunk_tokens)[0].tolist()
-        total["hops"] = np.array([sum(self.hops_ps(count)) for count in tokens], dtype=np.int64)
-        return total
-
     def flops(self, load: PassLoad) -> FloatArray:
         if self.model is None:
             return np.zeros(load.num_passes)
@@ -155,19 +146,6 @@ class PipelineCost:
             "layout": str(self.layout),
             "hops_ps": [list(hop) for hop in self.hops],
         }
-
-
-def _without_samples(load: PassLoad) -> PassLoad:
-    """What stages before the last see."""
-    return PassLoad(
-        load.decodes,
-        load.context,
-        load.chunk_tokens,
-        load.chunk_pairs,
-        load.chunk_reads,
-        np.zeros_like(load.samples),
-        load.checkpoint,
-    )
 
 
 def hops_of(terms: Terms, stages: int) -> list[Hop]:

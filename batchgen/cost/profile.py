@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.cost.api import PS_PER_S, FloatArray, IntArray, Link, PassLoad
+from batchgen.cost.api import PS_PER_S, FloatArray, Link
 from batchgen.cost.experts import touched_experts
 from batchgen.cost.fit import Curve, nonnegative_fit
 from batchgen.cost.profile_schema import (
@@ -24,7 +24,7 @@ from batchgen.cost.profile_schema import (
     load_profile,
     parse_profile,
 )
-from batchgen.cost.tabled import ChunkRates, CopyRates, TabledCost
+from batchgen.cost.tabled import ChunkRates, CopyRates, TabledCost, per_row
 from batchgen.errors import UserError
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec
@@ -79,8 +79,8 @@ class ProfiledCost(TabledCost):
             own=self._own_ps,
             union=self._experts_ps,
             head=self._head_ps,
-            slope=self._slope_ps,
-            fixed=self._decode_fixed_ps,
+            slope=per_row(self._slope_ps),
+            fixed=per_row(self._decode_fixed_ps),
             step_ps=round(PS_PER_S * overheads.step_s),
             chunks=ChunkRates(
                 pair=PS_PER_S * full * pair_s,
@@ -96,7 +96,7 @@ class ProfiledCost(TabledCost):
 
     # Modules, in ps ------------------------------------------------------------------------------
 
-    def _modules_ps(self, tokens: FloatArray) -> dict[str, FloatArray]:
+    def _own_ps(self, tokens: FloatArray) -> FloatArray:
         model, curve = self.model, self._shapes
         projections = model.num_layers * (curve["qkv"](tokens) + curve["o"](tokens))
         dense = np.zeros_like(tokens)
@@ -107,11 +107,7 @@ class ProfiledCost(TabledCost):
         if model.shared_ffn:
             shared = curve["shared_gate_up"](tokens) + curve["shared_down"](tokens)
             dense = dense + model.moe_layers * shared
-        return {"projections": PS_PER_S * projections, "dense": PS_PER_S * dense}
-
-    def _own_ps(self, tokens: FloatArray) -> FloatArray:
-        parts = self._modules_ps(tokens)
-        return parts["projections"] + parts["dense"]
+        return PS_PER_S * projections + PS_PER_S * dense
 
     def _experts_ps(self, tokens: FloatArray) -> FloatArray:
         """As measured, or every touched expert on its mean share of the tokens."""
@@ -144,26 +140,6 @@ class ProfiledCost(TabledCost):
         return float(self.profile.overheads.decode_s(np.array([float(rows)]))[0])
 
     # Reports --------------------------------------------------------------------------------------
-
-    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        tokens = load.decodes + load.chunk_tokens
-        busy = tokens > 0
-        modules = self._modules_ps(tokens.astype(np.float64))
-        parts = {
-            name: np.rint(np.where(busy, part, 0.0).max(axis=0)).astype(np.int64)
-            for name, part in modules.items()
-        }
-        union = tokens.sum(axis=0)
-        parts["experts"] = self._union.take(union)
-        parts |= self.attention_parts(load)
-        rows = np.vectorize(self._decode_overhead_s, otypes=[float])(load.decodes)
-        decode = np.rint(PS_PER_S * rows).astype(np.int64).max(axis=0)
-        parts["attention_decode"] -= decode  # a table of its own would slow every pass for this
-        chunks = self._chunk_overhead.take(load.chunk_tokens).max(axis=0)
-        parts["overhead"] = decode + chunks + np.where(union > 0, self._step_ps, 0)
-        parts["overhead"] += np.where(load.chunk_tokens.any(axis=0), self._chunks.step_ps, 0)
-        parts["collectives"] = np.zeros_like(union)
-        return parts
 
     def describe(self) -> dict[str, Any]:
         return {

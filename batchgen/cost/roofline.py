@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.cost.api import PS_PER_S, FloatArray, IntArray, PassLoad
+from batchgen.cost.api import PS_PER_S, FloatArray
 from batchgen.cost.efficiency import Efficiency
-from batchgen.cost.tabled import ChunkRates, TabledCost
+from batchgen.cost.tabled import ChunkRates, TabledCost, per_row
 from batchgen.cost.terms import Terms
 from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout
@@ -70,8 +70,8 @@ class RooflineCost(TabledCost):
             gathered=partial(terms.exchange, summed=True) if eff.exchange == "all-reduce" else None,
             theta=eff.theta,
             head=terms.head,
-            slope=terms.decode_slope,
-            fixed=terms.decode_fixed,
+            slope=per_row(terms.decode_slope),
+            fixed=per_row(terms.decode_fixed),
             step_ps=round(eff.step_s * PS_PER_S),
             chunks=ChunkRates(
                 pair=full * terms.pair_ps,
@@ -100,30 +100,6 @@ class RooflineCost(TabledCost):
             expert_skew=terms.expert_skew,
             gpus_per_node=terms.gpus_per_node,
         )
-
-    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        terms = self.terms
-        tokens = load.decodes + load.chunk_tokens
-        union = tokens.sum(axis=0)
-        busy, chunks = union > 0, load.chunk_tokens.any(axis=0)
-        own, both = tokens.astype(np.float64), union.astype(np.float64)
-        sent = terms.exchange(own.max(axis=0) * self.num_ranks)
-        if terms.efficiency.exchange == "all-reduce":
-            sent = np.where(chunks, terms.exchange(both, summed=True), sent)
-        parts: dict[str, FloatArray] = {
-            "projections": np.where(tokens > 0, terms.projections(own), 0.0).max(axis=0),
-            "dense": np.where(tokens > 0, terms.dense(own), 0.0).max(axis=0),
-            "experts": np.where(busy, terms.experts(both), 0.0),
-            "collectives": np.where(
-                busy,
-                terms.all_reduce(own).max(axis=0) + sent,
-                0.0,
-            ),
-            "overhead": np.where(busy, self._kernels_ps + self._step_ps, 0.0)
-            + np.where(chunks, float(self._chunks.step_ps), 0.0),
-        }
-        rounded = {name: np.rint(part).astype(np.int64) for name, part in parts.items()}
-        return {**rounded, **self.attention_parts(load)}
 
     def describe(self) -> dict[str, Any]:
         terms = self.terms

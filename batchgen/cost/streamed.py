@@ -9,7 +9,9 @@ passes, held back by the host link, the disks and attention on the CPU.
 
 Copies run beside the computation of other layers, and the CPU beside both; what comes from a disk
 passes through buffers of the host while the layer before it crosses the link. The pass takes as
-long as the slowest. A lockstep engine waits for its fullest rank; GPUs of a node share its CPU.
+long as the slowest, and `theta` of the shorter of what is fetched over the link and the longest of
+all else, for engines that overlap these less. A lockstep engine waits for its fullest rank; GPUs of
+a node share its CPU.
 """
 
 from __future__ import annotations
@@ -56,10 +58,13 @@ class StreamedCost:
         kv_bytes: float,
         cpu_bytes_per_s: float,
         model_kv_bytes: int,
+        theta: float = 0.0,
     ) -> None:
         self.inner, self.residency = inner, residency
         self.num_ranks, self.detailed, self.streams = inner.num_ranks, True, True
+        self.peers_over_host = inner.peers_over_host
         self._weights_ps = min(round(weight_bytes / rates.host * PS_PER_S), MOST_TERM_PS)
+        self._theta = theta
         self._off_gpu = residency.kv != "hbm"
         self._on_cpu = residency.attention == "cpu"
         self._token_ps = kv_bytes / rates.host * PS_PER_S
@@ -74,6 +79,7 @@ class StreamedCost:
             "disk_read_bytes_per_s": rates.disk_read,
             "disk_write_bytes_per_s": rates.disk_write,
             "cpu_bytes_per_s": cpu_bytes_per_s if self._on_cpu else None,
+            "stream_theta": theta,
         }
 
     def _computed(self, load: PassLoad) -> PassLoad:
@@ -107,9 +113,13 @@ class StreamedCost:
         if self._on_cpu or not self.inner.detailed:
             detail = None
         computed = self.inner.pass_ps(self._computed(load), detail)
-        times = np.maximum(computed, np.maximum(*self.streams_ps(load)))
-        times = np.maximum(times, self._on_disks_ps(load))
-        return np.where(busy, np.maximum(times, self._attention_ps(load)), 0)
+        fetched, written = self.streams_ps(load)
+        rest = np.maximum(np.maximum(computed, written), self._on_disks_ps(load))
+        rest = np.maximum(rest, self._attention_ps(load))
+        times = np.maximum(fetched, rest)
+        if self._theta:
+            times = times + np.rint(self._theta * np.minimum(fetched, rest)).astype(np.int64)
+        return np.where(busy, times, 0)
 
     def time_ps(self, loads: Sequence[RankLoad]) -> int:
         load = PassLoad(*np.array(loads, dtype=np.int64).T[:, :, None])
@@ -139,14 +149,6 @@ class StreamedCost:
 
     def switch_ps(self) -> int:
         return self.inner.switch_ps()
-
-    def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
-        busy = (load.decodes + load.chunk_tokens).any(axis=0)
-        parts = self.inner.breakdown(self._computed(load))
-        parts["host_link"] = np.maximum(*self.streams_ps(load))
-        parts["disk"] = np.where(busy, self._on_disks_ps(load), 0)
-        parts["attention_cpu"] = self._attention_ps(load)
-        return parts
 
     def flops(self, load: PassLoad) -> FloatArray:
         return self.inner.flops(load)

@@ -45,23 +45,24 @@ class ChunkRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyRates:
-    """ps per KV token and fixed ps of each link of a rank."""
+    """ps per KV token and fixed ps of each link of a rank. over_host: "intra" is the host link."""
 
     per_token: dict[Link, float]
     fixed: dict[Link, float]
     switch_ps: int
+    over_host: bool = False
 
 
 class TabledCost:
-    """Everything of `CostModel` but the report of modules; a subclass fills the tables.
+    """Everything of `CostModel`; a subclass fills the tables.
 
     own(tokens of a rank), union(tokens of the engine), head(samples), slope(rows) in ps per KV
-    token, fixed(rows) and chunk_overhead(prompt tokens of a rank) are functions in picoseconds;
-    `step_ps` is paid once per pass. exchange(tokens of the fullest rank, times ranks): a collective
-    ends with its slowest sender; `theta` of the shorter of it and `union` is not hidden behind the
-    longer; gathered(tokens of the engine): the exchange of passes with prompts, where it is of what
-    there is and not of the fullest rank. `prompts`: what both are for passes without decodes,
-    where that differs.
+    token, fixed(rows) and chunk_overhead(prompt tokens of a rank) are elementwise functions in
+    picoseconds (`per_row` makes one of a function of a number); `step_ps` is paid once per pass.
+    exchange(tokens of the fullest rank, times ranks): a collective ends with its slowest sender;
+    `theta` of the shorter of it and `union` is not hidden behind the longer; gathered(tokens of the
+    engine): the exchange of passes with prompts, where it is of what there is and not of the
+    fullest rank. `prompts`: what both are for passes without decodes, where that differs.
     `beside`: by how much the slope is steeper where a rank has prompt tokens too.
     """
 
@@ -73,8 +74,8 @@ class TabledCost:
         own: Tokens,
         union: Tokens,
         head: Tokens,
-        slope: Rows,
-        fixed: Rows,
+        slope: Tokens,
+        fixed: Tokens,
         step_ps: int,
         chunks: ChunkRates,
         copies: CopyRates,
@@ -91,13 +92,14 @@ class TabledCost:
         self._gathered = None if gathered is None else IntTable(gathered)
         self._theta = theta
         self.detailed = self.streams = False
+        self.peers_over_host = copies.over_host
         self._fetched_ps = 0  # from the host, by passes of prompts alone
         self._own, self._union, self._head = IntTable(own), IntTable(union), IntTable(head)
         self._prompts = None if prompts is None else IntTable(prompts)
-        self._slope, self._fixed = IntTable(_per_row(slope)), IntTable(_per_row(fixed))
+        self._slope, self._fixed = IntTable(slope), IntTable(fixed)
         self._beside = self._slope
         if beside != 1.0:
-            self._beside = IntTable(_per_row(lambda rows: beside * slope(rows)))
+            self._beside = IntTable(lambda rows: beside * slope(rows))
         self._step_ps = step_ps
         self._chunks, self._copies = chunks, copies
         self._chunk_overhead = IntTable(chunk_overhead)
@@ -266,17 +268,6 @@ class TabledCost:
     def switch_ps(self) -> int:
         return self._copies.switch_ps
 
-    def attention_parts(self, load: PassLoad) -> dict[str, IntArray]:
-        """The modules of `breakdown` that come from the tables alone."""
-        scores = self._slopes(load) * load.context + self._fixed.take(load.decodes)
-        streamed = np.rint(load.checkpoint * self._host_ps).astype(np.int64)
-        return {
-            "attention_decode": scores.max(axis=0),
-            "attention_prefill": self._chunk_ps(load).max(axis=0),
-            "lm_head": self._head.take(load.samples).max(axis=0),
-            "checkpoint": streamed.max(axis=0),
-        }
-
     def flops(self, load: PassLoad) -> FloatArray:
         return useful_flops(self.model, load)
 
@@ -284,7 +275,7 @@ class TabledCost:
         return moved_bytes(self.model, self.layout, load)
 
 
-def _per_row(function: Rows) -> Tokens:
+def per_row(function: Rows) -> Tokens:
     """A scalar function of a row count, elementwise."""
 
     def over(rows: FloatArray) -> FloatArray:

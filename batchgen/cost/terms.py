@@ -329,4 +329,5 @@ class Terms:
                 "inter": gpu.inter_latency_s * PS_PER_S,
             },
             switch_ps=round(self.efficiency.switch_s * PS_PER_S),
+            over_host=self.over_pcie,
         )

@@ -12,11 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchgen.cost.efficiency import Efficiency
-from batchgen.errors import UserError
 from batchgen.hardware import GpuSpec
-
-LEAST_RATE = 1e6
-"""Bytes per second of a link or disk. Nothing is slower; somebody meant gigabytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +25,7 @@ class TierRates:
 
 
 def tier_rates(gpu: GpuSpec, efficiency: Efficiency, gpus_of_node: int) -> TierRates:
-    """With so many GPUs of the job on a node. Raises UserError for rates that no machine has."""
-    for name in ("node_host_bytes_per_s", "disk_read_bytes_per_s", "disk_write_bytes_per_s"):
-        rate = getattr(efficiency, name)
-        if 0 < rate < LEAST_RATE:
-            raise UserError(
-                f"--set cost.{name}={rate:g}: out of range",
-                remedy=f"give bytes per second, {LEAST_RATE:g} and more; 0 takes the catalog's",
-            )
+    """With so many GPUs of the job on a node."""
     gpus = max(1, gpus_of_node)
     node = efficiency.node_host_bytes_per_s or gpu.node_host_bytes_per_s
     link = min(gpu.host_bytes_per_s * efficiency.host_link, node / gpus)

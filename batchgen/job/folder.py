@@ -178,19 +178,31 @@ def open_folder(
     another fingerprint, or if it cannot be written.
     """
     check_resume(path, resume, force=force)
+    was_there = (path / JOB).is_file()
+    try:
+        _make(path)
+        with owned(path):
+            folder: JobFolder | None = None
+            try:
+                folder = _begin(path, fingerprint, config, resume, force)
+                with folder.journal:
+                    yield folder
+            finally:
+                is_done = folder is not None and not folder.is_kept
+                is_mine = not was_there or (folder is not None and not folder.is_resumed)
+                if is_done or (is_mine and not holds_any(path / JOURNAL)):
+                    _take_away(path)
+    finally:
+        with suppress(OSError):  # a signal before anything was put into it
+            path.rmdir()
+
+
+def _make(path: Path) -> None:
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
         why = f"cannot make the folder {path}: {error.strerror}"
         raise UserError(why, remedy="check the output's folder") from None
-    with owned(path):
-        folder = _begin(path, fingerprint, config, resume, force)
-        try:
-            with folder.journal:
-                yield folder
-        finally:
-            if not folder.is_kept or not (folder.is_resumed or holds_any(path / JOURNAL)):
-                _take_away(path)
 
 
 def _take_away(path: Path) -> None:

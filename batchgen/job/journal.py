@@ -282,6 +282,8 @@ def read_counts(path: Path) -> dict[str, int]:
 
 def holds_any(path: Path) -> bool:
     """Whether a journal holds an answer or a token; True for one that cannot be read."""
+    if not path.exists():
+        return False
     try:
         with _reading(path) as base:
             if base is None:

@@ -38,14 +38,16 @@ def owned(folder: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror}", remedy="check the folder of the job"
         ) from None
     with file:
-        _lock(file, folder)
-        with suppress(OSError):  # a full disk: the lock holds all the same
-            file.seek(0)
-            file.truncate()
-            json.dump(
-                {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}, file
-            )
-            file.flush()
+        try:
+            _lock(file, folder)
+            _sign(file)
+        except UserError:
+            raise
+        except BaseException:  # a signal, and nobody else's job is here: the file goes again
+            with suppress(OSError):
+                if [one.name for one in folder.iterdir()] == [NAME]:
+                    path.unlink()
+            raise
         yield
 
 
@@ -67,6 +69,16 @@ def owner_of(folder: Path) -> str | None:
 
 BUSY = (errno.EWOULDBLOCK, errno.EACCES)
 TRIES, AGAIN_S = 5, 0.02  # who only looks (`owner_of`) holds a lock for a moment
+
+
+def _sign(file: IO[str]) -> None:
+    """Who has it; where the disk is full nobody is told, and the lock holds all the same."""
+    told = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
+    with suppress(OSError):
+        file.seek(0)
+        file.truncate()
+        json.dump(told, file)
+        file.flush()
 
 
 def _lock(file: IO[str], folder: Path) -> None:

@@ -20,9 +20,18 @@ MOST_TOKENS = 2**31 - 1
 LONGEST_SHOWN = 40
 
 
-def option(default: Any, *, least: float | None = None, most: float | None = None) -> Any:
-    """A field of a `Config` whose numbers lie in [least, most]; None leaves a side open."""
-    return dataclasses.field(default=default, metadata={"least": least, "most": most})
+def option(
+    default: Any,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    or_zero: bool = False,
+    unit: str = "",
+) -> Any:
+    """A field of a `Config` whose numbers lie in [least, most]; None leaves a side open. or_zero:
+    or are 0, which says that it is left open. unit: of the number, in words."""
+    metadata = {"least": least, "most": most, "or_zero": or_zero, "unit": unit}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def one_of(*words: str) -> Any:
@@ -34,7 +43,7 @@ def range_of(field: dataclasses.Field[Any]) -> str:
     """The range of a field in words; empty where it has none."""
     least, most = (_shown(field.metadata.get(side)) for side in ("least", "most"))
     if least and most:
-        return f"from {least} to {most}"
+        return f"{'0 or ' if field.metadata.get('or_zero') else ''}from {least} to {most}"
     return f"of at least {least}" if least else f"of at most {most}" if most else ""
 
 
@@ -57,6 +66,8 @@ def _remedy(field: dataclasses.Field[Any]) -> str:
         what = "give true or false"
     elif "int" in kinds or "float" in kinds:
         kind = "an integer" if "int" in kinds else "a finite number"
+        if unit := field.metadata.get("unit"):
+            kind = f"{unit},"
         what = f"give {kind} {range_of(field)}".rstrip()
     elif words := field.metadata.get("words"):
         what = f"choose one of {', '.join(words)}"
@@ -95,6 +106,8 @@ def check_option(what: str, field: dataclasses.Field[Any], value: Any) -> None:
     least, most = field.metadata.get("least"), field.metadata.get("most")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{what}: not a finite number", remedy=_remedy(field))
+    if field.metadata.get("or_zero") and value == 0:
+        return
     if (least is not None and value < least) or (most is not None and value > most):
         raise UserError(f"{what}: out of range", remedy=_remedy(field))
 
@@ -112,22 +125,32 @@ def read_plain(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
         raise UserError(f"{what}: {why}", remedy=error.remedy) from None
 
 
+def read_config_option(slot: str, given: str, name: str, config: type[Any], value: Any) -> Any:
+    """The option `given` of a preset for the `config` of part `name`. Raises UserError."""
+    fields = {item.name: item for item in dataclasses.fields(config)}
+    if given not in fields:
+        raise _unknown(f"preset option {slot}.{given}", name, fields)
+    return read_plain(f"{slot}.{given}", fields[given], value)
+
+
+def _unknown(where: str, name: str, fields: Mapping[str, Any]) -> UserError:
+    remedy = f"its options: {', '.join(fields) or 'none'}"
+    return UserError(f"{where}: {name} has no such option", remedy=remedy)
+
+
 def read_config(
     slot: str, name: str, config: type[Any], options: Mapping[str, Any], texts: Mapping[str, str]
 ) -> Any:
     """The `config` of part `name`: a preset's options, then those given as text. Raises
     UserError."""
     fields = {item.name: item for item in dataclasses.fields(config)}
-    for given in (*options, *texts):
+    values = {
+        given: read_config_option(slot, given, name, config, value)
+        for given, value in options.items()
+    }
+    for given in texts:
         if given not in fields:
-            where = f"--set {slot}.{given}" if given in texts else f"preset option {slot}.{given}"
-            raise UserError(
-                f"{where}: {name} has no such option",
-                remedy=f"its options: {', '.join(fields) or 'none'}",
-            )
-    values = dict(options)
-    for given, value in options.items():
-        values[given] = read_plain(f"{slot}.{given}", fields[given], value)
+            raise _unknown(f"--set {slot}.{given}", name, fields)
     for given, text in texts.items():
         values[given] = read_option(f"{slot}.{given}", fields[given], text)
     try:

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--passes", type=Path, help="npz with load and time of every pass")
     parser.add_argument("--kernels", type=int, default=0, metavar="N")
+    parser.add_argument("--before", type=float, default=0.0, help="seconds of the job, uncounted")
     options = parser.parse_args()
     if options.list:
         print("\n".join(CELLS))
@@ -38,7 +39,8 @@ def main() -> None:
     if options.cell is None:
         parser.error("give --cell, or --list")
     from kernels import read_ceilings
-    from throughput import run, summary
+    from shares import summary
+    from throughput import run
 
     load = CELLS[options.cell]
     rows = options.rows
@@ -49,6 +51,7 @@ def main() -> None:
         device=options.device,
         rows=rows,
         kernels=options.kernels,
+        before_s=options.before,
     )
     if options.passes is not None:
         import numpy as np

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pieces import CELL_S, SITE, STAGES, Piece, chosen, paths, pieces, read_json
+from pieces import CELL_S, PEER_S, SITE, STAGES, Piece, chosen, paths, pieces, read_json
 from summary import document, lines, result_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,13 +160,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", help=f"some of {','.join(STAGES)}, or labels like kernels/small")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that all may take")
     parser.add_argument("--cell-seconds", type=float, default=CELL_S)
+    parser.add_argument("--peer-seconds", type=float, default=PEER_S)
     parser.add_argument("--skip-done", action="store_true", help="what succeeded at this commit")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     given = parser.parse_args(argv)
     begin = time.monotonic()
     environment = paths(os.environ)
     try:
-        todo = chosen(pieces(given.folder.absolute(), given.cell_seconds), given.only)
+        every = pieces(given.folder.absolute(), given.cell_seconds, given.peer_seconds)
+        todo = chosen(every, given.only)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

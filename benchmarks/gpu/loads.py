@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from qwen_config import qwen_config
 
 Ints = npt.NDArray[np.int64]
 PAGE_TOKENS = 64
@@ -15,36 +20,19 @@ DEPTH = 2  # passes that are launched before the first is known
 FULL = 0.8  # share of the seats from which on a pass counts as steady
 
 
-def _qwen(**sizes: Any) -> dict[str, Any]:
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": 151_936,
-        "head_dim": 128,
-        "hidden_act": "silu",
-        "max_position_embeddings": 40_960,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "eos_token_id": 0,
-        "bos_token_id": 0,
-        "torch_dtype": "bfloat16",
-        **sizes,
-    }
-
-
+# Of the large models: their vocabulary, head and context.
+LARGE = {"vocab_size": 151_936, "head_dim": 128, "max_position_embeddings": 40_960}
 MODELS: dict[str, dict[str, Any]] = {
-    "qwen3-8b": _qwen(
+    "qwen3-8b": qwen_config(
+        **LARGE,
         hidden_size=4096,
         intermediate_size=12_288,
         num_hidden_layers=36,
         num_attention_heads=32,
         num_key_value_heads=8,
     ),
-    "qwen3-30b-a3b": _qwen(
-        architectures=["Qwen3MoeForCausalLM"],
-        model_type="qwen3_moe",
+    "qwen3-30b-a3b": qwen_config(
+        **LARGE,
         hidden_size=2048,
         intermediate_size=6144,
         moe_intermediate_size=768,
@@ -53,12 +41,10 @@ MODELS: dict[str, dict[str, Any]] = {
         num_key_value_heads=4,
         num_experts=128,
         num_experts_per_tok=8,
-        norm_topk_prob=True,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
     ),
     "mixtral-8x7b": {
-        **_qwen(
+        **qwen_config(
+            **LARGE,
             hidden_size=4096,
             intermediate_size=14_336,
             num_hidden_layers=32,

@@ -17,9 +17,10 @@ HERE = ROOT / "benchmarks" / "gpu"
 SITE = ROOT / ".gpu-site"  # what `make gpu-wheels` fills
 SITE_PYTHON = (3, 12)
 CELLS = HERE / "cells.py"
-STAGES = ("tests", "ceilings", "kernels", "cells")
+STAGES = ("tests", "ceilings", "kernels", "cells", "peer", "profile")
 GROUPS = ("attention", "experts", "small")  # of the kernel table
-CELL_S = 90.0  # that a cell of throughput may measure; loading comes on top
+CELL_S = 60.0  # that a cell of throughput may measure; loading comes on top
+PEER_S = 120.0  # that each of two systems may take for the same requests
 LOADING_S = 60.0
 # A busy GPU shows the tests' mistakes too, and compiling kernels needs processors, not the GPU.
 TEST_WORKERS = 8
@@ -42,7 +43,7 @@ class Piece:
         return f"{self.stage}/{self.name}"
 
 
-def pieces(folder: Path, cell_s: float = CELL_S) -> list[Piece]:
+def pieces(folder: Path, cell_s: float = CELL_S, peer_s: float = PEER_S) -> list[Piece]:
     """All of them, in the order in which they run. `folder`: where their JSON lies."""
     ceilings = str(folder / "ceilings.json")
     found = [*_tests()]
@@ -82,7 +83,31 @@ def pieces(folder: Path, cell_s: float = CELL_S) -> list[Piece]:
                 gives=gives,
             )
         )
-    return found
+    return [*found, *_whole(folder, peer_s)]
+
+
+def _whole(folder: Path, peer_s: float) -> list[Piece]:
+    """Systems as a user has them: a peer beside this one, and the profile of the GPU."""
+    gives = "peer-transformers.json"
+    out = ("--seconds", str(peer_s), "--out", str(folder / gives))
+    profile = ("profile", "--device", "cuda", "--force", "-o", str(folder / "profile.json"))
+    return [
+        Piece(
+            stage="peer",
+            name="transformers",
+            command=_script("peer.py", *out),
+            limit_s=2 * (peer_s + LOADING_S),
+            least_s=peer_s,
+            gives=gives,
+        ),
+        Piece(
+            stage="profile",
+            name="small",
+            command=(sys.executable, "-P", "-m", "batchgen", *profile),
+            limit_s=300.0,
+            least_s=60.0,
+        ),
+    ]
 
 
 def _tests() -> list[Piece]:
@@ -98,7 +123,12 @@ def _tests() -> list[Piece]:
             limit_s=300.0,
             least_s=30.0,
         ),
-        Piece(stage="tests", name="gpu", command=(*pytest, *others), limit_s=180.0),
+        Piece(
+            stage="tests",
+            name="gpu",
+            command=(*pytest, "-n", str(TEST_WORKERS), *others),
+            limit_s=240.0,
+        ),
     ]
 
 

@@ -161,32 +161,37 @@ CELLS = (
     sampled(1024, 151936, draws=True),
 )
 
-# Loads and stores are of 16 bytes. On an H200 48 heads went at 83 % of the copy, 40 at 76 %: three
-# tiles of 16 heads, of which the last is half empty. First tiles that divide both, then whole
-# tokens: their angles are read once, and more bytes are in flight.
+# On an H200 48 heads went at 83 % of the copy, 40 at 76 %, by three tiles of 16 heads, a head per
+# thread, of which the last was half empty. Now several heads per thread, in tiles that divide both.
 PLACE_CHANGES = (
-    {"TILE": 8},
+    {"TILE": 8, "num_warps": 1},
     {"TILE": 8, "num_warps": 2},
-    {"TILE": 16, "num_warps": 8},
-    {"TILE": 32, "num_warps": 8},
-    {"TILE": 32},
-    {"TILE": 64, "num_warps": 16},
-    {"TILE": 64, "num_warps": 8},
+    {"TILE": 16, "num_warps": 1},
+    {"TILE": 16, "num_warps": 2},
+    {"TILE": 16, "num_warps": 4},
+    {"TILE": 64, "num_warps": 4},
+    {"TILE": 64, "num_warps": 2},
 )
-# A draw took 294 us where the best token took 79. A program waits for its own reductions, 137
-# barriers in its code, most of them in loops: twice the warps in 64 registers spill nothing; digits
-# of 4 bits halve the steps; candidates are few, so that blocks of 512 are mostly empty; two warps
-# wait less for each other.
+ROUTE_CHANGES = (
+    {"BLOCK_T": 8},
+    {"BLOCK_T": 32},
+    {"BLOCK_T": 4},
+    {"BLOCK_T": 16, "WARPS": 2},
+    {"BLOCK_T": 16, "WARPS": 8},
+    {"BLOCK_T": 32, "WARPS": 8},
+)
+# A program waits for its own reductions, most of them in loops, and four fit in a multiprocessor:
+# more warps share a step, fewer wait less for each other; digits of 4 bits halve the steps.
 CHOOSE_CHANGES = (
+    {"DIGIT": 4},
+    {"BLOCK": 256},
+    {"BLOCK": 512},
+    {"TILE": 16},
+    {"TILE": 4},
     {"num_warps": 8, "maxnreg": 64},
     {"num_warps": 8},
-    {"BLOCK": 256, "DIGIT": 4, "num_warps": 8},
-    {"BLOCK": 256},
-    {"BLOCK": 256, "DIGIT": 4},
-    {"BLOCK": 128, "DIGIT": 4},
-    {"BLOCK": 256, "num_warps": 2, "maxnreg": 168},
-    {"BLOCK": 256, "DIGIT": 4, "TILE": 4, "num_warps": 2, "maxnreg": 255},
-    {"BLOCK": 256, "BEST": 64},
+    {"num_warps": 2, "maxnreg": 168, "TILE": 4},
+    {"maxnreg": 96},
 )
 # Here its rows end at once: what differs is how many of its programs fit in a multiprocessor.
 SEARCH_CHANGES = (
@@ -203,6 +208,7 @@ DRAWS = sampled(1024, 151936, draws=True)
 TUNE = (
     tune_of(placed(32, 8), PLACE_CHANGES),
     tune_of(placed(32, 4), PLACE_CHANGES),
+    tune_of(routed(131072, 128, 8), ROUTE_CHANGES, "route_short"),
     tune_of(DRAWS, CHOOSE_CHANGES, "sample_choose"),
     tune_of(DRAWS, SEARCH_CHANGES, "sample_search"),
     tune_of(DRAWS, TOPS_CHANGES, "sample_tops"),

@@ -6,42 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from qwen_config import qwen_config
 
 VOCABULARY = 4096
 
 
-def _config(kind: str, **sizes: Any) -> dict[str, Any]:
-    return {
-        "architectures": ["Qwen3MoeForCausalLM" if kind == "moe" else "Qwen3ForCausalLM"],
-        "model_type": "qwen3_moe" if kind == "moe" else "qwen3",
-        "vocab_size": VOCABULARY,
-        "head_dim": 64,
-        "hidden_act": "silu",
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "eos_token_id": 0,
-        "bos_token_id": 0,
-        "torch_dtype": "bfloat16",
-        **sizes,
-    }
-
-
-def _moe(**sizes: int) -> dict[str, Any]:
-    return _config(
-        "moe",
-        intermediate_size=1024,
-        norm_topk_prob=True,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
-        **sizes,
-    )
+SMALL = {"vocab_size": VOCABULARY, "head_dim": 64, "max_position_embeddings": 4096}
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "moe-46m": _moe(
+    "moe-46m": qwen_config(
+        **SMALL,
+        intermediate_size=1024,
         hidden_size=512,
         num_hidden_layers=6,
         num_attention_heads=8,
@@ -50,7 +26,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         num_experts=16,
         num_experts_per_tok=4,
     ),
-    "moe-320m": _moe(
+    "moe-320m": qwen_config(
+        **SMALL,
+        intermediate_size=1024,
         hidden_size=768,
         num_hidden_layers=8,
         num_attention_heads=12,
@@ -59,16 +37,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         num_experts=64,
         num_experts_per_tok=6,
     ),
-    "dense-30m": _config(
-        "dense",
+    "dense-30m": qwen_config(
+        **SMALL,
         hidden_size=512,
         intermediate_size=1536,
         num_hidden_layers=8,
         num_attention_heads=8,
         num_key_value_heads=2,
     ),
-    "dense-160m": _config(
-        "dense",
+    "dense-160m": qwen_config(
+        **SMALL,
         hidden_size=1024,
         intermediate_size=3328,
         num_hidden_layers=12,

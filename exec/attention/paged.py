@@ -20,7 +20,6 @@ from batchgen.exec.arena import KvArena
 from batchgen.exec.batch import IntArray, PassRows
 
 Int32 = npt.NDArray[np.int32]
-IN_FLIGHT = -1  # a token id that only the device knows yet
 ALIGNED = 4  # elements of 16 bytes
 WIDTHS = (
     16  # tables are so many columns wide or a multiple: their stride is a kernel's argument too
@@ -66,7 +65,8 @@ class PassShape:
             self.num_decodes,  # contexts
             *(chunks,) * 3,  # starts, firsts, lengths
             self.num_wanted,
-            *(rows,) * 2,  # numbers, slots
+            rows,  # numbers
+            chunks,  # those of chunks
             rows * self.table_width,
         )
 
@@ -75,10 +75,10 @@ class PassShape:
 class PagedPass:
     """The parts as int32 tensors on the device.
 
-    `token_ids`, `token_rows` and `positions` [T]; `rows` [S] are 0 .. S - 1, `slots` [S] where the
-    device keeps each row's last token; `contexts` [n] are the keys that decoding rows see;
-    `starts`, `firsts`, `lengths` [C]; `wanted` [R]; `tables` [S, W]. `decode_rows` [n] are the rows
-    of the decoding queries.
+    `token_ids` (`exec.gpu.last`), `token_rows` and `positions` [T]; `rows` [S] are 0 .. S - 1;
+    `contexts` [n] are the keys that decoding rows see; `starts`, `firsts`, `lengths` [C]; `wanted`
+    [R]; `tables` [S, W]. `decode_rows` [n] and `chunk_rows` [C] are the rows of the queries, each a
+    part or the front of one: where a kernel's pointers are not of 16 bytes it is compiled anew.
     """
 
     shape: PassShape
@@ -91,9 +91,9 @@ class PagedPass:
     lengths: torch.Tensor
     wanted: torch.Tensor
     rows: torch.Tensor
-    slots: torch.Tensor
     tables: torch.Tensor
     decode_rows: torch.Tensor
+    chunk_rows: torch.Tensor
 
     def of_wanted(self) -> PagedPass:
         """The wanted tokens as decoding rows, [R]: made on the device."""
@@ -112,9 +112,9 @@ class PagedPass:
             lengths=none,
             wanted=none,
             rows=self.rows,
-            slots=self.slots,
             tables=self.tables,
             decode_rows=self.token_rows.index_select(0, wanted),
+            chunk_rows=none,
         )
 
 
@@ -138,16 +138,26 @@ def pack(arena: KvArena, rows: PassRows, token_ids: IntArray, shape: PassShape, 
 
     More decoding rows and wider tables than the pass has are padding; chunks have none.
     """
-    (ids, owners, positions, contexts, starts, firsts, lengths, wanted, numbers, slots, table) = (
-        into[first : first + size] for first, size in shape.places
-    )
+    (
+        ids,
+        owners,
+        positions,
+        contexts,
+        starts,
+        firsts,
+        lengths,
+        wanted,
+        numbers,
+        of_chunks,
+        table,
+    ) = (into[first : first + size] for first, size in shape.places)
     n, padded = rows.num_decodes, shape.num_decodes - rows.num_decodes
     real = np.arange(len(rows.slots))
     real[n:] += padded
     if padded:  # only passes of decodes are filled up, so that their tokens come first
         others = np.arange(n, shape.num_decodes)
         ids[n:], owners[n:], positions[n:], contexts[n:] = 0, others, 0, 0
-        slots[n:], wanted[n:] = 0, others
+        wanted[n:] = others
     count = len(token_ids)
     ids[:count] = token_ids
     if len(rows.slots) == n:
@@ -160,7 +170,7 @@ def pack(arena: KvArena, rows: PassRows, token_ids: IntArray, shape: PassShape, 
         starts[:], firsts[:], lengths[:] = rows.starts[n:], rows.firsts[n:], rows.lengths[n:]
     contexts[:n] = rows.ends[:n]
     numbers[:] = np.arange(len(numbers))
-    slots[real] = rows.slots
+    of_chunks[:] = numbers[shape.num_decodes :]
     pages = arena.tables.pages
     width = min(shape.table_width, pages.shape[1])
     tables = table.reshape(len(numbers), -1)
@@ -172,9 +182,19 @@ def pack(arena: KvArena, rows: PassRows, token_ids: IntArray, shape: PassShape, 
 
 def unpack(packed: torch.Tensor, shape: PassShape) -> PagedPass:
     """The parts of a packed pass on the device, as views of it."""
-    (ids, owners, positions, contexts, starts, firsts, lengths, wanted, numbers, slots, table) = (
-        packed[first : first + size] for first, size in shape.places
-    )
+    (
+        ids,
+        owners,
+        positions,
+        contexts,
+        starts,
+        firsts,
+        lengths,
+        wanted,
+        numbers,
+        of_chunks,
+        table,
+    ) = (packed[first : first + size] for first, size in shape.places)
     return PagedPass(
         shape=shape,
         token_ids=ids,
@@ -186,7 +206,7 @@ def unpack(packed: torch.Tensor, shape: PassShape) -> PagedPass:
         lengths=lengths,
         wanted=wanted,
         rows=numbers,
-        slots=slots,
         tables=table.view(shape.num_decodes + shape.num_chunks, shape.table_width),
         decode_rows=numbers[: shape.num_decodes],
+        chunk_rows=of_chunks,
     )

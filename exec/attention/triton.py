@@ -54,7 +54,7 @@ class TritonBackend:
                 arena.storage,
                 layer,
                 prepared.tables,
-                slots=prepared.rows[n:],
+                slots=prepared.chunk_rows,
                 starts=prepared.starts,
                 firsts=prepared.firsts,
                 lengths=prepared.lengths,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from batchgen.exec.batch import PassResult
+from batchgen.exec.gpu.telling import Wish
 from batchgen.exec.rows import Ints
 
 
@@ -15,7 +16,8 @@ from batchgen.exec.rows import Ints
 class Flight:
     """Rows [R] that get a token, with their slots, the generations that they were of, and the
     tokens that each has computed behind the pass. `tokens` [R] on the host are whole when `mark`
-    has passed; `kept` lives until then. `result` is there when the outcome is known.
+    has passed, and so are the `logprobs` of `wish`; `kept` lives until then. `result` is there when
+    the outcome is known.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -23,6 +25,8 @@ class Flight:
     generations: Ints | None = None
     ends: Ints | None = None
     tokens: torch.Tensor | None = None
+    wish: Wish | None = None
+    logprobs: torch.Tensor | None = None
     mark: Any = None
     kept: tuple[Any, ...] = ()
     began_s: float = 0.0

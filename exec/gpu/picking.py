@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from batchgen.exec.blocks import Blocks
+from batchgen.exec.gpu.handing import handed
 from batchgen.exec.kernels.use import uses_kernels
 from batchgen.exec.rows import Ints
 from batchgen.exec.sampler import Draws, choose
@@ -33,10 +34,7 @@ def _on_device(logits_RV: torch.Tensor, drawing: Ints, draws: Draws) -> torch.Te
     def column(values: npt.NDArray[Any], rest: float) -> torch.Tensor:
         whole = np.full(count, rest, dtype=values.dtype)
         whole[drawing] = values
-        host = torch.from_numpy(whole)
-        if device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(device, non_blocking=True)
+        return handed(whole, device)
 
     return sample(
         logits_RV,

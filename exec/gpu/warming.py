@@ -45,9 +45,19 @@ def warming_shapes(
 def fill(shape: PassShape, spare: int) -> torch.Tensor:
     """A packed pass of that shape, all of whose pages are the spare one."""
     packed = np.zeros(shape.elements, dtype=np.int32)
-    (ids, owners, positions, contexts, starts, firsts, lengths, wanted, numbers, slots, tables) = (
-        packed[first : first + size] for first, size in shape.places
-    )
+    (
+        ids,
+        owners,
+        positions,
+        contexts,
+        starts,
+        firsts,
+        lengths,
+        wanted,
+        numbers,
+        of_chunks,
+        tables,
+    ) = (packed[first : first + size] for first, size in shape.places)
     n, chunks = shape.num_decodes, shape.num_chunks
     sizes = np.full(chunks, shape.max_length)
     if chunks:
@@ -61,5 +71,6 @@ def fill(shape: PassShape, spare: int) -> torch.Tensor:
     positions[n:] = np.arange(shape.num_tokens - n) - np.repeat(ends - sizes, sizes)
     wanted[:n] = np.arange(n)
     wanted[n:] = n + ends[: shape.num_wanted - n] - 1
-    numbers[:], slots[:], tables[:] = np.arange(n + chunks), 0, spare
+    numbers[:], of_chunks[:] = np.arange(n + chunks), np.arange(n, n + chunks)
+    tables[:] = spare
     return torch.from_numpy(packed)

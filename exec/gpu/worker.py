@@ -1,8 +1,9 @@
 """The worker of a device with queues: passes are launched and collected, tokens stay on the device.
 
 A token that a pass has sampled feeds the next pass on the device; the host learns it a pass later.
-Until then the row's columns count it as `flying`. What the host must know to launch a pass (log
-probabilities, penalties, prompts with such tokens) makes it wait for the passes before.
+Until then the row's columns count it as `flying`. Bias, penalties and log probabilities are the
+device's work too. What the host must know to launch a pass (prompts with such tokens) makes it wait
+for the passes before, and modules in sub-batches run while it waits.
 """
 
 from __future__ import annotations
@@ -14,20 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from batchgen.errors import IllegalTransition
 from batchgen.exec.arena import KvArena
-from batchgen.exec.attention.paged import IN_FLIGHT, PassShape, pack, shape_of, unpack
+from batchgen.exec.attention.paged import PassShape, pack, shape_of, unpack
 from batchgen.exec.attention.triton import TritonBackend
 from batchgen.exec.batch import PassResult, PassRows
+from batchgen.exec.gpu.changing import asked_of
 from batchgen.exec.gpu.copier import QueuedCopier
 from batchgen.exec.gpu.flight import Flight
 from batchgen.exec.gpu.graphs import DecodeGraphs, decode_shape
+from batchgen.exec.gpu.handing import handed
+from batchgen.exec.gpu.last import gather, in_flight, keep
 from batchgen.exec.gpu.picking import pick
 from batchgen.exec.gpu.pinned import pinned_zeros
 from batchgen.exec.gpu.streams import Queues
+from batchgen.exec.gpu.telling import wish_of
 from batchgen.exec.gpu.warming import fill, warming_shapes
+from batchgen.exec.kernels.use import HAS_TRITON
+from batchgen.exec.logprobs import Logprobs, TokenLogprobs
 from batchgen.exec.pass_sampler import accept
 from batchgen.exec.rows import FAILED, RUNNING, Ints
 from batchgen.exec.sampler import Draws
@@ -110,7 +118,9 @@ class QueuedWorker(Worker):
                 with torch.inference_mode():
                     logits = self._logits_of_packed(packed.to(self.device), shape)
                     for some in (drawing[:0], drawing):
-                        pick(logits, some, _some_draws(len(some)))
+                        tokens = pick(logits, some, _some_draws(len(some)))
+                    nowhere = np.full(len(tokens), -1, dtype=np.int32)
+                    keep(self._last, handed(nowhere, tokens.device), tokens, len(logits[0]))
 
             self._queues.compute.put(work)
             self._queues.compute.mark().wait()
@@ -130,8 +140,9 @@ class QueuedWorker(Worker):
         if len(set(rows)) != len(rows) or not rows:
             raise IllegalTransition("a pass needs rows, each of them once")
         slots = self.rows.slots(rows)
-        alone = self._asks_host(slots)
-        if alone or bool(self.rows.flying[slots[len(decodes) :]].any()):
+        alone, flying = self._asks_host(slots), self.rows.flying[slots]
+        # Chunks are of tokens that the host knows, and penalties know of one that it does not.
+        if alone or bool(flying[len(decodes) :].any()) or bool((flying > 1).any()):
             self._learn_all()
         if alone:
             flight = Flight(result=self.run_pass(decodes, chunks))
@@ -147,11 +158,9 @@ class QueuedWorker(Worker):
         return flight
 
     def _asks_host(self, slots: Ints) -> bool:
-        """Whether the host must see logits of these rows."""
-        options = self.rows.options
-        running = self.rows.ended[slots] == RUNNING
-        asks = options.adjusted[slots] | (options.logprobs[slots] >= 0)
-        return bool((running & asks).any()) or self._b_attn > 0 or self._b_moe > 0
+        """Whether the host has to see to the pass itself."""
+        adjusted = not HAS_TRITON and bool(self.rows.options.adjusted[slots].any())
+        return adjusted or self._b_attn > 0 or self._b_moe > 0
 
     def _launch(self, decodes: Sequence[int], chunks: Sequence[Chunk]) -> Flight:
         columns, n = self.rows, len(decodes)
@@ -161,7 +170,7 @@ class QueuedWorker(Worker):
         samples = np.array([True] * n + [last for _, _, _, last in chunks])
         ids = token_ids(columns, slots, starts, lengths, n)
         unknown = (columns.flying[slots[:n]] > 0) & (columns.ended[slots[:n]] != FAILED)
-        ids[:n][unknown] = IN_FLIGHT
+        ids[:n][unknown] = in_flight(slots[:n][unknown])
         rows = PassRows(
             slots=slots,
             starts=starts,
@@ -180,42 +189,48 @@ class QueuedWorker(Worker):
 
     def _queue_pass(self, rows: PassRows, sampled: list[int], taking: Ints, ends: Ints) -> Flight:
         """The pass on the compute queue, its tokens on the read queue."""
-        columns, compute = self.rows, self._queues.compute
+        columns, compute, vocab_size = self.rows, self._queues.compute, self.config.vocab_size
         drawing, draws = self._draws(taking)
+        asked = asked_of(columns, taking) if HAS_TRITON else None
+        wish = wish_of(columns, taking, vocab_size)
         self._room_for_last(int(rows.slots.max()) + 1)
-        last, vocab_size = self._last, self.config.vocab_size
-        where = torch.from_numpy(taking.copy())
-        if self.device == "cuda":
-            where = where.pin_memory()
-        picked: list[torch.Tensor] = []
+        last, where = self._last, taking.astype(np.int32)
+        made: list[torch.Tensor] = []
         logits_of = self._inputs_of(rows)
 
         def work() -> None:
             with torch.inference_mode():
                 logits = logits_of()[: len(taking)]
+                own = None if wish is None else wish.own(logits)
+                if asked is not None:
+                    asked.apply(logits, last)
                 tokens = pick(logits, drawing, draws)
-                # What marks a bad row has no embedding, and the next pass may be in flight with it.
-                known = torch.where(tokens < vocab_size, tokens, 0)
-                last[where.to(last.device, non_blocking=True)] = known
-                picked.append(tokens)
+                keep(last, handed(where, tokens.device), tokens, vocab_size)
+                made.append(tokens)
+                if wish is not None and own is not None:
+                    made.append(wish.look(own, tokens))
 
-        if len(taking):
-            compute.put(work)
-        else:
-            compute.put(logits_of)
-        read = self._queues.read
-        tokens = torch.zeros(len(taking), dtype=torch.int32, pin_memory=self.device == "cuda")
+        read, pinned = self._queues.read, self.device == "cuda"
+        tokens = torch.zeros(len(taking), dtype=torch.int32, pin_memory=pinned)
+        logprobs = None
+        compute.put(work if len(taking) else logits_of)
         read.after(compute.mark())
         if len(taking):
-            read.put(lambda: tokens.copy_(picked[0], non_blocking=True))
+            read.put(lambda: tokens.copy_(made[0], non_blocking=True))
+        if wish is not None:
+            shape = (len(wish.numbers), wish.width)
+            logprobs = torch.zeros(shape, dtype=torch.float64, pin_memory=pinned)
+            read.put(lambda: logprobs.copy_(made[1], non_blocking=True))
         return Flight(
             rows=sampled,
             slots=taking,
             generations=np.where(columns.ended[taking] == RUNNING, columns.generation[taking], -1),
             ends=ends,
             tokens=tokens,
+            wish=wish,
+            logprobs=logprobs,
             mark=read.mark(),
-            kept=(picked, where),
+            kept=(made,),
         )
 
     def _draws(self, slots: Ints) -> tuple[Ints, Draws]:
@@ -273,30 +288,20 @@ class QueuedWorker(Worker):
         paged = unpack(packed, shape)
         with torch.inference_mode():
             prepared = self.model.prepare_paged(self._hbm, paged)
-            ids = self._with_flying(paged.token_ids, paged.slots, paged.token_rows)
+            ids = gather(self._last, paged.token_ids)
             return self.model.logits(self.model.compute(self._hbm, ids, prepared))
 
     def _plain_inputs(self, rows: PassRows) -> Any:
         """The same by a backend that prepares a pass on the host."""
         prepared = self._queues.compute.now(lambda: self.model.prepare(self._hbm, rows))
         ids = torch.from_numpy(rows.token_ids.astype(np.int32))
-        slots = torch.from_numpy(rows.slots.copy())
-        owners = torch.from_numpy(np.repeat(np.arange(len(rows.slots)), rows.lengths))
 
         def run() -> torch.Tensor:
             with torch.inference_mode():
-                device = torch.device(self.device)
-                known = self._with_flying(ids.to(device), slots.to(device), owners.to(device))
+                known = gather(self._last, ids.to(self.device))
                 return self.model.logits(self.model.compute(self._hbm, known, prepared))
 
         return run
-
-    def _with_flying(
-        self, ids: torch.Tensor, slots: torch.Tensor, owners: torch.Tensor
-    ) -> torch.Tensor:
-        """Token ids [T], those in flight from where the pass before has left them."""
-        last = self._last.index_select(0, slots.index_select(0, owners))
-        return torch.where(ids == IN_FLIGHT, last, ids)
 
     def forward_now(self, rows: PassRows) -> torch.Tensor:
         """A pass of which the host wants the logits; it waits for them."""
@@ -335,8 +340,11 @@ class QueuedWorker(Worker):
         ours = columns.generation[slots] == flight.generations
         columns.flying[slots[ours]] -= 1
         bad = ours & (tokens >= self.config.vocab_size)
+        told = self._told(flight, ours & ~bad)
         with torch.inference_mode():
             finished, failed = accept(columns, flight.rows, slots, tokens, ours & ~bad, bad)
+        for noted, one in told:
+            noted.tokens.append(one)
         over = slots[ours & (columns.ended[slots] != RUNNING)]
         # What the next pass, which may be in flight already, does for these counts for nothing.
         columns.computed[over] = flight.ends[ours & (columns.ended[slots] != RUNNING)]
@@ -347,6 +355,20 @@ class QueuedWorker(Worker):
             failed=tuple(failed),
             duration_s=time.perf_counter() - flight.began_s,
         )
+
+    def _told(
+        self, flight: Flight, good: npt.NDArray[np.bool_]
+    ) -> list[tuple[Logprobs, TokenLogprobs]]:
+        """What the log probabilities of a pass add to, and what, for its `good` [R] rows."""
+        if flight.wish is None or flight.logprobs is None or flight.slots is None:
+            return []
+        found, state = [], self.rows.options.state
+        lines = flight.wish.told(flight.logprobs)
+        for number, line in zip(flight.wish.numbers.tolist(), lines, strict=True):
+            noted = state[int(flight.slots[number])].logprobs if good[number] else None
+            if noted is not None:
+                found.append((noted, line))
+        return found
 
     def finish(self) -> None:
         """Nothing is in flight any more."""

@@ -40,9 +40,8 @@ from batchgen.exec.kernels.decode_splits import (
 )
 from batchgen.exec.kernels.launching import AheadCase, Work, config
 from batchgen.exec.kernels.paged_keys import (
-    attend_reference,
     check_layout,
-    keys_and_values,
+    chunks_reference,
     load_pages,
     paged_case,
     paged_constants,
@@ -62,14 +61,21 @@ def decode_attention_reference(
     sinks: torch.Tensor | None = None,
     value_dim: int | None = None,
 ) -> torch.Tensor:
-    """What `decode_attention` gives, in float32."""
-    out = q.new_zeros(*q.shape[:2], value_dim or q.shape[2], dtype=torch.float32)
-    for row, (slot, context) in enumerate(zip(slots.tolist(), contexts.tolist(), strict=True)):
-        if context:
-            kept = keys_and_values(storage, layer, tables[slot], context, value_dim)
-            last = contexts[row : row + 1] - 1
-            out[row] = attend_reference(q[row : row + 1], last, *kept, scale, window, sinks)[0]
-    return out
+    """What `decode_attention` gives, in float32: every row is a chunk of one token."""
+    return chunks_reference(
+        q,
+        storage,
+        layer,
+        tables,
+        slots=slots,
+        starts=contexts - 1,
+        firsts=torch.arange(len(slots)),
+        lengths=(contexts > 0).int(),
+        scale=scale,
+        window=window,
+        sinks=sinks,
+        value_dim=value_dim,
+    )
 
 
 @triton.jit(do_not_specialize=["num_columns", "layer", "num_rows", "most_items"])

@@ -42,6 +42,35 @@ def attend_reference(
     return torch.einsum("tns,nse->tne", weights, values)
 
 
+def chunks_reference(
+    q: torch.Tensor,
+    storage: torch.Tensor,
+    layer: int,
+    tables: torch.Tensor,
+    *,
+    slots: torch.Tensor,
+    starts: torch.Tensor,
+    firsts: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+    window: int = 0,
+    sinks: torch.Tensor | None = None,
+    value_dim: int | None = None,
+) -> torch.Tensor:
+    """Attention [T, N, E] of chunks of rows, in float32; arguments as for `prefill_attention`.
+    Zeros for tokens of no chunk."""
+    out = q.new_zeros(*q.shape[:2], value_dim or q.shape[2], dtype=torch.float32)
+    chunks = (slots.tolist(), starts.tolist(), firsts.tolist(), lengths.tolist())
+    for slot, start, first, length in zip(*chunks, strict=True):
+        if not length:
+            continue
+        kept = keys_and_values(storage, layer, tables[slot], start + length, value_dim)
+        positions = torch.arange(start, start + length, device=q.device)
+        tokens = slice(first, first + length)
+        out[tokens] = attend_reference(q[tokens], positions, *kept, scale, window, sinks)
+    return out
+
+
 def keys_and_values(
     storage: torch.Tensor, layer: int, pages: torch.Tensor, context: int, value_dim: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,8 @@
 *Idea.* A row that asks for something changes a few of its logits: those of tokens it has, those of
 its bias, and those that would end it. One program per such row changes them one after the other,
 with a barrier between, since a token may be in more than one list. Lists are padded with -1 and
-name no token twice. What rows have is kept by whoever calls; nothing here counts.
+name no token twice. What rows have is kept by whoever calls, but for the token that the pass before
+has produced and nobody on the host knows yet: it is looked up where that pass left it, and counts.
 
 *Rounding and order* are those of `exec.adjust`: the bias is added first and rounded; penalties are
 computed in float64 and rounded; tokens that would end the row get -inf last.
@@ -32,7 +33,8 @@ class Changes:
     `rows` [A]: which rows of the logits, -1 for none. `seen` [A, W]: their tokens, prompts
     included, and `produced` [A, W]: how often each was produced. `repetition`, `frequency` and
     `presence` [A] float64 (1, 0 and 0 change nothing). `biased` [A, B] with `bias` [A, B] float32.
-    `stops` [A, S]: tokens that may not come now.
+    `stops` [A, S]: tokens that may not come now. `newest` [A]: the place in `last` of a token that
+    was produced beside those counted, -1 for none.
     """
 
     rows: torch.Tensor
@@ -44,6 +46,8 @@ class Changes:
     biased: torch.Tensor
     bias: torch.Tensor
     stops: torch.Tensor
+    last: torch.Tensor
+    newest: torch.Tensor
 
 
 def apply_penalties_reference(logits: torch.Tensor, changes: Changes) -> None:
@@ -57,6 +61,11 @@ def apply_penalties_reference(logits: torch.Tensor, changes: Changes) -> None:
         ours[ids] = (ours[ids].float() + changes.bias[number][some]).to(ours.dtype)
         some = changes.seen[number] >= 0
         ids, times = changes.seen[number][some].long(), changes.produced[number][some]
+        if changes.newest[number] >= 0:
+            fresh = changes.last[changes.newest[number].long()].long()[None]
+            times = times + (ids == fresh)
+            if not (ids == fresh).any():
+                ids, times = torch.cat((ids, fresh)), torch.cat((times, torch.ones_like(fresh)))
         values, penalty = ours[ids].double(), changes.repetition[number]
         values = torch.where(values > 0, values / penalty, values * penalty)
         values = values - changes.frequency[number] * times - changes.presence[number] * (times > 0)
@@ -66,6 +75,16 @@ def apply_penalties_reference(logits: torch.Tensor, changes: Changes) -> None:
 
 
 @triton.jit
+def _penalised(
+    x: tl.tensor, times: tl.tensor, penalty: tl.tensor, each: tl.tensor, once: tl.tensor
+) -> tl.tensor:
+    x = x.to(tl.float64)
+    x = tl.where(x > 0.0, x / penalty, x * penalty)
+    x -= each * times.to(tl.float64) + tl.where(times > 0, once, 0.0)
+    return x.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["num_seen", "num_biased", "num_stops"])
 def penalties_kernel(
     logits: tl.tensor,
     rows: tl.tensor,
@@ -77,6 +96,8 @@ def penalties_kernel(
     biased: tl.tensor,
     bias: tl.tensor,
     stops: tl.tensor,
+    last: tl.tensor,
+    newest: tl.tensor,
     stride: tl.tensor,
     num_seen: tl.tensor,
     num_biased: tl.tensor,
@@ -99,15 +120,22 @@ def penalties_kernel(
         tl.debug_barrier()
         penalty = tl.load(repetition + number)
         each, once = tl.load(frequency + number), tl.load(presence + number)
+        place = tl.load(newest + number)
+        fresh = tl.load(last + place, mask=place >= 0, other=-1).to(tl.int32)
+        known = tl.zeros([], tl.int32)
         for start in range(0, num_seen, BLOCK):
             at = start + tl.arange(0, BLOCK)
             here = number * num_seen + at
             token = tl.load(seen + here, mask=at < num_seen, other=-1)
             times = tl.load(produced + here, mask=at < num_seen, other=0)
-            x = tl.load(ours + token, mask=token >= 0, other=0.0).to(tl.float64)
-            x = tl.where(x > 0.0, x / penalty, x * penalty)
-            x -= each * times.to(tl.float64) + tl.where(times > 0, once, 0.0)
-            tl.store(ours + token, x.to(tl.float32).to(dtype), mask=token >= 0)
+            same = ((token == fresh) & (token >= 0)).to(tl.int32)
+            known += tl.sum(same, axis=0)
+            x = tl.load(ours + token, mask=token >= 0, other=0.0)
+            x = _penalised(x, times + same, penalty, each, once)
+            tl.store(ours + token, x.to(dtype), mask=token >= 0)
+        if (fresh >= 0) & (known == 0):
+            x = tl.load(ours + fresh)
+            tl.store(ours + fresh, _penalised(x, known + 1, penalty, each, once).to(dtype))
         tl.debug_barrier()
         for start in range(0, num_stops, BLOCK):
             at = start + tl.arange(0, BLOCK)
@@ -132,6 +160,8 @@ def apply_penalties(logits: torch.Tensor, changes: Changes) -> None:
         changes.biased,
         changes.bias,
         changes.stops,
+        changes.last,
+        changes.newest,
         logits.stride(0),
         changes.seen.shape[1],
         changes.biased.shape[1],
@@ -148,7 +178,8 @@ def penalties_work(num_rows: int, num_seen: int) -> Work:
 
 def _ahead(dtype: str) -> AheadCase:
     signature = {"logits": f"*{dtype}"}
-    signature |= dict.fromkeys(("rows", "seen", "produced", "biased", "stops"), "*i32")
+    lists = ("rows", "seen", "produced", "biased", "stops", "last", "newest")
+    signature |= dict.fromkeys(lists, "*i32")
     signature |= dict.fromkeys(("repetition", "frequency", "presence"), "*fp64")
     signature |= {"bias": "*fp32", "BLOCK": "constexpr"}
     signature |= dict.fromkeys(("stride", "num_seen", "num_biased", "num_stops"), "i32")

@@ -25,7 +25,7 @@ import triton.language as tl
 
 from batchgen.exec.kernels.launching import AheadCase, Work, config
 from batchgen.exec.kernels.norms import rms_norm_reference
-from batchgen.exec.kernels.place_qkv import rotate_reference
+from batchgen.exec.kernels.place_qkv import places_reference, rotate_reference
 
 
 def place_latent_reference(
@@ -43,16 +43,12 @@ def place_latent_reference(
     layer: int,
 ) -> torch.Tensor:
     """As `place_latent`."""
-    live = slots >= 0
-    where = torch.where(live, positions, 0).long()
+    live, where, pages, offsets = places_reference(positions, slots, tables, storage.shape[4])
     if norm is not None:
         latent_TL = rms_norm_reference(latent_TL, norm, eps)
     key_TP = rotate_reference(key_TP[:, None], cos[where], sin[where])[:, 0]
     q_TNP = rotate_reference(q_TNP, cos[where], sin[where])
-    where, page_tokens = where[live], storage.shape[4]
-    pages = tables[slots[live].long(), where // page_tokens].long()
-    kept = torch.cat((latent_TL, key_TP), -1)[live]
-    storage[pages, layer, 0, 0, where % page_tokens] = kept
+    storage[pages, layer, 0, 0, offsets] = torch.cat((latent_TL, key_TP), -1)[live]
     return torch.where(live[:, None, None], q_TNP, 0.0)
 
 

@@ -7,6 +7,11 @@ before values, holds the two halves of each head as two tiles (they are the pair
 and sends queries to `out` and the rest to their page. Where that is follows from the token's slot
 and position alone: `tables[slot, position // page_tokens]`, so the host prepares no addresses.
 
+*What bounds it.* Beside 32 bytes of heads a thread needs 64 of angles and 32 of the weights of each
+norm, from L1. With one head per thread those are most of what it reads, so a thread holds several;
+a tile without queries or keys reads no weights for them. Heads are read before it is known whether
+the token is padding.
+
 Tokens of slot -1 pad a pass to the size of a CUDA graph: their queries are zeros, and nothing of
 them is kept.
 
@@ -51,14 +56,22 @@ def place_qkv_reference(
     q, k, v = qkv.split((qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
     if norms is not None:
         q, k = rms_norm_reference(q, norms[0], eps), rms_norm_reference(k, norms[1], eps)
+    live, where, pages, offsets = places_reference(positions, slots, tables, page_tokens)
+    q, k = (rotate_reference(x, cos[where], sin[where]) for x in (q, k))
+    storage[pages, layer, 0, :, offsets] = k[live]
+    storage[pages, layer, 1, :, offsets] = v[live]
+    return torch.where(live[:, None, None], q, 0.0)
+
+
+def places_reference(
+    positions: torch.Tensor, slots: torch.Tensor, tables: torch.Tensor, page_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which tokens are no padding [T] and their positions (0 for padding); of the live ones, the
+    pages and the offsets in them."""
     live = slots >= 0
     where = torch.where(live, positions, 0).long()
-    q, k = (rotate_reference(x, cos[where], sin[where]) for x in (q, k))
-    where = where[live]
-    pages = tables[slots[live].long(), where // page_tokens].long()
-    storage[pages, layer, 0, :, where % page_tokens] = k[live]
-    storage[pages, layer, 1, :, where % page_tokens] = v[live]
-    return torch.where(live[:, None, None], q, 0.0)
+    pages = tables[slots[live].long(), where[live] // page_tokens].long()
+    return live, where, pages, where[live] % page_tokens
 
 
 def rotate_reference(x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -94,30 +107,36 @@ def place_qkv_kernel(
     HALF: tl.constexpr,  # a power of two, at least HEAD_DIM / 2
     NORMED: tl.constexpr,
 ) -> None:
-    """Programs: tokens by tiles of heads."""
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * TILE + tl.arange(0, TILE)[:, None]
+    """Programs: tokens, each with all its tiles of heads one after another."""
+    TILES: tl.constexpr = (HEADS + 2 * KV_HEADS + TILE - 1) // TILE
+    token = (tl.program_id(0) // TILES).to(tl.int64)
+    lowest = tl.program_id(0) % TILES * TILE
+    head = lowest + tl.arange(0, TILE)[:, None]
     pair = tl.arange(0, HALF)[None, :]
     dtype: tl.constexpr = out.dtype.element_ty
     PAIRS: tl.constexpr = HEAD_DIM // 2
-    slot = tl.load(slots + token)
-    live = slot >= 0
-    position = tl.load(positions + token, mask=live, other=0)
     inside = pair < PAIRS
-    mask = (head < HEADS + 2 * KV_HEADS) & inside & live
+    mask = (head < HEADS + 2 * KV_HEADS) & inside
     source = qkv + token * qkv_stride + head * HEAD_DIM + pair
     first = tl.load(source, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(source + PAIRS, mask=mask, other=0.0).to(tl.float32)
+    slot = tl.load(slots + token)
+    position = tl.load(positions + token)
+    live = slot >= 0
+    position = tl.where(live, position, 0)  # that of padding may be any
+    mask = mask & live
     is_query, is_value = head < HEADS, head >= HEADS + KV_HEADS
+    has_queries, has_keys = lowest < HEADS, lowest + TILE > HEADS
 
     kept_first, kept_second = first, second
     if NORMED:
         squares = tl.sum(first * first + second * second, axis=1)
         scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
-        q_first = tl.load(q_norm + pair, mask=inside, other=0.0).to(tl.float32)
-        q_second = tl.load(q_norm + pair + PAIRS, mask=inside, other=0.0).to(tl.float32)
-        k_first = tl.load(k_norm + pair, mask=inside, other=0.0).to(tl.float32)
-        k_second = tl.load(k_norm + pair + PAIRS, mask=inside, other=0.0).to(tl.float32)
+        of_queries, of_keys = inside & has_queries, inside & has_keys
+        q_first = tl.load(q_norm + pair, mask=of_queries, other=0.0).to(tl.float32)
+        q_second = tl.load(q_norm + pair + PAIRS, mask=of_queries, other=0.0).to(tl.float32)
+        k_first = tl.load(k_norm + pair, mask=of_keys, other=0.0).to(tl.float32)
+        k_second = tl.load(k_norm + pair + PAIRS, mask=of_keys, other=0.0).to(tl.float32)
         first = (first * scale).to(dtype).to(tl.float32) * tl.where(is_query, q_first, k_first)
         second = (second * scale).to(dtype).to(tl.float32) * tl.where(is_query, q_second, k_second)
         first, second = first.to(dtype).to(tl.float32), second.to(dtype).to(tl.float32)
@@ -125,8 +144,10 @@ def place_qkv_kernel(
     angle = position.to(tl.int64) * PAIRS + pair
     c = tl.load(cos + angle, mask=inside, other=0.0)
     s = tl.load(sin + angle, mask=inside, other=0.0)
-    turned_first = tl.where(is_value, kept_first, first * c - second * s).to(dtype)
-    turned_second = tl.where(is_value, kept_second, second * c + first * s).to(dtype)
+    turned_first = tl.where(is_value, kept_first, first * c - second * s)
+    turned_second = tl.where(is_value, kept_second, second * c + first * s)
+    turned_first = tl.where(live, turned_first, 0.0).to(dtype)
+    turned_second = tl.where(live, turned_second, 0.0).to(dtype)
 
     to_query = out + token * out_stride + head * HEAD_DIM + pair
     tl.store(to_query, turned_first, mask=is_query & inside)
@@ -180,7 +201,7 @@ def place_qkv(
     sizes = _sizes(width, head_dim)
     ours = storage[:, layer]
     q_norm, k_norm = norms or (cos, cos)
-    place_qkv_kernel[(num_tokens, triton.cdiv(width, sizes["TILE"]))](
+    place_qkv_kernel[(num_tokens * triton.cdiv(width, sizes["TILE"]),)](
         qkv,
         q_norm,
         k_norm,
@@ -208,10 +229,15 @@ def place_qkv(
 
 
 def _sizes(all_heads: int, head_dim: int) -> dict[str, int]:
-    """Tiles of 2048 elements: sixteen per thread."""
+    """Whole tokens of up to 8192 elements, 64 of them per thread; no smaller tile is faster on an
+    H200, though a third of a tile of 64 may be empty (`batchgen bench tune`). Where there are more
+    heads, tiles that divide them, measured by nobody: half empty ones take twice the registers."""
     half = triton.next_power_of_2(head_dim // 2)
-    tile = min(max(1, 1024 // half), triton.next_power_of_2(all_heads))
-    default = {"TILE": tile, "HALF": half, "num_warps": 4}
+    most = max(1, 4096 // half)
+    tile = triton.next_power_of_2(all_heads)
+    if tile > most:
+        tile = min(most, max(8, all_heads & -all_heads))
+    default = {"TILE": tile, "HALF": half, "num_warps": max(1, tile * half // 1024)}
     return config("place_qkv", f"d{head_dim}_h{all_heads}", default)
 
 

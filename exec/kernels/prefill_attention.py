@@ -36,9 +36,8 @@ from batchgen.exec.kernels.launching import (
     cases_by_capability,
 )
 from batchgen.exec.kernels.paged_keys import (
-    attend_reference,
     check_layout,
-    keys_and_values,
+    chunks_reference,
     load_pages,
     paged_case,
     paged_constants,
@@ -50,32 +49,8 @@ from batchgen.exec.kernels.prefill_tiles import prefill_tiles
 SEARCH_CHUNKS = 1024
 
 
-def prefill_attention_reference(
-    q: torch.Tensor,
-    storage: torch.Tensor,
-    layer: int,
-    tables: torch.Tensor,
-    *,
-    slots: torch.Tensor,
-    starts: torch.Tensor,
-    firsts: torch.Tensor,
-    lengths: torch.Tensor,
-    scale: float,
-    window: int = 0,
-    sinks: torch.Tensor | None = None,
-    value_dim: int | None = None,
-) -> torch.Tensor:
-    """What `prefill_attention` gives, in float32; zeros for tokens of no chunk."""
-    out = q.new_zeros(*q.shape[:2], value_dim or q.shape[2], dtype=torch.float32)
-    chunks = (slots.tolist(), starts.tolist(), firsts.tolist(), lengths.tolist())
-    for slot, start, first, length in zip(*chunks, strict=True):
-        if not length:
-            continue
-        kept = keys_and_values(storage, layer, tables[slot], start + length, value_dim)
-        positions = torch.arange(start, start + length, device=q.device)
-        tokens = slice(first, first + length)
-        out[tokens] = attend_reference(q[tokens], positions, *kept, scale, window, sinks)
-    return out
+# What `prefill_attention` gives, in float32; zeros for tokens of no chunk.
+prefill_attention_reference = chunks_reference
 
 
 @triton.jit

@@ -77,6 +77,18 @@ def reach(
 
 
 @triton.jit
+def reach_count(keys: tl.tensor, target: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
+    """The largest key such that at least `target` of `keys`, which registers hold, are no less; 0
+    if there are fewer. A bit per step: a step is one sum, and reads nothing."""
+    found = tl.zeros([], tl.uint32)
+    for step in range(BITS):
+        tried = found | (tl.full([], 1, tl.uint32) << (BITS - 1 - step))
+        count = tl.sum((keys >= tried).to(tl.int32), axis=0)
+        found = tl.where(count >= target, tried, found)
+    return found
+
+
+@triton.jit
 def around(
     values: tl.tensor,
     size: tl.tensor,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from batchgen.exec.kernels.prefix_search import find, key_of, place_of, reach
+from batchgen.exec.kernels.prefix_search import find, key_of, place_of, reach_count
 
 
 @triton.jit
@@ -99,7 +99,6 @@ def collect(
 @triton.jit
 def from_best(
     logits: tl.tensor,
-    tops: tl.tensor,
     top: tl.tensor,
     blocks: tl.tensor,
     values: tl.tensor,
@@ -123,10 +122,13 @@ def from_best(
     DIGIT: tl.constexpr,
 ) -> tl.tensor:
     """A draw from the best tokens, or -1 if those that were looked at do not suffice."""
+    cuts = (k > 0) & (k < vocab_size)
     least = tl.zeros([], tl.uint32)
     if num_blocks > BEST:
-        target = tl.zeros([], tl.float64) + BEST
-        least = reach(tops, num_blocks, best, scale, target, True, False, BITS, DIGIT, BLOCK)
+        # As many blocks as tokens may be kept have as many that are no worse than their worst top.
+        target = tl.where(cuts, tl.minimum(k, BEST), BEST).to(tl.int32)
+        keys = tl.where(tl.arange(0, TOPS) < num_blocks, key_of(top, BITS), 0)
+        least = reach_count(keys, target, BITS)
     size = collect(
         logits,
         top,
@@ -146,7 +148,6 @@ def from_best(
     x = tl.load(values + at, mask=at < size, other=float("-inf"))
     weight = tl.exp((x - best) * scale).to(tl.float64)
     lowest = tl.min(tl.where(at < size, weight, 1.0), axis=0)
-    cuts = (k > 0) & (k < vocab_size)
     if cuts:
         held = (size >= k) | ((lowest < least_share) & (p >= 1.0))
     else:

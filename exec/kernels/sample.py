@@ -10,8 +10,8 @@ or draws:
   this order each of the three keeps a *prefix*, so together they keep the shortest, and a draw is
   again a place in it. A prefix is a value v and how many tokens equal to v it has beside all above.
   Each such v is found by its bits (`prefix_search`). The tokens looked at are those no worse than
-  the best of the BEST-th best block; there are at least BEST, they are collected once, and every
-  step of a search reads them from L1.
+  the best of the k-th best block, k = BEST where top_k asks for more or for none; there are at
+  least k, they are collected once, and every step of a search reads them from L1.
 - Where these do not reach (top_p of a flat distribution), a third launch searches the whole row the
   same way. It has more threads, and its programs of other rows end at once.
 
@@ -110,7 +110,7 @@ def _temperature(temperature: tl.tensor, row: tl.tensor) -> tl.tensor:
     return drawn, tl.maximum(scale, LEAST_SCALE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def tops_kernel(
     logits: tl.tensor,
     temperature: tl.tensor,
@@ -143,7 +143,7 @@ def tops_kernel(
         tl.store(masses + at, mass, mask=block < num_blocks)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def choose_kernel(
     logits: tl.tensor,
     tops: tl.tensor,
@@ -193,7 +193,6 @@ def choose_kernel(
                 if ((k > 0) & (k < vocab_size)) | (p < 1.0) | (least_share > 0.0):
                     token = from_best(
                         ours,
-                        tops + row * num_blocks,
                         top,
                         blocks + row * num_blocks,
                         values + row * LIMIT,
@@ -221,7 +220,7 @@ def choose_kernel(
     tl.store(out + row, token)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def search_kernel(
     logits: tl.tensor,
     tops: tl.tensor,
@@ -313,7 +312,7 @@ def _sizes(
     # Without `maxnreg` ptxas allots so few registers that it spills some.
     digit = 8 if INTERPRETED else 2  # an interpreter has to make few steps
     tops = {"BLOCKS": 32, "TOKENS": BLOCK_TOKENS, "num_warps": 4}
-    choose = {"BEST": 128, "TOPS": wide, "TOKENS": BLOCK_TOKENS, "TILE": 8, "BLOCK": 512}
+    choose = {"BEST": 128, "TOPS": wide, "TOKENS": BLOCK_TOKENS, "TILE": 8, "BLOCK": 128}
     choose |= {"LIMIT": CANDIDATES, "DIGIT": digit, "num_warps": 4, "maxnreg": 128}
     # Ampere's code of 4096 spills 16 bytes for all that.
     block = 4096 if gpu[0] in (9, 10) else 2048

@@ -7,6 +7,7 @@ is taken is passed in, so that nothing but the real clock needs a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
@@ -101,6 +102,15 @@ def tune(
         errors=tuple(errors),
         values={**own, **one.changes[best - 1]} if better else own,
     )
+
+
+def compile_all(one: Tune, device: torch.device) -> None:
+    """Call the kernel with its own numbers and with every change, so that Triton has them on disk;
+    what does not run is for `tune` to say."""
+    call, _ = one.make(device, 0)
+    for change in ({}, *one.changes):
+        with contextlib.suppress(Exception), tried(one.kernel, change):
+            call()
 
 
 def configs_of(results: Iterator[Tuned] | Sequence[Tuned]) -> Configs:

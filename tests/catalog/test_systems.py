@@ -159,6 +159,66 @@ def test_options_of_a_file_are_read_like_those_of_the_command_line(
         build_policy(find_preset(str(other)))
 
 
+def of(key: str, value: object) -> str:
+    return f"constants: {{{key}: {{value: {value}, range: [0, 1.0e+18], meaning: m, source: s}}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "why"),
+    [
+        (of("step_s", 11), "constants.step_s", "11.0: out of range; give a finite number from 0"),
+        (of("steps", 1), "constants.steps", "costs have no such constant; known: grouped"),
+        (of("gemm", 1), "constants.gemm", "costs have no such constant"),
+        (of("plan.depth", 3), "constants.plan.depth", "3: out of range; give an integer from 1"),
+        (of("plan.deep", 1), "constants.plan.deep", "the plan has no such option; known: token"),
+        (of("disk_read_bytes_per_s", 27), "constants.disk_read_bytes_per_s", "27.0: out of range"),
+        ("costs: {theta: 2}", "costs.theta", "2: out of range"),
+        ("costs: {theta: x}", "costs.theta", "x: not a valid float"),
+        ("costs: {exchange: post}", "costs.exchange", "post: no such choice; choose one of"),
+        ("plan: {weights: tape}", "plan.weights", "tape: no such choice"),
+        ("plan: {token_budget: 0}", "plan.token_budget", "0: out of range"),
+        ("parts: {order: none}", "parts.order", "unknown order part 'none'"),
+        (
+            "base: vllm\noptions: {admission: {watermark: 2}}",
+            "options.admission.watermark",
+            "2: out of range",
+        ),
+        ("base: vllm\noptions: {admission: {x: 2}}", "options.admission.x", "has no such option"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_of_a_field_of_the_file(
+    tmp_path: Path, text: str, field: str, why: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD + text)
+    with pytest.raises(DataError) as caught:
+        find_system(str(path))
+    assert str(caught.value).startswith(f"{path}: field '{field}': ")
+    assert why in str(caught.value)
+    assert "--set" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("host_link", 3, "3.0: out of range"),
+        (
+            "node_host_bytes_per_s",
+            256,
+            "256.0: out of range; give bytes per second, 0 or from 1e+06",
+        ),
+        ("hostlink", 1, "costs have no such constant"),
+    ],
+)
+def test_the_same_of_a_cluster(tmp_path: Path, key: str, value: int, why: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD + "base: h20-ib\n" + of(key, value))
+    with pytest.raises(DataError, match=re.escape(f"{path}: field 'constants.{key}': {why}")):
+        find_cluster(str(path))
+    path.write_text(GOOD + "base: h20-ib\n" + of("node_host_bytes_per_s", 0))
+    assert find_cluster(str(path)).costs["node_host_bytes_per_s"] == 0
+
+
 def test_bases_that_go_in_a_circle_are_refused(tmp_path: Path) -> None:
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text(GOOD + f"base: {two}")

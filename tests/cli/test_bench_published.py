@@ -104,13 +104,16 @@ def test_a_missed_bar_is_told(
 
 def test_each_cell_has_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     only = ["--only", "sglang-opt sglang-opt 8 h20-ib"]
-    assert main(["bench", "published", *only, "--commands", str(tmp_path)]) == 0
+    assert main(["bench", "published", *only, "--commands", str(tmp_path / "new" / "place")]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("batchgen sim --trace ")
     assert main([*line.split()[1:], "--json"]) == 0
     bct_s = json.loads(capsys.readouterr().out)["runs"][0]["bct_s"]
     assert bct_s / 60 == pytest.approx(816.7, rel=0.15)
-    assert main(["bench", "published", "--commands", str(tmp_path / "none")]) == 2
+    capsys.readouterr()
+    (tmp_path / "file").touch()
+    assert main(["bench", "published", "--commands", str(tmp_path / "file")]) == 2
+    assert f"--commands {tmp_path / 'file'} cannot be made (File exists)" in capsys.readouterr().err
 
 
 def test_a_job_is_what_the_command_of_its_cell_says() -> None:

@@ -142,14 +142,18 @@ def test_a_signal_leaves_nothing_behind(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         limit = time.monotonic() + 60
-        while not list(here.glob(".*.tmp")) and time.monotonic() < limit:
+        while not Path("old.jsonl.job").exists() and time.monotonic() < limit:
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert (process.returncode, err.strip()) == (3, "interrupted")
+    assert process.returncode == 3
+    # While the model loads nothing is achieved, and nothing is left; later the job can go on.
+    is_kept = "go on by the same command with --resume always" in err
+    assert is_kept or err.strip() == "interrupted"
+    assert Path("old.jsonl.job").exists() == is_kept
     assert not list(here.glob(".*"))
     assert Path("old.jsonl").read_text() == "old\n"
 

@@ -494,3 +494,30 @@ def test_a_prompt_whose_pass_was_lost_with_its_device_is_not_on_the_host(page: i
             if isinstance(action, act.Copy) and 2 in action.rows
         ]
         assert not copied, (after, copied)
+
+
+# -- phases ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["batchgen", "flexgen"])
+@pytest.mark.parametrize("boundary", [1, 2, 8])
+def test_phases_do_not_mix_however_near_the_boundaries_are(preset: str, boundary: int) -> None:
+    """With a boundary at every pass the engine had no phases at all: prompts ran beside decodes."""
+    rows = tuple(Row(prompt=30, budget=9 + 7 * n % 40, output=9 + 7 * n % 40) for n in range(24))
+    case = Case(
+        preset=preset,
+        rows=rows,
+        hbm_pages=60,
+        seqs=6,
+        boundary=boundary,
+        overrides={"phase.part": "prefill-first"},
+    )
+    verify_core(case)
+    steps = [
+        action
+        for entry in run(case).entries
+        for action in entry.actions
+        if isinstance(action, Step)
+    ]
+    assert sum(bool(step.chunks) for step in steps) > 1
+    assert not any(step.decode and step.chunks for step in steps)

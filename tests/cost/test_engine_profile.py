@@ -277,12 +277,8 @@ def test_two_gpus_sum_over_their_link() -> None:
     assert more == pytest.approx(sent / rate * 1e12, rel=1e-6)
 
 
-def test_breakdown_names_the_parts() -> None:
-    engine = cost("llama-3.1-8b", "tp1", 1)
-    load, _ = random_detail(1, 4, 1)
-    parts = engine.breakdown(load)
-    assert sum(parts.values()).tolist() == pytest.approx(engine.pass_ps(load).tolist(), rel=1e-3)
-    assert engine.describe()["kind"] == "engine profile"
+def test_a_run_tells_that_it_read_an_engines_profile() -> None:
+    assert cost("llama-3.1-8b", "tp1", 1).describe()["kind"] == "engine profile"
 
 
 @pytest.mark.skipif(not OTHERS.is_dir(), reason="the other profiles are not here")

@@ -6,6 +6,7 @@ import json
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from batchgen.cli import main
 from batchgen.cost.api import PS_PER_S, PassLoad
 from batchgen.cost.build import build_cost
 from batchgen.cost.measured import MeasuredCost
+from batchgen.cost.table import IntTable
 from batchgen.errors import UserError
 from batchgen.hardware import load_gpu
 from batchgen.layout import parse_layout
@@ -99,6 +101,30 @@ def test_more_work_takes_longer(case: tuple[str, str, str, int]) -> None:
     assert prompts == sorted(prompts)
 
 
+@pytest.mark.parametrize("case", [*CASES, LOCKSTEP], ids=str)
+def test_attention_of_many_row_counts_is_that_of_each(case: tuple[str, str, str, int]) -> None:
+    """Tables of decodes are filled by blocks, with the values of single look-ups."""
+    engine = cost(*case)
+    counts = np.array([1, 2, 3, 17, 64, 255, 1000, 1023, 1500, 4000])
+    for function in (engine._slope_ps, engine._fixed_ps):
+        singly = [round(float(function(np.array([float(n)]))[0])) for n in counts]
+        assert IntTable(function).take(counts).tolist() == singly
+
+
+def test_a_table_of_row_counts_asks_for_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = cost("llama-3.1-8b", "h100", "tp1", 1)
+    asked = []
+    seconds = engine.kernels.seconds
+
+    def counted(*names: str, **sizes: Any) -> Any:
+        asked.append(names)
+        return seconds(*names, **sizes)
+
+    monkeypatch.setattr(engine.kernels, "seconds", counted)
+    engine.pass_one_ps(3000, 10**7, samples=3000)
+    assert 0 < len(asked) < 100
+
+
 def test_known_sizes() -> None:
     """One H100 reads the weights of an 8B model (16 GB) in 4.8 ms at its peak; published decode
     steps of one row are about 7 ms. 8,192 prompt tokens need 131 TFLOP, 0.13 s at the peak."""
@@ -107,17 +133,6 @@ def test_known_sizes() -> None:
     assert 0.0055 < one < 0.0085
     prompt = engine.pass_one_ps(0, 0, chunk_tokens=8192, chunk_pairs=8192**2, samples=1) / PS_PER_S
     assert 0.15 < prompt < 0.32
-
-
-def test_parts_add_up() -> None:
-    """With one rank the parts of a pass are its time, but for the rounding of each."""
-    for case in CASES:
-        engine = cost(*case)
-        load = random_load(1, 6, 5)
-        parts = engine.breakdown(load)
-        total = sum(part for name, part in parts.items() if name != "checkpoint")
-        whole = engine.pass_ps(load)
-        assert np.abs(total - whole)[whole > 0].max() < 100 * 10**3, case  # ps: 100 ns of a pass
 
 
 def test_what_is_not_measured_is_told() -> None:
@@ -152,7 +167,8 @@ def test_attention_of_prompts_is_that_of_its_kernel(
         load = PassLoad.zeros(1, 1)
         load.chunk_tokens[:], load.samples[:] = prompts * tokens, prompts
         load.chunk_pairs[:] = prompts * tokens**2
-        found = int(engine.breakdown(load)["attention_prefill"][0]) / PS_PER_S
+        scores = engine._chunk_ps(load) + engine._chunk_overhead.take(load.chunk_tokens)
+        found = int(scores[0, 0]) / PS_PER_S
         sizes = {"rows": float(prompts), "tokens": float(tokens)}
         if engine._is_latent:
             kernel = engine.kernels.seconds("mla_prefill", **sizes, **engine._latent)

@@ -145,6 +145,26 @@ def test_a_long_batch_comes_to_the_steady_rate() -> None:
     assert rate == pytest.approx(alone, rel=0.01)
 
 
+@given(
+    st.sampled_from(["qwen3-8b", "qwen3-30b-a3b"]),
+    st.integers(1, 3000),
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.integers(1, 120),
+    st.sampled_from([0, 64, 300, 8192]),
+)
+def test_no_list_schedule_is_faster_than_the_steady_bound(
+    name: str, prompt: int, output: int, seats: int, rows: int, budget: int
+) -> None:
+    """Few seats leave room for prompts behind the weights; there the bound was exceeded once."""
+    passes = list_schedule([prompt] * rows, [output] * rows, seats=seats, token_budget=budget)
+    rate = rows * output / bound(name).phases_s(passes).total.sum()
+    steady = bound(name).steady_output_tokens_per_s(
+        prompt_tokens=prompt, output_tokens=output, rows=seats
+    )
+    assert rate <= steady * (1 + 1e-6)  # touched experts are whole bytes
+
+
 def test_what_cannot_be_scheduled_is_refused() -> None:
     with pytest.raises(UserError, match="0 seats take no row"):
         list_schedule([1], [1], seats=0)

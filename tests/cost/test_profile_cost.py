@@ -154,9 +154,6 @@ def test_decode_is_affine_and_paths_agree(
         for c in contexts
     ]
     assert whole.tolist() == one
-    parts = cost.breakdown(load)
-    total = sum(part for name, part in parts.items() if name != "checkpoint")
-    np.testing.assert_allclose(total, whole, rtol=1e-6)
 
 
 def test_build_reads_a_file(tmp_path: Path) -> None:
@@ -213,7 +210,7 @@ def test_measured_experts_replace_the_mean_share() -> None:
     load = PassLoad.zeros(1, 1)
     load.decodes[:] = load.samples[:] = 32
     load.context[:] = 3200
-    assert whole.breakdown(load)["experts"][0] / PS_PER_S == pytest.approx(4 * (1e-3 + 32e-5))
+    assert whole.union_ps(load)[0] / PS_PER_S == pytest.approx(4 * (1e-3 + 32e-5))
     # Of another shape: not used.
     document["experts"][0]["top_k"] = document["experts"][1]["top_k"] = 1
     document["experts"].pop()

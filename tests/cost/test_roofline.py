@@ -224,9 +224,6 @@ def test_reports_count_useful_work() -> None:
     seconds = engine.pass_ps(load) / PS_PER_S
     assert (flops / seconds < 989e12).all()
     assert (moved / seconds < 3.35e12).all()
-    parts = engine.breakdown(load)
-    total = sum(part for name, part in parts.items() if name != "checkpoint")
-    np.testing.assert_allclose(total, engine.pass_ps(load), rtol=1e-6)
 
 
 def test_published_sizes_of_deepseek_on_h20() -> None:

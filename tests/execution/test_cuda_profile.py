@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-MOST_S = 60.0
 
 
 @pytest.mark.parametrize(("arch", "size"), [("qwen3", "small"), ("qwen3-moe", "small")])
@@ -27,10 +25,8 @@ def test_a_gpu_is_profiled_and_simulated(
 ) -> None:
     model = init_model(tmp_path / "m", arch, size)
     path = tmp_path / "p.json"
-    began = time.perf_counter()
     command = ["profile", "--device", "cuda", "--quick", "--model", str(model), "-o", str(path)]
     assert main(command) == 0
-    assert time.perf_counter() - began < MOST_S
     profile, document = load_profile(path), json.loads(path.read_text())
     machine = document["machine"]
     assert machine["name"] == torch.cuda.get_device_name()

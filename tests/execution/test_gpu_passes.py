@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from batchgen.exec.gpu.worker import QueuedWorker
 from batchgen.exec.init import init_model
+from batchgen.job.sampling import Sampling
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,10 +25,21 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return init_model(tmp_path_factory.mktemp("gpu") / "m", request.param, "tiny", seed=3)
 
 
-def started(model: Path, **options: object) -> QueuedWorker:
+PLAIN = Sampling()
+OPTIONS = (
+    replace(PLAIN, repetition_penalty=1.4, logprobs=3),
+    replace(PLAIN, temperature=0.9, seed=4, top_p=0.9, frequency_penalty=0.5),
+    replace(PLAIN, logit_bias=((7, 2.0),), min_tokens=20),
+    replace(PLAIN, temperature=1.2, seed=5),
+    PLAIN,
+)
+
+
+def started(model: Path, asking: bool = False, **options: object) -> QueuedWorker:
     worker = QueuedWorker(model, page_tokens=8, hbm_pages=60, host_pages=20, **options)
     for row, ids in enumerate(PROMPTS):
-        worker.add_row(row, ids, max_output=30, stop_ids=frozenset())
+        sampling = OPTIONS[row] if asking else None
+        worker.add_row(row, ids, max_output=30, stop_ids=frozenset(), sampling=sampling)
     chunks = [(row, 0, len(ids), True) for row, ids in enumerate(PROMPTS)]
     worker.collect_pass(worker.launch_pass([], chunks))
     return worker
@@ -43,12 +56,15 @@ def decoded(worker: QueuedWorker, passes: int) -> list[list[int]]:
     return [worker.tokens(row) for row in rows]
 
 
-def test_graphs_and_launches_give_the_same_tokens(model: Path) -> None:
-    assert decoded(started(model), 20) == decoded(started(model, graphs=False), 20)
+@pytest.mark.parametrize("asking", [False, True])
+def test_graphs_and_launches_give_the_same_tokens(model: Path, asking: bool) -> None:
+    other = started(model, asking, graphs=False)
+    assert decoded(started(model, asking), 20) == decoded(other, 20)
 
 
-def test_no_decode_pass_waits_for_the_device(model: Path) -> None:
-    worker = started(model)
+@pytest.mark.parametrize("asking", [False, True])
+def test_no_decode_pass_waits_for_the_device(model: Path, asking: bool) -> None:
+    worker = started(model, asking)
     decoded(worker, 4)  # graphs are captured by now
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -62,3 +78,29 @@ def test_warming_up_leaves_rows_alone(model: Path) -> None:
     worker, other = started(model), started(model)
     assert worker.warm_up(token_budget=64, seats=8) > 0
     assert decoded(worker, 10) == decoded(other, 10)
+
+
+def test_passes_of_any_counts_are_compiled_before(model: Path) -> None:
+    """Decodes and chunks in all numbers; what a pass needs was compiled by warming up."""
+    from triton import knobs
+
+    worker = QueuedWorker(model, page_tokens=8, hbm_pages=60, host_pages=0, dtype="bfloat16")
+    worker.warm_up(token_budget=256, seats=16)
+    compiled: list[str] = []
+
+    def note(*, src: object, **_: object) -> None:
+        compiled.append(str(getattr(src, "name", src)))
+
+    for row, ids in enumerate(PROMPTS):
+        worker.add_row(row, ids, max_output=30, stop_ids=frozenset())
+    knobs.compilation.listener = note
+    try:
+        worker.collect_pass(worker.launch_pass([], [(0, 0, len(PROMPTS[0]), True)]))
+        for row in range(1, len(PROMPTS)):
+            half = len(PROMPTS[row]) // 2
+            for chunk in ((row, 0, half, False), (row, half, len(PROMPTS[row]) - half, True)):
+                worker.collect_pass(worker.launch_pass(list(range(row)), [chunk]))
+        decoded(worker, 3)
+    finally:
+        knobs.compilation.listener = None
+    assert not compiled

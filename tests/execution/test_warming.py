@@ -35,6 +35,11 @@ def check(shape: PassShape, page: int) -> None:
     assert positions.min() >= 0
     assert (paged.wanted < total).all()
     assert (paged.contexts <= shape.max_context).all()
+    assert (paged.chunk_rows.numpy() == np.arange(n, n + shape.num_chunks)).all()
+    # Kernels are compiled for pointers of 16 bytes: a pass of other counts must not change that.
+    used = (paged.contexts, paged.starts, paged.firsts, paged.lengths, paged.tables)
+    for part in (*used, paged.decode_rows, paged.chunk_rows, paged.positions, paged.token_rows):
+        assert part.storage_offset() % 4 == 0
     starts, firsts, lengths = (x.numpy() for x in (paged.starts, paged.firsts, paged.lengths))
     assert lengths.sum() == total - n
     assert shape.num_chunks == 0 or lengths.max() <= shape.max_length

@@ -131,8 +131,9 @@ def test_a_disk_that_fills_loses_nothing_committed(tmp_path: Path) -> None:
 
 def test_what_is_no_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
-    assert holds_any(path)  # not known: nobody throws it away
+    assert not holds_any(path)
     path.write_bytes(b"not a database at all" * 100)
+    assert holds_any(path)  # not known: nobody throws it away
     with pytest.raises(UserError, match=r"cannot open the journal .*file is not a database"):
         Journal(path)
     path.unlink()

@@ -68,6 +68,7 @@ TUNED = {
     "prefill": {"prefill_attention"},
     "experts": {"experts"},
     "place": {"place_qkv"},
+    "route": {"route_short"},
     "draws": {"sample_tops", "sample_choose", "sample_search"},
 }
 

@@ -1,17 +1,16 @@
-"""Tokens and pages that stay on the device, against indexing in torch."""
+"""Tokens that stay on the device, against indexing in torch."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from batchgen.exec.gpu.last import in_flight
 from batchgen.exec.kernels.last_tokens import (
     gather_tokens,
     gather_tokens_reference,
     keep_tokens,
     keep_tokens_reference,
-    set_pages,
-    set_pages_reference,
 )
 
 
@@ -31,23 +30,9 @@ def test_tokens_go_and_come(device: torch.device) -> None:
             assert torch.equal(last, expected)
             assert int(last.max()) < 400
             given = torch.randint(0, 99, (count,), dtype=dtype, device=device)
+            given = torch.where(slots_T < 0, given, in_flight(slots_T).to(dtype))
             out = torch.full_like(given, -7)
-            found = gather_tokens(last, slots_T, given, out=out)
-            assert torch.equal(found, gather_tokens_reference(last, slots_T, given))
-    assert not len(gather_tokens(last, slots_T[:0], given[:0]))
-
-
-def test_pages_are_set(device: torch.device) -> None:
-    generator = np.random.default_rng(1)
-    for count in (0, 1, 130, 1000):
-        wider = torch.zeros(64, 50, dtype=torch.int32, device=device)
-        tables = wider[:, :32]
-        expected = tables.clone()
-        places = generator.permutation(64 * 32)[:count]
-        triplets = np.stack((places // 32, places % 32, generator.integers(0, 9999, count)), 1)
-        triplets[generator.random(count) < 0.2, 0] = -1
-        ours = torch.from_numpy(triplets).to(device, torch.int32)
-        set_pages(tables, ours)
-        set_pages_reference(expected, ours)
-        assert torch.equal(tables, expected)
-        assert not wider[:, 32:].any()
+            found = gather_tokens(last, given, out=out)
+            assert torch.equal(found, gather_tokens_reference(last, given))
+            assert torch.equal(found[slots_T >= 0], last[slots_T[slots_T >= 0].long()])
+    assert not len(gather_tokens(last, given[:0]))

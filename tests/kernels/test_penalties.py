@@ -28,6 +28,11 @@ def test_as_torch(seed: int, device: torch.device, wide: torch.dtype) -> None:
     which = generator.permutation(rows + 2)[:rows]
     which[generator.random(rows) < 0.2] = -1
     numbers = torch.from_numpy(generator.random((3, rows)) * 2 + 0.1)
+    # Tokens that nobody has counted yet: none, one of those that are counted, or a new one.
+    last, newest = generator.integers(0, vocab_size, 9), generator.permutation(9)[:rows]
+    newest[generator.random(rows) < 0.3] = -1
+    if widths[0]:
+        last[newest[0]] = int(seen[0].max().clamp(min=0))
     changes = Changes(
         rows=torch.from_numpy(which).to(device, torch.int32),
         seen=seen.to(device),
@@ -38,6 +43,8 @@ def test_as_torch(seed: int, device: torch.device, wide: torch.dtype) -> None:
         biased=biased.to(device),
         bias=torch.from_numpy(generator.normal(size=tuple(biased.shape))).to(device).float(),
         stops=stops.to(device),
+        last=torch.from_numpy(last).to(device, torch.int32),
+        newest=torch.from_numpy(newest).to(device, torch.int32),
     )
     wider = torch.from_numpy(generator.normal(size=(rows + 2, vocab_size + 8)) * 4)
     logits = wider.to(device, wide)[:, :vocab_size]

@@ -144,6 +144,30 @@ def test_numbers_are_distinct_and_valid_even_of_nan(device: torch.device) -> Non
         for row in experts.tolist():
             assert len(set(row)) == 6
             assert all(0 <= e < 24 for e in row)
+    for row in route_experts(logits.bfloat16(), k=6)[1].tolist():
+        assert len(set(row)) == 6
+        assert all(0 <= e < 24 for e in row)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mixtral", "gpt-oss", "one", "all", "wide"])
+def test_short_keys_of_bfloat16(name: str, device: torch.device) -> None:
+    """Ties, both zeros and infinities; scores that a softmax cannot tell apart go by the logits."""
+    num_experts, k, config = FAMILIES[name]
+    rng = np.random.default_rng(3)
+    for rows in (1, 17, 65):
+        wider = torch.tensor(rng.integers(-12, 13, (rows, num_experts + 3)) / 4, device=device)
+        wider[::5] *= -0.0
+        wider[1::5, (num_experts + 1) // 2 :] = -torch.inf
+        logits = wider.bfloat16()[:, :num_experts]
+        given = arguments(config, k)
+        out = poisoned(rows, k, device)
+        weights, experts = route_experts(logits, out=out, **given)
+        expected = route_experts_reference(logits, **given)
+        fine = expected[0] > 0  # of scores of nothing the reference takes the lowest numbers
+        assert torch.equal(experts[fine], expected[1][fine])
+        torch.testing.assert_close(weights, expected[0], rtol=1e-5, atol=1e-7)
+    close = torch.tensor([[0.0, 1e-9, 2e-9, -1e-9, 1e-9]], dtype=torch.bfloat16, device=device)
+    assert route_experts(close, k=3)[1].tolist() == [[2, 1, 4]]
 
 
 def test_no_tokens_and_the_work(device: torch.device) -> None:

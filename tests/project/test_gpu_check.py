@@ -170,7 +170,7 @@ def test_a_whole_call_is_gone_on_with(
     ]
     check = modules["check"]
     monkeypatch.setattr(check, "look", lambda environment: FOUND)
-    monkeypatch.setattr(check, "pieces", lambda folder, cell_s: pieces)
+    monkeypatch.setattr(check, "pieces", lambda folder, cell_s, peer_s: pieces)
     counter.write_text("")
     folders = ["--folder", str(tmp_path / "state"), "--results", str(tmp_path)]
     pieces[0], pieces[1] = pieces[1], pieces[0]

@@ -73,14 +73,17 @@ def write(folder: Path, gpu: str, day: str, commit: str, **pieces: Any) -> str:
 
 def test_the_newest_run_of_each_gpu_counts(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     tables = scripts["gpu_tables"]
-    write(tmp_path, "H200", "2026-01-01", "bbb")
-    last = write(tmp_path, "H200", "2026-01-02", "aaa")
-    other = write(tmp_path, "H100", "2025-01-01", "ccc")
+    older = write(tmp_path, "H200", "2026-01-01", "bbb", ceilings__all={}, tests__gpu={"n": 1})
+    last = write(tmp_path, "H200", "2026-01-02", "aaa", tests__gpu={"n": 2})
+    other = write(tmp_path, "H100", "2025-01-01", "ccc", tests__gpu={})
     runs = tables.newest(tmp_path)
-    assert [run["file"] for run in runs] == [other, last]
+    files = [[file["file"] for file in run["files"]] for run in runs]
+    assert files == [[other], [last, older]]
+    assert tables.result_of(runs[1], "tests/gpu") == {"n": 2}
     text = tables.where(runs, "../")
     assert "Measured on one NVIDIA H200, 2026-01-02, commit `aaa`" in text
-    assert f"(../benchmarks/results/{last})" in text
+    assert f"(../benchmarks/results/{last})): `tests/gpu`." in text
+    assert f"(../benchmarks/results/{older})): `ceilings/all`." in text
     assert "`cells/qwen3-8b-512-512`" in tables.missing(runs)
     assert "Nothing is measured yet" in tables.where(tables.newest(tmp_path / "none"), "")
 
@@ -130,7 +133,7 @@ def test_what_is_not_measured_says_so(scripts: dict[str, ModuleType], tmp_path: 
     assert "| 80 % copy | 85 %, **missed** |" in text
     assert "| not measured | OutOfMemoryError: a b | 85 % |" in text
     text = tables.cells(runs)
-    assert "| `qwen3-8b-512-512` | 1,000 | 70 % | 65 %, reached | 20.0 / 18.0 ms | 16 |" in text
+    assert "| `qwen3-8b-512-512` | 1,000 | 70 % | 65 %, reached |  | 20.0 / 18.0 ms | 16 |" in text
     assert "| `mixtral-8x7b-512-512` | 500 | 59 % | 60 %, **missed** |" in text
     assert "| `qwen3-8b-1024-1024` | not measured |" in text
     assert "1.23" not in text + tables.short(runs, tmp_path)
@@ -138,7 +141,8 @@ def test_what_is_not_measured_says_so(scripts: dict[str, ModuleType], tmp_path: 
     assert "| 1,000 / 1,100 (+10.0 %) |" in text
     assert f"H200: simulated at commit `ddd`, beside `{name}`." in text
     (tmp_path / "predicted-x.json").unlink()
-    assert f"H200: nothing is predicted for `{name}` yet." in tables.predicted(runs, tmp_path)
+    text = tables.predicted(runs, tmp_path)
+    assert "H200: nothing is predicted yet for `qwen3-8b-512-512`, `mixtral-8x7b-512-512`." in text
     (tmp_path / "predicted-x.json").write_text(json.dumps(predicted), encoding="utf-8")
     text = tables.short(runs, tmp_path)
     assert "| 1,000 | 70 % | 65 %, reached | +10.0 % | not predicted |" in text
@@ -207,7 +211,25 @@ def test_predictions_are_kept_for_every_measured_cell(scripts: dict[str, ModuleT
     for run in tables.newest(tables.RESULTS):
         cells = [label for label in run["pieces"] if label.startswith("cells/")]
         measured = [run["pieces"][label]["result"]["cell"] for label in cells]
-        kept = tables.predictions(tables.RESULTS, run)["cells"]
-        assert [(one["cell"], one["costs"]) for one in kept] == [
+        told = tables.predictions(tables.RESULTS, run)
+        kept = [one for found in told for one in found["cells"]]
+        assert sorted((one["cell"], one["costs"]) for one in kept) == sorted(
             (cell, costs) for cell in measured for costs in predict.COSTS
-        ]
+        )
+
+
+def test_a_peer_is_told_with_what_it_has_done(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    tables = scripts["gpu_tables"]
+    system = {"tokens": 3200, "seconds": 4.0, "whole": True, "tokens_per_s": 800.0}
+    cut = {"tokens": 900, "seconds": 9.0, "whole": False, "tokens_per_s": 100.0}
+    cut |= {"version": "5.17.0", "attention": "paged|sdpa"}
+    peer = {"load": "qwen3-8b-512-512", "rows": 64, "times": 8.0, "target": 5.0}
+    peer |= {"batchgen": system, "transformers": cut}
+    write(tmp_path, "H200", "2026-01-02", "aaa", peer__transformers=peer)
+    write(tmp_path, "H100", "2026-01-02", "aaa", peer__transformers={"error": "no time"})
+    text = tables.peers(tables.newest(tmp_path))
+    assert "| H100 | not measured |" in text
+    assert "| 800 (3,200, all) | 100 (900, cut after 9 s), version 5.17.0, attention" in text
+    assert "| 8.0 (5, reached) |" in text

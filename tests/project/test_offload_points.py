@@ -32,10 +32,10 @@ def test_points_and_their_table(tmp_path: Path) -> None:
         line = f"| {point.prompt} | {point.rows} | {point.tokens_per_s:.2f} | {speed:.2f} | "
         assert f"| {point.system} | {point.model} {line}{ratio:.2f} |" in page
         ratios.setdefault((point.system, point.model), []).append(ratio)
-    # Bound by the disk, by the link, by what is not modelled.
-    assert all(abs(ratio - 1) < 0.25 for ratio in ratios["FlexGen", "OPT-175B"])
+    # Bound by the disk, by the link, by the CPU and the link after it.
+    assert all(abs(ratio - 1) < 0.3 for ratio in ratios["FlexGen", "OPT-175B"])
     assert all(1 < ratio < 1.6 for ratio in ratios["ZeRO-Inference", "OPT-30B"])
-    assert all(1 < ratio < 3 for ratio in ratios["FlexGen", "OPT-30B"])
+    assert all(abs(ratio - 1) < 0.05 for ratio in ratios["FlexGen", "OPT-30B"])
     # Orders within a system, and of a model; the page says which come out otherwise.
     for kind in ("system", "model"):
         for name in {getattr(point, kind) for point in script.POINTS}:

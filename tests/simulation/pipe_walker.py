@@ -152,10 +152,17 @@ class PipeWalker(Walker):
         device, group = self.devices[source], source // self.pipe.num_stages
         end = self.now
         if source == target or not same or action.from_pool != "hbm":
-            lane = f"to {action.to_pool}" if same else "peer"
-            end = max(self.now, self.link_free[group].get(lane, 0))
+            there = target // self.pipe.num_stages
+            if same:
+                lanes = [(group, f"to {action.to_pool}")]
+            elif link == "host":
+                lanes = [(there, "to hbm")]
+            else:
+                lanes = [(group, "out"), (there, "in")]
+            end = max(self.now, *(self.link_free[one].get(lane, 0) for one, lane in lanes))
             end += self.pipe.copy_ps(sum(action.tokens), link)  # type: ignore[arg-type]
-            self.link_free[group][lane] = end
+            for one, lane in lanes:
+                self.link_free[one][lane] = end
         ends = [self.devices[target]] + ([device] if action.from_pool == "hbm" else [])
         lives = [one.life for one in ends]
 

@@ -19,7 +19,8 @@ from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.check.loads import scarcer
 from batchgen.check.toy import ToyCost
-from batchgen.sim.hostlink import DOWN, PEER, UP, HostLink
+from batchgen.sim.cluster import Simulation
+from batchgen.sim.hostlink import DOWN, IN, OUT, UP, HostLink, copy_over
 from batchgen.step import Step
 
 SUSPENDING = [
@@ -27,6 +28,7 @@ SUSPENDING = [
 ]
 
 
+MOVING = [*swaps(), *products()[::37]]
 CHANGED_BEFORE_BEGIN = (2192, 5735)
 """Cases in which an engine's speed changes while a launched step still waits for the link."""
 
@@ -124,14 +126,63 @@ def test_no_link_moves_more_than_its_rate() -> None:
     assert several > 100
 
 
+def among_engines(seed: int) -> Case:
+    """Rows move between engines whose passes use the host link, most of them over it."""
+    rng = random.Random(seed)
+    kinds = rng.choice(
+        ((), ("slow",), ("notice", "lost", "back"), ("slow", "lost", "back", "plan"))
+    )
+    case = random_case(rng, rng.choice(MOVING), kinds=kinds)
+    return replace(
+        scarcer(case, rng.choice((0.2, 0.4, 0.7, 1.0))),
+        stream_ps=rng.choice((0, 1000, 4900)),
+        host_pages=rng.choice((case.hbm_pages // 2, 10_000)),
+        copy_ps=rng.choice((10, 170, 3000)),
+        depth=rng.choice((1, 2)),
+        engines_per_node=rng.choice((1, 8)),
+        peers_over_host=rng.random() < 0.7,
+    )
+
+
+def test_copies_between_engines_queue_on_the_links_that_they_cross(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in the plain walk, where every pass asks when it begins: also when the other engine is in
+    the middle of a step, and any split of that step gives the same waits."""
+    asked: list[int] = []
+    ask = Simulation._asks
+
+    def counted(self: Simulation, engine: int, now: int) -> int:
+        asked.append(ask(self, engine, now))
+        return asked[-1]
+
+    monkeypatch.setattr(Simulation, "_asks", counted)
+    for seed in range(160):
+        verify_backends(among_engines(seed))
+    assert sum(begun > 0 for begun in asked) > 10
+    for seed in range(160, 190):
+        verify_core(among_engines(seed))
+
+
 def test_a_queue_is_of_one_direction() -> None:
     link = HostLink()
-    assert link.copy(DOWN, 50, 10) == 60
-    assert link.copy(UP, 30, 10) == 40
-    assert link.copy(DOWN, 5, 20) == 65
+    assert copy_over([(link, DOWN)], 50, 10) == 60
+    assert copy_over([(link, UP)], 30, 10) == 40
+    assert copy_over([(link, DOWN)], 5, 20) == 65
     assert link.busy_ps == 65
-    assert link.copy(PEER, 900, 20) == 920
+    assert copy_over([(link, OUT)], 900, 20) == 920
     assert link.busy_ps == 65
+
+
+def test_a_copy_waits_for_both_of_its_links() -> None:
+    """Two sources that send to one engine share its way in; what it sends meanwhile does not."""
+    first, second, target = HostLink(), HostLink(), HostLink()
+    assert copy_over([(first, OUT), (target, IN)], 100, 0) == 100
+    assert copy_over([(second, OUT), (target, IN)], 40, 10) == 140
+    assert copy_over([(target, OUT), (first, IN)], 30, 10) == 40
+    assert copy_over([(second, OUT), (first, IN)], 5, 20) == 145
+    assert copy_over([(first, DOWN), (target, UP)], 7, 20) == 27
+    assert (first.busy_ps, target.busy_ps, second.busy_ps) == (27, 27, 0)
 
 
 def test_waiting_for_a_copy_is_no_slowness() -> None:

@@ -102,7 +102,8 @@ def test_the_log_comes_again(
 
 FIELDS = (
     *("batchgen_log", "backend", "full", "plan", "preset", "overrides", "capabilities"),
-    *("prompt_tokens", "budget_tokens", "groups", "predicted", "page_keys", "reference", "bodies"),
+    *("prompt_tokens", "budget_tokens", "produced_tokens", "groups", "predicted", "page_keys"),
+    *("reference", "bodies"),
 )
 
 

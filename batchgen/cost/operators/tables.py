@@ -5,11 +5,13 @@ The tables are NVIDIA's (ai-dynamo/aiconfigurator, Apache-2.0): vLLM's kernels, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from batchgen.cost.operators.points import Columns, Points
 from batchgen.errors import DataError, UserError
@@ -24,12 +26,25 @@ LEFT_OUT = {
 }
 
 
-def read_tables(folder: Path) -> list[Points]:
-    """Points of every GPU of the catalog that has a folder of its name there.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """So many points of a table that were not taken, and why."""
+
+    operator: str
+    gpu: str
+    variant: str  # dtype or operation, as the table calls it; "" for any
+    reason: str
+    points: int
+
+
+def read_tables(folder: Path) -> tuple[list[Points], list[Dropped]]:
+    """Points of every GPU of the catalog that has a folder of its name there, and what was left out
+    of its tables.
 
     Raises UserError if there is none, DataError for a table without the expected columns.
     """
     found: list[Points] = []
+    dropped: list[Dropped] = []
     for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
         try:
             gpu = load_gpu(directory.name).name
@@ -37,50 +52,97 @@ def read_tables(folder: Path) -> list[Points]:
             continue
         for suffix, (operator, dtype, columns_of) in _FILES.items():
             for path in sorted(directory.glob(f"*{suffix}")):
-                found += _read(path, operator, gpu, dtype, columns_of)
+                taken, left = _Table(path, operator, gpu).read(dtype, columns_of)
+                found += taken
+                dropped += left
     if not found:
         raise UserError(
             f"{folder} has no tables of a GPU of the catalog",
             remedy="give the folder that holds h100_sxm, h200_sxm, ...",
         )
-    return found
+    return found, dropped
 
 
-def _read(
-    path: Path,
-    operator: str,
-    gpu: str,
-    dtype: str,
-    columns_of: Callable[[pd.DataFrame], Columns],
-) -> Iterator[Points]:
-    try:
-        frame = pd.read_parquet(path)
-        if operator == "collectives":
-            frame = _used(frame)
-        if operator.startswith("mla"):
-            frame = frame[frame["mla_dtype"] == "bfloat16"]
-        groups = list(frame.groupby(dtype))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"is no table of {operator} ({error!s:.80})", path=str(path)) from None
-    for value, part in groups:
-        variant = str(value) if operator == "collectives" else _DTYPES.get(str(value))
-        if variant is None or (operator, variant) in LEFT_OUT:
-            continue
+class _Table:
+    """One file."""
+
+    def __init__(self, path: Path, operator: str, gpu: str) -> None:
+        self.path, self.operator, self.gpu = path, operator, gpu
+        self.dropped: list[Dropped] = []
+
+    def read(
+        self, dtype: str, columns_of: Callable[[pd.DataFrame], Columns]
+    ) -> tuple[list[Points], list[Dropped]]:
+        """Points by the values of the column `dtype`, and what is not among them."""
         try:
-            columns = columns_of(part)
-            seconds = part["latency"].to_numpy(dtype=np.float64) / 1e3
-        except KeyError as error:
-            raise DataError(f"has no column {error!s:.80}", path=str(path)) from None
-        except ValueError as error:
-            raise DataError(f"holds what is no number ({error!s:.80})", path=str(path)) from None
-        points = Points(
-            operator=operator, gpu=gpu, variant=variant, columns=columns, seconds=seconds
-        )
-        whole = np.isfinite(seconds) & (seconds > 0)
-        for name, values in columns.items():
-            whole &= np.isfinite(values) & (values >= (0 if name in ("window", "skew") else 1))
-        if whole.any():
-            yield points.take(whole)
+            groups = self._groups(pd.read_parquet(self.path), dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise self._bad(f"is no table of {self.operator} ({error!s:.80})") from None
+        taken = []
+        for value, part in groups:
+            known = value if self.operator == "collectives" else _DTYPES.get(value)
+            reason = "" if known else "dtype without a model of ours"
+            if not reason:
+                reason = LEFT_OUT.get((self.operator, str(known)), "")
+            if reason:
+                self._drop(value, reason, len(part))
+                continue
+            try:
+                columns = columns_of(part)
+                seconds = part["latency"].to_numpy(dtype=np.float64) / 1e3
+            except KeyError as error:
+                raise self._bad(f"has no column {error!s:.80}") from None
+            except ValueError as error:
+                raise self._bad(f"holds what is no number ({error!s:.80})") from None
+            points = Points(
+                operator=self.operator,
+                gpu=self.gpu,
+                variant=str(known),
+                columns=columns,
+                seconds=seconds,
+            )
+            whole = self._whole(points, value)
+            if whole.any():
+                taken.append(points.take(whole))
+        return taken, self.dropped
+
+    def _groups(self, frame: pd.DataFrame, dtype: str) -> list[tuple[str, pd.DataFrame]]:
+        if self.operator == "collectives":
+            frame = self._only(frame, _used(frame), "another library, width or eager launches")
+        if self.operator.startswith("mla"):
+            other = "attention in another dtype than bf16"
+            frame = self._only(frame, frame["mla_dtype"] == "bfloat16", other)
+        frame = self._only(frame, frame[dtype].notna(), f"no {dtype}")
+        return [(str(value), part) for value, part in frame.groupby(dtype)]
+
+    def _only(self, frame: pd.DataFrame, which: pd.Series[bool], reason: str) -> pd.DataFrame:
+        self._drop("", reason, int((~which).sum()))
+        return frame[which]
+
+    def _whole(self, points: Points, variant: str) -> NDArray[np.bool_]:
+        """Where every value is a size or a time; the first that is none says why not."""
+        whole = np.isfinite(points.seconds) & (points.seconds > 0)
+        self._drop(variant, "latency is no positive number", int((~whole).sum()))
+        for name, values in points.columns.items():
+            good = np.isfinite(values) & (values >= (0 if name in ("window", "skew") else 1))
+            self._drop(variant, f"{name} is unknown or out of range", int((whole & ~good).sum()))
+            whole &= good
+        return whole
+
+    def _drop(self, variant: str, reason: str, points: int) -> None:
+        if points:
+            self.dropped.append(
+                Dropped(
+                    operator=self.operator,
+                    gpu=self.gpu,
+                    variant=variant,
+                    reason=reason,
+                    points=points,
+                )
+            )
+
+    def _bad(self, what: str) -> DataError:
+        return DataError(what, path=str(self.path))
 
 
 def _picked(frame: pd.DataFrame, **names: str) -> Columns:
@@ -131,11 +193,11 @@ def _experts(frame: pd.DataFrame) -> Columns:
     return columns
 
 
-def _used(frame: pd.DataFrame) -> pd.DataFrame:
+def _used(frame: pd.DataFrame) -> pd.Series[bool]:
     """What engines use: vLLM's own all-reduce inside CUDA graphs, the others of NCCL; in halves."""
     if "backend" in frame:
-        return frame[frame["backend"] == "vllm_graph"]
-    return frame[(frame["op_name"] != "all_reduce") & (frame["nccl_dtype"] == "half")]
+        return frame["backend"] == "vllm_graph"
+    return (frame["op_name"] != "all_reduce") & (frame["nccl_dtype"] == "half")
 
 
 def _latent(frame: pd.DataFrame, tokens: str) -> Columns:

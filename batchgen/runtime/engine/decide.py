@@ -44,7 +44,7 @@ def decide(engine: EngineMachine, out: list[act.Action]) -> None:
         return
     begin = len(out)
     turn, gave = engine.q >= engine.turn_q, False
-    if engine.turn_every > 1 and not (turn or engine.prefill):
+    if engine.phases and not (turn or engine.prefill):
         turn = engine.urgent or _cannot_wait(engine)
     engine.urgent = engine.freed = False
     if engine.orders:
@@ -84,7 +84,7 @@ def _next_pass_differs(engine: EngineMachine, gave: bool, shares: bool) -> bool:
         return True
     if (
         gave
-        and engine.turn_every == 1
+        and not engine.phases
         # Whoever gave way may fit with shared pages, or another row where it did not.
         and (engine.policy.choosy or shares or engine.ready or engine.requests)
     ):
@@ -113,7 +113,7 @@ def _switches(engine: EngineMachine, out: list[act.Action]) -> bool:
 
 def _looks(engine: EngineMachine, turn: bool) -> bool:
     """Whether the engine looks beyond itself now: every `boundary` passes, whatever the steps."""
-    if engine.turn_every > 1:
+    if engine.phases:
         return turn and not engine.prefill
     return engine.q >= engine.look_q
 
@@ -134,7 +134,7 @@ def _cannot_wait(engine: EngineMachine) -> bool:
 
 def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     """Everything that a boundary asks; returns whether somebody gave way."""
-    phases, ranks, policy, k = engine.turn_every > 1, engine.ranks, engine.policy, engine.k
+    phases, ranks, policy, k = engine.phases, engine.ranks, engine.policy, engine.k
     for rank in ranks:
         rank.gave = False
         if rank.debt:
@@ -216,7 +216,7 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
     """(passes for which the composition stands, whether a finish ends it, prompt chunks); 0 passes:
     nothing runs."""
     policy, k, prefill = engine.policy, engine.k, engine.prefill
-    phases = engine.turn_every > 1
+    phases = engine.phases
     passes = engine.max_passes
     listens = engine.up.bodies is not None or bool(engine.up.awaited)
     listens = listens or (policy.reads_ended and engine.up.may_come)

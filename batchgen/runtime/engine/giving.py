@@ -36,7 +36,7 @@ def make_room(engine: EngineMachine, rank: Rank) -> bool:
     """
     growth, k, policy = rank.growth, engine.k, engine.policy
     each = engine.turn_every
-    ahead = each * policy.boundaries_ahead if policy.suspends and each > 1 else each
+    ahead = each * policy.boundaries_ahead if policy.suspends and engine.phases else each
     free = rank.size - rank.used
     if growth.growth(k, each) <= free and (
         ahead == each or growth.growth(k, ahead) <= free + rank.outbound_pages

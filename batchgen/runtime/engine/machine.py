@@ -71,6 +71,7 @@ class EngineMachine:
         "page_keys",
         "page_tokens",
         "peak_pages",
+        "phases",
         "policy",
         "prefill",
         "previous",
@@ -115,7 +116,8 @@ class EngineMachine:
         self.page_keys = page_keys
         self.page_tokens = plan.page_tokens
         self.boundary = plan.boundary
-        self.turn_every = plan.boundary if policy.phases else 1
+        self.phases = policy.phases
+        self.turn_every = plan.boundary if self.phases else 1
         self.limit(plan.token_budget, plan.max_num_seqs)
         self.lag, self.max_passes = plan.lag, max_passes
         self.home_ranks, self.home_pages = spec.num_ranks, spec.hbm_pages
@@ -337,7 +339,7 @@ class EngineMachine:
             return
         if step is None:
             self.up.decide(self, out)
-        elif step.n > 1 and (self.urgent or self.orders or self.turn_every == 1 or not step.decode):
+        elif step.n > 1 and (self.urgent or self.orders or not self.phases or not step.decode):
             out.append(act.Cut(self.id))
 
     @property
