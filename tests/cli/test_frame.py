@@ -14,7 +14,7 @@ from batchgen.errors import IllegalTransition, UserError
 
 def test_commands_are_those_of_the_design() -> None:
     assert list(COMMANDS) == [
-        *("sim", "sweep", "exec", "validate", "profile", "plan", "policy", "trace", "model"),
+        *("sim", "sweep", "exec", "job", "validate", "profile", "plan", "policy", "trace", "model"),
         *("report", "bench"),
     ]
 
