@@ -14,6 +14,7 @@ from batchgen.exec.driver import Driver
 from batchgen.exec.prepare import Prepared
 from batchgen.exec.rows import Stage
 from batchgen.logbook import DecisionLog
+from batchgen.units import PS_PER_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +52,13 @@ def drive(
     reference: bool = False,
     keep_tokens: bool = True,
     stopping: Callable[[], bool] | None = None,
+    begun: Callable[[Driver], None] | None = None,
 ) -> Ran:
     """Run the rows of a prepared job. `arrivals_ps` per row (default: all at 0).
 
     keep_tokens: the result holds all that was produced; else `on_row` is the only one to see it.
     stopping: asked before every pass; the run ends where it says so (`Driver.stopped`).
+    begun: gets the driver before it runs, to look at it while it does.
     on_row: told of every row that ended, with its reason, what was wrong if it failed, its stages.
     """
     worker = prepared.worker
@@ -78,7 +81,10 @@ def drive(
         progress=progress,
         on_finish=keep,
         stopping=stopping,
+        row_timeout_ps=_timeout_ps(prepared.job.row_timeout_s),
     )
+    if begun is not None:
+        begun(driver)
     num_rows = len(prepared.jobs)
     times: dict[int, list[int]] = {}
     for row in range(num_rows):
@@ -93,6 +99,10 @@ def drive(
         driver.run()
     driver.on_finish = None  # it holds the driver: a cycle would keep arenas until it is found
     return Ran(driver=driver, tokens=tokens, reasons=driver.reasons)
+
+
+def _timeout_ps(timeout_s: float | None) -> int | None:
+    return None if timeout_s is None else round(timeout_s * PS_PER_S)
 
 
 def clocked(

@@ -15,13 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.errors import IllegalTransition
 from batchgen.exec.record import DriverRecord
-from batchgen.sequence import Status
 from batchgen.step import Composition, Pass, Step
 from batchgen.units import PS_PER_S
 
@@ -50,7 +47,8 @@ class Driver:
     """Runs rows of a runtime's table on a worker until all have ended.
 
     Every row must be known to the worker before it arrives. `observer` sees each event with its
-    actions (the decision log). After `run`, `record` holds steps, passes and times of rows.
+    actions (the decision log). After `run`, `record` holds steps, passes and times of rows. A row
+    that has not ended `row_timeout_ps` after its first pass began fails by "timeout".
     """
 
     def __init__(
@@ -64,6 +62,7 @@ class Driver:
         on_finish: Callable[[int, str], None] | None = None,
         ahead: bool | None = None,
         stopping: Callable[[], bool] | None = None,
+        row_timeout_ps: int | None = None,
     ) -> None:
         self.runtime = runtime
         self.table = runtime.table
@@ -74,6 +73,8 @@ class Driver:
         self.on_finish = on_finish
         self.stopping = stopping
         self.stopped = False
+        self.row_timeout_ps = row_timeout_ps
+        self._begun: dict[int, int] = {}  # with a limit: unfinished row -> when it began
         self.lag = runtime.plan.lag
         self.reasons: dict[int, str] = {}
         self.why: dict[int, str] = {}
@@ -110,6 +111,8 @@ class Driver:
                 if self.stopping is not None and self.stopping():
                     self._stop()
                     return
+                if self._begun:
+                    self._time_out()
                 if self._flying:
                     self._finish_pass()
                 elif self._step is not None:
@@ -129,6 +132,18 @@ class Driver:
         self.stopped = True
         while self._flying:
             self._runner.collect(self._flying.popleft().ticket)
+
+    def _time_out(self) -> None:
+        """Rows whose time is over fail; they began in the order in which they are listed."""
+        assert self.row_timeout_ps is not None
+        now = self.clock.now_ps()
+        while self._begun:
+            row, began_ps = next(iter(self._begun.items()))
+            if now - began_ps < self.row_timeout_ps:
+                return
+            del self._begun[row]
+            if self.record.end_ps[row] < 0:  # else it has ended, and its step has not
+                self.schedule(ev.RowFailed(row, "timeout"), now)
 
     def _wait(self) -> None:
         """No step is launched: until the next event of the heap, or until a copy is over."""
@@ -197,7 +212,7 @@ class Driver:
         elif isinstance(action, act.Finished):
             self._ended(action.row, action.reason, now)
         elif isinstance(action, act.Failed):
-            self.why[action.row] = action.why or self.why.get(action.row, "")
+            self.why[action.row] = action.why or self._why(action)
             self._ended(action.row, action.code, now)
         elif isinstance(action, act.Wake):
             self.schedule(ev.Timer(action.timer_id), max(now, action.at_ps))
@@ -207,6 +222,11 @@ class Driver:
                 self._runner.do(lambda: self.worker.trim(sleeper))
         elif not isinstance(action, act.Place):
             self._move(action)
+
+    def _why(self, action: act.Failed) -> str:
+        if action.code == "timeout" and self.row_timeout_ps is not None:
+            return f"not ended {self.row_timeout_ps / PS_PER_S:g} s after its first pass began"
+        return self.why.get(action.row, "")
 
     def _move(self, action: Action) -> None:
         """What concerns pages and tokens of rows."""
@@ -260,6 +280,7 @@ class Driver:
 
     def _ended(self, row: int, code: str, now: int) -> None:
         self.reasons[row] = code
+        self._begun.pop(row, None)
         self.record.ended(row, code, now)
 
         def forget() -> None:
@@ -280,6 +301,10 @@ class Driver:
         if one.number == 0:
             self._step_began_ps, self._decoded = began_ps, 0
         self._decoded += len(one.decodes)
+        if self.row_timeout_ps is not None:
+            for row, _, _, _ in one.chunks:
+                if row not in self.reasons:
+                    self._begun.setdefault(row, began_ps)
         contexts = self.worker.contexts(one.decodes)
         tokens = sum(size for _, _, size, _ in one.chunks)
         streamed = len(one.decodes) + tokens if step.checkpoint == "host" else 0
@@ -374,8 +399,7 @@ class Driver:
         pages = self.runtime.kv_pages(0)
         self.record.one_step(step, passes, began_ps, now, decoded, len(finished), pages)
         if self.progress is not None:
-            done = int(np.count_nonzero(self.table.status >= Status.DONE))
-            self.progress(now, done, len(self.table))
+            self.progress(now, len(self.reasons), len(self.table))
 
     def _check_pages(self) -> None:
         """Physical pages never exceed the pool, or the runtime has promised too much."""

@@ -28,6 +28,7 @@ def job_fingerprint(job: ExecJob, folder: Path) -> Fingerprint:
         "temperature": str(job.temperature),
         "seed": str(job.seed),
         "limit": str(job.limit),
+        "shard": str(job.shard),
         "body": str(job.body),
         "input_format": form_of(job.input, job.form),
         "prompt": str(job.shape),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchgen.job.error_limit import ErrorLimit
 from batchgen.job.shape import Shape
 
 CAPABILITIES = frozenset({"host", "prefix"})
@@ -51,3 +52,8 @@ class ExecJob:
     shape: Shape | None = None
     strict: bool = False
     some_must_run: bool = True
+    row_timeout_s: float | None = None
+    max_errors: ErrorLimit | None = None
+    error_file: Path | None = None
+    output_form: str = "jsonl"
+    shard: tuple[int, int] | None = None

@@ -17,6 +17,7 @@ from batchgen.coroutine import BodyFactory
 from batchgen.cost.efficiency import refuse_constants
 from batchgen.cost.residency import Residency
 from batchgen.errors import Unfinished, UserError
+from batchgen.exec.config import ModelConfig
 from batchgen.exec.devices import check_device
 from batchgen.exec.free_memory import resident_bytes
 from batchgen.exec.generation import sampling_defaults
@@ -58,6 +59,7 @@ class ReadRows:
 
     num_rows: int = 0
     num_answered: int = 0
+    first_bad: BadRow | None = None
     jobs: JobRows = field(default_factory=JobRows)
     refused: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
@@ -163,7 +165,6 @@ def prepare(
     past = Past() if past is None else past
     folder = find_model(job.model)
     preset, overrides, options = check_job(job)
-    policy = build_policy(preset, overrides, CAPABILITIES)
     sampling = sampling_defaults(folder, job.temperature)
     body = load_body(job.body) if job.body is not None else None
     page_tokens = options.page_tokens or preset.page_tokens
@@ -187,32 +188,13 @@ def prepare(
     token_budget, seats = pass_limits(job.device, options, preset)
     pass_bytes = worker.warm_up(token_budget=token_budget, seats=seats)
     load_s = time.perf_counter() - began
-    limits = RowLimits(
-        max_context=worker.config.max_context,
-        default_max_output=job.max_tokens,
-        run_seed=job.seed,
-        keep_requests=body is not None,
-        strict=job.strict,
-        sampling=sampling,
-    )
+    limits = limits_of_rows(job, worker.config.max_context, sampling)
     digest = InputDigest()
-    read = _read(job, tokenizer, limits, digest, past, on_bad, giving_up)
+    read = read_all(job, tokenizer, limits, digest, past, on_bad, giving_up)
+    check_any(job, read)
     tokenizer.release()
     jobs = read.jobs
-    keys = None
-    if preset.prefix_cache if options.prefix_cache is None else options.prefix_cache:
-        keys = shared_page_keys(jobs.prompts_of_samples(), page_tokens)
-    plan = make_plan(
-        job,
-        options,
-        preset,
-        worker.config,
-        jobs.prompt_tokens() + jobs.max_output(),
-        page_tokens=page_tokens,
-        uses_host=any("host" in part.needs for part in policy.parts.values()),
-        shared_pages=0 if keys is None else num_shared_pages(keys),
-        pass_bytes=pass_bytes,
-    )
+    plan, keys = plan_rows(job, jobs, worker.config, pass_bytes=pass_bytes)
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
     worker.schedule_by(plan)
     tokens = past.tokens(jobs)
@@ -278,18 +260,30 @@ def check_options(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     return preset, overrides, options
 
 
-def _read(
+def limits_of_rows(job: ExecJob, max_context: int, sampling: SamplingDefaults) -> RowLimits:
+    """What rows of the job may be, and what they are where they say nothing."""
+    return RowLimits(
+        max_context=max_context,
+        default_max_output=job.max_tokens,
+        run_seed=job.seed,
+        keep_requests=job.body is not None,
+        strict=job.strict,
+        sampling=sampling,
+    )
+
+
+def read_all(
     job: ExecJob,
     tokenizer: Tokenizer,
     limits: RowLimits,
     digest: InputDigest,
     past: Past,
     on_bad: Callable[[BadRow], None],
-    giving_up: Callable[[], bool],
+    giving_up: Callable[[], bool] = lambda: False,
 ) -> ReadRows:
-    """The rows of the input that have no answer yet, up to the job's limit."""
+    """The rows of the input that have no answer yet, up to the job's limit. Raises UserError for an
+    input without any."""
     read = ReadRows(unknown=limits.unknown)
-    first_bad: BadRow | None = None
     for row in read_rows(
         job.input,
         tokenizer,
@@ -299,6 +293,7 @@ def _read(
         form=form_of(job.input, job.form),
         shape=job.shape,
         answered=past.has_answered,
+        shard=job.shard,
     ):
         read.num_rows += 1
         if read.num_rows % ASK_ROWS == 0 and giving_up():
@@ -310,17 +305,51 @@ def _read(
         elif isinstance(row, JobRow):
             read.jobs.add(row)
         else:
-            first_bad = row if first_bad is None else first_bad
+            read.first_bad = read.first_bad or row
             read.refused[row.code] += 1
             on_bad(row)
+    if not read.num_rows and job.shard is not None:
+        part, parts = job.shard
+        raise UserError(f"{job.input} holds no rows of shard {part}/{parts}", remedy="take fewer")
     if not read.num_rows:
         raise UserError(f"{job.input} holds no rows", remedy="put one JSON object on each line")
-    if first_bad is not None and job.some_must_run and not read.jobs and not read.num_answered:
+    return read
+
+
+def check_any(job: ExecJob, read: ReadRows) -> None:
+    """Raises UserError unless a row can run or has been answered; a shard, or a job that says so,
+    may have none."""
+    may_be_none = job.shard is not None or not job.some_must_run
+    if not may_be_none and read.first_bad is not None and not read.jobs and not read.num_answered:
         raise UserError(
-            f"no row of {job.input} can run; line {first_bad.line}: {first_bad.message}",
+            f"no row of {job.input} can run; line {read.first_bad.line}: {read.first_bad.message}",
             remedy="mend the rows",
         )
-    return read
+
+
+def plan_rows(
+    job: ExecJob, jobs: JobRows, config: ModelConfig, *, pass_bytes: int
+) -> tuple[Plan, list[list[int]] | None]:
+    """The plan of a job with these rows, and the keys of the prompt pages that rows share, if the
+    plan has a use for them. `pass_bytes` as in `make_plan`."""
+    preset, overrides, options = check_job(job)
+    policy = build_policy(preset, overrides, CAPABILITIES)
+    page_tokens = options.page_tokens or preset.page_tokens
+    keys = None
+    if preset.prefix_cache if options.prefix_cache is None else options.prefix_cache:
+        keys = shared_page_keys(jobs.prompts_of_samples(), page_tokens)
+    plan = make_plan(
+        job,
+        options,
+        preset,
+        config,
+        jobs.prompt_tokens() + jobs.max_output(),
+        page_tokens=page_tokens,
+        uses_host=any("host" in part.needs for part in policy.parts.values()),
+        shared_pages=0 if keys is None else num_shared_pages(keys),
+        pass_bytes=pass_bytes,
+    )
+    return plan, keys
 
 
 def _source(

@@ -5,35 +5,42 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from batchgen.errors import IllegalTransition, Unfinished, UserError
 from batchgen.exec.answers import Answers
 from batchgen.exec.clock import WallClock
 from batchgen.exec.drive import drive
+from batchgen.exec.driver import Driver
 from batchgen.exec.fingerprint import job_fingerprint
 from batchgen.exec.hub import find_model
 from batchgen.exec.job import ExecJob
 from batchgen.exec.kept import KeptModel
 from batchgen.exec.past import Past
-from batchgen.exec.prepare import check_job, prepare
+from batchgen.exec.prepare import Prepared, check_job, prepare
 from batchgen.exec.rows import Stage
 from batchgen.exec.run_record import build_record
 from batchgen.exec.saving import Saving
 from batchgen.exec.templates import time_of_job
+from batchgen.exec.watching import Watcher
+from batchgen.job.board import Board, Tally
 from batchgen.job.final import write_final
 from batchgen.job.fingerprint import file_digest
 from batchgen.job.folder import JobFolder, check_resume, default_folder, open_folder
+from batchgen.job.forecast import Forecast
+from batchgen.job.inputs import form_of
 from batchgen.job.output import bad_row_object, line_of
+from batchgen.job.retry import failed_requests
 from batchgen.job.rows import BadRow
+from batchgen.job.snapshot import Snapshot
 from batchgen.oneline import escaped
 from batchgen.paths import check_new_output, check_output, shown_path
 from batchgen.report.record import RunRecord
-
-STATUS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +83,13 @@ def execute(
     on_line: Callable[[bytes], None] | None = None,
     kept: KeptModel | None = None,
     giving_up: Callable[[], bool] = lambda: False,
+    watch: Callable[[Snapshot], None] | None = None,
+    predict: Callable[[Prepared], Forecast] | None = None,
 ) -> Ended:
     """Answer every row of the input; `on_line` gets each output line as it is known, those of
-    earlier processes first. `kept` holds the model between jobs.
+    earlier processes first. `kept` holds the model between jobs. `watch` is told how the job
+    stands, a few times a second at most; `predict` says before the run what a simulator thinks of
+    it.
 
     `stopping` is asked before every pass; where it says so, and when the disk refuses, the job
     stops in its folder (`ExecJob.folder`): Unfinished, and `resume` "always" goes on with it.
@@ -86,6 +97,8 @@ def execute(
     """
     began = time.perf_counter()
     check_output(job.output)  # first: a loop of links has no resolved form
+    if job.error_file is not None and job.error_file.resolve() == job.input.resolve():
+        raise UserError(f"{job.error_file} is the input", remedy="give another --error-file")
     path = default_folder(job.output) if job.folder is None else job.folder
     check_resume(path, job.resume, force=job.force)
     check_job(job)
@@ -104,11 +117,24 @@ def execute(
         if not placed:
             check_new_output(job.output, force=job.force)
         record, earlier = None, folder.journal.num_answers()
+        if job.max_errors is not None:
+            failed = earlier - folder.journal.counts().get("", 0)
+            job.max_errors.check(failed, max(folder.num_rows, 0) or None, path)
         if on_line is not None:
             for line in folder.journal.lines("completion"):
                 on_line(line)
         if earlier != folder.num_rows:
-            record = _run(job, model, folder, began, progress, stopping, on_line, kept, giving_up)
+            calls = Callbacks(
+                progress=progress,
+                stopping=stopping or (lambda: False),
+                on_line=on_line,
+                watch=watch,
+                predict=predict,
+                giving_up=giving_up,
+            )
+            record = _run(job, model, folder, began, calls, kept)
+            if folder.journal.num_answers() != folder.num_rows:
+                _run(job, model, folder, began, replace(calls, predict=None), kept, alone=True)
         by_code = folder.journal.counts()
         if sum(by_code.values()) != folder.num_rows:
             raise IllegalTransition(f"{by_code} answers of {folder.num_rows} rows")
@@ -117,7 +143,10 @@ def execute(
             folder.journal.lines(job.order),
             force=job.force,
             placing=lambda sha256: folder.note(output_sha256=sha256),
+            form=job.output_form,
         )
+        if job.error_file is not None:
+            _write_failed(job, folder, job.error_file)
         folder.done()
         return Ended(
             record=record,
@@ -125,6 +154,14 @@ def execute(
             earlier=earlier,
             manifest=_manifest(folder, by_code, digest),
         )
+
+
+def _write_failed(job: ExecJob, folder: JobFolder, path: Path) -> None:
+    """The requests of rows that failed, again and again the same: after a crash they are written
+    over."""
+    failed = set(np.flatnonzero(folder.journal.failed()).tolist())
+    lines = failed_requests(job.input, form_of(job.input, job.form), failed)
+    write_final(path, lines, force=job.force or path.is_file())
 
 
 def _manifest(folder: JobFolder, by_code: dict[str, int], digest: str) -> dict[str, Any]:
@@ -164,98 +201,133 @@ def _placed(job: ExecJob, folder: JobFolder) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callbacks:
+    """What `execute` was given to tell and to ask."""
+
+    progress: Callable[[int, int, int], None] | None
+    stopping: Callable[[], bool]
+    on_line: Callable[[bytes], None] | None
+    watch: Callable[[Snapshot], None] | None
+    predict: Callable[[Prepared], Forecast] | None
+    giving_up: Callable[[], bool]
+
+
+SHORT = "out_of_memory"
+
+
 def _run(
     job: ExecJob,
     model: Path,
     folder: JobFolder,
     began: float,
-    progress: Callable[[int, int, int], None] | None,
-    stopping: Callable[[], bool] | None,
-    on_line: Callable[[bytes], None] | None,
+    calls: Callbacks,
     kept: KeptModel | None,
-    giving_up: Callable[[], bool],
+    *,
+    alone: bool = False,
 ) -> RunRecord | None:
-    """Answers the rows that have no answer yet, into the journal."""
-    journal = folder.journal
+    """Answers the rows that have no answer yet, into the journal. Those for which memory is short
+    are set aside; `alone`: one row after the other, with all the memory there is, and those for
+    which it is short still fail."""
+    if alone:
+        job = replace(job, overrides=(*job.overrides, ("plan.max_num_seqs", "1")))
+    journal, limit = folder.journal, job.max_errors
     past = Past.of(journal, datetime.fromisoformat(folder.told["config"]["template_time"]))
-    bad = 0
+    counts = journal.counts()
+    tally = Tally(done=counts.get("", 0), failed=sum(counts.values()) - counts.get("", 0))
+    earlier = tally.answered
 
     def keep(row: int, line: bytes, code: str) -> None:
+        if code == SHORT and not alone:
+            return
+        tally.add(code)
         journal.answer(row, line, code)
-        if on_line is not None:
-            on_line(line)
+        if calls.on_line is not None:
+            calls.on_line(line)
 
     def refused(row: BadRow) -> None:
-        nonlocal bad
-        bad += 1
         keep(row.index, line_of(bad_row_object(row)), row.code)
+        if limit is not None:
+            limit.check(tally.failed, None, folder.path)
 
     try:
-        prepared = prepare(job, kept=kept, past=past, on_bad=refused, giving_up=giving_up)
+        prepared = prepare(job, kept=kept, past=past, on_bad=refused, giving_up=calls.giving_up)
+    except Unfinished:
+        raise
     except UserError:
         if not folder.is_resumed:
             folder.done()  # nothing has run: it leaves nothing behind
         raise
-    num_rows, earlier = prepared.read.num_rows, prepared.read.num_answered
+    num_rows = prepared.read.num_rows
     folder.note(rows=num_rows)
-    # A name, however the folder was spelt: "." has none.
-    name = job.model.name if job.model.name.strip(".") else model.resolve().name
-    answers = Answers(keep, prepared.tokenizer, escaped(name), folder.created)
+    if limit is not None:
+        limit.check(tally.failed, num_rows, folder.path)
     if not prepared.jobs:
         journal.sync()
         return None
+    # A name, however the folder was spelt: "." has none.
+    name = job.model.name if job.model.name.strip(".") else model.resolve().name
+    answers = Answers(keep, prepared.tokenizer, escaped(name), folder.created)
     begun = prepared.produced or [0] * len(prepared.jobs)
     saving = Saving(journal, prepared.worker, prepared.jobs, begun)
     keeps_tokens = prepared.body is None  # what a body has seen and asked for is not kept
-    next_status_s = time.monotonic()
+    forecast = None if calls.predict is None else calls.predict(prepared)
+    board = Board(folder, calls.watch)
+    watcher: Watcher | None = None
+
+    def watched(driver: Driver) -> None:
+        nonlocal watcher
+        watcher = Watcher(
+            driver,
+            rows=num_rows,
+            earlier=earlier,
+            counts=tally.counts,
+            tell=board.show,
+            forecast=forecast,
+        )
 
     def reported(now_ps: int, rows_done: int, rows_total: int) -> None:
-        nonlocal next_status_s
         if keeps_tokens:
             saving.now_and_then()
-        if time.monotonic() >= next_status_s:
-            next_status_s = time.monotonic() + STATUS_S
-            ours = earlier + answers.done, bad + answers.errors
-            folder.status(_status(*ours, num_rows, now_ps))
-        if progress is not None:
-            progress(now_ps, rows_done, rows_total)
+        if watcher is not None:
+            watcher.now_and_then(now_ps)
+        if calls.progress is not None:
+            calls.progress(now_ps, rows_done, rows_total)
 
     def ended(number: int, reason: str, why: str | None, stages: list[Stage]) -> None:
         answers.ended(prepared.jobs[number], reason, why, stages)
 
+    def stopping() -> bool:
+        return calls.stopping() or (limit is not None and limit.is_passed(tally.failed, num_rows))
+
     log = prepared.log() if job.log != "off" else None
+    clock = WallClock()
     ran = drive(
         prepared,
-        WallClock(),
+        clock,
         log=log,
         progress=reported,
         on_row=ended,
         keep_tokens=False,
         stopping=stopping,
+        begun=watched,
     )
-    if ran.driver.stopped:
-        if keeps_tokens:
-            saving.save()
-        journal.sync()
-        have = earlier + bad + answers.done + answers.errors
+    stopped = ran.driver.stopped
+    if stopped and keeps_tokens:
+        saving.save()
+    journal.sync()
+    assert watcher is not None
+    board.end(watcher.look(clock.now_ps()), "stopped" if stopped else "finishing")
+    watcher = None  # it holds the driver, and that the arenas
+    if stopped:
+        if limit is not None:
+            limit.check(tally.failed, num_rows, folder.path)
         raise Unfinished(
-            f"stopped: {have} of {num_rows} rows are answered, in {folder.path}",
+            f"stopped: {tally.answered} of {num_rows} rows are answered, in {folder.path}",
             remedy="go on by the same command with --resume always",
             code="stopped",
         )
-    journal.sync()
     return build_record(prepared, ran, time.perf_counter() - began, log)
-
-
-def _status(done: int, failed: int, num_rows: int, now_ps: int) -> dict[str, Any]:
-    return {
-        "state": "running",
-        "rows": num_rows,
-        "done": done,
-        "failed": failed,
-        "elapsed_s": round(now_ps / 1e12, 3),
-        "updated": round(time.time(), 3),
-    }
 
 
 def _plain(value: object) -> object:

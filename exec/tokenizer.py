@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 
 from batchgen.errors import DataError, UserError
@@ -121,6 +123,12 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of produced tokens; special tokens and ids without a text are left out."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def written(self, ids: Sequence[int] | npt.NDArray[np.int32]) -> str:
+        """Text of a prompt as the model has it, special tokens as they are written."""
+        numbers = [int(one) for one in ids]
+        text: str = self._tokenizer.decode(numbers, skip_special_tokens=False)
         return text
 
     def token_bytes(self, token: int) -> bytes:

@@ -90,26 +90,24 @@ def print_table(summaries: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextmanager
-def progress_bar(label: str, mode: str, *, real: bool = False) -> Iterator[Progress | None]:
+def progress_bar(label: str, mode: str) -> Iterator[Progress | None]:
     """A callback that shows progress on stderr: a bar on a terminal, else a line now and then.
 
-    mode "off": None. The bar shows rows, the time of the run, rate and the time that remains. real:
-    the run's time is that of the clock on the wall, from its first pass on, and rate and remaining
-    time are by it, so that loading a model slows nothing down; else it is simulated.
+    mode "off": None. The bar shows rows, the simulated time, rate and the time that remains.
     """
     if mode not in ("auto", "off"):
         raise UserError(f"--progress is '{mode}'", remedy="choose one of auto, off")
     if mode == "off":
         yield None
     elif sys.stderr.isatty():
-        with _bar(label, real) as callback:
+        with _bar(label) as callback:
             yield callback
     else:
-        yield PlainProgress(label, real=real)
+        yield PlainProgress(label)
 
 
 @contextmanager
-def _bar(label: str, real: bool) -> Iterator[Progress]:
+def _bar(label: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -136,23 +134,20 @@ def _bar(label: str, real: bool) -> Iterator[Progress]:
         if clock - last < 0.1 and rows_done < rows_total:
             return
         last = clock
-        status = _status(now_ps, rows_done, rows_total, clock - started, real)
+        status = _status(now_ps, rows_done, rows_total, clock - started)
         bar.update(task, completed=rows_done, total=rows_total, status=status)
 
     with bar:
         yield callback
 
 
-def _status(now_ps: int, rows_done: int, rows_total: int, elapsed_s: float, real: bool) -> str:
+def _status(now_ps: int, rows_done: int, rows_total: int, elapsed_s: float) -> str:
     from batchgen.report.text import duration
 
-    word = "elapsed" if real else "simulated"
-    if real:
-        elapsed_s = now_ps / 1e12
     rate = rows_done / max(elapsed_s, 1e-3)
     eta = duration((rows_total - rows_done) / rate) if rate else "unknown"
     return (
-        f"{rows_done:,}/{rows_total:,} rows, {duration(now_ps / 1e12)} {word}, "
+        f"{rows_done:,}/{rows_total:,} rows, {duration(now_ps / 1e12)} simulated, "
         f"{rate:,.0f} rows/s, ETA {eta}"
     )
 
@@ -160,9 +155,8 @@ def _status(now_ps: int, rows_done: int, rows_total: int, elapsed_s: float, real
 class PlainProgress:
     """Progress for logs: one line on stderr every few seconds, none for a short run."""
 
-    def __init__(self, label: str, every_s: float = PLAIN_EVERY_S, *, real: bool = False) -> None:
+    def __init__(self, label: str, every_s: float = PLAIN_EVERY_S) -> None:
         self.label = label
-        self.real = real
         self.every_s = every_s
         self.started = self.last = time.monotonic()
 
@@ -171,7 +165,7 @@ class PlainProgress:
         if clock - self.last < self.every_s:
             return
         self.last = clock
-        status = _status(now_ps, rows_done, rows_total, clock - self.started, self.real)
+        status = _status(now_ps, rows_done, rows_total, clock - self.started)
         say(f"{self.label}: {status}")
 
 

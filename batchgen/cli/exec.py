@@ -3,28 +3,30 @@ here."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from batchgen.cli.common import (
-    parse_overrides,
-    print_runs_json,
-    print_table,
-    progress_bar,
-    say,
-    users_code,
+from batchgen.cli.common import parse_overrides, users_code
+from batchgen.cli.dry_run import dry_run as look
+from batchgen.cli.exec_checks import (
+    check_numbers,
+    check_options,
+    check_outputs,
+    form_of_output,
+    parse_shard,
 )
+from batchgen.cli.exec_ending import report, say_ended
+from batchgen.cli.forecasting import check_profile, predictor
+from batchgen.cli.live import Talk, mode_of, shown
 from batchgen.cli.spooling import placed, spooled
 from batchgen.cli.stopping import stopped_by_signals
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import Unfinished, UserError
+from batchgen.job.error_limit import parse_error_limit
 from batchgen.job.shape import make_shape
-from batchgen.paths import check_new_output, check_output, check_result
-
-if TYPE_CHECKING:
-    from batchgen.exec.run import Ended
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -43,7 +45,10 @@ def exec_(
             help="Rows: OpenAI batch lines, prompt or messages, or columns; - is standard input.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Answers; - is standard output.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Answers; - is standard output. Not with --dry-run."),
+    ] = None,
     policy: Annotated[str, typer.Option(help="Preset to run.")] = "batchgen",
     overrides: Annotated[
         list[str] | None,
@@ -71,6 +76,10 @@ def exec_(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampled rows.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only each N-th row, from the I-th: N jobs share a file."),
+    ] = None,
     input_format: Annotated[
         str,
         typer.Option(
@@ -122,32 +131,85 @@ def exec_(
     manifest: Annotated[
         Path | None, typer.Option(help="Write what was answered, counted and hashed, as JSON here.")
     ] = None,
+    output_format: Annotated[
+        str,
+        typer.Option(metavar="auto|jsonl|parquet", help="Form of the answers; auto: by name."),
+    ] = "auto",
+    error_file: Annotated[
+        Path | None,
+        typer.Option(help="Requests of failed rows go here too, to be tried again."),
+    ] = None,
+    max_errors: Annotated[
+        str | None,
+        typer.Option(metavar="N|P%", help="Stop, to be gone on with, when more rows have failed."),
+    ] = None,
+    on_error: Annotated[
+        str, typer.Option(metavar="row|stop", help="stop is --max-errors 0.")
+    ] = "row",
+    row_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds from its first pass after which a row becomes an error row."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check every row, say plan and memory; run and write nothing."
+        ),
+    ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Profile of this machine: the simulator's prediction beside the truth."),
+    ] = None,
+    expected_tokens: Annotated[
+        int | None,
+        typer.Option(help="What it takes for a row's length; default: all it may produce."),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Of the machine; --dry-run then says what a job costs.")
+    ] = None,
     log: Annotated[
         str, typer.Option(metavar="off|steps|full", help="Decision log in the run directory.")
     ] = "off",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of the table.")
     ] = False,
-    progress: Annotated[str, typer.Option(metavar="auto|off", help="Progress on stderr.")] = "auto",
+    progress: Annotated[
+        str, typer.Option(metavar="auto|bar|plain|off", help="How the job stands, on stderr.")
+    ] = "auto",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Nothing but errors, and what --json prints.")
+    ] = False,
+    json_events: Annotated[
+        bool, typer.Option("--json-events", help="Progress and notes as JSON lines on stderr.")
+    ] = False,
 ) -> int:
     """Answer a file of prompts. Broken rows become error rows; the others are finished."""
-    _check_options(log, out, order, max_tokens, limit, threads)
+    check_options(
+        log=log, out=out, order=order, max_tokens=max_tokens, limit=limit, threads=threads
+    )
+    check_numbers(
+        row_timeout=row_timeout, expected_tokens=expected_tokens, price_per_hour=price_per_hour
+    )
+    errors = parse_error_limit(max_errors, on_error)
+    mode = mode_of(progress, quiet=quiet, json_events=json_events)
     shape = make_shape(prompt_column, prompt_template, chat=chat, system=system)
+    if profile is not None:
+        check_profile(profile, body=body)
+    if dry_run:
+        output = Path(os.devnull)
+    else:
+        check_outputs(
+            output,
+            resume=resume,
+            job_dir=job_dir,
+            force=force,
+            as_json=as_json,
+            error_file=error_file,
+            manifest=manifest,
+            out=out,
+        )
+    assert output is not None
     to_stdout = str(output) == "-"
-    if to_stdout and as_json:
-        raise UserError("-o - and --json both print", remedy="leave one out")
-    if to_stdout and resume != "never" and job_dir is None:
-        raise UserError(f"-o - with --resume {resume} keeps nothing", remedy="add --job-dir")
-    if not to_stdout:
-        check_output(output)
-        if resume == "never":
-            check_new_output(output, force=force)
-    for path in () if manifest is None else (manifest,):
-        check_result(path, force=force)
-    if out is not None:
-        from batchgen.report.rundir import check_target
-
-        check_target(out, force=force)
     calm_threads()
     try:
         from batchgen.exec.devices import usual_dtype
@@ -183,78 +245,38 @@ def exec_(
             form=input_format,
             shape=shape,
             strict=strict,
+            row_timeout_s=row_timeout,
+            max_errors=errors,
+            error_file=error_file,
+            output_form=form_of_output(output, output_format),
+            shard=parse_shard(shard),
         )
+        if dry_run:
+            return look(
+                job,
+                profile=profile,
+                expected_tokens=expected_tokens,
+                price_per_hour=price_per_hour,
+                as_json=as_json,
+            )
+        talk = Talk(as_json=mode == "json", quiet=quiet)
+        predict = None if profile is None else predictor(profile, expected_tokens, talk.say)
         with (
             users_code(),
             stopped_by_signals() as stopping,
-            progress_bar(policy, progress, real=True) as callback,
+            shown(mode, f"{model.name or model}, {policy}") as watch,
         ):
             try:
-                ended = execute(job, progress=callback, stopping=stopping)
+                ended = execute(job, stopping=stopping, watch=watch, predict=predict)
             except Unfinished as error:
                 if to_stdout and job_dir is None:
                     remedy = "give --job-dir or -o FILE to be able to go on"
                     raise Unfinished(error.message, remedy=remedy, code=error.code) from None
                 raise
-    _say_ended(ended, output)
+    say_ended(ended, output, error_file, talk)
     if manifest is not None:
         from batchgen.report.rundir import write_json
 
         write_json(manifest, ended.manifest)
-    _report(ended, out, force=force, as_json=as_json, quiet=to_stdout)
+    report(ended, out, force=force, as_json=as_json, quiet=to_stdout or quiet)
     return 1 if ended.errors else 0
-
-
-def _check_options(
-    log: str,
-    out: Path | None,
-    order: str,
-    max_tokens: int,
-    limit: int | None,
-    threads: int | None,
-) -> None:
-    if log not in ("off", "steps", "full"):
-        raise UserError(f"--log is '{log}'", remedy="choose one of off, steps, full")
-    if log != "off" and out is None:
-        raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
-    if order not in ("input", "completion"):
-        raise UserError(f"--order is '{order}'", remedy="choose one of input, completion")
-    if max_tokens < 1:
-        raise UserError(f"--max-tokens is {max_tokens}", remedy="give at least 1")
-    for name, value in (("limit", limit), ("threads", threads)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}", remedy="give at least 1")
-
-
-def _say_ended(ended: Ended, output: Path) -> None:
-    """Said first: the answers are there, whatever becomes of the run directory."""
-    record = ended.record
-    if record is not None:
-        if remark := record.config["kernels_remark"]:
-            say(f"note: attention and experts ran in torch, which is slower: {remark}")
-        for name, count in record.config["unknown_fields"].items():
-            say(f"note: field '{name:.60}' of {count} rows is not known and was ignored")
-    earlier = f", {ended.earlier} of them earlier" if ended.earlier else ""
-    where = "standard output" if str(output) == "-" else output
-    say(f"wrote {where}: {ended.done} rows answered, {ended.errors} error rows{earlier}")
-
-
-def _report(ended: Ended, out: Path | None, *, force: bool, as_json: bool, quiet: bool) -> None:
-    """The run directory, and the table or JSON of the run; of no run where an earlier process had
-    answered all rows."""
-    if ended.record is None:
-        if as_json:
-            print_runs_json([])
-        return
-    if out is not None:
-        from batchgen.report.rundir import write_run
-
-        summary = write_run(ended.record, out, force=force, more={"manifest.json": ended.manifest})
-    else:
-        from batchgen.report.metrics import summary as summarise
-
-        summary = summarise(ended.record)
-    if as_json:
-        print_runs_json([summary])
-    elif not quiet:
-        print_table([summary])

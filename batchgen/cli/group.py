@@ -18,6 +18,7 @@ COMMANDS = {
     "sim": "Simulate a trace on a cluster, under one policy or several.",
     "sweep": "Simulate many combinations, on all cores, in one table.",
     "exec": "Run a file of prompts on this machine's devices.",
+    "job": "Look at batch jobs: how they stand, what is answered so far.",
     "serve": "Serve files and batches of OpenAI's API on this machine.",
     "validate": "Check runs: replay decisions, compare simulation with execution.",
     "profile": "Measure this machine into a profile that sim and plan read.",

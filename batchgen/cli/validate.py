@@ -1,9 +1,11 @@
 """`batchgen validate`: hold the backends against each other. The only command that opens both.
+Also the check of an input, which opens neither.
 
 replay     (a) the events of a recorded run through a fresh runtime in a fresh process with another
            hash seed: every action must come again, byte by byte.
 agreement  (c) exec on a stub clock that advances by the cost model; sim given the produced lengths:
            identical logs, times included.
+input      structure and ids of a file of rows; no model, no torch.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import typer
 
 from batchgen.cli.common import parse_names, parse_overrides, say, users_code
 from batchgen.cli.endings import in_words
+from batchgen.cli.input_file import check_input_file
 from batchgen.cli.prediction import prediction
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import ReplayMismatch, UserError
@@ -28,6 +31,7 @@ from batchgen.paths import check_input, kind_of
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 app.command(name="prediction")(prediction)
+app.command(name="input")(check_input_file)
 
 PRESETS = "static,orca,vllm,batchgen"
 REPLAY_HASH_SEED = "12345"

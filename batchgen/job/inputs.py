@@ -12,7 +12,7 @@ import io
 import json
 import zlib
 from collections.abc import Collection, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,6 +45,7 @@ PARQUET_MAGIC = b"PAR1"
 PARQUET_ROWS = 1024
 
 Item = tuple[int, dict[str, Any] | BadLine]
+Lines = Iterator[tuple[int, bytes | BadLine]]
 
 
 def form_of(path: Path, wanted: str = "auto") -> str:
@@ -78,18 +79,31 @@ def read_input(
     if form == "parquet":
         yield from _parquet(path, digest)
         return
+    with _lines_of(path, max_line_bytes, digest) as checked:
+        if form == "csv":
+            yield from _csv(path, checked, max_line_bytes, typed)
+        else:
+            yield from (_text if form == "text" else _jsonl)(checked)
+
+
+def filled_lines(path: Path) -> Iterator[tuple[int, bytes | BadLine]]:
+    """(number from 1, bytes) of the lines of JSON or text that are rows: all that are not blank.
+    Raises UserError as `read_input`."""
+    with _lines_of(path, MAX_LINE_BYTES, InputDigest()) as lines:
+        for number, line in lines:
+            if isinstance(line, BadLine) or line.strip():
+                yield number, line
+
+
+@contextmanager
+def _lines_of(path: Path, most: int, digest: InputDigest) -> Iterator[Lines]:
     try:
         file: BinaryIO = path.open("rb", buffering=io.DEFAULT_BUFFER_SIZE)
     except OSError as error:
         raise unreadable(path, error) from None
     with file, closing(_unpacked(path, file, digest)) as lines_file:
         whole = digest if lines_file is file else None
-        lines = bounded_lines(_Patient(path, lines_file), max_line_bytes, whole)
-        checked = _checked(lines, max_line_bytes)
-        if form == "csv":
-            yield from _csv(path, checked, max_line_bytes, typed)
-        else:
-            yield from (_text if form == "text" else _jsonl)(checked)
+        yield _checked(bounded_lines(_Patient(path, lines_file), most, whole), most)
 
 
 def _begins(path: Path, magic: bytes) -> bool:
@@ -138,9 +152,6 @@ def _unpacked(path: Path, file: BinaryIO, digest: InputDigest) -> BinaryIO:
         return file
     hashing: Any = io.BufferedReader(_Hashing(file, digest))
     return gzip.GzipFile(fileobj=hashing)  # type: ignore[return-value]
-
-
-Lines = Iterator[tuple[int, bytes | BadLine]]
 
 
 def _jsonl(lines: Lines) -> Iterator[Item]:

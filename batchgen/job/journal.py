@@ -13,8 +13,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -40,9 +39,17 @@ CREATE TABLE IF NOT EXISTS tokens(
     row INTEGER NOT NULL, sample INTEGER NOT NULL, begin INTEGER NOT NULL, ids BLOB NOT NULL,
     PRIMARY KEY(row, sample, begin)) WITHOUT ROWID;
 """
-ANSWER = "INSERT INTO answers(row, code, line, ended) VALUES(?, ?, ?, ?)"
-TOKENS = "INSERT INTO tokens(row, sample, begin, ids) VALUES(?, ?, ?, ?)"
-OVER = "DELETE FROM tokens WHERE row = ?"
+TOKENS = "INSERT INTO tokens(row, sample, begin, ids) VALUES", "(?, ?, ?, ?)", ""
+ANSWER = "INSERT INTO answers(row, code, line, ended) VALUES", "(?, ?, ?, ?)", ""
+OVER = "DELETE FROM tokens WHERE row IN (", "?", ")"
+Statement = tuple[str, str, str]
+"""What comes before, for each record, and after."""
+Record = tuple[Statement, tuple[object, ...]]
+ORDER = (TOKENS, ANSWER, OVER)
+"""Of the records of a group: the tokens of a row that has ended go in any case."""
+TOGETHER = 128
+"""Records of one statement. SQLite lets go of Python's lock at each, and a busy thread hands it
+back 5 ms later: one by one, 1,000 rows a second could not be written while others compute."""
 
 
 def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -83,9 +90,8 @@ class Journal:
         self.path = Path(path)
         self._base = _open(self.path)
         self._commit_s = commit_s
-        self._waiting: queue.Queue[tuple[str, tuple[object, ...]] | threading.Event | None] = (
-            queue.Queue(MOST_WAITING)
-        )
+        self._waiting: queue.Queue[Record | threading.Event | None] = queue.Queue(MOST_WAITING)
+        self._hurry = threading.Event()  # something waits for the disk
         self._ended = int(self._one("SELECT COALESCE(MAX(ended), -1) FROM answers")) + 1
         self._refused = ""
         self.commits = 0
@@ -102,6 +108,7 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self._waiting.put(None)
+        self._hurry.set()
         self._thread.join()
         self._base.close()
         if kind is None:
@@ -124,12 +131,15 @@ class Journal:
         """Returns when all that was given before is on the disk."""
         done = threading.Event()
         self._waiting.put(done)
+        self._hurry.set()
         done.wait()
         self._check()
 
-    def _put(self, statement: str, values: tuple[object, ...]) -> None:
+    def _put(self, statement: Statement, values: tuple[object, ...]) -> None:
         self._check()
         self._waiting.put((statement, values))
+        if self._waiting.qsize() > MOST_WAITING // 2:
+            self._hurry.set()
 
     def _check(self) -> None:
         if self._refused:
@@ -139,38 +149,29 @@ class Journal:
             )
 
     def _write(self) -> None:
-        """The thread: what has come meanwhile is committed together."""
+        """The thread: what has come meanwhile is committed together. It sleeps while that comes: to
+        be woken by each record would disturb whoever brings them."""
         is_open = True
         while is_open:
-            item = self._waiting.get()
-            until = time.monotonic() + self._commit_s
-            group: list[tuple[str, tuple[object, ...]]] = []
-            waiters: list[threading.Event] = []
-            while True:
-                if item is None:
-                    is_open = False
-                elif isinstance(item, threading.Event):
-                    waiters.append(item)
-                else:
-                    group.append(item)
-                if item is None or waiters:
-                    until = 0.0  # take what is there, wait for nothing more
-                try:
-                    item = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
-                except queue.Empty:
-                    break
-            self._commit(group)
-            for waiter in waiters:
-                waiter.set()
+            first = self._waiting.get()
+            self._hurry.wait(self._commit_s)
+            self._hurry.clear()
+            # What comes from now on is for the next group.
+            items = [first, *(self._waiting.get() for _ in range(self._waiting.qsize()))]
+            is_open = None not in items
+            self._commit([item for item in items if isinstance(item, tuple)])
+            for item in items:
+                if isinstance(item, threading.Event):
+                    item.set()
 
-    def _commit(self, group: list[tuple[str, tuple[object, ...]]]) -> None:
+    def _commit(self, group: Sequence[Record]) -> None:
         if not group or self._refused:
             return
         try:
             self._base.execute("BEGIN IMMEDIATE")
             try:
-                for statement, values in group:
-                    self._base.execute(statement, values)
+                for statement in ORDER:
+                    self._execute(statement, [some for one, some in group if one is statement])
                 self._base.execute("COMMIT")
             except BaseException:
                 if self._base.in_transaction:
@@ -181,12 +182,31 @@ class Journal:
             # Any: an error that ended this thread would make the others wait for ever.
             self._refused = str(error) if isinstance(error, sqlite3.Error) else named(error)
 
+    def _execute(self, statement: Statement, records: Sequence[tuple[object, ...]]) -> None:
+        """Many records at a time; the sizes are few, so that SQLite knows their statements."""
+        begin, size = 0, TOGETHER
+        head, each, tail = statement
+        while begin < len(records):
+            while size > len(records) - begin:
+                size //= 2
+            some = records[begin : begin + size]
+            text = f"{head}{', '.join([each] * size)}{tail}"
+            self._base.execute(text, [value for values in some for value in values])
+            begin += size
+
     # -- what an earlier run left -----------------------------------------------------------------
 
     def answered(self) -> npt.NDArray[np.bool_]:
         """Which rows have an answer, up to the last that has."""
         found = np.zeros(self._one("SELECT COALESCE(MAX(row), -1) FROM answers") + 1, np.bool_)
         for (row,) in self._base.execute("SELECT row FROM answers"):
+            found[row] = True
+        return found
+
+    def failed(self) -> npt.NDArray[np.bool_]:
+        """Which rows have an error for an answer, up to the last that has one."""
+        found = np.zeros(self._one("SELECT COALESCE(MAX(row), -1) FROM answers") + 1, np.bool_)
+        for (row,) in self._base.execute("SELECT row FROM answers WHERE code <> ''"):
             found[row] = True
         return found
 
@@ -227,10 +247,16 @@ def counts(base: sqlite3.Connection) -> dict[str, int]:
 
 def lines(base: sqlite3.Connection, order: str) -> Iterator[bytes]:
     """Lines without their newline."""
+    for line, _ in coded_lines(base, order):
+        yield line
+
+
+def coded_lines(base: sqlite3.Connection, order: str) -> Iterator[tuple[bytes, str]]:
+    """(line without its newline, code of its error or "")."""
     by = {"input": "row", "completion": "ended"}[order]
-    with closing(base.execute(f"SELECT line FROM answers ORDER BY {by}")) as found:
-        for (line,) in found:
-            yield bytes(line)
+    with closing(base.execute(f"SELECT line, code FROM answers ORDER BY {by}")) as found:
+        for line, code in found:
+            yield bytes(line), code
 
 
 @contextmanager
@@ -252,6 +278,13 @@ def read_lines(path: Path, order: str = "input") -> Iterator[bytes]:
     with _reading(path) as base:
         if base is not None:
             yield from lines(base, order)
+
+
+def read_coded_lines(path: Path, order: str = "input") -> Iterator[tuple[bytes, str]]:
+    """The same with the code of each error, "" where there is none. Raises UserError."""
+    with _reading(path) as base:
+        if base is not None:
+            yield from coded_lines(base, order)
 
 
 def read_counts(path: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ that names field and range.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 from batchgen.job.prompts import RowError
@@ -18,6 +19,7 @@ OPTIONS = frozenset(
     | {"repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"}
     | {"logprobs", "top_logprobs", "ignore_eos"}
 )
+PLAIN = (type(None), bool, int, float, str)
 MAX_SAMPLES = 128
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 1000
@@ -26,23 +28,63 @@ MAX_LOGPROBS = 20
 MAX_BIAS = 100.0
 
 
-def sampling_of(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """The options of a row: how it samples (with no seed of its own yet) and what ends it."""
+
+    sampling: Sampling
+    ignore_eos: bool
+    stop: tuple[str, ...]
+    stop_token_ids: frozenset[int]
+    num_samples: int
+
+
+def generation_of(
     body: dict[str, Any],
     kind: str,
-    custom_id: str,
     *,
-    run_seed: int,
     defaults: SamplingDefaults,
     vocab_size: int,
     max_output: int,
-) -> Sampling:
-    """How a row of `kind` ("chat" or "completion") samples; its seed never depends on its place."""
+) -> Generation:
+    """All options of a row of `kind` ("chat" or "completion") but its seed. Raises RowError."""
+    return Generation(
+        sampling=_sampling_of(body, kind, defaults, vocab_size, max_output),
+        ignore_eos=flag(body, "ignore_eos"),
+        stop=stops_of(body),
+        stop_token_ids=stop_token_ids_of(body, vocab_size),
+        num_samples=samples_of(body),
+    )
+
+
+def options_key(body: dict[str, Any], kind: str) -> tuple[Any, ...] | None:
+    """Bodies with the same key have the same `generation_of`: rows of a job mostly have. None for
+    options that are no plain values, or depend on the row's length."""
+    if OPTIONS.isdisjoint(body):
+        return (kind,)
+    key: list[Any] = [kind]
+    for name in sorted(OPTIONS & body.keys() - {"seed"}):
+        value = body[name]
+        if type(value) not in PLAIN or name == "min_tokens":
+            return None
+        key += name, type(value), value
+    return tuple(key)
+
+
+def seed_of(body: dict[str, Any], custom_id: str, run_seed: int) -> int:
+    """Of a row: its own, or one of its id; it never depends on its place. Raises RowError."""
     seed = body.get("seed")
     if seed is None:
         digest = hashlib.blake2b(f"{run_seed}:{custom_id}".encode(), digest_size=8).digest()
-        seed = int.from_bytes(digest, "little")
-    elif isinstance(seed, bool) or not isinstance(seed, int) or not -(1 << 63) <= seed < 1 << 64:
+        return int.from_bytes(digest, "little")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(1 << 63) <= seed < 1 << 64:
         raise RowError("invalid_field", "field 'seed' must be a 64-bit integer")
+    return seed
+
+
+def _sampling_of(
+    body: dict[str, Any], kind: str, defaults: SamplingDefaults, vocab_size: int, max_output: int
+) -> Sampling:
     top_k = _integer(body, "top_k", defaults.top_k, -1, MAX_TOP_K)
     try:
         return Sampling(
@@ -56,7 +98,6 @@ def sampling_of(
             min_tokens=_min_tokens(body, max_output),
             logprobs=_logprobs(body, kind),
             logit_bias=_logit_bias(body, vocab_size),
-            seed=seed,
         )
     except ValueError as error:
         name, rest = str(error).split(" ", 1)

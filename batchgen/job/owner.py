@@ -51,6 +51,26 @@ def owned(folder: Path) -> Iterator[None]:
         yield
 
 
+def owner_of(folder: Path) -> str | None:
+    """Who has the job of a folder now ("process 12 on host", or "" if it does not say), None if
+    nobody has."""
+    if fcntl is None:
+        return None
+    try:
+        with (folder / NAME).open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return _whose(file) if error.errno in BUSY else None
+    except OSError:
+        pass
+    return None
+
+
+BUSY = (errno.EWOULDBLOCK, errno.EACCES)
+TRIES, AGAIN_S = 5, 0.02  # who only looks (`owner_of`) holds a lock for a moment
+
+
 def _sign(file: IO[str]) -> None:
     """Who has it; where the disk is full nobody is told, and the lock holds all the same."""
     told = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
@@ -65,12 +85,19 @@ def _lock(file: IO[str], folder: Path) -> None:
     if fcntl is None:
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for again in reversed(range(TRIES)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno not in BUSY or not again:
+                    raise
+            time.sleep(AGAIN_S)
     except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+        if error.errno not in BUSY:
             return  # a file system without locks (some network ones): nobody can own anything there
         raise UserError(
-            f"the job in {folder} is running{_whose(file)}",
+            f"the job in {folder} is running{' in ' * bool(whose := _whose(file))}{whose}",
             remedy="wait for it, or stop it and go on with --resume always",
             code="owned",
         ) from None
@@ -80,5 +107,5 @@ def _whose(file: IO[str]) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
         file.seek(0)
         told = json.loads(file.read(1000))
-        return f" in process {int(told['pid'])} on {str(told['host'])[:60]}"
+        return f"process {int(told['pid'])} on {str(told['host'])[:60]}"
     return ""

@@ -20,52 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgen.errors import UserError
+from batchgen.job.fields import IDS, KNOWN, TYPED, URLS, check_supported
 from batchgen.job.inputs import read_input
 from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, InputDigest
-from batchgen.job.options import (
-    OPTIONS,
-    flag,
-    samples_of,
-    sampling_of,
-    stop_token_ids_of,
-    stops_of,
-)
+from batchgen.job.options import Generation, generation_of, options_key, seed_of
 from batchgen.job.prompts import PromptEncoder, RowError, messages_of, prompt_ids
 from batchgen.job.responses import chat_of_response
 from batchgen.job.sampling import Sampling, SamplingDefaults
 from batchgen.job.shape import Shape
 from batchgen.oneline import shown
 
-URLS = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completion",
-    "/v1/responses": "response",
-}
-
-# What a row may say without any effect here.
-IGNORED = frozenset(
-    {"model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-)
-BUDGETS = ("max_completion_tokens", "max_tokens")
-USED = frozenset({"prompt", "messages", *BUDGETS}) | OPTIONS
-IDS = frozenset({"custom_id", "id"})
-TYPED = (USED - {"prompt"}) | {"best_of", "stream", "echo"}
-"""Columns of CSV whose values are numbers, lists or truth values."""
-# What we cannot do, and the values with which asking for it asks for nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
-    "stream": (None, False),
-    "stream_options": (None,),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
-    "audio": (None,),
-}
-
 PROMPTS = {"chat": "messages", "completion": "prompt", "response": "messages"}
+MOST_OPTIONS = 1000
 MOST_UNKNOWN = 100
 """Names of unknown fields that are counted; others may be data."""
 
@@ -84,7 +50,8 @@ class RowLimits:
     `sampling`: what rows get that do not say how they sample.
 
     keep_requests: rows keep their object of the input, for bodies that read it. strict: a field
-    that is not known makes an error row; else it counts in `unknown` and is ignored.
+    that is not known makes an error row; else it counts in `unknown` and is ignored. options: those
+    that were met, so that they are read once.
     """
 
     max_context: int
@@ -95,6 +62,7 @@ class RowLimits:
     strict: bool = False
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     unknown: Counter[str] = field(default_factory=Counter)
+    options: dict[Any, Generation] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +150,11 @@ def read_rows(
     form: str = "jsonl",
     shape: Shape | None = None,
     answered: Callable[[int], bool] = lambda index: False,
+    shard: tuple[int, int] | None = None,
 ) -> Iterator[JobRow | BadRow | Answered]:
     """Rows a few at a time, so that a long file needs memory only for its ids. `answered` rows are
-    not encoded."""
+    not encoded. shard (i, n), i from 1: only each n-th row, from the i-th; ids that come twice are
+    those of the whole file, and `index` counts in it."""
     digest = InputDigest() if digest is None else digest
     seen: set[bytes] = set()
     batch: list[_Draft | BadRow | Answered] = []
@@ -192,6 +162,8 @@ def read_rows(
     lines = read_input(path, form, limits.max_line_bytes, digest, TYPED)
     for index, (line, value) in enumerate(islice(lines, limit)):
         row = _draft(index, line, value, seen, shape, limits)
+        if shard is not None and index % shard[1] != shard[0] - 1:
+            continue
         batch.append(Answered(index=index) if answered(index) else row)
         if len(batch) >= BATCH_ROWS or digest.num_bytes - began >= BATCH_BYTES:
             yield from _encoded(batch, encoder, limits)
@@ -218,13 +190,7 @@ def _draft(
             raise RowError("duplicate_custom_id", f"custom_id {custom_id!r:.80} came before")
         seen.add(digest)
         kind, body = _body(value, shape, limits)
-        for name, neutral in UNSUPPORTED.items():
-            # JSON's 1, 1.0 and true are equal in Python; only the kind of value tells them apart.
-            given = body.get(name)
-            if not any(
-                given == v and isinstance(given, bool) == isinstance(v, bool) for v in neutral
-            ):
-                raise RowError("unsupported_field", f"field '{name}' is not supported")
+        check_supported(body)
         name = PROMPTS[kind]
         if name not in body:
             raise RowError("missing_field", f"field '{name}' is missing")
@@ -277,10 +243,15 @@ def _custom_id(value: dict[str, Any], line: int) -> str:
     if given is None:
         if not short:
             raise RowError("missing_field", "field 'custom_id' is missing")
-        return f"line-{line}"
+        return line_id(line)
     if not isinstance(given, str) or not given:
         raise RowError("invalid_field", "field 'custom_id' must be a string that is not empty")
     return given
+
+
+def line_id(line: int) -> str:
+    """The id of a short row that has none."""
+    return f"line-{line}"
 
 
 def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: RowLimits) -> JobRow:
@@ -295,6 +266,7 @@ def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: Ro
         )
     body, model = draft.body, draft.body.get("model")
     max_output = _max_output(body, len(ids), limits)
+    options = _options(draft, vocab_size, max_output, limits)
     return JobRow(
         index=draft.index,
         line=draft.line,
@@ -303,21 +275,31 @@ def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: Ro
         model=model if isinstance(model, str) else None,
         prompt_ids=tuple(ids),
         max_output=max_output,
-        sampling=sampling_of(
-            body,
-            "completion" if draft.kind == "completion" else "chat",
-            draft.custom_id,
-            run_seed=limits.run_seed,
+        sampling=options.sampling.with_seed(seed_of(body, draft.custom_id, limits.run_seed)),
+        ignore_eos=options.ignore_eos,
+        stop=options.stop,
+        stop_token_ids=options.stop_token_ids,
+        num_samples=options.num_samples,
+        request=draft.value if limits.keep_requests else {},
+    )
+
+
+def _options(draft: _Draft, vocab_size: int, max_output: int, limits: RowLimits) -> Generation:
+    """Those of the row; the same ones are read once for all rows that have them."""
+    kind = "completion" if draft.kind == "completion" else "chat"
+    key = options_key(draft.body, kind)
+    found = limits.options.get(key)
+    if found is None:
+        found = generation_of(
+            draft.body,
+            kind,
             defaults=limits.sampling,
             vocab_size=vocab_size,
             max_output=max_output,
-        ),
-        ignore_eos=flag(body, "ignore_eos"),
-        stop=stops_of(body),
-        stop_token_ids=stop_token_ids_of(body, vocab_size),
-        num_samples=samples_of(body),
-        request=draft.value if limits.keep_requests else {},
-    )
+        )
+        if key is not None and len(limits.options) < MOST_OPTIONS:
+            limits.options[key] = found
+    return found
 
 
 def _body(
@@ -349,8 +331,8 @@ def _body(
 
 def _check_known(body: dict[str, Any], more: frozenset[str], limits: RowLimits) -> None:
     """Fields that nobody knows: a mistyped option must not pass in silence."""
-    for name in body:
-        if name in USED or name in IGNORED or name in UNSUPPORTED or name in more:
+    for name in sorted(body.keys() - KNOWN):
+        if name in more:
             continue
         if limits.strict:
             raise RowError("unsupported_field", f"field {name!r:.60} is not supported")

@@ -72,6 +72,14 @@ class Sampling:
         if not 0 <= self.top_k <= MAX_TOP_K:
             raise ValueError(f"top_k must lie in [0, {MAX_TOP_K}], got {self.top_k}")
 
+    def with_seed(self, seed: int) -> Sampling:
+        """The same with another seed; nothing is checked again, for a job has millions of rows."""
+        found = object.__new__(Sampling)
+        for name in Sampling.__slots__:
+            object.__setattr__(found, name, getattr(self, name))
+        object.__setattr__(found, "seed", seed)
+        return found
+
     @property
     def greedy(self) -> bool:
         """Whether the highest logit always wins."""

@@ -121,6 +121,10 @@ class Runtime:
         a copy frees while the step runs count as of its begin."""
         return self.cluster.engines[engine].peak_pages
 
+    def decode_clock(self, engine: int) -> int:
+        """Decode passes of the engine so far: what lazy columns of the table are relative to."""
+        return self.cluster.engines[engine].k
+
     def host_pages(self, engine: int) -> int:
         """Pages of the engine's host share in use."""
         one = self.cluster.engines[engine]

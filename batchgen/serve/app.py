@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from batchgen.job.rows import URLS
+from batchgen.job.fields import URLS
 from batchgen.oneline import named, shown
 from batchgen.serve.clerk import Clerk
 from batchgen.serve.engine import Engine

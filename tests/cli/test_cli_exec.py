@@ -44,6 +44,26 @@ EXEC_FLAGS = {
     "--log",
     "--json",
     "--progress",
+    "--quiet",
+    "-q",
+    "--json-events",
+    "--input-format",
+    "--prompt-column",
+    "--prompt-template",
+    "--chat",
+    "--system",
+    "--strict",
+    "--manifest",
+    "--output-format",
+    "--error-file",
+    "--max-errors",
+    "--on-error",
+    "--row-timeout",
+    "--dry-run",
+    "--profile",
+    "--expected-tokens",
+    "--price-per-hour",
+    "--shard",
 }
 CHAT = "/v1/chat/completions"
 
@@ -238,7 +258,7 @@ def test_the_run_directory_and_its_replay(
     assert run(model, rows, tmp_path / "out.jsonl", *extra) == 0
     names = {path.name for path in folder.iterdir()}
     files = {"run.json", "summary.json", "rows.parquet", "steps.parquet", "decisions.jsonl.gz"}
-    assert files | {"plots"} == names
+    assert files | {"plots", "manifest.json"} == names
     document = json.loads((folder / "run.json").read_text())
     assert document["backend"] == "exec"
     assert document["config"]["job"]["policy"] == "vllm"

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from exec_files import read, run, write
 
-from batchgen.cli import common
+from batchgen.cli import live
 
 
 def test_temperatures_near_zero_and_the_smallest_nucleus(model: Path, tmp_path: Path) -> None:
@@ -110,12 +110,13 @@ def test_a_model_has_a_name_however_its_folder_is_spelt(
 def test_progress_counts_the_time_that_passed(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eager = functools.partial(common.PlainProgress, every_s=0.0)
-    monkeypatch.setattr(common, "PlainProgress", eager)
+    eager = functools.partial(live.Plain, every_s=0.0)
+    monkeypatch.setattr(live, "Plain", eager)
     rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}] * 3)
     assert run(model, rows, tmp_path / "out.jsonl") == 0
     said = capsys.readouterr().err
-    assert "elapsed" in said
+    assert "3/3 rows" in said
+    assert "gone, 0 s left (tail)" in said
     assert "simulated" not in said
 
 

@@ -14,8 +14,8 @@ from batchgen.errors import IllegalTransition, UserError
 
 def test_commands_are_those_of_the_design() -> None:
     assert list(COMMANDS) == [
-        *("sim", "sweep", "exec", "serve", "validate", "profile", "plan", "policy", "trace"),
-        *("model", "report", "bench"),
+        *("sim", "sweep", "exec", "job", "serve", "validate", "profile", "plan", "policy"),
+        *("trace", "model", "report", "bench"),
     ]
 
 

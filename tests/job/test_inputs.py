@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchgen.errors import UserError
+from batchgen.job.fields import TYPED
 from batchgen.job.inputs import form_of, read_input
 from batchgen.job.jsonl import BadLine, InputDigest
 from batchgen.job.prompts import RowError
-from batchgen.job.rows import TYPED
 from batchgen.job.shape import Shape, make_shape
 
 TEXT = st.text(

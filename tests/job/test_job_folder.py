@@ -7,8 +7,10 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -288,3 +290,27 @@ def test_digests_of_files_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sampled_digest(weights) != large
     with pytest.raises(UserError, match="cannot read"):
         file_digest(tmp_path / "none")
+
+
+def test_who_looks_stands_in_nobody_s_way(tmp_path: Path) -> None:
+    from batchgen.job.owner import owned, owner_of
+
+    assert owner_of(tmp_path) is None
+    with owned(tmp_path):
+        assert owner_of(tmp_path) == f"process {os.getpid()} on {socket.gethostname()}"
+    assert owner_of(tmp_path) is None  # the file is there and says what was
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.001):
+            owner_of(tmp_path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(50):
+            with owned(tmp_path):
+                pass
+    finally:
+        ended.set()
+        looking.join()

@@ -1,0 +1,105 @@
+"""Options of `batchgen exec` that can be refused before torch is loaded."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from batchgen.errors import UserError
+from batchgen.job.final import OUTPUT_FORMS
+from batchgen.paths import check_new_output, check_output, check_result
+
+
+def check_options(
+    *,
+    log: str,
+    out: Path | None,
+    order: str,
+    max_tokens: int,
+    limit: int | None,
+    threads: int | None,
+) -> None:
+    """Raises UserError that names the option and what it may be."""
+    if log not in ("off", "steps", "full"):
+        raise UserError(f"--log is '{log}'", remedy="choose one of off, steps, full")
+    if log != "off" and out is None:
+        raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
+    if order not in ("input", "completion"):
+        raise UserError(f"--order is '{order}'", remedy="choose one of input, completion")
+    if max_tokens < 1:
+        raise UserError(f"--max-tokens is {max_tokens}", remedy="give at least 1")
+    for name, value in (("limit", limit), ("threads", threads)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}", remedy="give at least 1")
+
+
+def check_numbers(
+    *, row_timeout: float | None, expected_tokens: int | None, price_per_hour: float | None
+) -> None:
+    """Raises UserError for numbers that mean nothing."""
+    if row_timeout is not None and not 0 < row_timeout < 1e9:
+        raise UserError(f"--row-timeout is {row_timeout:g}", remedy="give seconds above 0")
+    if expected_tokens is not None and expected_tokens < 1:
+        raise UserError(f"--expected-tokens is {expected_tokens}", remedy="give at least 1")
+    if price_per_hour is not None and not (price_per_hour >= 0 and math.isfinite(price_per_hour)):
+        raise UserError(f"--price-per-hour is {price_per_hour:g}", remedy="give 0 or more")
+
+
+def check_outputs(
+    output: Path | None,
+    *,
+    resume: str,
+    job_dir: Path | None,
+    force: bool,
+    as_json: bool,
+    error_file: Path | None,
+    manifest: Path | None,
+    out: Path | None,
+) -> None:
+    """All that will be written can be: raises UserError before a long run, not after it."""
+    if output is None:
+        raise UserError("--output is missing", remedy="give -o FILE, or --dry-run")
+    if str(output) == "-":
+        if as_json:
+            raise UserError("-o - and --json both print", remedy="leave one out")
+        if resume != "never" and job_dir is None:
+            raise UserError(f"-o - with --resume {resume} keeps nothing", remedy="add --job-dir")
+    else:
+        check_output(output)
+        if resume == "never":
+            check_new_output(output, force=force)
+    for path in (error_file, manifest):
+        # A killed process may have left them: who goes on replaces its own.
+        if path is not None:
+            check_result(path, force=force or resume != "never")
+            if output.resolve() == path.resolve():
+                raise UserError(f"{path} is the output", remedy="give another file")
+    if out is not None:
+        from batchgen.report.rundir import check_target
+
+        check_target(out, force=force)
+
+
+def form_of_output(output: Path, wanted: str) -> str:
+    """ "jsonl" or "parquet": as said, else by the name. Raises UserError."""
+    if wanted == "auto":
+        return "parquet" if output.suffix.lower() in (".parquet", ".pq") else "jsonl"
+    if wanted not in OUTPUT_FORMS:
+        raise UserError(
+            f"--output-format is '{wanted}'",
+            remedy=f"choose one of auto, {', '.join(OUTPUT_FORMS)}",
+        )
+    return wanted
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """ "2/4" as (2, 4). Raises UserError."""
+    if text is None:
+        return None
+    first, slash, second = text.partition("/")
+    numbers = [one.strip() for one in (first, second)]
+    if slash and all(one.isascii() and one.isdecimal() and len(one) < 10 for one in numbers):
+        part, parts = map(int, numbers)
+        if 1 <= part <= parts:
+            return part, parts
+    raise UserError(f"--shard is '{text:.40}'", remedy="for instance 2/4: I of N, I from 1")

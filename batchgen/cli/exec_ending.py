@@ -1,0 +1,53 @@
+"""What `batchgen exec` says and writes when the answers are in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchgen.cli.common import print_runs_json, print_table
+from batchgen.cli.live import Talk, event
+
+if TYPE_CHECKING:
+    from batchgen.exec.run import Ended
+
+
+def say_ended(ended: Ended, output: Path, error_file: Path | None, talk: Talk) -> None:
+    """Said first: the answers are there, whatever becomes of the run directory."""
+    record = ended.record
+    if record is not None:
+        if remark := record.config["kernels_remark"]:
+            talk.say(f"note: attention and experts ran in torch, which is slower: {remark}")
+        for name, count in record.config["unknown_fields"].items():
+            talk.say(f"note: field '{name:.60}' of {count} rows is not known and was ignored")
+    where = "standard output" if str(output) == "-" else str(output)
+    if talk.as_json:
+        event("end", output=where, earlier=ended.earlier, **ended.manifest)
+        return
+    earlier = f", {ended.earlier} of them earlier" if ended.earlier else ""
+    talk.say(f"wrote {where}: {ended.done} rows answered, {ended.errors} error rows{earlier}")
+    if ended.errors:
+        codes = ", ".join(f"{code} {n}" for code, n in ended.by_code.items() if code)
+        again = "" if error_file is None else f"; their requests are in {error_file}"
+        talk.say(f"errors by code: {codes}{again}")
+
+
+def report(ended: Ended, out: Path | None, *, force: bool, as_json: bool, quiet: bool) -> None:
+    """The run directory, and the table or JSON of the run; of no run where an earlier process had
+    answered all rows."""
+    if ended.record is None:
+        if as_json:
+            print_runs_json([])
+        return
+    if out is not None:
+        from batchgen.report.rundir import write_run
+
+        summary = write_run(ended.record, out, force=force, more={"manifest.json": ended.manifest})
+    else:
+        from batchgen.report.metrics import summary as summarise
+
+        summary = summarise(ended.record)
+    if as_json:
+        print_runs_json([summary])
+    elif not quiet:
+        print_table([summary])
