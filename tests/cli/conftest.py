@@ -52,7 +52,12 @@ def toy_simulator(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return record
 
     def search(
-        job: SimJob, simulate: Any, trace: Any, *, progress: Progress | None = None
+        job: SimJob,
+        simulate: Any,
+        trace: Any,
+        *,
+        progress: Progress | None = None,
+        workers: int = 1,
     ) -> RunRecord:
         state.searched.append(job.policy)
         record: RunRecord = simulate(job, progress=progress, trace=trace)
