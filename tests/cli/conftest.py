@@ -62,6 +62,7 @@ def toy_simulator(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         state.searched.append(job.policy)
         record: RunRecord = simulate(job, progress=progress, trace=trace)
         record.config["layout_reason"] = "tp1: there is no other"
+        record.config["job"] = {"layout": record.layout, "overrides": []}
         return record
 
     monkeypatch.setattr("batchgen.cli.sim.simulator", lambda: simulate)
