@@ -67,7 +67,14 @@ def simulate() -> list[dict[str, Any]]:
         "--out", str(WORK / "runs"), "--force", "--json", "--progress", "off",
     )  # fmt: skip
     runs: list[dict[str, Any]] = json.loads(out)["runs"]
-    return runs
+    return [run | {"layout": _layout(run)} for run in runs]
+
+
+def _layout(run: dict[str, Any]) -> str:
+    """The layout of a run, with the options of the plan that the search found beside it."""
+    config = load_run(WORK / "runs" / run["policy"]).config
+    found = (f"{name}={value}" for name, value in config["job"]["overrides"])
+    return " ".join((run["layout"], *found))
 
 
 def _batchgen(*arguments: str) -> str:
