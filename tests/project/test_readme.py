@@ -20,6 +20,12 @@ def shell_blocks(text: str) -> list[str]:
     return re.findall(r"^<!-- test -->\n```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
+def python_blocks(text: str) -> list[str]:
+    """The same of Python."""
+    pattern = r"^<!-- test -->\n```python\n(.*?)^```"
+    return re.findall(pattern, text, flags=re.DOTALL | re.MULTILINE)
+
+
 def anchor(heading: str) -> str:
     """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
@@ -38,6 +44,26 @@ BLOCKS = {
     for page in PAGES
     for number, block in enumerate(shell_blocks(page.read_text(encoding="utf-8")))
 }
+PROGRAMS = {
+    f"{page.name}-{number}": block
+    for page in PAGES
+    for number, block in enumerate(python_blocks(page.read_text(encoding="utf-8")))
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_run(name: str, checkout: Path) -> None:
+    pytest.importorskip("torch")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAMS[name]],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", BLOCKS)
