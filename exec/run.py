@@ -29,6 +29,7 @@ from batchgen.exec.saving import Saving
 from batchgen.exec.templates import time_of_job
 from batchgen.exec.watching import Watcher
 from batchgen.job.board import Board, Tally
+from batchgen.job.error_limit import TOO_MANY
 from batchgen.job.final import write_final
 from batchgen.job.fingerprint import file_digest
 from batchgen.job.folder import JobFolder, check_resume, default_folder, open_folder
@@ -252,11 +253,10 @@ def _run(
 
     try:
         prepared = prepare(job, kept=kept, past=past, on_bad=refused, giving_up=calls.giving_up)
-    except Unfinished:
-        raise
-    except UserError:
-        if not folder.is_resumed:
-            folder.done()  # nothing has run: it leaves nothing behind
+    except UserError as error:
+        # Nothing has run, and nothing stays behind, unless too many rows were refused: more may be.
+        if not folder.is_resumed and error.code != TOO_MANY:
+            folder.done()
         raise
     num_rows = prepared.read.num_rows
     folder.note(rows=num_rows)

@@ -24,6 +24,7 @@ MOST = 1000  # characters of an error's text
 UNREAD = 141  # what a shell says of a program that SIGPIPE ended
 SIGINT_EXIT = 130  # what typer makes of Ctrl-C
 AGAIN_S = 0.01  # until a signal that came at a bad moment comes again
+STOPS = ("stopped", "too_many_errors")  # codes of jobs that ended as they were told to
 
 # Import name of an optional dependency -> the extra that brings it.
 EXTRAS = {
@@ -155,7 +156,7 @@ def _explain(error: Exception) -> int:
     """One line for an exception that reached the top, and its exit code."""
     if isinstance(error, UserError):
         if isinstance(error, Unfinished):
-            _say(f"{'' if error.code == 'stopped' else 'error: '}{one_line(error)}")
+            _say(f"{'' if error.code in STOPS else 'error: '}{one_line(error)}")
             return INTERRUPTED
         _say(f"error: {one_line(error)}")
         return USAGE

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from batchgen.errors import Unfinished, UserError
 
+TOO_MANY = "too_many_errors"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorLimit:
@@ -33,7 +35,7 @@ class ErrorLimit:
                 f"was answered is in {where}",
                 remedy="go on by the same command with --resume always and a higher --max-errors, "
                 "or mend the input and begin anew with --force",
-                code="stopped",
+                code=TOO_MANY,
             )
 
 

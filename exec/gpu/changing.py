@@ -15,11 +15,8 @@ import numpy.typing as npt
 import torch
 
 from batchgen.exec.gpu.handing import handed
-from batchgen.exec.kernels.use import HAS_TRITON, uses_kernels
+from batchgen.exec.kernels.use import uses_kernels
 from batchgen.exec.rows import RUNNING, Ints, Rows
-
-if HAS_TRITON:
-    from batchgen.exec.kernels.penalties import Changes, apply_penalties, apply_penalties_reference
 
 NONE: Ints = np.zeros(0, dtype=np.int64)
 
@@ -32,6 +29,13 @@ class Asked:
 
     def apply(self, logits: torch.Tensor, last: torch.Tensor) -> None:
         """Change logits [R, V] in place, in the current queue; `last` [slots]: tokens in flight."""
+        # Triton is loaded where it is used: a test decides before that how kernels run.
+        from batchgen.exec.kernels.penalties import (
+            Changes,
+            apply_penalties,
+            apply_penalties_reference,
+        )
+
         columns = {name: handed(column, logits.device) for name, column in self.columns.items()}
         changes = Changes(last=last, **columns)
         if uses_kernels(logits):

@@ -94,6 +94,8 @@ def test_every_metric_of_a_hand_made_record(synthetic: ModuleType) -> None:
         "tail10_s": 0.0,  # 90 % of 4 rows are all 4
         "done99_s": 10.0,
         **dict.fromkeys(map(tail.column, tail.CAUSES)),  # nobody has taken the tail apart
+        "barrier_prompts_s": None,
+        "barrier_decodes_s": None,
         "without_faults_bct_s": None,
         "without_faults_done99_s": None,
         "without_faults_tail10_s": None,
