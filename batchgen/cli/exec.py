@@ -20,6 +20,7 @@ from batchgen.cli.exec_checks import (
 )
 from batchgen.cli.exec_ending import report, say_ended
 from batchgen.cli.forecasting import check_profile, predictor
+from batchgen.cli.input_options import Chat, InputFormat, PromptColumn, PromptTemplate, Strict
 from batchgen.cli.live import Talk, mode_of, shown
 from batchgen.cli.spooling import placed, spooled
 from batchgen.cli.stopping import stopped_by_signals
@@ -80,25 +81,12 @@ def exec_(
         str | None,
         typer.Option(metavar="I/N", help="Only each N-th row, from the I-th: N jobs share a file."),
     ] = None,
-    input_format: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|jsonl|csv|parquet|text", help="Form of the input; gzip of any is read."
-        ),
-    ] = "auto",
-    prompt_column: Annotated[
-        str | None, typer.Option(help="The column or field that holds the prompt.")
-    ] = None,
-    prompt_template: Annotated[
-        str | None, typer.Option(help="A prompt made of columns, for instance 'Q: {question}'.")
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Prompts from columns go through the chat template.")
-    ] = False,
+    input_format: InputFormat = "auto",
+    prompt_column: PromptColumn = None,
+    prompt_template: PromptTemplate = None,
+    chat: Chat = False,
     system: Annotated[str | None, typer.Option(help="System message of such chats.")] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fields that are not known make error rows.")
-    ] = False,
+    strict: Strict = False,
     body: Annotated[
         str | None,
         typer.Option(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from batchgen.cli.input_options import Chat, InputFormat, PromptColumn, PromptTemplate, Strict
 from batchgen.errors import UserError
 from batchgen.oneline import escaped
 from batchgen.report.text import count
@@ -16,24 +17,11 @@ from batchgen.report.text import count
 
 def check_input_file(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="Rows; - is standard input.")],
-    input_format: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|jsonl|csv|parquet|text", help="Form of the input; gzip of any is read."
-        ),
-    ] = "auto",
-    prompt_column: Annotated[
-        str | None, typer.Option(help="The column or field that holds the prompt.")
-    ] = None,
-    prompt_template: Annotated[
-        str | None, typer.Option(help="A prompt made of columns, for instance 'Q: {question}'.")
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Prompts from columns go through the chat template.")
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fields that are not known make error rows.")
-    ] = False,
+    input_format: InputFormat = "auto",
+    prompt_column: PromptColumn = None,
+    prompt_template: PromptTemplate = None,
+    chat: Chat = False,
+    strict: Strict = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first rows of the input.")
     ] = None,
