@@ -10,17 +10,27 @@ if TYPE_CHECKING:
     from batchgen.runtime.engine.rank import Rank
 
 
+def prompt_budget(engine: EngineMachine, rank: Rank) -> int:
+    """Prompt tokens that the next pass of a rank may hold."""
+    budget = engine.token_budget
+    if engine.prefill:
+        return budget
+    budget -= len(rank.running) + len(rank.dead)
+    if engine.policy.paces:
+        pace = engine.policy.pace(engine, rank)
+        return min(budget, pace if rank.running else max(pace, 1))
+    return budget
+
+
 def chunk_sizes(engine: EngineMachine, rank: Rank) -> Iterator[tuple[int, int, int]]:
     """(row, tokens without KV, tokens of the next pass) of the rows that the pass has a piece of.
 
     Rows in admission order. Cut prompts fill what the decodes leave of the budget, dead rows
-    included. Whole prompts run while they fit; one that alone exceeds what is left is cut. A static
+    included, or what the batching part paces. Whole prompts run while they fit; one that alone exceeds what is left is cut. A static
     batch pads them to the longest, and the padding counts.
     """
     table, policy = engine.table, engine.policy
-    budget = engine.token_budget
-    if not engine.prefill:
-        budget -= len(rank.running) + len(rank.dead)
+    budget = prompt_budget(engine, rank)
     if rank.lane_used and not policy.static:
         yield from _by_lane(engine, rank, budget)
         return

@@ -248,6 +248,8 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
         if rank.prefilling and (prefill or not phases):
             runs = first = True
             passes = _cut_prompts(engine, rank, passes, chunks)
+            if policy.paces and not prefill:
+                passes = 1
         if not phases:
             if rank.waiting:
                 first = first or not policy.whole_batch  # which waits for the last row

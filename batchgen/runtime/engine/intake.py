@@ -12,7 +12,7 @@ from batchgen import actions as act
 from batchgen.coroutine import Outcome
 from batchgen.memory.pool import FOREVER, pages_for
 from batchgen.runtime.advisor import HOME
-from batchgen.runtime.engine.chunks import chunk_sizes
+from batchgen.runtime.engine.chunks import chunk_sizes, prompt_budget
 from batchgen.runtime.engine.copies import gave_host
 from batchgen.runtime.engine.deck import FRONT, Deck
 from batchgen.runtime.engine.giving import recompute, spill
@@ -267,11 +267,9 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
     pass budget last."""
     if rank.prefix is not None:
         schedule_prompts(engine, rank, out)
-    budget, planned = engine.token_budget, rank.prompt_left
+    budget, planned = prompt_budget(engine, rank), rank.prompt_left
     lanes = rank.lanes
     several = len(lanes) > 1
-    if not engine.prefill:
-        planned += len(rank.running) + len(rank.dead)
     if planned >= budget and not several:
         return
     if engine.policy.whole_batch and not engine.open:
