@@ -65,4 +65,4 @@ class PacedChunks(Chunks):
         compute += int(rest.sum())
         read += int((rest * known + rest * rest // 2).sum())
         tokens = compute * int(known.sum()) // read
-        return max(tokens, self.config.least_tokens) - len(running)
+        return max(tokens, int(self.config.least_tokens)) - len(running)

@@ -211,4 +211,4 @@ class HeavyFirst(Blend):
             outputs[len(running)] = round(deck.units[row].output_tokens)
         rest = outputs - np.maximum(tokens - table.prompt[np.concatenate([running, others])], 0)
         limit = (1 - self.config.reserve) * rank.size * rank.page_tokens
-        return peak_tokens(np.maximum(rest, 1), tokens) <= limit
+        return bool(peak_tokens(np.maximum(rest, 1), tokens) <= limit)

@@ -17,7 +17,7 @@ def prompt_budget(engine: EngineMachine, rank: Rank) -> int:
         return budget
     budget -= len(rank.running) + len(rank.dead)
     if engine.policy.paces:
-        pace = engine.policy.pace(engine, rank)
+        pace: int = engine.policy.pace(engine, rank)
         return min(budget, pace if rank.running else max(pace, 1))
     return budget
 
@@ -26,8 +26,8 @@ def chunk_sizes(engine: EngineMachine, rank: Rank) -> Iterator[tuple[int, int, i
     """(row, tokens without KV, tokens of the next pass) of the rows that the pass has a piece of.
 
     Rows in admission order. Cut prompts fill what the decodes leave of the budget, dead rows
-    included, or what the batching part paces. Whole prompts run while they fit; one that alone exceeds what is left is cut. A static
-    batch pads them to the longest, and the padding counts.
+    included, or what the batching part paces. Whole prompts run while they fit; one that alone
+    exceeds what is left is cut. A static batch pads them to the longest, and the padding counts.
     """
     table, policy = engine.table, engine.policy
     budget = prompt_budget(engine, rank)
