@@ -21,22 +21,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from batchgen.catalog.blend import COMMON, MIXES, VIDEOS, job_of, rates
+from batchgen.catalog.blend import COMMON, MIXES, THETA, VIDEOS, job_of, rates
 from batchgen.layout_search import search
 from batchgen.report.metrics import summary
 from batchgen.sim.run import simulate
 from batchgen.simjob import SimJob
 from batchgen.trace.generate import GenerateOptions, Part, generate
 from batchgen.trace.lengths import Lognormal
-from batchgen.trace.mixes import Mix, Rates, mix, optimum_s
+from batchgen.trace.mixes import Mix, Rates, mix, optimum_s, overlapped_s
 from batchgen.trace.schema import save
 from batchgen.trace.table import Trace
 
 BEST, BATCHGEN, BLEND = "best", "batchgen", "blendserve"
 SOONER, LATER = 0.05, 0.02  # bars of issue 10
-OVERLAP = 0.3
-"""`cost.attention_theta` of blendserve and best: what is left of the shorter one."""
-OVERLAPS = ("cost.attention_theta", str(OVERLAP))
+OVERLAPS = ("cost.attention_theta", str(THETA))
 
 HEADLINE_LAYOUT = "tp2+dpa8+ep16,dp8"
 HEADLINE_SEEDS = (0, 2, 3)  # seed 1 draws a prompt longer than the model takes
@@ -202,13 +200,12 @@ def on_mix(
 ) -> dict[str, float]:
     """Completion times by label, and the bound with the overlap that there is."""
     trace, _ = mix(wanted, machine)
-    compute, memory = optimum_s(trace, machine)
     with _saved(trace) as path:
         found = {
             label: _measured(mix_job(policy, path, overrides), trace)["bct_s"]
             for label, (policy, overrides) in jobs.items()
         }
-    bound = max(compute, memory) + OVERLAP * min(compute, memory)
+    bound = overlapped_s(*optimum_s(trace, machine), THETA)
     return {**found, "bound_s": bound, "bound / best": bound / found[BEST]}
 
 
