@@ -211,7 +211,7 @@ PRESETS: dict[str, Preset] = {
             prefix_cache=True,
             fallback={"tail": "run-out"},
             costs={"attention_theta": 0.3},
-            source="ours",
+            source="density and sharing of BlendServe, tails of BatchGen (docs/best.md)",
         ),
     )
 }
