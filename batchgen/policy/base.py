@@ -147,7 +147,8 @@ class BatchingPart(Part):
 
     def pace(self, engine: EngineMachine, rank: Rank) -> int:
         """Prompt tokens of the next pass of a rank, at most; with `paces` only. A pass without
-        decodes has one at least. Admitting a row does not change the answer."""
+        decodes has one at least; prompts of rows that an order deals from the rear of its plan come
+        on top. Admitting a row does not change the answer."""
         return engine.token_budget
 
 

@@ -39,7 +39,8 @@ class StaticPrompts(WholePrompts):
 class PacedChunks(Chunks):
     """Prompts last as long as decodes: a pass holds as large a part of all tokens that are left to
     compute as it reads of the KV tokens that are left to read, and at least `least_tokens`, decodes
-    included. What is left is what the plan of the order part says; without one, `chunks`.
+    included. What is left is what the plan of the order part says; without one, `chunks`. Rows that
+    such a part deals from the rear are not paced.
 
     Where attention overlaps with the rest, time is the longer of both, so every pass should have
     the ratio of the whole load. Fewer tokens than `least_tokens` take no less time than these, as

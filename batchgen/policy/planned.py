@@ -175,17 +175,19 @@ class Blend(OrderPart):
 
 class HeavyFirst(Blend):
     """Blend's order, dealt from its memory-bound end as long as the peak of what is expected leaves
-    `reserve` of the pages to rows of the other end, then from that.
+    `reserve` of the pages to rows of the other end, and the next row there will last for at least
+    `least_share` of the longest that is left; then from the other end.
 
-    So the longest rows start first, none of them starts last, and rows that compute fill the passes
-    beside them: how fast is the batching part's to say (`paced`). Where prompts have phases of
-    their own nothing runs beside anything: depth first there, and rows that share nothing keep the
-    order of their coming, in which placement has put long prompts of all ranks side by side.
+    So long rows start at once, none of them starts last, and short rows that compute fill the
+    passes beside them: how fast is the batching part's to say (`paced`). Where prompts have phases
+    of their own nothing runs beside anything: depth first there, and rows that share nothing keep
+    the order of their coming, in which placement has put long prompts of all ranks side by side.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Blend.Config):
         reserve: float = option(0.05, least=0, most=1)
+        least_share: float = option(0.1, least=0, most=1)
 
     def arrange(self, waiting: Waiting) -> Arrangement:
         if waiting.mixes:
@@ -200,7 +202,7 @@ class HeavyFirst(Blend):
         return LEFT if refused != LEFT else -1
 
     def _fits(self, rank: Rank, deck: Deck, k: int) -> bool:
-        """Whether the next row of the right end leaves the reserve."""
+        """Whether the next row of the right end is long, and leaves the reserve."""
         table, (_, row) = rank.table, deck.ends()
         running = np.fromiter(rank.running, np.int64, len(rank.running))
         others = np.array([row, *rank.prefilling, *rank.held], np.int64)
@@ -210,5 +212,7 @@ class HeavyFirst(Blend):
         if not table.v_predicted[row] and row in deck.units:
             outputs[len(running)] = round(deck.units[row].output_tokens)
         rest = outputs - np.maximum(tokens - table.prompt[np.concatenate([running, others])], 0)
+        if outputs[len(running)] < self.config.least_share * rest.max(initial=0):
+            return False
         limit = (1 - self.config.reserve) * rank.size * rank.page_tokens
         return bool(peak_tokens(np.maximum(rest, 1), tokens) <= limit)

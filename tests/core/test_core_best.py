@@ -5,6 +5,7 @@ where phases are, whose budget is a wish.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -54,7 +55,7 @@ def test_long_rows_start_first_and_none_starts_last() -> None:
     count = seen.pop(-1)
     order = sorted(seen, key=seen.__getitem__)
     longs = [row for row in seen if case.rows[row] is LONG]
-    assert set(order[:4]) <= set(longs)
+    assert sorted(seen[row] for row in longs)[:4] == [0] * 4
     assert max(seen[row] for row in longs) < count - LONG.output
     assert case.rows[order[-1]] is SHORT
 
@@ -77,6 +78,22 @@ def test_where_prompts_have_phases_rows_keep_the_order_of_their_coming() -> None
     found = HeavyFirst().arrange(mixing)
     assert found.order == Blend().arrange(mixing).order != rows
     assert set(found.works) == set(rows)
+
+
+def test_rows_that_are_short_against_what_is_left_are_paced() -> None:
+    """All of them fit, so memory keeps none from the right end; yet chats wait for their turn while
+    the long ones run, and rows that are all alike wait for nothing."""
+    for share, spread in (("0.1", True), ("0", False)):
+        seen = first_passes(
+            mixed({"order.least_share": share}, hbm_pages=2000, seqs=200, budget=400)
+        )
+        count = seen.pop(-1)
+        assert (max(seen.values()) > count / 2) == spread
+    alike = mixed(hbm_pages=2000, seqs=200, budget=400)
+    alike = replace(alike, rows=(LONG,) * 60)
+    seen = first_passes(alike)
+    del seen[-1]
+    assert set(seen.values()) == {0}
 
 
 # -- the pace of prompts --------------------------------------------------------------------------

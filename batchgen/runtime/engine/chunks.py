@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from batchgen.runtime.engine.deck import REAR
+
 if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.runtime.engine.rank import Rank
 
 
-def prompt_budget(engine: EngineMachine, rank: Rank) -> int:
-    """Prompt tokens that the next pass of a rank may hold."""
+def prompt_budgets(engine: EngineMachine, rank: Rank) -> tuple[int, int]:
+    """Prompt tokens that the next pass of a rank may hold, and at which it takes no more rows that
+    are paced: prompts of the rear end of a deck are not, and come on top of the pace."""
     budget = engine.token_budget
     if engine.prefill:
-        return budget
+        return budget, budget
     budget -= len(rank.running) + len(rank.dead)
-    if engine.policy.paces:
-        pace: int = engine.policy.pace(engine, rank)
-        return min(budget, pace if rank.running else max(pace, 1))
-    return budget
+    if not engine.policy.paces:
+        return budget, budget
+    pace: int = engine.policy.pace(engine, rank)
+    if not rank.running:
+        pace = max(pace, 1)
+    table = engine.table
+    for row in rank.prefilling:
+        if table.v_side[row] == REAR:
+            pace += table.v_prompt[row] + table.v_produced[row] - table.v_computed[row]
+    return budget, min(budget, pace)
 
 
 def chunk_sizes(engine: EngineMachine, rank: Rank) -> Iterator[tuple[int, int, int]]:
@@ -30,7 +39,7 @@ def chunk_sizes(engine: EngineMachine, rank: Rank) -> Iterator[tuple[int, int, i
     exceeds what is left is cut. A static batch pads them to the longest, and the padding counts.
     """
     table, policy = engine.table, engine.policy
-    budget = prompt_budget(engine, rank)
+    _, budget = prompt_budgets(engine, rank)
     if rank.lane_used and not policy.static:
         yield from _by_lane(engine, rank, budget)
         return
