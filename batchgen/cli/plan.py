@@ -16,13 +16,13 @@ import typer
 from batchgen.cli.common import (
     JSON_SCHEMA,
     PLAIN_EVERY_S,
-    num_cores,
     parse_names,
     parse_overrides,
     say,
     users_code,
 )
 from batchgen.cli.sim import DEFAULTS, simulator
+from batchgen.cores import num_cores
 from batchgen.errors import UserError
 from batchgen.oneline import escaped
 from batchgen.paths import check_input, kind_of

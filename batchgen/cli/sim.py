@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from batchgen.cli.common import (
-    num_cores,
     parse_names,
     parse_overrides,
     print_runs_json,
@@ -22,6 +21,7 @@ from batchgen.cli.common import (
     say,
     users_code,
 )
+from batchgen.cores import num_cores
 from batchgen.errors import UserError
 from batchgen.paths import check_input, kind_of
 from batchgen.policy.presets import label_of
