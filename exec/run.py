@@ -27,6 +27,7 @@ from batchgen.exec.rows import Stage
 from batchgen.exec.run_record import build_record
 from batchgen.exec.saving import Saving
 from batchgen.exec.templates import time_of_job
+from batchgen.exec.watchdog import Watchdog
 from batchgen.exec.watching import Watcher
 from batchgen.job.board import Board, Tally
 from batchgen.job.error_limit import TOO_MANY
@@ -86,11 +87,12 @@ def execute(
     giving_up: Callable[[], bool] = lambda: False,
     watch: Callable[[Snapshot], None] | None = None,
     predict: Callable[[Prepared], Forecast] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Ended:
     """Answer every row of the input; `on_line` gets each output line as it is known, those of
     earlier processes first. `kept` holds the model between jobs. `watch` is told how the job
     stands, a few times a second at most; `predict` says before the run what a simulator thinks of
-    it.
+    it. `say` gets lines that whoever runs it should know: that the run stands still.
 
     `stopping` is asked before every pass; where it says so, and when the disk refuses, the job
     stops in its folder (`ExecJob.folder`): Unfinished, and `resume` "always" goes on with it.
@@ -132,6 +134,7 @@ def execute(
                 watch=watch,
                 predict=predict,
                 giving_up=giving_up,
+                say=say,
             )
             record = _run(job, model, folder, began, calls, kept)
             if folder.journal.num_answers() != folder.num_rows:
@@ -212,6 +215,7 @@ class Callbacks:
     watch: Callable[[Snapshot], None] | None
     predict: Callable[[Prepared], Forecast] | None
     giving_up: Callable[[], bool]
+    say: Callable[[str], None]
 
 
 SHORT = "out_of_memory"
@@ -286,6 +290,13 @@ def _run(
             forecast=forecast,
         )
 
+    def in_flight() -> list[str]:
+        driver = None if watcher is None else watcher.driver
+        rows = [] if driver is None else driver.in_flight()
+        return [prepared.jobs[row].custom_id for row in rows]
+
+    watchdog = Watchdog(calls.say, in_flight)
+
     def reported(now_ps: int, rows_done: int, rows_total: int) -> None:
         if keeps_tokens:
             saving.now_and_then()
@@ -298,20 +309,22 @@ def _run(
         answers.ended(prepared.jobs[number], reason, why, stages)
 
     def stopping() -> bool:
+        watchdog.alive()
         return calls.stopping() or (limit is not None and limit.is_passed(tally.failed, num_rows))
 
     log = prepared.log() if job.log != "off" else None
     clock = WallClock()
-    ran = drive(
-        prepared,
-        clock,
-        log=log,
-        progress=reported,
-        on_row=ended,
-        keep_tokens=False,
-        stopping=stopping,
-        begun=watched,
-    )
+    with watchdog:
+        ran = drive(
+            prepared,
+            clock,
+            log=log,
+            progress=reported,
+            on_row=ended,
+            keep_tokens=False,
+            stopping=stopping,
+            begun=watched,
+        )
     stopped = ran.driver.stopped
     if stopped and keeps_tokens:
         saving.save()

@@ -255,7 +255,7 @@ def exec_(
             shown(mode, f"{model.name or model}, {policy}") as watch,
         ):
             try:
-                ended = execute(job, stopping=stopping, watch=watch, predict=predict)
+                ended = execute(job, stopping=stopping, watch=watch, predict=predict, say=talk.say)
             except Unfinished as error:
                 if to_stdout and job_dir is None:
                     remedy = "give --job-dir or -o FILE to be able to go on"

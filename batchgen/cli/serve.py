@@ -162,7 +162,7 @@ def serve(
                     f"{batch.id} in {state} is for the model '{batch.model}', which is not served",
                     remedy="give it as --served-model-name, or another --state",
                 )
-        engine = Engine(store, Batches(job), Turns(slice_s), lambda: clerk.wake(), say)
+        engine = Engine(store, Batches(job, say), Turns(slice_s), lambda: clerk.wake(), say)
         clerk = Clerk(store, engine, limits, names, say)
         service = Service(
             store=store,
