@@ -241,9 +241,9 @@ def test_a_row_times_out_and_the_others_do_not_notice(
     policy: str, depth: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock of 10 ms a look: rows of 200 tokens need more than the limit, others do not."""
-    from batchgen.exec import run
+    from batchgen.exec import attempt
 
-    class Slow(run.WallClock):
+    class Slow(attempt.WallClock):
         ticks = 0
 
         def now_ps(self) -> int:
@@ -258,7 +258,7 @@ def test_a_row_times_out_and_the_others_do_not_notice(
     more: dict[str, Any] = {"policy": policy, "overrides": sizes}
     whole = job(model, tmp_path, rows, output=tmp_path / "whole.jsonl", **more)
     execute(whole)
-    monkeypatch.setattr(run, "WallClock", Slow)
+    monkeypatch.setattr(attempt, "WallClock", Slow)
     ended = execute(job(model, tmp_path, rows, row_timeout_s=1.5, **more))
     assert ended.by_code == {"": 7, "timeout": 2}
     want, got = read(whole.output), read(tmp_path / "out.jsonl")
