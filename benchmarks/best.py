@@ -48,7 +48,7 @@ WITHOUT: dict[str, Overrides] = {
     "blend's own scanner": (("order.part", "blend"),),
     "prompts not paced": (("batching.part", "chunks"),),
     "prompts in phases": (("phase.part", "refill-node"),),
-    "no phases": (("phase.part", "mixed"),),
+    "no phases, rows as they came": (("phase.part", "gathered"), ("order.part", "arrival")),
     "admission by peak": (("admission.part", "fits-peak"),),
     "never suspended": (("memory.part", "recompute-newest"),),
     "no lengths known": (("predictor.part", "none"),),
@@ -62,6 +62,7 @@ WITHOUT: dict[str, Overrides] = {
 class Sizes:
     rows: int
     mix_rows: int
+    mix: list[str] | None
     grid_rows: int
     ablation_rows: int
     video_tokens: int
@@ -91,6 +92,7 @@ def _arguments() -> tuple[Sizes, list[str] | None, Path | None]:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rows", type=int, default=10_000, help="of the headline load")
     parser.add_argument("--mix-rows", type=int, default=40_000)
+    parser.add_argument("--mix", action="append", help="density:sharing; default: all four")
     parser.add_argument("--grid-rows", type=int, default=10_000)
     parser.add_argument("--ablation-rows", type=int, default=20_000)
     parser.add_argument("--video-tokens", type=int, default=4096)
@@ -213,6 +215,8 @@ def mixes(sizes: Sizes, missed: list[str]) -> Iterator[dict[str, Any]]:
     """BlendServe's four, over seeds."""
     machine = rates()
     for density, sharing in MIXES:
+        if sizes.mix and f"{density:g}:{sharing:g}" not in sizes.mix:
+            continue
         for seed in range(sizes.seeds):
             wanted = Mix(
                 num_rows=sizes.mix_rows,
