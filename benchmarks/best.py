@@ -48,7 +48,11 @@ WITHOUT: dict[str, Overrides] = {
     "blend's own scanner": (("order.part", "blend"),),
     "prompts not paced": (("batching.part", "chunks"),),
     "prompts in phases": (("phase.part", "refill-node"),),
-    "no phases, rows as they came": (("phase.part", "gathered"), ("order.part", "arrival")),
+    "neither phases, order nor pace": (
+        ("phase.part", "gathered"),
+        ("order.part", "arrival"),
+        ("batching.part", "chunks"),
+    ),
     "admission by peak": (("admission.part", "fits-peak"),),
     "never suspended": (("memory.part", "recompute-newest"),),
     "no lengths known": (("predictor.part", "none"),),
