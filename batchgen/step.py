@@ -26,8 +26,8 @@ class Step(msgspec.Struct, frozen=True, tag="step", gc=False, omit_defaults=True
     prompts are padded to the longest of the pass). With lag 1 a finished row stays for one more
     pass, its token dropped, and "first" ends one pass after the finish; a finish that was not
     reported when the step was launched counts.
-    decode False: passes of prompts alone; the running set pauses and k stands still. paused: the same
-    for these ranks, which have prompts, while the rows of the others decode.
+    decode False: passes of prompts alone; the running set pauses and k stands still. paused: that
+    of these ranks, which have prompts, while the rows of the others decode.
     A chunk with `last` implies n == 1; its row decodes from the next pass on, unless it is handed
     over (`hand`: the engine only prefills). `checkpoint` is "host" when KV streams to the host.
     The log leaves out what is as it is by default.

@@ -170,9 +170,9 @@ class RunningSet:
         while heap:
             entry = heap[0]
             row = entry & LOW
-            if finish[row] == (entry >> 32) - 1 and device[row] == me:
-                if rank < 0 or rank_of[row] == rank:
-                    return finish[row]
+            here = device[row] == me and (rank < 0 or rank_of[row] == rank)
+            if here and finish[row] == (entry >> 32) - 1:
+                return finish[row]
             heappop(heap)
         return FAR
 
@@ -188,7 +188,7 @@ class RunningSet:
         while heap and heap[0] < top:
             entry = heappop(heap)
             row, at = entry & LOW, (entry >> 32) - 1
-            if finish[row] == at and device[row] == me and not (found and found[-1] == (at, row)):
-                if rank < 0 or rank_of[row] == rank:
-                    found.append((at, row))
+            here = device[row] == me and (rank < 0 or rank_of[row] == rank)
+            if here and finish[row] == at and not (found and found[-1] == (at, row)):
+                found.append((at, row))
         return found

@@ -62,7 +62,7 @@ class PrefillFirst(PhasePart):
         if not (rank.running or rank.inbound):
             return True
         free = min(rank.free / max(rank.size, 1), 1 - rank.num_seated / engine.seats)
-        return free >= self.config.least_free
+        return bool(free >= self.config.least_free)
 
 
 class RefillNode(PhasePart):

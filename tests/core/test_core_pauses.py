@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import Any
 
+import numpy as np
 import pytest
-from core_cases import Case, Row, run
+from core_cases import Case, Row, random_case, run
 from core_sim import simulate_case
 from core_verify import verify_backends, verify_core
 
+from batchgen.sequence import Table
+from batchgen.sim.passtimes import FAR
+from batchgen.sim.rowbook import RowBook
+from batchgen.sim.running import RunningSet
 from batchgen.step import Step
 
 # In turns over two ranks: 0, 2 and 4 on rank 0, 1 and 3 on rank 1. Row 4 finds a seat when 0 ends.
@@ -92,3 +98,30 @@ def test_the_example_holds_what_all_cases_hold(depth: int) -> None:
     case = dataclasses.replace(CASE, depth=depth)
     verify_core(case)
     verify_backends(case)
+
+
+@pytest.mark.parametrize("least_free", ["0.3", "0.6"])
+def test_long_steps_wait_for_room_as_passes_do(least_free: str) -> None:
+    """`least_free` is a question about the rank alone, and time alone never makes it say yes."""
+    composition = ("sglang", {"phase.least_free": least_free})
+    for seed in range(40):
+        case = random_case(random.Random(seed), composition)
+        verify_core(dataclasses.replace(case, ranks=2 + seed % 2))
+
+
+def test_an_end_on_a_rank_that_was_left_is_no_end() -> None:
+    """Ranks count by clocks of their own: the same number means another pass on each."""
+    table = Table([4, 4], [9, 9])
+    running = RunningSet(0, RowBook(table, np.array([9, 9])), 0)
+    running.empty(2, detailed=False)
+    running.part()
+    running.k = 10
+    running.add(0, 1, 10)
+    assert running.next_finish_of_all([]) == 17
+    running.remove(0)
+    running.fall_behind([1], 3)  # for which rank 1 pauses
+    running.k, table.v_rank[0] = 13, 1
+    running.add(0, 1, 13)  # it ends when 8 more passes have run, as it would have on rank 0
+    assert running.next_finish_of_all([]) == 20
+    assert running.next_finish_of_all([1]) == FAR
+    assert running.pop_all_until(30, []) == [(20, 0)]

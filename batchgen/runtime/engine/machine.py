@@ -198,6 +198,8 @@ class EngineMachine:
         """Fresh ranks in a layout."""
         self.layout = layout
         self.ranks = [self._rank(index, pages) for index in range(num_ranks)]
+        for rank in self.ranks:
+            rank.k = self.k
 
     # -- what parts may ask -----------------------------------------------------------------------
 

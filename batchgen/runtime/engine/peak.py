@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 DECODE = int(Status.DECODE)
 
 
-def most_pages(
-    engine: EngineMachine, passes: int, finished: list[tuple[int, int, str]]
-) -> int:
+def most_pages(engine: EngineMachine, passes: int, finished: list[tuple[int, int, str]]) -> int:
     """Pages of all ranks at the end of that of so many passes where they are most, before rows that
     ended in it gave theirs back. The books are those before the step. No rank pauses in it."""
     growth = _together(engine)

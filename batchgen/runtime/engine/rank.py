@@ -24,8 +24,8 @@ PageKeys = Callable[[int], Sequence[int]]
 
 
 class Rank:
-    """Counts of one rank. k: its decode clock, the passes in which its rows decoded; paused: they do
-    not in the next one, because it computes prompts.
+    """Counts of one rank. k: its decode clock, the passes in which its rows decoded; paused: in the
+    next one they do not, because it computes prompts.
 
     inbound: rows whose pages are leased here while their KV is being copied. outbound_pages: pages
     that come free when copies to the host land. prompt_left: tokens of `prefilling` rows without
