@@ -254,7 +254,9 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
             passes = _cut_prompts(engine, rank, passes, chunks)
         if not phases:
             if rank.waiting:
-                first = first or not policy.whole_batch  # which waits for the last row
+                # (A whole batch waits for its last row, but others who take of what waits here look
+                # at what this engine has left.)
+                first = first or policy.steals or not policy.whole_batch
                 if policy.ask_each_pass:
                     passes = 1
             if rank.held:
