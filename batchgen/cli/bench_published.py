@@ -30,6 +30,9 @@ def published(
     spread: Annotated[
         bool, typer.Option(help="Also what other spreads and cuts of the mix take.")
     ] = True,
+    mitigation: Annotated[
+        bool, typer.Option(help="Also migration and the mitigation of long tails.")
+    ] = True,
     commands: Annotated[
         Path | None,
         typer.Option(help="Folder for the traces; prints the command of each cell instead."),
@@ -40,23 +43,30 @@ def published(
 ) -> int:
     """Published completion times, simulated ones and their ratio; exit code 1 when a bar is
     missed."""
+    from batchgen.catalog.mitigation import load_sources
+    from batchgen.catalog.mitigation import missed as missed_of
     from batchgen.catalog.published import load_published, mean_error, misordered, ratios
+    from batchgen.cli import bench_mitigation as tails
 
     if out is not None:
         check_result(out, force=force)
     data = load_published()
     cells = [cell for cell in data.cells if only is None or only in _text(cell)]
-    if not cells:
+    sources = load_sources() if mitigation else {}
+    compared_tails = tails.chosen(sources, only)
+    if not cells and not compared_tails:
         raise UserError(f"--only '{only}' leaves no cell", remedy="leave it out to see them all")
     if commands is not None:
         return _commands(cells, data.loads, commands)
     with tempfile.TemporaryDirectory() as folder:
         outcomes = list(_outcomes(cells, data.loads, Path(folder)))
         wider = list(_wider(cells, data.loads, Path(folder))) if spread else []
+        found_tails = list(tails.measured(sources, compared_tails, Path(folder)))
     found = ratios(data, outcomes)
     wrong, compared = misordered(outcomes)
-    mean = mean_error(outcomes)
+    mean = mean_error(outcomes) if outcomes else 0.0
     missed = _missed(outcomes, found, len(wrong), mean, whole=only is None)
+    missed += missed_of(found_tails)
     document = {
         "schema": 1,
         "benchmark": "bench published",
@@ -75,13 +85,17 @@ def published(
         "orders_compared": compared,
         "orders_wrong": len(wrong),
         "spread": wider,
+        "mitigation": tails.document(sources, found_tails),
         "missed": missed,
     }
 
     def show() -> None:
-        _print(outcomes, found, wider)
-        right = f"{compared - len(wrong)} of {compared} orders as published"
-        print(f"Mean error {100 * mean:.1f} %; {right}")
+        if outcomes:
+            _print(outcomes, found, wider)
+            right = f"{compared - len(wrong)} of {compared} orders as published"
+            print(f"Mean error {100 * mean:.1f} %; {right}")
+        if found_tails:
+            tails.show(sources, found_tails)
 
     return tell_result(document, show, missed, out=out, as_json=as_json)
 
