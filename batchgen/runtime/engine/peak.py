@@ -47,7 +47,9 @@ def most_pages(
 def _together(engine: EngineMachine) -> GrowthHistogram:
     """The growth of all ranks, which share a clock."""
     growth = GrowthHistogram(engine.page_tokens)
-    for rank in engine.ranks:
+    growth.counts = list(engine.ranks[0].growth.counts)
+    growth.num_rows = engine.ranks[0].growth.num_rows
+    for rank in engine.ranks[1:]:
         growth.num_rows += rank.growth.num_rows
         growth.counts = [a + b for a, b in zip(growth.counts, rank.growth.counts, strict=True)]
     return growth
