@@ -1,7 +1,7 @@
 """Published outcomes of migration and of work on long tails: one policy over another on one load.
 
-Each source is a file of `outcomes/`. It says what the load is, what was assumed of it before anything was
-simulated, which of our settings stand for its policies, and what is left out and why.
+Each source is a file of `outcomes/`. It says what the load is, what was assumed of it before any of
+it was simulated, which settings stand for its policies, and what is left out and why.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def remaining_tokens(table: Table, row: int) -> int:
 class RoundRobin(PlacementPart):
     """Rows go around the engines in arrival order, then around the ranks of each engine.
 
-    whole_groups: rows of one group go to the same rank, groups in turn by their number.
+    whole_groups: rows of one group go to the same engine, groups in turn by their number.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +47,24 @@ class RoundRobin(PlacementPart):
         engines = cluster.takers
         count, turn = len(engines), cluster.placed_rows
         placed = []
-        groups = cluster.table.v_group if self.config.whole_groups else None
+        if self.config.whole_groups:
+            return self._place_groups(cluster, rows)
         for row in rows:
-            number = turn if groups is None or groups[row] < 0 else groups[row]
-            engine = engines[number % count]
-            placed.append((row, (engine.id, (number // count) % engine.num_ranks)))
+            engine = engines[turn % count]
+            placed.append((row, (engine.id, (turn // count) % engine.num_ranks)))
             turn += 1
+        return placed
+
+    def _place_groups(self, cluster: ClusterMachine, rows: Sequence[int]) -> list[tuple[int, Slot]]:
+        """The engine goes by the group, in it the ranks by turns; rows without a group as ever."""
+        engines, groups = cluster.takers, cluster.table.v_group
+        count, first = len(engines), cluster.placed_rows
+        given = dict.fromkeys((engine.id for engine in engines), first // count)
+        placed = []
+        for turn, row in enumerate(rows, first):
+            engine = engines[(groups[row] if groups[row] >= 0 else turn) % count]
+            placed.append((row, (engine.id, given[engine.id] % engine.num_ranks)))
+            given[engine.id] += 1
         return placed
 
     def choose(self, cluster: ClusterMachine, row: int, engines: Homes) -> EngineMachine:
@@ -73,8 +85,8 @@ class LeastWork(PlacementPart):
     for pages, then rows on hosts; when there are none, running rows of an engine whose passes take
     more than `slow_factor` times what the cost model expects.
 
-    whole_groups: rows of one group that come together are placed as one, the group with the most
-    work first; stealing may part them.
+    whole_groups: rows of one group that come together go to one engine, the group with the most
+    work first, and there to one rank after the other; stealing may part them.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +137,12 @@ class LeastWork(PlacementPart):
             )
         totals = sorted((sum(work for work, _ in one), key) for key, one in groups.items())
         slots = cluster.loads.spread([-negative for negative, _ in totals])
-        return [
-            (row, slot)
-            for (_, key), slot in zip(totals, slots, strict=True)
-            for _, row in groups[key]
-        ]
+        placed = []
+        for (_, key), (engine, first) in zip(totals, slots, strict=True):
+            ranks = cluster.engines[engine].num_ranks
+            for rank, (_, row) in enumerate(groups[key], first):
+                placed.append((row, (engine, rank % ranks)))
+        return placed
 
     def choose(self, cluster: ClusterMachine, row: int, engines: Homes) -> EngineMachine:
         return engines.least_loaded()
