@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from batchgen.catalog.tail_batching import Rounds
 from batchgen.simjob import SimJob
 
 BAR = 0.25
@@ -48,12 +49,14 @@ class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"
 
 class Comparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Time of `before` over that of `after` on a load. published: a ratio, or the ends of a range
-    over loads of which this is one."""
+    over loads of which this is one. rounds: it is about the steps of a training, of which the
+    rollouts are simulated (`batchgen.catalog.tail_batching`)."""
 
     load: str
     before: str
     after: str
     published: float | tuple[float, float]
+    rounds: Rounds | None = None
 
     @property
     def ends(self) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,7 @@ from batchgen.simjob import Simulate
 
 if TYPE_CHECKING:
     from batchgen.catalog.mitigation import Comparison, Found, Source
+    from batchgen.trace.table import Trace
 
 Chosen = list[tuple[str, "Comparison"]]
 
@@ -31,24 +33,40 @@ def chosen(sources: Mapping[str, Source], only: str | None) -> Chosen:
 def measured(sources: Mapping[str, Source], wanted: Chosen, folder: Path) -> Iterator[Found]:
     """Every comparison, simulated; each setting of a load once."""
     from batchgen.catalog.mitigation import Found, job_of, write_trace
+    from batchgen.catalog.tail_batching import seconds
     from batchgen.report.metrics import summary
+    from batchgen.trace.schema import load
 
     simulate = cast(Simulate, import_module("batchgen.sim.run").simulate)
     known: dict[tuple[str, str, str], dict[str, Any]] = {}
     traces: dict[tuple[str, str], Path] = {}
 
-    def run(name: str, load: str, setting: str) -> dict[str, Any]:
-        source, key = sources[name], (name, load, setting)
-        if (name, load) not in traces:
+    def trace_of(name: str, rollout: str) -> Path:
+        if (name, rollout) not in traces:
             path = folder / f"{name}-{len(traces)}.jsonl"
-            traces[name, load] = write_trace(source.loads[load], path)
+            traces[name, rollout] = write_trace(sources[name].loads[rollout], path)
+        return traces[name, rollout]
+
+    def run(name: str, rollout: str, setting: str) -> dict[str, Any]:
+        source, key = sources[name], (name, rollout, setting)
         if key not in known:
-            job = job_of(source.loads[load], source.settings[setting], traces[name, load])
+            job = job_of(source.loads[rollout], source.settings[setting], trace_of(name, rollout))
             known[key] = summary(simulate(job, part=True))
-            say(f"{name}, {load}, {setting}: {known[key]['bct_s']:.0f} s")
+            say(f"{name}, {rollout}, {setting}: {known[key]['bct_s']:.0f} s")
         return known[key]
 
+    def ends(name: str, one: Comparison, rows: Trace) -> Any:
+        source = sources[name]
+        job = job_of(source.loads[one.load], source.settings[one.before], trace_of(name, one.load))
+        return simulate(job, trace=rows, part=True).rows["end_ps"]
+
     for name, one in wanted:
+        if one.rounds is not None:
+            rows = load(str(trace_of(name, one.load)))
+            before_s, after_s = seconds(rows, one.rounds, partial(ends, name, one))
+            say(f"{name}, {one.load}, {one.after}")
+            yield Found(source=name, comparison=one, before_s=before_s, after_s=after_s)
+            continue
         before, after = run(name, one.load, one.before), run(name, one.load, one.after)
         yield Found(
             source=name,
