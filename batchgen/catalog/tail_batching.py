@@ -20,8 +20,8 @@ Ends = Callable[[Trace], NDArray[np.int64]]
 
 
 class Rounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A round needs `answers` to each of `prompts`; a short one begins `more` times as many of both.
-    After `short` of them comes a long one. part_of_step: rollouts of the time of a step."""
+    """A round needs `answers` to each of `prompts`; a short one begins `more` times as many of
+    both, and after `short` of them comes a long one. part_of_step: rollouts of a step's time."""
 
     prompts: int
     answers: int

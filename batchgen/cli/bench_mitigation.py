@@ -30,8 +30,10 @@ def chosen(sources: Mapping[str, Source], only: str | None) -> Chosen:
     ]
 
 
-def measured(sources: Mapping[str, Source], wanted: Chosen, folder: Path) -> Iterator[Found]:
-    """Every comparison, simulated; each setting of a load once."""
+def measured(
+    sources: Mapping[str, Source], wanted: Chosen, folder: Path, *, seed: int = 0
+) -> Iterator[Found]:
+    """Every comparison, simulated; each setting of a load once. seed: of the lengths."""
     from batchgen.catalog.mitigation import Found, job_of, write_trace
     from batchgen.catalog.tail_batching import seconds
     from batchgen.report.metrics import summary
@@ -44,7 +46,7 @@ def measured(sources: Mapping[str, Source], wanted: Chosen, folder: Path) -> Ite
     def trace_of(name: str, rollout: str) -> Path:
         if (name, rollout) not in traces:
             path = folder / f"{name}-{len(traces)}.jsonl"
-            traces[name, rollout] = write_trace(sources[name].loads[rollout], path)
+            traces[name, rollout] = write_trace(sources[name].loads[rollout], path, seed=seed)
         return traces[name, rollout]
 
     def run(name: str, rollout: str, setting: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The benchmark load of this project is `lognormal(700, 0.8, 1000, 1.0, 100_000, 0
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +125,7 @@ def _alike(rng: np.random.Generator, options: GenerateOptions) -> NDArray[np.flo
     samples, rows = options.samples_per_prompt, options.num_rows
     common = np.repeat(rng.standard_normal(rows // samples), samples)
     own = rng.standard_normal(rows)
-    return np.sqrt(options.alike) * common + np.sqrt(1 - options.alike) * own
+    return math.sqrt(options.alike) * common + math.sqrt(1 - options.alike) * own
 
 
 def _of_normal(output: Lengths) -> OfNormal:

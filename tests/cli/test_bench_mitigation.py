@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from batchgen.catalog.mitigation import (
     Comparison,
@@ -17,6 +18,7 @@ from batchgen.catalog.mitigation import (
     missed,
     write_trace,
 )
+from batchgen.catalog.tail_batching import Rounds, seconds
 from batchgen.cli import main
 from batchgen.cli.bench_mitigation import chosen
 from batchgen.hardware import load_gpu
@@ -24,6 +26,7 @@ from batchgen.layout import parse_layout
 from batchgen.model import load_model
 from batchgen.policy.presets import build_policy, find_preset
 from batchgen.trace.schema import load
+from batchgen.trace.table import Trace, make_trace
 
 SOURCES = load_sources()
 LOADS = [(name, key) for name, source in SOURCES.items() for key in source.loads]
@@ -132,3 +135,31 @@ def test_a_missed_one_is_told(
     assert "tailsieve, code, 8 x 1: groups by known work" in said.err
     assert "published 3.00 x" in said.err
     assert "!" in said.out
+
+
+def test_rounds_as_they_come_and_by_tail_batching() -> None:
+    """Lengths stand for ends: by hand."""
+    rounds = Rounds(prompts=2, answers=2, more=1.5, short=2, part_of_step=0.5)
+    ends = np.array(
+        [[1, 2, 9], [3, 3, 3], [8, 8, 1], [4, 4, 4], [7, 1, 2], [50, 60, 70]], dtype=np.int64
+    )
+    lines = np.arange(6).repeat(3)
+    trace = make_trace(
+        name="ends",
+        prompt_tokens=np.ones(18, np.int32),
+        output_tokens=ends.ravel(),
+        group=lines,
+    )
+
+    def as_long(rows: Trace) -> NDArray[np.int64]:
+        return rows.output_tokens.astype(np.int64)
+
+    before_s, after_s = seconds(trace, rounds, as_long)
+    # Rounds of two prompts, two answers each: 3, 8, 60. Short ones: the second answers of the first
+    # three prompts come at 2, 3 and 8, of the others at 4, 2 and 60; the long round has 8 and 60.
+    plain, packed = 3 + 8 + 60, 3 + 4 + 60
+    assert before_s == pytest.approx(2 * plain / 1e12)
+    assert after_s == pytest.approx((packed + plain) / 1e12)
+    few = make_trace(name="few", prompt_tokens=np.ones(15), output_tokens=np.ones(15))
+    with pytest.raises(ValueError, match="5 prompts make no"):
+        seconds(few, rounds, as_long)
