@@ -133,13 +133,15 @@ class Found:
 
 
 def write_trace(load: RolloutLoad, path: Path, *, seed: int = 0) -> Path:
-    """The rows of a load."""
+    """The rows of a load, made once."""
     import numpy as np
 
     from batchgen.trace.generate import GenerateOptions, Part, generate
     from batchgen.trace.lengths import parse_lengths
     from batchgen.trace.write import save
 
+    if path.exists():
+        return path
     prompt = parse_lengths(load.prompt)
     parts = tuple(
         Part(prompt=prompt, output=parse_lengths(text), weight=weight)
@@ -166,6 +168,17 @@ def job_of(load: RolloutLoad, setting: Setting, trace: Path) -> SimJob:
         overrides=tuple((key, _text(value)) for key, value in setting.changes.items()),
         oracle=setting.oracle,
     )
+
+
+def command_of(load: RolloutLoad, setting: Setting, trace: Path) -> str:
+    """The command that simulates a load under a setting, given its trace."""
+    job = job_of(load, setting, trace)
+    words = [
+        f"batchgen sim --trace {job.trace} --model {job.model} --gpu {job.gpu} --gpus {job.gpus}",
+        f"--layout {job.layout} --policy {job.policy}",
+        *(f"--set {key}={value}" for key, value in job.overrides),
+    ]
+    return " ".join([*words, "--oracle"] if job.oracle else words)
 
 
 def _text(value: Any) -> str:

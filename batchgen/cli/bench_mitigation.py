@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -77,6 +78,26 @@ def measured(
             after_s=float(after["bct_s"]),
             failed_rows=int(before["failed_rows"]) + int(after["failed_rows"]),
         )
+
+
+def commands(sources: Mapping[str, Source], wanted: Chosen, folder: Path) -> Iterator[str]:
+    """Writes the traces; the command of each load under each setting, but for those whose rounds
+    depend on each other."""
+    from batchgen.catalog.mitigation import command_of, write_trace
+
+    done: set[tuple[str, str, str]] = set()
+    traces: dict[tuple[str, str], Path] = {}
+    for name, one in wanted:
+        if one.rounds is not None:
+            continue
+        rollout = sources[name].loads[one.load]
+        if (name, one.load) not in traces:
+            path = folder / f"{name}-{re.sub('[^a-z0-9.]+', '-', one.load)}.jsonl"
+            traces[name, one.load] = write_trace(rollout, path)
+        for setting in (one.before, one.after):
+            if (name, one.load, setting) not in done:
+                done.add((name, one.load, setting))
+                yield command_of(rollout, sources[name].settings[setting], traces[name, one.load])
 
 
 def document(sources: Mapping[str, Source], found: Sequence[Found]) -> dict[str, Any]:

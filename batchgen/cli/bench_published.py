@@ -58,7 +58,10 @@ def published(
     if not cells and not compared_tails:
         raise UserError(f"--only '{only}' leaves no cell", remedy="leave it out to see them all")
     if commands is not None:
-        return _commands(cells, data.loads, commands)
+        _commands(cells, data.loads, commands)
+        for line in tails.commands(sources, compared_tails, commands):
+            print(line)
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         outcomes = list(_outcomes(cells, data.loads, Path(folder)))
         wider = list(_wider(cells, data.loads, Path(folder))) if spread else []
@@ -198,7 +201,7 @@ def _wider(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> Itera
                 }
 
 
-def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> int:
+def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> None:
     """Writes the traces and prints, for each cell, the command that simulates it."""
     from batchgen.catalog.published import command_of, write_trace
 
@@ -212,7 +215,6 @@ def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> in
     for cell in cells:
         path = write_trace(cell.load, loads[cell.load], folder)
         print(command_of(cell, loads).replace(f"{cell.load}.jsonl", str(path), 1))
-    return 0
 
 
 def _print(

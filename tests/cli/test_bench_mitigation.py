@@ -121,6 +121,19 @@ def test_a_small_one_is_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "Laminar" in said  # what is not simulated is told
 
 
+def test_each_has_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ONLY, "--commands", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    times = []
+    for line in lines:
+        assert main([*line.split()[1:], "--json"]) == 0
+        times.append(json.loads(capsys.readouterr().out)["runs"][0]["bct_s"])
+    assert main([*ONLY, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["mitigation"]["comparisons"]
+    assert times == [first["before_s"], first["after_s"], second["after_s"]]
+
+
 def test_a_missed_one_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
