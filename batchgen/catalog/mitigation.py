@@ -101,17 +101,23 @@ def load_sources() -> dict[str, Source]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """Simulated seconds of a comparison's two settings."""
+    """Simulated seconds of a comparison's two settings, for each draw of the lengths."""
 
     source: str
     comparison: Comparison
-    before_s: float
-    after_s: float
+    before_s: tuple[float, ...]
+    after_s: tuple[float, ...]
     failed_rows: int = 0
 
     @property
     def ratio(self) -> float:
-        return self.before_s / self.after_s
+        """Of all draws together: papers measure many rollouts."""
+        return sum(self.before_s) / sum(self.after_s)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each draw."""
+        return [one / other for one, other in zip(self.before_s, self.after_s, strict=True)]
 
     @property
     def error(self) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from batchgen.cli.common import say
-from batchgen.simjob import Simulate
+from batchgen.simjob import SimJob, Simulate
 
 if TYPE_CHECKING:
     from batchgen.catalog.mitigation import Comparison, Found, Source
@@ -32,72 +32,97 @@ def chosen(sources: Mapping[str, Source], only: str | None) -> Chosen:
 
 
 def measured(
-    sources: Mapping[str, Source], wanted: Chosen, folder: Path, *, seed: int = 0
+    sources: Mapping[str, Source], wanted: Chosen, folder: Path, *, draws: int
 ) -> Iterator[Found]:
-    """Every comparison, simulated; each setting of a load once. seed: of the lengths."""
-    from batchgen.catalog.mitigation import Found, job_of, write_trace
+    """Every comparison, simulated with so many draws of the lengths; each setting of a load once.
+    seconds of rounds have no failed rows: one that fails has no end."""
+    from batchgen.catalog.mitigation import Found
     from batchgen.catalog.tail_batching import seconds
-    from batchgen.report.metrics import summary
-    from batchgen.trace.schema import load
 
-    simulate = cast(Simulate, import_module("batchgen.sim.run").simulate)
-    known: dict[tuple[str, str, str], dict[str, Any]] = {}
-    traces: dict[tuple[str, str], Path] = {}
-
-    def trace_of(name: str, rollout: str) -> Path:
-        if (name, rollout) not in traces:
-            path = folder / f"{name}-{len(traces)}.jsonl"
-            traces[name, rollout] = write_trace(sources[name].loads[rollout], path, seed=seed)
-        return traces[name, rollout]
-
-    def run(name: str, rollout: str, setting: str) -> dict[str, Any]:
-        source, key = sources[name], (name, rollout, setting)
-        if key not in known:
-            job = job_of(source.loads[rollout], source.settings[setting], trace_of(name, rollout))
-            known[key] = summary(simulate(job, part=True))
-            say(f"{name}, {rollout}, {setting}: {known[key]['bct_s']:.0f} s")
-        return known[key]
-
-    def ends(name: str, one: Comparison, rows: Trace) -> Any:
-        source = sources[name]
-        job = job_of(source.loads[one.load], source.settings[one.before], trace_of(name, one.load))
-        return simulate(job, trace=rows, part=True).rows["end_ps"]
-
+    runs = _Runs(sources, folder)
     for name, one in wanted:
-        if one.rounds is not None:
-            rows = load(str(trace_of(name, one.load)))
-            before_s, after_s = seconds(rows, one.rounds, partial(ends, name, one))
-            say(f"{name}, {one.load}, {one.after}")
-            yield Found(source=name, comparison=one, before_s=before_s, after_s=after_s)
-            continue
-        before, after = run(name, one.load, one.before), run(name, one.load, one.after)
+        times: list[tuple[float, float]] = []
+        failed = 0
+        for seed in range(draws):
+            if one.rounds is not None:
+                ends = partial(runs.ends, name, one)
+                times.append(seconds(runs.rows(name, one.load, seed), one.rounds, ends))
+                say(f"{name}, {one.load}, draw {seed}, {one.after}")
+                continue
+            before, after = (runs.of(name, one.load, how, seed) for how in (one.before, one.after))
+            failed += int(before["failed_rows"]) + int(after["failed_rows"])
+            times.append((float(before["bct_s"]), float(after["bct_s"])))
         yield Found(
             source=name,
             comparison=one,
-            before_s=float(before["bct_s"]),
-            after_s=float(after["bct_s"]),
-            failed_rows=int(before["failed_rows"]) + int(after["failed_rows"]),
+            before_s=tuple(before_s for before_s, _ in times),
+            after_s=tuple(after_s for _, after_s in times),
+            failed_rows=failed,
         )
 
 
-def commands(sources: Mapping[str, Source], wanted: Chosen, folder: Path) -> Iterator[str]:
-    """Writes the traces; the command of each load under each setting, but for those whose rounds
-    depend on each other."""
-    from batchgen.catalog.mitigation import command_of, write_trace
+class _Runs:
+    """Simulations of loads under settings, each done once."""
 
-    done: set[tuple[str, str, str]] = set()
-    traces: dict[tuple[str, str], Path] = {}
-    for name, one in wanted:
-        if one.rounds is not None:
-            continue
-        rollout = sources[name].loads[one.load]
-        if (name, one.load) not in traces:
-            path = folder / f"{name}-{re.sub('[^a-z0-9.]+', '-', one.load)}.jsonl"
-            traces[name, one.load] = write_trace(rollout, path)
-        for setting in (one.before, one.after):
-            if (name, one.load, setting) not in done:
-                done.add((name, one.load, setting))
-                yield command_of(rollout, sources[name].settings[setting], traces[name, one.load])
+    def __init__(self, sources: Mapping[str, Source], folder: Path) -> None:
+        self._sources, self._folder = sources, folder
+        self._simulate = cast(Simulate, import_module("batchgen.sim.run").simulate)
+        self._known: dict[tuple[str, str, str, int], dict[str, Any]] = {}
+
+    def of(self, name: str, rollout: str, how: str, seed: int) -> dict[str, Any]:
+        """The summary of a load under a setting."""
+        from batchgen.report.metrics import summary
+
+        key = (name, rollout, how, seed)
+        if key not in self._known:
+            found = summary(self._simulate(self._job(name, rollout, how, seed), part=True))
+            say(f"{name}, {rollout}, draw {seed}, {how}: {found['bct_s']:.0f} s")
+            self._known[key] = found
+        return self._known[key]
+
+    def rows(self, name: str, rollout: str, seed: int) -> Trace:
+        from batchgen.trace.schema import load
+
+        return load(str(trace_of(self._sources, name, rollout, seed, self._folder)))
+
+    def ends(self, name: str, one: Comparison, rows: Trace) -> Any:
+        """When each of some rows ends, under the setting before."""
+        job = self._job(name, one.load, one.before, 0)
+        return self._simulate(job, trace=rows, part=True).rows["end_ps"]
+
+    def _job(self, name: str, rollout: str, how: str, seed: int) -> SimJob:
+        from batchgen.catalog.mitigation import job_of
+
+        source = self._sources[name]
+        path = trace_of(self._sources, name, rollout, seed, self._folder)
+        return job_of(source.loads[rollout], source.settings[how], path)
+
+
+def trace_of(
+    sources: Mapping[str, Source], name: str, rollout: str, seed: int, folder: Path
+) -> Path:
+    """The file of a load's rows, made once."""
+    from batchgen.catalog.mitigation import write_trace
+
+    path = folder / f"{name}-{re.sub('[^a-z0-9.]+', '-', rollout)}-{seed}.jsonl"
+    return write_trace(sources[name].loads[rollout], path, seed=seed)
+
+
+def commands(sources: Mapping[str, Source], wanted: Chosen, folder: Path) -> Iterator[str]:
+    """Writes the traces of the first draw; the command of each load under each setting, but for
+    those whose rounds depend on each other."""
+    from batchgen.catalog.mitigation import command_of
+
+    settings = {
+        (name, one.load, how): None
+        for name, one in wanted
+        if one.rounds is None
+        for how in (one.before, one.after)
+    }
+    for name, rollout, how in settings:
+        source = sources[name]
+        path = trace_of(sources, name, rollout, 0, folder)
+        yield command_of(source.loads[rollout], source.settings[how], path)
 
 
 def document(sources: Mapping[str, Source], found: Sequence[Found]) -> dict[str, Any]:
@@ -110,6 +135,7 @@ def document(sources: Mapping[str, Source], found: Sequence[Found]) -> dict[str,
                 "before_s": one.before_s,
                 "after_s": one.after_s,
                 "simulated": one.ratio,
+                "draws": one.ratios,
                 "error": one.error,
                 "passes": one.passes,
             }
@@ -139,7 +165,7 @@ def show(sources: Mapping[str, Source], found: Sequence[Found]) -> None:
     )
     for name in ("source", "load", "before", "after"):
         table.add_column(name)
-    for name in ("published", "simulated", "error"):
+    for name in ("published", "simulated", "draws", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in found:
         case = one.comparison
@@ -150,6 +176,7 @@ def show(sources: Mapping[str, Source], found: Sequence[Found]) -> None:
             case.after,
             published_text(case),
             f"{one.ratio:.2f} x" + ("" if one.passes else " !"),
+            f"{min(one.ratios):.2f} to {max(one.ratios):.2f}",
             f"{100 * one.error:+.0f} %",
         )
     console.print(table)

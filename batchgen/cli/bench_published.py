@@ -33,7 +33,9 @@ def published(
     mitigation: Annotated[
         bool, typer.Option(help="Also migration and the mitigation of long tails.")
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of the lengths of rollouts.")] = 0,
+    draws: Annotated[
+        int, typer.Option(min=1, help="How often the lengths of a rollout are drawn.")
+    ] = 3,
     commands: Annotated[
         Path | None,
         typer.Option(help="Folder for the traces; prints the command of each cell instead."),
@@ -65,7 +67,7 @@ def published(
     with tempfile.TemporaryDirectory() as folder:
         outcomes = list(_outcomes(cells, data.loads, Path(folder)))
         wider = list(_wider(cells, data.loads, Path(folder))) if spread else []
-        found_tails = list(tails.measured(sources, compared_tails, Path(folder), seed=seed))
+        found_tails = list(tails.measured(sources, compared_tails, Path(folder), draws=draws))
     found = ratios(data, outcomes)
     wrong, compared = misordered(outcomes)
     mean = mean_error(outcomes) if outcomes else 0.0
@@ -89,7 +91,6 @@ def published(
         "orders_compared": compared,
         "orders_wrong": len(wrong),
         "spread": wider,
-        "rollout_seed": seed,
         "mitigation": tails.document(sources, found_tails),
         "missed": missed,
     }
