@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchgen.errors import UserError
-from batchgen.exec.fields import Fields, read_json_object
+from batchgen.fields import Fields, read_json_object
 from batchgen.job.sampling import MAX_TOP_K, SamplingDefaults, check_range
 from batchgen.paths import has_file
 

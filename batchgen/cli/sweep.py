@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -67,11 +68,12 @@ def sweep(
     with users_code():
         asked = read_sweep(file)
     folder = out if out is not None else Path("out") / asked.name
-    _prepare(folder, force)
+    _check_folder(folder)
     trace = load(asked.fixed["trace"], max_rows=asked.fixed.get("limit"))
     simulate = _without_prints(import_module("batchgen.sim.run").simulate)
     executor = Executor(asked, trace, folder, simulate, _searching(simulate))
-    _check_devices(executor, folder)
+    _check_devices(executor)
+    _prepare(folder, force)
     tell = _Progress(progress == "auto")
     with (
         Journal(folder) as journal,
@@ -90,11 +92,15 @@ def sweep(
     return 1 if any(row["error"] or row.get("failed_rows") for row in rows) else 0
 
 
-def _prepare(folder: Path, force: bool) -> None:
-    """A folder that is a sweep's, or empty, or not there yet."""
+def _check_folder(folder: Path) -> None:
+    """Raises UserError unless it is a sweep's, or empty, or not there yet."""
     check_new_folder(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / JOURNAL).is_file():
         raise UserError(f"{folder} is not empty and no sweep's", remedy="give another --out")
+
+
+def _prepare(folder: Path, force: bool) -> None:
+    """Makes the folder; with `force` what an earlier sweep left in it goes."""
     folder.mkdir(parents=True, exist_ok=True)
     if force:
         for name in OURS:
@@ -127,14 +133,20 @@ def _searching(simulate: Simulate) -> Simulate:
     return run
 
 
-def _check_devices(executor: Any, folder: Path) -> None:
-    """Device traces that cannot be read are a mistake of the file, not of one run."""
+def _check_devices(executor: Any) -> None:
+    """Device traces that cannot be read are a mistake of the file, not of one run. Nothing is left
+    of them: a sweep that is refused makes no folder."""
+    with tempfile.TemporaryDirectory(prefix="batchgen-devices-") as aside:
+        _read_devices(executor, Path(aside))
+
+
+def _read_devices(executor: Any, aside: Path) -> None:
     from batchgen.sweep.troubles import device_file
 
     load_faults: Callable[[str, int], Any] = import_module("batchgen.sim.faults").load_faults
     seen = set()
     for run in executor.runs:
-        path = device_file(run, folder / "devices")
+        path = device_file(run, aside)
         if path is None or (path, run.gpus) in seen:
             continue
         seen.add((path, run.gpus))

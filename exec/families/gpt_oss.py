@@ -18,7 +18,7 @@ from batchgen.exec.config import (
 from batchgen.exec.dequantise import MXFP4_BLOCK, from_mxfp4
 from batchgen.exec.families import building, parsing
 from batchgen.exec.families.base import Family
-from batchgen.exec.fields import Fields
+from batchgen.fields import Fields
 from batchgen.exec.layers import Layer
 from batchgen.exec.mlp import SparseMlp
 from batchgen.exec.routing import Router

@@ -1,0 +1,133 @@
+"""Runs `batchgen` in a process that is forked from one where the commands are loaded: a case costs
+milliseconds, and may end its process, close its streams or fill its disk. A JSON line per run in,
+one out. Nothing here uses threads before it forks.
+
+Task: argv, cwd, out, err (paths), and where wanted stdin (a path; none: empty; "closed"), env
+(changes; null takes away), closed (descriptors to close), fsize (bytes that a file may have),
+umask, uid, seconds (until it is killed). Answer: code (below 0 for a signal), late (it was killed).
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from contextlib import redirect_stderr
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+LOADED = (
+    *("numpy", "pandas", "pyarrow.parquet", "simpy", "msgspec", "rich.console", "typer", "yaml"),
+    *("torch", "jinja2", "tokenizers", "safetensors", "batchgen.exec.run", "batchgen.exec.profile"),
+    *("batchgen.sim.run", "batchgen.layout_search", "batchgen.trace.schema", "batchgen.replay"),
+)
+COMMANDS = (
+    *("sim", "sweep", "exec", "job", "serve", "validate", "profile", "plan", "policy", "trace"),
+    *("model", "report", "bench"),
+)
+
+
+def child(task: dict[str, Any]) -> int:
+    """The command, in a process of its own."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, value in task.get("env", {}).items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    os.chdir(task["cwd"])
+    stdin = task.get("stdin") or os.devnull
+    if stdin != "closed":
+        os.dup2(os.open(stdin, os.O_RDONLY), 0)
+    os.dup2(os.open(task["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(os.open(task["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    if "fsize" in task:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does when it starts
+        resource.setrlimit(resource.RLIMIT_FSIZE, (task["fsize"], task["fsize"]))
+    if "memory" in task:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + task["memory"]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if "umask" in task:
+        os.umask(task["umask"])
+    if "uid" in task:
+        os.setgroups([])
+        os.setgid(task["uid"])
+        os.setuid(task["uid"])
+    for number in task.get("closed", []):
+        os.close(number)
+    from batchgen.cli import main
+
+    return main(task["argv"])
+
+
+def run(task: dict[str, Any]) -> dict[str, Any]:
+    """One task, waited for."""
+    one = os.fork()
+    if not one:
+        code = 99
+        try:
+            code = child(task)
+            sys.stdout.flush()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    limit = time.monotonic() + task.get("seconds", 60)
+    pause = 0.001
+    while True:
+        done, status = os.waitpid(one, os.WNOHANG)
+        if done:
+            return {"code": os.waitstatus_to_exitcode(status), "late": False}
+        if time.monotonic() > limit:
+            os.killpg(one, signal.SIGKILL)
+            os.waitpid(one, 0)
+            return {"code": -9, "late": True}
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
+
+
+def warm() -> None:
+    """What the first call of each command makes, made before: commands that are refused at once."""
+    from batchgen.cli import main
+
+    none = "/none"
+    for argv in (
+        ["sim", "--trace", none],
+        ["plan", "--trace", none],
+        ["sweep", none],
+        ["exec", "--model", none, "-i", none, "-o", none],
+        ["trace", "stats", none],
+        ["trace", "devices", "stats", none],
+        ["trace", "generate", "-o", none, "-n", "1", "--part", "x"],
+        ["model", "show", "none"],
+        ["validate", "replay", none, "--no-fresh"],
+        ["validate", "input", none],
+        ["job", "status", none],
+        ["report", none],
+    ):
+        with redirect_stderr(io.StringIO()):
+            assert main(argv) == 2, argv
+
+
+if __name__ == "__main__":
+    for module in (*LOADED, *(f"batchgen.cli.{name}" for name in COMMANDS)):
+        import_module(module)
+    warm()
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy every page
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)
