@@ -26,7 +26,9 @@ def escaped(text: str) -> str:
 def brief(text: str, most: int) -> str:
     """A text without its middles: of long words, which are numbers, names or values of users, and
     of the whole, so that at most so many characters are left."""
-    words = (_middle_out(word, MOST_WORD) if len(word) > MOST_WORD else word for word in text.split(" "))
+    words = (
+        _middle_out(word, MOST_WORD) if len(word) > MOST_WORD else word for word in text.split(" ")
+    )
     return _middle_out(" ".join(words), most)
 
 

@@ -161,7 +161,9 @@ def read_rows(
     batch: list[_Draft | BadRow | Answered] = []
     began = 0
     lines = read_input(path, form, limits.max_line_bytes, digest, TYPED)
-    for index, (line, value) in enumerate(islice(lines, None if limit is None else min(limit, sys.maxsize))):
+    for index, (line, value) in enumerate(
+        islice(lines, None if limit is None else min(limit, sys.maxsize))
+    ):
         row = _draft(index, line, value, seen, shape, limits)
         if shard is not None and index % shard[1] != shard[0] - 1:
             continue

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import DataError, UserError
-from batchgen.paths import beside, check_new_folder
+from batchgen.paths import beside, check_new_folder, has_file
 from batchgen.report.metrics import summary
 from batchgen.report.record import FLOAT_COLUMNS, ROW_COLUMNS, STEP_COLUMNS, RunRecord
 
@@ -153,8 +153,10 @@ def load_run(path: Path) -> RunRecord:
         )
     try:
         run = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", path=str(path / "run.json")) from error
+    if not isinstance(run, dict):
+        raise DataError("not a JSON object", path=str(path / "run.json"))
     if run.get("schema") != SCHEMA:
         raise DataError(
             f"schema {run.get('schema')}, this version reads {SCHEMA}",
@@ -175,6 +177,7 @@ def _read_table(path: Path, expected: tuple[str, ...]) -> tuple[dict[str, NDArra
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    has_file(path)
     try:
         with path.open("rb") as file:
             table = pq.read_table(file)

@@ -13,7 +13,13 @@ from trying import Case, Place
 KNOWN = (
     *("rope_scaling", "rope_parameters", "rope_theta", "quantization_config", "mlp_only_layers"),
     *("layer_types", "sliding_window", "use_sliding_window", "max_window_layers", "architectures"),
-    *("num_hidden_layers", "num_experts", "num_local_experts", "n_routed_experts", "moe_layer_freq"),
+    *(
+        "num_hidden_layers",
+        "num_experts",
+        "num_local_experts",
+        "n_routed_experts",
+        "moe_layer_freq",
+    ),
     *("max_position_embeddings", "vocab_size", "hidden_size", "head_dim", "num_attention_heads"),
     *("num_key_value_heads", "intermediate_size", "moe_intermediate_size", "num_experts_per_tok"),
     *("eos_token_id", "tie_word_embeddings", "hidden_act", "rms_norm_eps", "attention_bias"),
@@ -30,7 +36,18 @@ ARCHITECTURES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3-moe")
 ARCHITECTURES += ("deepseek-v2", "deepseek-v3", "gpt-oss")
 MESSAGES = "{% for m in messages %}{{ m.content }}{% endfor %}"
 TEMPLATES = (
-    *("", " ", "{{", "{%", "{% if %}", "{% for x in y %}", "}}", "{#", "{{ 1/0 }}", "{{ none.x.y }}"),
+    *(
+        "",
+        " ",
+        "{{",
+        "{%",
+        "{% if %}",
+        "{% for x in y %}",
+        "}}",
+        "{#",
+        "{{ 1/0 }}",
+        "{{ none.x.y }}",
+    ),
     "{{ messages[0].content * 10**9 }}",
     "{{ 'x' * 10**12 }}",
     "{{ [0] * 10**10 }}",
@@ -147,7 +164,9 @@ def damage(rng: Random, place: Place) -> str:
     if which < 0.9:
         index: Any = {"metadata": {}, "weight_map": {"a.weight": "model.safetensors"}}
         if rng.random() < 0.5:
-            name = rng.choice(("x" * 5000, "../m/model.safetensors", "", ".", "a\nb.safetensors", "/etc/passwd"))
+            name = rng.choice(
+                ("x" * 5000, "../m/model.safetensors", "", ".", "a\nb.safetensors", "/etc/passwd")
+            )
             index["weight_map"]["b" * rng.choice((1, 5000))] = name
         return write("model.safetensors.index.json", dumps(damaged(index, rng)))
     if which < 0.95:
@@ -176,10 +195,10 @@ def draw(rng: Random, place: Place) -> Case:
             ("plan", "--trace", "t.jsonl", "--model", "m", "--gpus", "1", "--workers", "1"),
         ]
     if rng.random() < 0.1:
-        commands = [("validate", "agreement", "--model", "m", "-i", "in.jsonl", "--policies", "vllm")]
+        commands = [
+            ("validate", "agreement", "--model", "m", "-i", "in.jsonl", "--policies", "vllm")
+        ]
     if rng.random() < 0.3:
         rows = [CHAT, {"prompt": "a", "max_tokens": 2}]
         (place.folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Case(argv=rng.choice(commands), outputs=("o.jsonl",))
-
-

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-
 from random import Random
 
-from drawing import NUMBERS, Raw, damaged, dumps
+from drawing import NUMBERS, damaged, dumps
 from places import SIM
 from trying import Case, Place
 
@@ -36,7 +35,10 @@ COMMANDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ("--max-tokens", "--temperature", "--seed", "--limit", "--shard", "--hbm-pages")
         + ("--host-pages", "--threads", "--max-errors", "--row-timeout"),
     ),
-    ((*RUN[:5], "--dry-run"), ("--expected-tokens", "--price-per-hour", "--threads", "--max-tokens")),
+    (
+        (*RUN[:5], "--dry-run"),
+        ("--expected-tokens", "--price-per-hour", "--threads", "--max-tokens"),
+    ),
     (
         ("plan", "--trace", "t.jsonl", "--model", "llama-3.1-8b", "--gpu", "h100", "--gpus", "2")
         + ("--workers", "1"),
@@ -79,7 +81,10 @@ COMMANDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         (*BOUND, "--seats", "4", "--tflops", "1", "--gb-per-s", "9", "--trace", "t.jsonl"),
         ("--token-budget", "--limit", "--seats"),
     ),
-    (("bench", "blend", "--rows", "40", "--only", "1.4:0.35"), ("--video-tokens", "--only", "--seed")),
+    (
+        ("bench", "blend", "--rows", "40", "--only", "1.4:0.35"),
+        ("--video-tokens", "--only", "--seed"),
+    ),
     (("policy", "check", "order.arrival", "--cases", "1"), ("--seed", "--timeout-s")),
     (("model", "init", "o.jsonl"), ("--seed",)),
 )
@@ -133,28 +138,65 @@ def draw(rng: Random, place: Place) -> Case:
             text += "%"
         if option == "--only":
             text = f"{number}:{rng.choice(NUMBERS)}"
-        return Case(argv=(*argv, f"{option}={text}" if option[1] == "-" else f"{option}{text}"), outputs=OUT)
+        return Case(
+            argv=(*argv, f"{option}={text}" if option[1] == "-" else f"{option}{text}"), outputs=OUT
+        )
     if which < 0.65:
         setting = f"{rng.choice(SETTINGS)}={number}"
         base = rng.choice(((*TRACE, *SIM), RUN))
         return Case(argv=(*base, "--set", setting), outputs=OUT)
     if which < 0.7:
         text = rng.choice(TEMPLATES["--layout"]).replace("{}", number)
-        return Case(argv=(*TRACE, "--model", rng.choice(("llama-3.1-8b", "deepseek-r1")), "--gpus", "16", f"--layout={text}"))
+        return Case(
+            argv=(
+                *TRACE,
+                "--model",
+                rng.choice(("llama-3.1-8b", "deepseek-r1")),
+                "--gpus",
+                "16",
+                f"--layout={text}",
+            )
+        )
     if which < 0.8:
         text = rng.choice(TEMPLATES["--part"])
         while "{}" in text:
             text = text.replace("{}", rng.choice(NUMBERS), 1)
-        return Case(argv=("trace", "generate", "-o", "o.jsonl", "-n", "9", f"--part={text}"), outputs=OUT)
+        return Case(
+            argv=("trace", "generate", "-o", "o.jsonl", "-n", "9", f"--part={text}"), outputs=OUT
+        )
     if which < 0.83:
         return Case(
-            argv=(*LOST, "--gpus", "16", "--kinds", "failures,spread,slow,spot,skew,host", "--set", f"{rng.choice(RATES)}={number}"),
+            argv=(
+                *LOST,
+                "--gpus",
+                "16",
+                "--kinds",
+                "failures,spread,slow,spot,skew,host",
+                "--set",
+                f"{rng.choice(RATES)}={number}",
+            ),
             outputs=OUT,
         )
     if which < 0.86:
         name = rng.choice(("h100", "h20-ib", "none", number))
         return Case(
-            argv=("plan", "--trace", "t.jsonl", "--model", "llama-3.1-8b", "--gpus", "2", "--deadline", "1h", "--among", "h100", "--price", f"{name}={number}", "--workers", "1"),
+            argv=(
+                "plan",
+                "--trace",
+                "t.jsonl",
+                "--model",
+                "llama-3.1-8b",
+                "--gpus",
+                "2",
+                "--deadline",
+                "1h",
+                "--among",
+                "h100",
+                "--price",
+                f"{name}={number}",
+                "--workers",
+                "1",
+            ),
         )
     return in_files(rng, place)
 
@@ -164,8 +206,17 @@ def in_files(rng: Random, place: Place) -> Case:
     at = place.folder
     which = rng.randrange(5)
     if which == 0:
-        row = {"prompt_tokens": 9, "output_tokens": 3, "max_output_tokens": 5, "arrival_s": 0.1, "group": 1}
-        row |= {"prefix": [1, 2], "stages": [{"prompt_tokens": 3, "output_tokens": 2, "wait_s": 0.1}]}  # type: ignore[dict-item]
+        row = {
+            "prompt_tokens": 9,
+            "output_tokens": 3,
+            "max_output_tokens": 5,
+            "arrival_s": 0.1,
+            "group": 1,
+        }
+        row |= {
+            "prefix": [1, 2],
+            "stages": [{"prompt_tokens": 3, "output_tokens": 2, "wait_s": 0.1}],
+        }  # type: ignore[dict-item]
         for name in ("prefix", "stages"):
             if rng.random() < 0.5:
                 del row[name]
@@ -186,9 +237,15 @@ def in_files(rng: Random, place: Place) -> Case:
             outputs=OUT,
         )
     if which == 1:
-        row = {"at_s": 0.01, "kind": rng.choice(("slow", "lost", "notice", "skew", "host")), "gpu": 0}  # type: ignore[dict-item]
+        row = {
+            "at_s": 0.01,
+            "kind": rng.choice(("slow", "lost", "notice", "skew", "host")),
+            "gpu": 0,
+        }  # type: ignore[dict-item]
         row |= {"factor": 2, "for_s": 0.1, "deadline_s": 0.2}
-        (at / "d.jsonl").write_bytes((dumps(damaged(row, rng)) + "\n").encode("utf-8", "surrogatepass"))
+        (at / "d.jsonl").write_bytes(
+            (dumps(damaged(row, rng)) + "\n").encode("utf-8", "surrogatepass")
+        )
         return Case(
             argv=rng.choice(
                 (
@@ -200,7 +257,13 @@ def in_files(rng: Random, place: Place) -> Case:
             outputs=OUT,
         )
     if which == 2:
-        row = {"custom_id": "a", "prompt": "hello", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9}  # type: ignore[dict-item]
+        row = {
+            "custom_id": "a",
+            "prompt": "hello",
+            "max_tokens": 3,
+            "temperature": 0.5,
+            "top_p": 0.9,
+        }  # type: ignore[dict-item]
         row |= {"top_k": 5, "seed": 3, "n": 1, "logprobs": 2, "stop": ["x"], "logit_bias": {"5": 1}}  # type: ignore[dict-item]
         row |= {"presence_penalty": 0.5, "repetition_penalty": 1.1, "min_tokens": 1, "min_p": 0.1}
         for name in rng.sample(sorted(row), 7):
@@ -209,19 +272,60 @@ def in_files(rng: Random, place: Place) -> Case:
         extra = ("messages", "stream", "response_format", "tools", "ignore_eos", "stop_token_ids")
         lines = [dumps(damaged(row, rng, extra)), '{"prompt": "b", "max_tokens": 2}']
         (at / "in.jsonl").write_bytes("\n".join(lines).encode("utf-8", "surrogatepass") + b"\n")
-        return Case(argv=rng.choice((RUN, ("validate", "input", "in.jsonl"), (*RUN[:5], "--dry-run"))), outputs=OUT)
+        return Case(
+            argv=rng.choice((RUN, ("validate", "input", "in.jsonl"), (*RUN[:5], "--dry-run"))),
+            outputs=OUT,
+        )
     if which == 3:
         document = {
-            "trace": "t.jsonl", "model": "llama-3.1-8b", "gpu": "h100", "gpus": [2], "policies": ["vllm"], "layouts": ["tp1"],
-            "seeds": 1, "rows": 5, "options": {"a": {"plan.depth": 2}},
-            "devices": {"slow": [{"at_s": 0.01, "kind": "slow", "gpu": "a", "factor": 2, "for_s": 0.1}]},
+            "trace": "t.jsonl",
+            "model": "llama-3.1-8b",
+            "gpu": "h100",
+            "gpus": [2],
+            "policies": ["vllm"],
+            "layouts": ["tp1"],
+            "seeds": 1,
+            "rows": 5,
+            "options": {"a": {"plan.depth": 2}},
+            "devices": {
+                "slow": [{"at_s": 0.01, "kind": "slow", "gpu": "a", "factor": 2, "for_s": 0.1}]
+            },
         }
-        known = ("limit", "arrivals", "max_output_tokens", "oracle", "costs", "cluster", "gpus_per_node", "name", "profile", "body")
-        (at / "s.yaml").write_bytes(dumps(damaged(document, rng, known)).encode("utf-8", "surrogatepass"))
+        known = (
+            "limit",
+            "arrivals",
+            "max_output_tokens",
+            "oracle",
+            "costs",
+            "cluster",
+            "gpus_per_node",
+            "name",
+            "profile",
+            "body",
+        )
+        (at / "s.yaml").write_bytes(
+            dumps(damaged(document, rng, known)).encode("utf-8", "surrogatepass")
+        )
         return Case(argv=("sweep", "s.yaml", "--out", "o.jsonl", "--workers", "1"), outputs=OUT)
     constants = {"network": {"value": 0.4, "range": [0.05, 1.0], "meaning": "m", "source": "s"}}
-    document = {"name": "mine", "source": "s", "gpu": "h20", "gpus_per_node": 8, "constants": constants}
+    document = {
+        "name": "mine",
+        "source": "s",
+        "gpu": "h20",
+        "gpus_per_node": 8,
+        "constants": constants,
+    }
     (at / "c.yaml").write_bytes(dumps(damaged(document, rng)).encode("utf-8", "surrogatepass"))
-    return Case(argv=(*TRACE, "--model", "llama-3.1-8b", "--gpus", "8", "--cluster", "c.yaml", "--layout", "tp1"))
-
-
+    return Case(
+        argv=(
+            *TRACE,
+            "--model",
+            "llama-3.1-8b",
+            "--gpus",
+            "8",
+            "--cluster",
+            "c.yaml",
+            "--layout",
+            "tp1",
+        )
+    )

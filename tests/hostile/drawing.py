@@ -13,17 +13,114 @@ NUMBERS = (
     *("-1e308", "1e309", "1e999", "nan", "NaN", "inf", "-inf", "Infinity", "0x10", "1_000"),
     *("2147483646", "2147483647", "2147483648", "4294967295", "4294967296", "9007199254740993"),
     *("9223372036854775807", "9223372036854775808", "18446744073709551616", "-9223372036854775809"),
-    *("9" * 20, "9" * 400, "9" * 5000, "-" + "9" * 5000, "1" + "0" * 60_000, "0." + "0" * 5000 + "1"),
-    *("", " ", " 5", "5 ", "1,5", "1e", "e5", "1/2", "\u0663", "\uff11", "\u00b2", "\u2155", "true", "None"),
-    *("1e308*5", "5%", "$1", "x" * 3000, "--5", "1\n2", "\x1b[31m5", "\u202e5", "1e-5000", "0" * 3000),
+    *(
+        "9" * 20,
+        "9" * 400,
+        "9" * 5000,
+        "-" + "9" * 5000,
+        "1" + "0" * 60_000,
+        "0." + "0" * 5000 + "1",
+    ),
+    *(
+        "",
+        " ",
+        " 5",
+        "5 ",
+        "1,5",
+        "1e",
+        "e5",
+        "1/2",
+        "\u0663",
+        "\uff11",
+        "\u00b2",
+        "\u2155",
+        "true",
+        "None",
+    ),
+    *(
+        "1e308*5",
+        "5%",
+        "$1",
+        "x" * 3000,
+        "--5",
+        "1\n2",
+        "\x1b[31m5",
+        "\u202e5",
+        "1e-5000",
+        "0" * 3000,
+    ),
 )
 
 TEXTS = (
-    *("", " ", "x", "-", "--", ".", "..", "/", "=", ":", ",", "+", "a.b=c", "a=b", ".=", "a.b", "a..b=1"),
-    *("x" * 300, "x" * 5000, "x " * 3000, "x," * 3000, "\u00e9" * 3000, "\U0001f600" * 500, "\u202e", "\u200b"),
-    *("\x1b[31mred\x1b[0m", "a\nb", "a\rb", "a\tb", "a\x07b", "%s", "%d%n", "{}", "{0}", "{x!r:9}", "${HOME}"),
-    *("'", '"', "\\", "`id`", "$(id)", ";", "|", "*", "~", "~root", "\u0000".strip("\0"), "None", "null"),
-    *("order.part=arrival", "[1]", "{'a': 1}", "tp1", "dp0", "best", "rule", "batchgen", "vllm,", ",vllm"),
+    *(
+        "",
+        " ",
+        "x",
+        "-",
+        "--",
+        ".",
+        "..",
+        "/",
+        "=",
+        ":",
+        ",",
+        "+",
+        "a.b=c",
+        "a=b",
+        ".=",
+        "a.b",
+        "a..b=1",
+    ),
+    *(
+        "x" * 300,
+        "x" * 5000,
+        "x " * 3000,
+        "x," * 3000,
+        "\u00e9" * 3000,
+        "\U0001f600" * 500,
+        "\u202e",
+        "\u200b",
+    ),
+    *(
+        "\x1b[31mred\x1b[0m",
+        "a\nb",
+        "a\rb",
+        "a\tb",
+        "a\x07b",
+        "%s",
+        "%d%n",
+        "{}",
+        "{0}",
+        "{x!r:9}",
+        "${HOME}",
+    ),
+    *(
+        "'",
+        '"',
+        "\\",
+        "`id`",
+        "$(id)",
+        ";",
+        "|",
+        "*",
+        "~",
+        "~root",
+        "\u0000".strip("\0"),
+        "None",
+        "null",
+    ),
+    *(
+        "order.part=arrival",
+        "[1]",
+        "{'a': 1}",
+        "tp1",
+        "dp0",
+        "best",
+        "rule",
+        "batchgen",
+        "vllm,",
+        ",vllm",
+    ),
 )
 
 DEEP_JSON = '{"a":' * 40 + "[" * 40 + "]" * 40 + "}" * 40
@@ -33,11 +130,40 @@ def raw_values() -> list[str]:
     """JSON texts of values that no field expects."""
     plain: list[Any] = [
         *(None, True, False, 0, 1, -1, 2, 5, 1.5, -0.5, 1e-320, 1e308, -1e308, 2**31, 2**31 - 1),
-        *(2**32, 2**53 + 1, 2**63, 2**64, 10**30, "", "x", "x" * 4000, "5", "\x1b[31m", "../x", "/etc"),
+        *(
+            2**32,
+            2**53 + 1,
+            2**63,
+            2**64,
+            10**30,
+            "",
+            "x",
+            "x" * 4000,
+            "5",
+            "\x1b[31m",
+            "../x",
+            "/etc",
+        ),
         *("\u0000", "\ud800", "a\nb", [], {}, [[]], [{}], {"": ""}, [1, 2, 3], [None], ["x"] * 3),
-        *({"type": "yarn"}, {"a": {"a": {"a": 5}}}, ["x" * 1000] * 5, [0] * 2000, [1e400], "\U0001f600"),
+        *(
+            {"type": "yarn"},
+            {"a": {"a": {"a": 5}}},
+            ["x" * 1000] * 5,
+            [0] * 2000,
+            [1e400],
+            "\U0001f600",
+        ),
     ]
-    own = ["9" * 400, "9" * 5000, "-" + "9" * 5000, "1e400", "NaN", "Infinity", DEEP_JSON, '"\\ud800"']
+    own = [
+        "9" * 400,
+        "9" * 5000,
+        "-" + "9" * 5000,
+        "1e400",
+        "NaN",
+        "Infinity",
+        DEEP_JSON,
+        '"\\ud800"',
+    ]
     return [json.dumps(one) for one in plain] + own
 
 
@@ -96,7 +222,11 @@ def damaged(value: Any, rng: Random, known: Sequence[str] = ()) -> Any:
             del holder[key]
         elif what < 0.2 and isinstance(holder, dict):
             holder["\u00e9" * 3] = Raw(rng.choice(RAW))
-        elif what < 0.3 and isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
+        elif (
+            what < 0.3
+            and isinstance(holder[key], int | float)
+            and not isinstance(holder[key], bool)
+        ):
             holder[key] = holder[key] * rng.choice((-1, 2, 3, 1 << 31, 1 << 62, 0.5))
         else:
             holder[key] = Raw(rng.choice(RAW))
@@ -119,7 +249,11 @@ def damaged_bytes(data: bytes, rng: Random) -> bytes:
         end = min(len(data), at + rng.choice((1, 10, 1000)))
         return data[:at] + data[end:]
     if what == 3:
-        return data[:at] + bytes(rng.randrange(256) for _ in range(rng.choice((1, 8, 300)))) + data[at:]
+        return (
+            data[:at]
+            + bytes(rng.randrange(256) for _ in range(rng.choice((1, 8, 300))))
+            + data[at:]
+        )
     if what == 4:
         return data + data[:at]
     if what == 5:

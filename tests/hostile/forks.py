@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 LOADED = (
+    *("encodings.utf_8_sig", "encodings.ascii", "encodings.idna", "encodings.latin_1"),
     *("numpy", "pandas", "pyarrow.parquet", "simpy", "msgspec", "rich.console", "typer", "yaml"),
     *("torch", "jinja2", "tokenizers", "safetensors", "batchgen.exec.run", "batchgen.exec.profile"),
     *("batchgen.sim.run", "batchgen.layout_search", "batchgen.trace.schema", "batchgen.replay"),

@@ -61,7 +61,21 @@ def make(one: Forks, folder: Path) -> None:
 
     done("model", "init", "m")
     done("sim", "--trace", "t.jsonl", *SIM, "--out", "run", "--log", "full")
-    done("exec", "--model", "m", "-i", "in.jsonl", "-o", "a.jsonl", "--threads", "1", "--out", "ran", "--log", "full")
+    done(
+        "exec",
+        "--model",
+        "m",
+        "-i",
+        "in.jsonl",
+        "-o",
+        "a.jsonl",
+        "--threads",
+        "1",
+        "--out",
+        "ran",
+        "--log",
+        "full",
+    )
     (folder / "a.jsonl").unlink()
     shutil.rmtree(folder / "run" / "vllm", ignore_errors=True)
 

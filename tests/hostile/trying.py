@@ -119,7 +119,9 @@ def faults_of(ended: Ended, before: State, after: State, outputs: Sequence[str] 
         found.append(f"exit code {ended.code}")
     found += [f"says {word!r}" for word in NEVER if word in ended.err]
     lines = ended.err.splitlines()
-    found += [f"a line of {len(one)} characters" for one in lines if len(one) > MOST_LINE]
+    for one in lines:  # what says that a file was written has its whole path
+        if len(one) > MOST_LINE and (one.startswith("error") or len(one) > 8 * MOST_LINE):
+            found.append(f"a line of {len(one)} characters")
     if re.search(r"[^\x20-\x7e\n\u00a0-\U0010ffff]", ended.err):
         found.append("control characters on stderr")
     if ended.code == 2:
@@ -127,11 +129,15 @@ def faults_of(ended: Ended, before: State, after: State, outputs: Sequence[str] 
             found.append("no line that says why")
         elif sum(line.startswith("error: ") for line in lines) > 1:
             found.append("several error lines")
-        if ended.out:
+        if ended.out and "--dry-run" not in ended.argv:
             found.append("refused, and prints on stdout")
 
     def is_output(name: str) -> bool:
-        return any(name == one or name.startswith((one + "/", one + ".job")) for one in outputs)
+        """It, the folders above it and all inside; and the job of `exec` beside it."""
+        return any(
+            name == one or one.startswith(f"{name}/") or name.startswith((f"{one}/", f"{one}.job"))
+            for one in outputs
+        )
 
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) == after.get(name):
