@@ -11,16 +11,17 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from batchgen.errors import BatchgenError, Unfinished, UserError
-from batchgen.oneline import named, one_line
+from batchgen.errors import MOST_MESSAGE, BatchgenError, Unfinished, UserError
+from batchgen.oneline import brief, named, one_line
 
 OK, ERROR_ROWS, USAGE, INTERRUPTED, INTERNAL = range(5)
-MOST = 1000  # characters of an error's text
+MOST = 400  # characters of an internal error's text
 UNREAD = 141  # what a shell says of a program that SIGPIPE ended
 SIGINT_EXIT = 130  # what typer makes of Ctrl-C
 AGAIN_S = 0.01  # until a signal that came at a bad moment comes again
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         return _explain(error)
     if code == SIGINT_EXIT:
         _say("interrupted")
@@ -168,7 +169,8 @@ def _explain(error: Exception) -> int:
         else:
             context = getattr(error, "ctx", None)
             command = getattr(context, "command_path", "batchgen")
-            _say(f"error: {one_line(form()).rstrip('.')}; see '{command} --help'")
+            told = brief(one_line(form()).rstrip("."), MOST_MESSAGE)
+            _say(f"error: {told}; see '{brief(command, MOST_MESSAGE)} --help'")
         return USAGE
     if type(error).__name__ == "Abort":
         _say("interrupted")

@@ -23,11 +23,11 @@ def device_file(run: Run, folder: Path) -> str | None:
     if not devices.lines:
         return None
     path = folder / f"{_plain(devices.name)}-{run.gpus}-gpus-seed-{run.seed}.jsonl"
-    text = device_lines(run)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    text = device_lines(run).encode()
+    if not path.is_file() or path.read_bytes() != text:
         folder.mkdir(parents=True, exist_ok=True)
         with beside(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(text)
             os.replace(temporary, path)
     return str(path)
 
