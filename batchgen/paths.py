@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from batchgen.errors import UserError
@@ -123,6 +123,21 @@ def beside(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         remove(temporary)
+
+
+def put(temporary: Path, target: Path) -> None:
+    """Gives what was made beside it the name `target`, at once; the rights of what had that name
+    stay."""
+    with suppress(FileNotFoundError):
+        os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+    os.replace(temporary, target)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that is there with all these bytes, or as it was."""
+    with beside(path) as temporary:
+        temporary.write_bytes(data)
+        put(temporary, path)
 
 
 def remove(path: Path) -> None:

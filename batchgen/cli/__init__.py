@@ -7,6 +7,7 @@ A subcommand module exports `app`; what its command returns (an int or None) is 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -56,8 +57,24 @@ MOST_SHOWN = 200
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. User mistakes are one line on stderr."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed when the process began: what is said goes nowhere
+        stream = getattr(sys, name)
+        if stream is None:  # closed when the process began: what is said goes nowhere
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            # What a locale without these characters cannot show is shown as its escape.
+            stream.reconfigure(errors="backslashreplace")
+    code = _run(argv)
+    try:
+        sys.stdout.flush()  # while an error of it can still be told
+    except BrokenPipeError:
+        return _unread()
+    except OSError as error:
+        _unread()  # what is left of it, which Python would try to write once more
+        return code if code > ERROR_ROWS else _explain(error)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args  # accepted in any place, so that it can be appended to a failed line
     args = [arg for arg in args if arg != "--debug"]
@@ -199,4 +216,5 @@ def _explain(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    with suppress(OSError):  # nobody can be told that nobody can be told
+        print(line, file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any
 
 from batchgen.errors import UserError
 from batchgen.oneline import escaped
+from batchgen.paths import write_whole
 from batchgen.simjob import Progress
 
 JSON_SCHEMA = 1
@@ -181,7 +182,7 @@ def tell_result(
     Returns the exit code."""
     text = json.dumps(document, indent=1, allow_nan=False)
     if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
+        write_whole(out, f"{text}\n".encode())
     if as_json:
         print(text)
     else:

@@ -25,7 +25,7 @@ from batchgen.cli.common import (
 )
 from batchgen.errors import DataError, UserError
 from batchgen.oneline import escaped
-from batchgen.paths import check_new_folder
+from batchgen.paths import check_new_folder, write_whole
 
 if TYPE_CHECKING:
     from batchgen.report.record import RunRecord
@@ -202,11 +202,11 @@ def _title(asked: Sweep, rows: list[dict[str, Any]]) -> str:
 
 def _write(rows: list[dict[str, Any]], asked: Sweep, folder: Path) -> None:
     from batchgen.sweep.picture import draw
-    from batchgen.sweep.table import cells, markdown, write_bytes, write_parquet
+    from batchgen.sweep.table import cells, markdown, write_parquet
 
     found = cells(rows)
     write_parquet(rows, folder / PARQUET)
-    write_bytes(folder / TABLE, markdown(found).encode())
+    write_whole(folder / TABLE, markdown(found).encode())
     drawn = draw(found, _title(asked, rows), folder / PICTURE)
     names = [PARQUET, TABLE] + [PICTURE] * (drawn is not None)
     say(f"wrote {', '.join(str(folder / name) for name in names)}")

@@ -102,8 +102,9 @@ def replay(
                 f"not whole: the log stops with {report.unfinished_rows} rows unfinished; it was "
                 "cut, or its run did not end"
             )
+        word = "equal so far" if stops_early else "equal"
         text = (
-            f"{'equal so far' if stops_early else 'equal'}: {report.events} events and {report.actions} actions of {report.preset} on "
+            f"{word}: {report.events} events and {report.actions} actions of {report.preset} on "
             f"{report.backend} came again (hash seed {result['hash_seed']})"
         )
         print(" ".join(text.split()))  # names in a log may hold anything

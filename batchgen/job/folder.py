@@ -204,7 +204,8 @@ def open_folder(
             finally:
                 is_done = folder is not None and not folder.is_kept
                 is_mine = not was_there or (folder is not None and not folder.is_resumed)
-                if is_done or (is_mine and not holds_any(path / JOURNAL)):
+                is_void = not was_there and folder is None  # the disk was full, or a signal came
+                if is_done or is_void or (is_mine and not holds_any(path / JOURNAL)):
                     _take_away(path)
     finally:
         with suppress(OSError):  # a signal before anything was put into it

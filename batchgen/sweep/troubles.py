@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
-from batchgen.paths import beside
+from batchgen.paths import write_whole
 from batchgen.sweep.spec import Run
 
 
@@ -26,9 +25,7 @@ def device_file(run: Run, folder: Path) -> str | None:
     text = device_lines(run).encode()
     if not path.is_file() or path.read_bytes() != text:
         folder.mkdir(parents=True, exist_ok=True)
-        with beside(path) as temporary:
-            temporary.write_bytes(text)
-            os.replace(temporary, path)
+        write_whole(path, text)
     return str(path)
 
 

@@ -2,13 +2,14 @@
 milliseconds, and may end its process, close its streams or fill its disk. A JSON line per run in,
 one out. Nothing here uses threads before it forks.
 
-Task: argv, cwd, out, err (paths), and where wanted stdin (a path; none: empty; "closed"), env
+Task: argv, cwd, out, err (paths; null: into the answer), and where wanted stdin (a path; none: empty; "closed"), env
 (changes; null takes away), closed (descriptors to close), fsize (bytes that a file may have),
-umask, uid, seconds (until it is killed). Answer: code (below 0 for a signal), late (it was killed).
+umask, uid, seconds (until it is killed). Answer: code (below 0 for a signal), late (it was killed), err (what it said).
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import json
@@ -17,7 +18,7 @@ import resource
 import signal
 import sys
 import time
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ COMMANDS = (
 )
 
 
-def child(task: dict[str, Any]) -> int:
+def child(task: dict[str, Any], heard: int) -> int:
     """The command, in a process of its own."""
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -50,7 +51,11 @@ def child(task: dict[str, Any]) -> int:
     if stdin != "closed":
         os.dup2(os.open(stdin, os.O_RDONLY), 0)
     os.dup2(os.open(task["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-    os.dup2(os.open(task["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.dup2(heard if task["err"] is None else os.open(task["err"], os.O_WRONLY), 2)
+    encoding = task.get("encoding", "utf-8")  # what a locale or PYTHONIOENCODING gives
+    sys.stdin = open(0, encoding=encoding, closefd=False)
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)
+    sys.stderr = open(2, "w", 1, encoding, "backslashreplace", closefd=False)
     if "fsize" in task:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does when it starts
         resource.setrlimit(resource.RLIMIT_FSIZE, (task["fsize"], task["fsize"]))
@@ -64,7 +69,8 @@ def child(task: dict[str, Any]) -> int:
         os.setgroups([])
         os.setgid(task["uid"])
         os.setuid(task["uid"])
-    for number in task.get("closed", []):
+    for number in task.get("closed", []):  # as Python finds it when it starts
+        setattr(sys, ("stdin", "stdout", "stderr")[number], None)
         os.close(number)
     from batchgen.cli import main
 
@@ -72,32 +78,45 @@ def child(task: dict[str, Any]) -> int:
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
-    """One task, waited for."""
+    """One task, waited for. What it says on stderr comes through a pipe, which has no limits."""
+    hearing, heard = os.pipe()
+    os.set_blocking(hearing, False)
     one = os.fork()
     if not one:
         code = 99
         try:
-            code = child(task)
-            sys.stdout.flush()
+            code = child(task, heard)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # as Python does at the end
         except BaseException:
             import traceback
 
             traceback.print_exc()
         finally:
-            sys.stderr.flush()
+            atexit._run_exitfuncs()
+            with suppress(Exception):
+                sys.stderr.flush()
             os._exit(code)
-    limit = time.monotonic() + task.get("seconds", 60)
+    os.close(heard)
+    pieces: list[bytes] = []
+    late = False
+    limit = time.monotonic() + task.get("seconds", 90)
     pause = 0.001
     while True:
         done, status = os.waitpid(one, os.WNOHANG)
+        with suppress(BlockingIOError):
+            while piece := os.read(hearing, 1 << 16):
+                pieces.append(piece)
         if done:
-            return {"code": os.waitstatus_to_exitcode(status), "late": False}
-        if time.monotonic() > limit:
+            break
+        if not late and time.monotonic() > limit:
             os.killpg(one, signal.SIGKILL)
-            os.waitpid(one, 0)
-            return {"code": -9, "late": True}
+            late = True
         time.sleep(pause)
         pause = min(2 * pause, 0.02)
+    os.close(hearing)
+    err = b"".join(pieces).decode("utf-8", "backslashreplace")
+    return {"code": os.waitstatus_to_exitcode(status), "late": late, "err": err}
 
 
 def warm() -> None:

@@ -47,6 +47,7 @@ class Case:
 
     argv: tuple[str, ...]
     outputs: tuple[str, ...] = ()
+    is_partial: bool = False  # it may have done a part before it is refused: the disk was full
     task: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,17 +69,14 @@ class Forks:
         assert self._out.readline() == "ready\n"
 
     def run(self, argv: Sequence[str], cwd: Path, **task: Any) -> Ended:
-        out, err = self.folder / "stdout", self.folder / "stderr"
-        whole = {"argv": list(argv), "cwd": str(cwd), "out": str(out), "err": str(err)} | task
+        out = self.folder / "stdout"
+        whole = {"argv": list(argv), "cwd": str(cwd), "out": str(out), "err": None} | task
         self._in.write(json.dumps(whole) + "\n")
         self._in.flush()
         answer = json.loads(self._out.readline())
-        return Ended(
-            argv=list(argv),
-            out=out.read_bytes().decode("utf-8", "backslashreplace"),
-            err=err.read_bytes().decode("utf-8", "backslashreplace"),
-            **answer,
-        )
+        printed = b"" if "out" in task else out.read_bytes()
+        said = printed.decode("utf-8", "backslashreplace")
+        return Ended(argv=list(argv), out=said, **answer)
 
     def close(self) -> None:
         self._in.close()
@@ -113,10 +111,18 @@ def state_of(folder: Path) -> State:
     return found
 
 
-def faults_of(ended: Ended, before: State, after: State, outputs: Sequence[str] = ()) -> list[str]:
+def faults_of(
+    ended: Ended,
+    before: State,
+    after: State,
+    outputs: Sequence[str] = (),
+    *,
+    is_heard: bool = True,
+    is_partial: bool = False,
+) -> list[str]:
     """What is wrong with how a command ended: nothing, if it kept every promise.
 
-    outputs: names that it may make, change or, for folders, fill. Whatever else was there must be
+    is_heard: somebody reads stderr. outputs: names that it may make, change or, for folders, fill. Whatever else was there must be
     as it was, and a command that is refused leaves nothing new at all.
     """
     found = []
@@ -130,16 +136,16 @@ def faults_of(ended: Ended, before: State, after: State, outputs: Sequence[str] 
     for one in lines:  # what says that a file was written has its whole path
         if len(one) > MOST_LINE and (one.startswith("error") or len(one) > 8 * MOST_LINE):
             found.append(f"a line of {len(one)} characters")
-    if re.search(r"[^\x20-\x7e\n\u00a0-\U0010ffff]", ended.err):
+    if "bar" not in ended.argv and re.search(r"[^\x20-\x7e\n\u00a0-\U0010ffff]", ended.err):
         found.append("control characters on stderr")
     if ended.code == 2:
-        if ended.err.startswith("Usage: "):
+        if not is_heard or ended.err.startswith("Usage: "):
             pass  # a group of commands without one of them
         elif not lines or not lines[-1].startswith("error: "):
             found.append("no line that says why")
         elif sum(line.startswith("error: ") for line in lines) > 1:
             found.append("several error lines")
-        if ended.out and "--dry-run" not in ended.argv:
+        if ended.out and not is_partial and "--dry-run" not in ended.argv:
             found.append("refused, and prints on stdout")
 
     def is_output(name: str) -> bool:
@@ -163,11 +169,11 @@ def faults_of(ended: Ended, before: State, after: State, outputs: Sequence[str] 
                 found.append(f"left {name}")
             elif not is_output(name):
                 found.append(f"made {name}")
-            elif ended.code == 2:
+            elif ended.code == 2 and not is_partial:
                 found.append(f"refused, and left {name}")
         elif Path(name).name == "owner.json":
             continue  # who had a look at a job
-        elif not is_output(name) or ended.code == 2:
+        elif not is_output(name) or (ended.code == 2 and not is_partial):
             found.append(f"changed {name}")
     return found
 
@@ -191,11 +197,15 @@ class Place:
         return ended
 
     def faults(
-        self, *argv: str, outputs: Sequence[str] = (), **task: Any
+        self, *argv: str, outputs: Sequence[str] = (), is_partial: bool = False, **task: Any
     ) -> tuple[Ended, list[str]]:
         before = state_of(self.folder)
         ended = self.run(*argv, **task)
-        return ended, faults_of(ended, before, state_of(self.folder), outputs)
+        is_heard = "err" not in task and 2 not in task.get("closed", ())
+        after = state_of(self.folder)
+        return ended, faults_of(
+            ended, before, after, outputs, is_heard=is_heard, is_partial=is_partial
+        )
 
 
 def told(ended: Ended, faults: Sequence[str]) -> str:
