@@ -133,8 +133,9 @@ def _max_context(read: Fields) -> int:
     scaling = read.section("rope_scaling")
     # Configs of the DeepSeek kind already declare the extended length; Llama 3.1 too.
     original = scaling.integer("original_max_position_embeddings", 0, low=0, high=MAX_CONTEXT)
+    factor = max(scaling.number("factor", 1.0), 1.0)
     if declared == original:
-        return int(min(original * max(scaling.number("factor", 1.0), 1.0), MAX_CONTEXT))
+        return int(min(original * factor, MAX_CONTEXT))
     return declared
 
 

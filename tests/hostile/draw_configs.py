@@ -89,7 +89,8 @@ TEMPLATES = (
     "{{ messages | map('upper') | join }}",
     "{{ messages | random }}",
     "{{ messages.append(1) }}",
-    "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}"
+    "{% endfor %}{{ ns.x }}",
     "{% generation %}x",
     "{% endgeneration %}",
     "{% generation %}{% generation %}{{ messages }}{% endgeneration %}{% endgeneration %}",

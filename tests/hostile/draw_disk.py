@@ -1,4 +1,4 @@
-"""Disks that are full, at any byte: every command that writes, under a limit of the size of files."""
+"""Disks that are full at any byte: every command that writes, where files may have a size only."""
 
 from __future__ import annotations
 
@@ -7,65 +7,57 @@ import json
 from pathlib import Path
 from random import Random
 
-from places import SIM
+from drawing import lines
 from trying import Case, Ended, Place
 
 OUT = ("o.jsonl", "o.json", "o.png")
-COMMANDS: tuple[tuple[str, ...], ...] = (
-    ("trace", "generate", "-n", "3000", "--part", "1 / constant:9 / constant:3", "-o", "o.jsonl"),
-    (
-        "trace",
-        "generate",
-        "-n",
-        "9000",
-        "--part",
-        "1 / constant:9 / constant:3",
-        "-o",
-        "o.jsonl.gz",
-    ),
-    ("trace", "import", "t.jsonl", "-o", "o.jsonl"),
-    ("trace", "plot", "t.jsonl", "-o", "o.png"),
-    ("trace", "stats", "t.jsonl", "--json"),
-    ("trace", "devices", "generate", "--gpus", "64", "-o", "o.jsonl"),
-    ("trace", "devices", "import", "d.jsonl", "-o", "o.jsonl"),
-    ("trace", "devices", "plot", "d.jsonl", "-o", "o.png"),
-    ("trace", "devices", "rates", "--json"),
-    ("sim", "--trace", "t.jsonl", *SIM, "--json"),
-    ("sim", "--trace", "t.jsonl", *SIM, "--out", "o.jsonl", "--log", "full"),
-    ("sim", "--trace", "t.jsonl", *SIM, "--compare", "vllm,orca", "--out", "o.jsonl"),
-    ("sim", "--trace", "t.jsonl", *SIM, "--out", "run", "--force"),
-    ("sweep", "s.yaml", "--out", "o.jsonl", "--workers", "1"),
-    ("sweep", "s.yaml", "--out", "o.jsonl", "--workers", "2", "--json"),
-    ("plan", "--trace", "t.jsonl", *SIM[:6], "--workers", "1", "--json"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.jsonl", "--threads", "1"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "old.jsonl", "--force", "--threads", "1"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "-", "--threads", "1"),
-    ("exec", "--model", "m", "-i", "-", "-o", "o.jsonl", "--threads", "1"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.jsonl", "--threads", "1", "--json"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.jsonl", "--out", "o.json", "--log", "full"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.jsonl", "--manifest", "o.json")
-    + ("--error-file", "o.png"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.parquet", "--threads", "1"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "--dry-run", "--json"),
-    ("model", "init", "o.jsonl"),
-    ("model", "list", "--json"),
-    ("model", "hardware"),
-    ("model", "show", "deepseek-r1", "--json"),
-    ("report", "run", "--json"),
-    ("report", "run", "--plots", "o.jsonl"),
-    ("report", "run/batchgen", "--timeline", "o.json"),
-    ("report", "run/batchgen", "--timeline", "o.json.gz"),
-    ("validate", "replay", "run/batchgen", "--no-fresh", "--json"),
-    ("validate", "input", "in.jsonl", "--json"),
-    ("validate", "agreement", "--model", "m", "-i", "in.jsonl", "--policies", "vllm", "--json"),
-    ("policy", "list", "--json"),
-    ("policy", "list"),
-    ("job", "results", "ran.jsonl"),
-    ("bench", "bound", "--model", "llama-3.1-8b", "--seats", "4", "--tflops", "1", "--gb-per-s")
-    + ("9", "--prompt-tokens", "5", "--output-tokens", "5", "--out", "o.json"),
-    ("bench", "published", "--only", "flexgen", "--commands", "o.jsonl"),
-    ("bench", "costs", "--json"),
-    ("bench", "costs", "--out", "o.json"),
+COMMANDS = lines(
+    r"""
+trace generate -n 3000 --part '1 / constant:9 / constant:3' -o o.jsonl
+trace generate -n 9000 --part '1 / constant:9 / constant:3' -o o.jsonl.gz
+trace import t.jsonl -o o.jsonl
+trace plot t.jsonl -o o.png
+trace stats t.jsonl --json
+trace devices generate --gpus 64 -o o.jsonl
+trace devices import d.jsonl -o o.jsonl
+trace devices plot d.jsonl -o o.png
+trace devices rates --json
+sim --trace t.jsonl SIM --json
+sim --trace t.jsonl SIM --out o.jsonl --log full
+sim --trace t.jsonl SIM --compare vllm,orca --out o.jsonl
+sim --trace t.jsonl SIM --out run --force
+sweep s.yaml --out o.jsonl --workers 1
+sweep s.yaml --out o.jsonl --workers 2 --json
+plan --trace t.jsonl LLAMA --workers 1 --json
+exec --model m -i in.jsonl -o o.jsonl --threads 1
+exec --model m -i in.jsonl -o old.jsonl --force --threads 1
+exec --model m -i in.jsonl -o - --threads 1
+exec --model m -i - -o o.jsonl --threads 1
+exec --model m -i in.jsonl -o o.jsonl --threads 1 --json
+exec --model m -i in.jsonl -o o.jsonl --out o.json --log full
+exec --model m -i in.jsonl -o o.jsonl --manifest o.json --error-file o.png
+exec --model m -i in.jsonl -o o.parquet --threads 1
+exec --model m -i in.jsonl --dry-run --json
+model init o.jsonl
+model list --json
+model hardware
+model show deepseek-r1 --json
+report run --json
+report run --plots o.jsonl
+report run/batchgen --timeline o.json
+report run/batchgen --timeline o.json.gz
+validate replay run/batchgen --no-fresh --json
+validate input in.jsonl --json
+validate agreement --model m -i in.jsonl --policies vllm --json
+policy list --json
+policy list
+job results ran.jsonl
+bench bound --model llama-3.1-8b --seats 4 --tflops 1 --gb-per-s 9 --prompt-tokens 5 \
+  --output-tokens 5 --out o.json
+bench published --only flexgen --commands o.jsonl
+bench costs --json
+bench costs --out o.json
+"""
 )
 SIZES = (0, 0, 1, 10, 100, 300, 511, 512, 1000, 3000, 4096, 5000, 8192, 16_384, 20_000, 33_000)
 SIZES += (40_000, 66_000, 100_000, 200_000)
@@ -93,10 +85,9 @@ def more(case: Case, ended: Ended, place: Place) -> list[str]:
     found = []
     for name in case.outputs:
         path = place.folder / name
-        files = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
-        for file in files:
-            if file.is_file() and not is_whole(file):
-                found.append(f"half of {name}: {file.name}")
+        files = path.rglob("*") if path.is_dir() else [path]
+        halves = [one.name for one in files if one.is_file() and not is_whole(one)]
+        found += [f"half of {name}: {one}" for one in halves]
     return found
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from random import Random
 
-from places import SIM
+from drawing import SIM
 from trying import Case, Place
 
 VARIABLES: dict[str, tuple[str | None, ...]] = {
@@ -72,16 +72,40 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("sim", "--trace", "none\u00e9.jsonl"),
     ("trace", "stats", "n\u00e4me\U0001f600.jsonl"),
     ("trace", "plot", "n\u00e4me\U0001f600.jsonl", "-o", "o.png"),
-    ("trace", "generate", "-o", "o.jsonl", "-n", "3", "--part", "1 / constant:9 / constant:3")
-    + ("--name", "\u00e4\U0001f600"),
+    (
+        "trace",
+        "generate",
+        "-o",
+        "o.jsonl",
+        "-n",
+        "3",
+        "--part",
+        "1 / constant:9 / constant:3",
+        "--name",
+        "ä😀",
+    ),
     ("sweep", "s.yaml", "--out", "o.jsonl", "--workers", "2"),
     ("plan", "--trace", "t.jsonl", *SIM[:6], "--workers", "2"),
     ("report", "run"),
     ("model", "show", "llama-3.1-8b"),
     ("model", "list"),
     ("policy", "list"),
-    ("bench", "bound", "--model", "llama-3.1-8b", "--seats", "4", "--tflops", "1", "--gb-per-s")
-    + ("9", "--prompt-tokens", "5", "--output-tokens", "5"),
+    (
+        "bench",
+        "bound",
+        "--model",
+        "llama-3.1-8b",
+        "--seats",
+        "4",
+        "--tflops",
+        "1",
+        "--gb-per-s",
+        "9",
+        "--prompt-tokens",
+        "5",
+        "--output-tokens",
+        "5",
+    ),
     ("--version",),
     ("--help",),
     ("sim", "--help"),

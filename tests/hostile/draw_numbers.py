@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from random import Random
 
-from drawing import NUMBERS, damaged, dumps
-from places import SIM
+from drawing import NUMBERS, SIM, damaged, dumps
 from trying import Case, Place
 
 from batchgen.cost.efficiency import Efficiency
@@ -32,18 +31,46 @@ COMMANDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ),
     (
         RUN,
-        ("--max-tokens", "--temperature", "--seed", "--limit", "--shard", "--hbm-pages")
-        + ("--host-pages", "--threads", "--max-errors", "--row-timeout"),
+        (
+            "--max-tokens",
+            "--temperature",
+            "--seed",
+            "--limit",
+            "--shard",
+            "--hbm-pages",
+            "--host-pages",
+            "--threads",
+            "--max-errors",
+            "--row-timeout",
+        ),
     ),
     (
         (*RUN[:5], "--dry-run"),
         ("--expected-tokens", "--price-per-hour", "--threads", "--max-tokens"),
     ),
     (
-        ("plan", "--trace", "t.jsonl", "--model", "llama-3.1-8b", "--gpu", "h100", "--gpus", "2")
-        + ("--workers", "1"),
-        ("--gpus", "--gpus-per-node", "--deadline", "--limit", "--seed", "--max-output-tokens")
-        + ("--workers",),
+        (
+            "plan",
+            "--trace",
+            "t.jsonl",
+            "--model",
+            "llama-3.1-8b",
+            "--gpu",
+            "h100",
+            "--gpus",
+            "2",
+            "--workers",
+            "1",
+        ),
+        (
+            "--gpus",
+            "--gpus-per-node",
+            "--deadline",
+            "--limit",
+            "--seed",
+            "--max-output-tokens",
+            "--workers",
+        ),
     ),
     (("sweep", "s.yaml", "--out", "o.jsonl"), ("--workers",)),
     (
@@ -51,8 +78,15 @@ COMMANDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ("-n", "--seed", "--samples", "--rate", "--expert-skew", "--rounds", "--wait-s"),
     ),
     (
-        (*MAKE, "--rounds", "3", "--follow-up-tokens", "constant:4", "--round-output-tokens")
-        + ("constant:3",),
+        (
+            *MAKE,
+            "--rounds",
+            "3",
+            "--follow-up-tokens",
+            "constant:4",
+            "--round-output-tokens",
+            "constant:3",
+        ),
         ("--rounds", "--wait-s"),
     ),
     (
@@ -68,14 +102,32 @@ COMMANDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("profile", "-o", "keep/none/p.json"), ("--page-tokens", "--threads")),
     (
         SERVE,
-        ("--port", "--max-tokens", "--temperature", "--seed", "--hbm-pages", "--host-pages")
-        + ("--threads", "--slice", "--max-batches", "--max-requests", "--max-file-mb")
-        + ("--max-stored-gb",),
+        (
+            "--port",
+            "--max-tokens",
+            "--temperature",
+            "--seed",
+            "--hbm-pages",
+            "--host-pages",
+            "--threads",
+            "--slice",
+            "--max-batches",
+            "--max-requests",
+            "--max-file-mb",
+            "--max-stored-gb",
+        ),
     ),
     (
         BOUNDS,
-        ("--seats", "--tflops", "--gb-per-s", "--prompt-tokens", "--output-tokens", "--rows")
-        + ("--token-budget",),
+        (
+            "--seats",
+            "--tflops",
+            "--gb-per-s",
+            "--prompt-tokens",
+            "--output-tokens",
+            "--rows",
+            "--token-budget",
+        ),
     ),
     (
         (*BOUND, "--seats", "4", "--tflops", "1", "--gb-per-s", "9", "--trace", "t.jsonl"),

@@ -6,118 +6,83 @@ import os
 import socket
 from random import Random
 
-from places import SIM
+from drawing import lines
 from trying import Case, Place
 
 # Command, with {} for the path; what the path is: an input or an output.
-INPUTS: tuple[tuple[str, ...], ...] = (
-    ("sim", "--trace", "{}", *SIM),
-    ("sim", "--trace", "t.jsonl", *SIM, "--devices", "{}"),
-    ("sim", "--trace", "t.jsonl", *SIM, "--profile", "{}"),
-    ("sim", "--trace", "t.jsonl", "--model", "{}", "--gpus", "1"),
-    ("sim", "--trace", "t.jsonl", "--model", "llama-3.1-8b", "--gpus", "8", "--cluster", "{}"),
-    ("sim", "--trace", "t.jsonl", *SIM, "--policy", "{}"),
-    ("sim", "--trace", "t.jsonl", *SIM, "--body", "{}"),
-    ("plan", "--trace", "{}", "--workers", "1"),
-    ("plan", "--trace", "t.jsonl", *SIM[:6], "--profile", "{}", "--workers", "1"),
-    ("sweep", "{}", "--out", "o.jsonl"),
-    ("exec", "--model", "{}", "-i", "in.jsonl", "-o", "o.jsonl"),
-    ("exec", "--model", "m", "-i", "{}", "-o", "o.jsonl", "--threads", "1"),
-    ("exec", "--model", "m", "-i", "{}", "--dry-run"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.jsonl", "--profile", "{}"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.jsonl", "--body", "{}"),
-    ("trace", "stats", "{}"),
-    ("trace", "stats", "{}", "--format", "mooncake"),
-    ("trace", "import", "{}", "-o", "o.jsonl"),
-    ("trace", "import", "t.jsonl", "-o", "o.jsonl", "--prefixes", "{}"),
-    ("trace", "plot", "{}", "-o", "o.png"),
-    ("trace", "devices", "stats", "{}"),
-    ("trace", "devices", "import", "{}", "-o", "o.jsonl"),
-    ("trace", "devices", "plot", "{}", "-o", "o.png"),
-    ("model", "show", "{}"),
-    ("validate", "replay", "{}", "--no-fresh"),
-    ("validate", "replay", "{}"),
-    ("validate", "input", "{}"),
-    ("validate", "agreement", "--model", "{}", "-i", "in.jsonl"),
-    ("validate", "agreement", "--model", "m", "-i", "{}"),
-    ("validate", "prediction", "--model", "m", "-i", "in.jsonl", "--profile", "{}"),
-    ("validate", "prediction", "--model", "{}", "-i", "in.jsonl", "--profile", "c.yaml"),
-    ("job", "status", "{}"),
-    ("job", "results", "{}"),
-    ("report", "{}"),
-    ("profile", "-o", "o.jsonl", "--quick", "--model", "{}"),
-    ("serve", "--model", "{}", "--state", "old.jsonl"),
-    ("bench", "bound", "--model", "{}", "--seats", "4", "--tflops", "1", "--gb-per-s", "9")
-    + ("--prompt-tokens", "5", "--output-tokens", "5"),
-    ("bench", "bound", "--model", "llama-3.1-8b", "--seats", "4", "--ceilings", "{}")
-    + ("--prompt-tokens", "5", "--output-tokens", "5"),
-    ("bench", "bound", "--model", "llama-3.1-8b", "--seats", "4", "--tflops", "1", "--gb-per-s")
-    + ("9", "--trace", "{}"),
-    ("bench", "costs", "--tables", "{}"),
-    ("bench", "engines", "--data", "{}"),
-    ("bench", "engines", "--profiles", "{}"),
-    ("bench", "silicon", "--data", "{}"),
-    ("policy", "check", "{}"),
+INPUTS = lines(
+    r"""
+sim --trace {} SIM
+sim --trace t.jsonl SIM --devices {}
+sim --trace t.jsonl SIM --profile {}
+sim --trace t.jsonl --model {} --gpus 1
+sim --trace t.jsonl --model llama-3.1-8b --gpus 8 --cluster {}
+sim --trace t.jsonl SIM --policy {}
+sim --trace t.jsonl SIM --body {}
+plan --trace {} --workers 1
+plan --trace t.jsonl LLAMA --profile {} --workers 1
+sweep {} --out o.jsonl
+exec --model {} -i in.jsonl -o o.jsonl
+exec --model m -i {} -o o.jsonl --threads 1
+exec --model m -i {} --dry-run
+exec --model m -i in.jsonl -o o.jsonl --profile {}
+exec --model m -i in.jsonl -o o.jsonl --body {}
+trace stats {}
+trace stats {} --format mooncake
+trace import {} -o o.jsonl
+trace import t.jsonl -o o.jsonl --prefixes {}
+trace plot {} -o o.png
+trace devices stats {}
+trace devices import {} -o o.jsonl
+trace devices plot {} -o o.png
+model show {}
+validate replay {} --no-fresh
+validate replay {}
+validate input {}
+validate agreement --model {} -i in.jsonl
+validate agreement --model m -i {}
+validate prediction --model m -i in.jsonl --profile {}
+validate prediction --model {} -i in.jsonl --profile c.yaml
+job status {}
+job results {}
+report {}
+profile -o o.jsonl --quick --model {}
+serve --model {} --state old.jsonl
+bench bound --model {} --seats 4 --tflops 1 --gb-per-s 9 --prompt-tokens 5 --output-tokens 5
+bench bound --model llama-3.1-8b --seats 4 --ceilings {} --prompt-tokens 5 --output-tokens 5
+bench bound --model llama-3.1-8b --seats 4 --tflops 1 --gb-per-s 9 --trace {}
+bench costs --tables {}
+bench engines --data {}
+bench engines --profiles {}
+bench silicon --data {}
+policy check {}
+"""
 )
-OUTPUTS: tuple[tuple[str, ...], ...] = (
-    ("sim", "--trace", "t.jsonl", *SIM, "--out", "{}"),
-    ("sim", "--trace", "t.jsonl", *SIM, "--compare", "vllm,orca", "--out", "{}"),
-    ("sweep", "s.yaml", "--workers", "1", "--out", "{}"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "{}", "--threads", "1"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.jsonl", "--threads", "1", "--out", "{}"),
-    (
-        "exec",
-        "--model",
-        "m",
-        "-i",
-        "in.jsonl",
-        "-o",
-        "o.jsonl",
-        "--threads",
-        "1",
-        "--manifest",
-        "{}",
-    ),
-    (
-        "exec",
-        "--model",
-        "m",
-        "-i",
-        "in.jsonl",
-        "-o",
-        "o.jsonl",
-        "--threads",
-        "1",
-        "--error-file",
-        "{}",
-    ),
-    (
-        "exec",
-        "--model",
-        "m",
-        "-i",
-        "in.jsonl",
-        "-o",
-        "o.jsonl",
-        "--threads",
-        "1",
-        "--job-dir",
-        "{}",
-    ),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "-", "--threads", "1", "--job-dir", "{}"),
-    ("trace", "generate", "-n", "9", "--part", "1 / constant:9 / constant:3", "-o", "{}"),
-    ("trace", "import", "t.jsonl", "-o", "{}"),
-    ("trace", "plot", "t.jsonl", "-o", "{}"),
-    ("trace", "devices", "generate", "--gpus", "16", "-o", "{}"),
-    ("trace", "devices", "import", "d.jsonl", "-o", "{}"),
-    ("trace", "devices", "plot", "d.jsonl", "-o", "{}"),
-    ("report", "run", "--plots", "{}"),
-    ("report", "run", "--timeline", "{}"),
-    ("model", "init", "{}"),
-    ("bench", "bound", "--model", "llama-3.1-8b", "--seats", "4", "--tflops", "1", "--gb-per-s")
-    + ("9", "--prompt-tokens", "5", "--output-tokens", "5", "--out", "{}"),
-    ("bench", "published", "--only", "nothing-has-this", "--out", "{}"),
-    ("bench", "published", "--only", "nothing-has-this", "--commands", "{}"),
+OUTPUTS = lines(
+    r"""
+sim --trace t.jsonl SIM --out {}
+sim --trace t.jsonl SIM --compare vllm,orca --out {}
+sweep s.yaml --workers 1 --out {}
+exec --model m -i in.jsonl -o {} --threads 1
+exec --model m -i in.jsonl -o o.jsonl --threads 1 --out {}
+exec --model m -i in.jsonl -o o.jsonl --threads 1 --manifest {}
+exec --model m -i in.jsonl -o o.jsonl --threads 1 --error-file {}
+exec --model m -i in.jsonl -o o.jsonl --threads 1 --job-dir {}
+exec --model m -i in.jsonl -o - --threads 1 --job-dir {}
+trace generate -n 9 --part '1 / constant:9 / constant:3' -o {}
+trace import t.jsonl -o {}
+trace plot t.jsonl -o {}
+trace devices generate --gpus 16 -o {}
+trace devices import d.jsonl -o {}
+trace devices plot d.jsonl -o {}
+report run --plots {}
+report run --timeline {}
+model init {}
+bench bound --model llama-3.1-8b --seats 4 --tflops 1 --gb-per-s 9 --prompt-tokens 5 \
+  --output-tokens 5 --out {}
+bench published --only nothing-has-this --out {}
+bench published --only nothing-has-this --commands {}
+"""
 )
 FORCED = ("sim", "sweep", "exec", "trace", "model", "bench")
 KINDS = (
@@ -313,7 +278,7 @@ def draw(rng: Random, place: Place) -> Case:
     if kind == "stdin" and rng.random() < 0.7:
         task["stdin"] = str(place.folder / rng.choice(("t.jsonl", "in.jsonl", "m/config.json")))
     if rng.random() < 0.03:
-        task["stdin"] = "closed"
+        task["closed"] = [0]
     words = tuple(path if word == "{}" else word for word in argv)
     outputs = ["o.jsonl", "o.png"] + ["folder"] * (is_output and kind == "link to folder")
     if is_output and path not in ("", ".", "m", "run", "ran"):

@@ -1,221 +1,53 @@
-"""Command lines that mean nothing: words missing, doubled, misspelt, too long, in the wrong place."""
+"""Command lines that mean nothing: words missing, doubled, misspelt, too long, out of place."""
 
 from __future__ import annotations
 
 from random import Random
 
-from drawing import NUMBERS, TEXTS
-from places import SIM
+from drawing import NUMBERS, TEXTS, lines
 from trying import Case, Place
 
-LINES: tuple[tuple[str, ...], ...] = (
-    ("sim", "--trace", "t.jsonl", *SIM),
-    ("sim", "--trace", "t.jsonl", *SIM, "--compare", "vllm,orca"),
-    ("sim", "--trace", "t.jsonl", *SIM, "--policy", "batchgen", "--set", "plan.depth=2"),
-    ("sim", "--trace", "t.jsonl", *SIM, "--devices", "d.jsonl", "--without-faults"),
-    (
-        "sim",
-        "--trace",
-        "t.jsonl",
-        "--model",
-        "deepseek-r1",
-        "--cluster",
-        "h20-ib",
-        "--gpus",
-        "16",
-        "--layout",
-        "dpa16+ep16",
-    ),
-    (
-        "sim",
-        "--trace",
-        "t.jsonl",
-        *SIM,
-        "--arrivals",
-        "batch",
-        "--costs",
-        "measured",
-        "--log",
-        "off",
-        "--progress",
-        "off",
-    ),
-    ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.jsonl", "--threads", "1"),
-    ("exec", "--model", "m", "-i", "in.jsonl", "--dry-run", "--json"),
-    (
-        "exec",
-        "--model",
-        "m",
-        "-i",
-        "in.jsonl",
-        "-o",
-        "o.jsonl",
-        "--resume",
-        "never",
-        "--order",
-        "input",
-        "--log",
-        "off",
-    ),
-    (
-        "exec",
-        "--model",
-        "m",
-        "-i",
-        "t.jsonl",
-        "-o",
-        "o.jsonl",
-        "--prompt-column",
-        "x",
-        "--prompt-template",
-        "{x}",
-        "--chat",
-        "--system",
-        "s",
-    ),
-    (
-        "exec",
-        "--model",
-        "m",
-        "-i",
-        "in.jsonl",
-        "-o",
-        "o.jsonl",
-        "--input-format",
-        "jsonl",
-        "--output-format",
-        "auto",
-        "--max-errors",
-        "5%",
-    ),
-    (
-        "exec",
-        "--model",
-        "m",
-        "-i",
-        "in.jsonl",
-        "-o",
-        "o.jsonl",
-        "--policy",
-        "vllm",
-        "--dtype",
-        "float32",
-        "--device",
-        "cpu",
-        "--shard",
-        "1/2",
-    ),
-    (
-        "plan",
-        "--trace",
-        "t.jsonl",
-        *SIM[:6],
-        "--workers",
-        "1",
-        "--deadline",
-        "1h",
-        "--among",
-        "h100",
-        "--price",
-        "h100=2",
-    ),
-    ("sweep", "s.yaml", "--out", "o.jsonl", "--workers", "1"),
-    (
-        "trace",
-        "generate",
-        "-o",
-        "o.jsonl",
-        "-n",
-        "9",
-        "--prompt-tokens",
-        "constant:9",
-        "--output-tokens",
-        "constant:3",
-    ),
-    (
-        "trace",
-        "import",
-        "t.jsonl",
-        "-o",
-        "o.jsonl",
-        "--format",
-        "auto",
-        "--name",
-        "x",
-        "--source",
-        "s",
-        "--licence",
-        "l",
-    ),
-    ("trace", "stats", "t.jsonl", "--json"),
-    (
-        "trace",
-        "devices",
-        "generate",
-        "-o",
-        "o.jsonl",
-        "--gpus",
-        "16",
-        "--kinds",
-        "failures,spread",
-        "--name",
-        "x",
-    ),
-    ("trace", "devices", "import", "d.jsonl", "-o", "o.jsonl", "--format", "auto"),
-    ("trace", "devices", "rates", "--json"),
-    ("model", "show", "llama-3.1-8b"),
-    ("model", "list", "--json"),
-    ("model", "hardware"),
-    ("model", "init", "o.jsonl", "--arch", "qwen3", "--size", "tiny"),
-    ("validate", "replay", "run/batchgen", "--no-fresh"),
-    ("validate", "input", "in.jsonl", "--json"),
-    (
-        "validate",
-        "agreement",
-        "--model",
-        "m",
-        "-i",
-        "in.jsonl",
-        "--policies",
-        "vllm",
-        "--gpu",
-        "h100",
-    ),
-    ("validate", "prediction", "--model", "m", "-i", "in.jsonl", "--profile", "p.json"),
-    ("job", "status", "a.jsonl"),
-    ("job", "results", "a.jsonl", "--order", "input", "--only", "all"),
-    ("report", "run", "--json"),
-    ("policy", "list", "--json"),
-    ("policy", "check", "order.arrival", "--cases", "1", "--case", "{}"),
-    ("bench", "--only", "nothing"),
-    (
-        "bench",
-        "bound",
-        "--model",
-        "llama-3.1-8b",
-        "--seats",
-        "4",
-        "--tflops",
-        "1",
-        "--gb-per-s",
-        "9",
-        "--prompt-tokens",
-        "5",
-    ),
-    ("bench", "blend", "--rows", "40", "--only", "1.4:0.35"),
-    ("bench", "published", "--only", "none-has-this"),
-    ("bench", "tune", "--only", "none-has-this"),
-    (
-        "serve",
-        "--model",
-        "m",
-        "--state",
-        "old.jsonl",
-        "--host",
-        "127.0.0.1",
-        "--served-model-name",
-        "x",
-    ),
+LINES = lines(
+    r"""
+sim --trace t.jsonl SIM
+sim --trace t.jsonl SIM --compare vllm,orca
+sim --trace t.jsonl SIM --policy batchgen --set plan.depth=2
+sim --trace t.jsonl SIM --devices d.jsonl --without-faults
+sim --trace t.jsonl --model deepseek-r1 --cluster h20-ib --gpus 16 --layout dpa16+ep16
+sim --trace t.jsonl SIM --arrivals batch --costs measured --log off --progress off
+exec --model m -i in.jsonl -o o.jsonl --threads 1
+exec --model m -i in.jsonl --dry-run --json
+exec --model m -i in.jsonl -o o.jsonl --resume never --order input --log off
+exec --model m -i t.jsonl -o o.jsonl --prompt-column x --prompt-template '{x}' --chat --system s
+exec --model m -i in.jsonl -o o.jsonl --input-format jsonl --output-format auto --max-errors 5%
+exec --model m -i in.jsonl -o o.jsonl --policy vllm --dtype float32 --device cpu --shard 1/2
+plan --trace t.jsonl LLAMA --workers 1 --deadline 1h --among h100 --price h100=2
+sweep s.yaml --out o.jsonl --workers 1
+trace generate -o o.jsonl -n 9 --prompt-tokens constant:9 --output-tokens constant:3
+trace import t.jsonl -o o.jsonl --format auto --name x --source s --licence l
+trace stats t.jsonl --json
+trace devices generate -o o.jsonl --gpus 16 --kinds failures,spread --name x
+trace devices import d.jsonl -o o.jsonl --format auto
+trace devices rates --json
+model show llama-3.1-8b
+model list --json
+model hardware
+model init o.jsonl --arch qwen3 --size tiny
+validate replay run/batchgen --no-fresh
+validate input in.jsonl --json
+validate agreement --model m -i in.jsonl --policies vllm --gpu h100
+validate prediction --model m -i in.jsonl --profile p.json
+job status a.jsonl
+job results a.jsonl --order input --only all
+report run --json
+policy list --json
+policy check order.arrival --cases 1 --case {}
+bench --only nothing
+bench bound --model llama-3.1-8b --seats 4 --tflops 1 --gb-per-s 9 --prompt-tokens 5
+bench blend --rows 40 --only 1.4:0.35
+bench published --only none-has-this
+bench tune --only none-has-this
+"""
 )
 GROUPS = ("trace", "devices", "model", "validate", "job", "policy", "bench", "sim", "exec", "plan")
 FLAGS = (
@@ -336,7 +168,7 @@ def draw(rng: Random, place: Place) -> Case:
         elif what < 0.78:
             words += words
         elif what < 0.82:
-            words = [rng.choice(GROUPS)] + words[1:]
+            words = [rng.choice(GROUPS), *words[1:]]
         elif what < 0.92:
             equals = rng.choice(("=", "=", "=", "", "==", " = "))
             words += ["--set", f"{rng.choice(SETTINGS)}{equals}{odd}"]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from random import Random
 from typing import Any
+
+LLAMA = ("--model", "llama-3.1-8b", "--gpu", "h100", "--gpus", "2")
+SIM = (*LLAMA, "--layout", "tp1")
 
 NUMBERS = (
     *("0", "1", "2", "3", "7", "64", "100", "-1", "-0", "+1", "00012", "0.5", "1.5", "0.999999"),
@@ -210,10 +214,9 @@ def damaged(value: Any, rng: Random, known: Sequence[str] = ()) -> Any:
     names of fields that may be put in. The value is changed."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         inside = places(value)
-        if known and (rng.random() < 0.4 or not inside):
-            if isinstance(value, dict):
-                value[rng.choice(known)] = Raw(rng.choice(RAW))
-                continue
+        if known and (rng.random() < 0.4 or not inside) and isinstance(value, dict):
+            value[rng.choice(known)] = Raw(rng.choice(RAW))
+            continue
         if not inside:
             return Raw(rng.choice(RAW))
         holder, key = rng.choice(inside)
@@ -260,3 +263,14 @@ def damaged_bytes(data: bytes, rng: Random) -> bytes:
         return b"\0" * rng.choice((0, 1, len(data)))
     end = min(len(data), at + rng.choice((4, 100)))
     return data[:at] + b"\xff" * (end - at) + data[end:]
+
+
+def lines(text: str) -> tuple[tuple[str, ...], ...]:
+    """Command lines as a shell writes them; SIM and LLAMA stand for what `places` has by these
+    names."""
+    whole = text.replace("\\\n", "")
+    words = {"SIM": SIM, "LLAMA": LLAMA}
+    return tuple(
+        tuple(part for word in shlex.split(line) for part in words.get(word, (word,)))
+        for line in whole.strip().splitlines()
+    )

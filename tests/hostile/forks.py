@@ -2,9 +2,10 @@
 milliseconds, and may end its process, close its streams or fill its disk. A JSON line per run in,
 one out. Nothing here uses threads before it forks.
 
-Task: argv, cwd, out, err (paths; null: into the answer), and where wanted stdin (a path; none: empty; "closed"), env
-(changes; null takes away), closed (descriptors to close), fsize (bytes that a file may have),
-umask, uid, seconds (until it is killed). Answer: code (below 0 for a signal), late (it was killed), err (what it said).
+Task: argv, cwd, out, err (paths; null: into the answer), and where wanted stdin (a path; none:
+empty), env (changes; null takes away), encoding (of the streams), closed (descriptors to close),
+fsize (bytes that a file may have), memory (bytes beyond what it begins with), umask, uid, seconds
+(until it is killed). Answer: code (below 0 for a signal), late (it was killed), err (what it said).
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ def child(task: dict[str, Any], heard: int) -> int:
             os.environ[name] = value
     os.chdir(task["cwd"])
     stdin = task.get("stdin") or os.devnull
-    if stdin != "closed":
-        os.dup2(os.open(stdin, os.O_RDONLY), 0)
+    os.dup2(os.open(stdin, os.O_RDONLY), 0)
     os.dup2(os.open(task["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(heard if task["err"] is None else os.open(task["err"], os.O_WRONLY), 2)
     encoding = task.get("encoding", "utf-8")  # what a locale or PYTHONIOENCODING gives
+    # ruff: noqa: SIM115
     sys.stdin = open(0, encoding=encoding, closefd=False)
     sys.stdout = open(1, "w", encoding=encoding, closefd=False)
     sys.stderr = open(2, "w", 1, encoding, "backslashreplace", closefd=False)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from drawing import SIM
 from trying import Forks, Place, state_of
 
 SWEEP = """\
@@ -27,7 +28,6 @@ devices:
   slow: [{at_s: 0.01, kind: slow, gpu: a, factor: 2, for_s: 0.1}]
 seeds: 1
 """
-SIM = ("--model", "llama-3.1-8b", "--gpu", "h100", "--gpus", "2", "--layout", "tp1")
 
 
 def make(one: Forks, folder: Path) -> None:

@@ -122,8 +122,9 @@ def faults_of(
 ) -> list[str]:
     """What is wrong with how a command ended: nothing, if it kept every promise.
 
-    is_heard: somebody reads stderr. outputs: names that it may make, change or, for folders, fill. Whatever else was there must be
-    as it was, and a command that is refused leaves nothing new at all.
+    is_heard: somebody reads stderr. outputs: names that it may make, change or, for folders, fill;
+    whatever else was there must be as it was. A command that is refused leaves nothing new at all,
+    unless it `is_partial`: its disk was full, and the files that it had made by then stay.
     """
     found = []
     if ended.late:
@@ -211,4 +212,5 @@ class Place:
 def told(ended: Ended, faults: Sequence[str]) -> str:
     """A case that broke a promise, for whoever mends it."""
     words = " ".join(repr(word if len(word) < 300 else word[:300] + "...") for word in ended.argv)
-    return f"{words}\n  {'; '.join(faults)}\n  exit {ended.code}: {ended.err[:200]}...{ended.err[-400:]}"
+    said = f"{ended.err[:200]}...{ended.err[-400:]}"
+    return f"{words}\n  {'; '.join(faults)}\n  exit {ended.code}: {said}"
