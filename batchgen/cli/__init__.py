@@ -43,13 +43,11 @@ EXTRAS = {
 
 # What the machine says of a path, wherever it is used; none is a bug of ours.
 MACHINE = (
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.EROFS,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.ETXTBSY),
+    *(errno.EDQUOT, errno.EFBIG, errno.ENOSPC),
+    *(errno.EIO, errno.ENXIO, errno.ESTALE),
+    # Of these an input is told where it is read; here a folder was taken away meanwhile.
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
 )
 MOST_SHOWN = 200
 
@@ -197,12 +195,12 @@ def _explain(error: Exception) -> int:
         if name in EXTRAS:
             _say(f"error: this needs {name}; install it by: pip install 'batchgen[{EXTRAS[name]}]'")
             return USAGE
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # tempfile's
+        _say("error: no folder for temporary files can be written; free some disk, or set TMPDIR")
+        return USAGE
     if isinstance(error, OSError) and error.errno in MACHINE:
         where = f"{str(error.filename)[:MOST_SHOWN]}: " if error.filename is not None else ""
         _say(f"error: {one_line(where + str(error.strerror))}; choose another path or free it")
-        return USAGE
-    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # tempfile's
-        _say("error: no folder for temporary files can be written; free some disk, or set TMPDIR")
         return USAGE
     if isinstance(error, MemoryError) or "t allocate memory" in str(error):  # torch's, by its text
         _say("error: memory is short; free some, raise its limit, or choose a smaller model or job")

@@ -12,6 +12,7 @@ import typer
 from batchgen.cli.common import print_runs_json, print_table, say
 from batchgen.errors import BatchgenError, UserError
 from batchgen.oneline import named
+from batchgen.paths import check_result
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -29,6 +30,7 @@ def report(
         Path | None,
         typer.Option(help="Write one run as Chrome trace events (.json or .json.gz)."),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a timeline that exists.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of the table.")
     ] = False,
@@ -38,14 +40,13 @@ def report(
     from batchgen.report.rundir import load_run
 
     folders = _expand(directories)
-    records = [load_run(path) for path in folders]
     with _whole(folders):
+        records = [load_run(path) for path in folders]
         summaries = [summary(record) for record in records]
     if timeline is not None:
         if len(records) != 1:
             raise UserError(f"--timeline shows one run, got {len(records)}", remedy="name one")
-        if not timeline.parent.is_dir():
-            raise UserError(f"folder {timeline.parent} does not exist", remedy="create it first")
+        check_result(timeline, force=force)
         from batchgen.report.timeline import write_timeline
 
         with _whole(folders):
@@ -62,10 +63,11 @@ def report(
             files = plot_run(records[0], plots) if single else plot_comparison(records, plots)
         for path in files:
             say(f"wrote {path}")
-    if as_json:
-        print_runs_json(summaries)
-    else:
-        print_table(summaries)
+    with _whole(folders):
+        if as_json:
+            print_runs_json(summaries)
+        else:
+            print_table(summaries)
     return 1 if any(s["failed_rows"] for s in summaries) else 0
 
 

@@ -280,7 +280,9 @@ def draw(rng: Random, place: Place) -> Case:
     if rng.random() < 0.03:
         task["closed"] = [0]
     words = tuple(path if word == "{}" else word for word in argv)
-    outputs = ["o.jsonl", "o.png"] + ["folder"] * (is_output and kind == "link to folder")
+    outputs = ["o.jsonl", "o.png"]
+    if is_output and kind in ("link to folder", "link"):
+        outputs += ["folder", "m/batchgen"]
     if is_output and path not in ("", ".", "m", "run", "ran"):
         outputs.append(os.path.normpath(path))
     return Case(argv=words, outputs=tuple(outputs), task=task)

@@ -16,6 +16,9 @@ from drawing import SIM
 from places import Reset
 from trying import Place, state_of
 
+from batchgen.errors import UserError
+from batchgen.model import load_model
+
 DIGITS = "9" * 5000
 TRACE = ("sim", "--trace", "t.jsonl", *SIM)
 MAKE = ("trace", "generate", "-o", "o.jsonl", "-n", "9")
@@ -59,7 +62,6 @@ def test_one_line(name: str, place: Place) -> None:
 
 
 HUGE = 10**30
-COMMANDS = (("model", "show", "m"), ("sim", "--trace", "t.jsonl", "--model", "m"))
 CONFIGS: dict[str, Any] = {
     "rope_scaling": (5, "x", [], {"factor": "x"}, {"original_max_position_embeddings": []}),
     "quantization_config": ("x", 5, [1], {"quant_method": ["fp8"]}, {"quant_method": "x" * 5000}),
@@ -82,16 +84,17 @@ def test_configs_in_the_simulator_name_file_and_field(place: Place) -> None:
     right = json.loads(path.read_text()) | {"num_experts_per_tok": 1, "num_experts": 4}
     right |= {"moe_intermediate_size": 8, "model_type": "qwen3_moe", "use_sliding_window": True}
     right |= {"sliding_window": 64}
-    number = 0
     for field, values in CONFIGS.items():
         for value in values:
             path.write_text(json.dumps(right | {field: value}))
-            number += 1
-            argv = COMMANDS[number % len(COMMANDS)]
-            ended = place.check(*argv)
-            assert ended.code == 2, (field, value)
-            assert "m/config.json" in ended.err, (field, value, ended.err)
-            assert field in ended.err, (field, value, ended.err)
+            with pytest.raises(UserError) as caught:
+                load_model(place.folder / "m")
+            assert "m/config.json" in str(caught.value)
+            assert field in str(caught.value), (field, value)
+            assert len(str(caught.value)) < 700
+    path.write_text(json.dumps(right | {"rope_scaling": 5}))
+    for argv in (("model", "show", "m"), ("sim", "--trace", "t.jsonl", "--model", "m")):
+        assert "m/config.json: field 'rope_scaling'" in place.check(*argv).err
     path.write_text(json.dumps(right)[:-1] + f', "vocab_size": {DIGITS}}}')
     assert "is not valid JSON" in place.check("model", "show", "m").err
 
@@ -147,11 +150,29 @@ def test_a_mistake_with_debug_is_still_one(place: Place) -> None:
     assert "No such option: --debgu" in ended.err
 
 
-def test_a_dry_run_of_nothing_says_so(place: Place) -> None:
+def test_a_look_at_an_input_of_nothing_says_so(place: Place) -> None:
     (place.folder / "in.jsonl").write_text("{}\n")
-    ended = place.check(*EXEC[:5], "--dry-run")
-    assert ended.code == 2
-    assert ended.err.splitlines()[-1].startswith("error: no row of in.jsonl can run")
+    for argv in ((*EXEC[:5], "--dry-run"), ("validate", "input", "in.jsonl")):
+        ended = place.check(*argv)
+        assert ended.code == 2
+        assert ended.err.splitlines()[-1].startswith("error: no row of in.jsonl can run")
+
+
+def test_a_timeline_replaces_nothing_unasked(place: Place) -> None:
+    argv = ("report", "run/batchgen", "--timeline")
+    for path, said in (("keep/thesis.txt", "exists; give --force"), ("keep", "is a folder")):
+        ended = place.check(*argv, path)
+        assert (ended.code, said in ended.err) == (2, True)
+    assert place.check(*argv, "old.jsonl", "--force", outputs=("old.jsonl",)).code == 0
+
+
+def test_a_run_directory_that_makes_no_sense(place: Place) -> None:
+    path = place.folder / "run" / "batchgen" / "run.json"
+    run = json.loads(path.read_text())
+    for field, value in (("engines", 5), ("marks", 0.5), ("num_gpus", []), ("config", "x")):
+        path.write_text(json.dumps(run | {field: value}))
+        for more in ((), ("--json",), ("--timeline", "o.json", "--force")):
+            place.check("report", "run", *more, outputs=("o.json",))
 
 
 @pytest.mark.parametrize("name", ["status.json", "journal.sqlite", "owner.json", "job.json"])
@@ -234,7 +255,6 @@ WRITING: dict[str, tuple[str, ...]] = {
         "o.json",
     ),
     "trace": (*MAKE, "--part", "1 / constant:9 / constant:3"),
-    "sim": (*TRACE, "--out", "o.dir"),
 }
 
 
@@ -242,14 +262,12 @@ WRITING: dict[str, tuple[str, ...]] = {
 def test_a_disk_that_fills_leaves_nothing_half(name: str, place: Place) -> None:
     argv = WRITING[name]
     outputs = ("o.dir", "o.json", "o.jsonl")
-    for size in (0, 3000):
+    for size in (0, 3000) if name != "figures" else (3000,):
         ended = place.check(*argv, outputs=outputs, is_partial=True, fsize=size)
         assert ended.code == 2 or size > 0
         for output in outputs:
             for path in (place.folder / output, *(place.folder / output).rglob("*")):
                 assert not path.is_file() or is_whole(path), (size, path)
-    argv = (*argv, "--force") if name in ("bench", "trace", "sim", "init") else argv
-    assert place.check(*argv, outputs=outputs, is_partial=True).code == 0
 
 
 def test_a_job_whose_disk_fills_goes_on_to_the_same_bytes(place: Place) -> None:
@@ -312,18 +330,15 @@ def test_figures_without_a_home_say_nothing_of_it(place: Place) -> None:
     assert all(line.startswith("wrote ") for line in ended.err.splitlines())
 
 
-def test_no_file_names_a_folder_of_the_machine(place: Place) -> None:
+def test_no_file_names_a_folder_of_the_machine(reset: Reset) -> None:
     """Whoever gives relative paths may pass the results on."""
-    for argv in (
-        (*EXEC, "--out", "o.dir", "--log", "full", "--manifest", "o.json"),
-        (*TRACE, "--devices", "d.jsonl", "--out", "o.sim", "--log", "full"),
-    ):
-        assert place.run(*argv).code == 0
+    place = reset.fresh()
+    assert place.check(*EXEC, "--manifest", "o.json", outputs=("o.jsonl", "o.json")).code == 0
     for path in place.folder.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
             data = gzip.decompress(data) if path.suffix == ".gz" else data
-            assert str(place.folder).encode() not in data, path
+            assert str(reset.folder).encode() not in data, path
 
 
 def test_the_search_sees_what_it_looks_for(reset: Reset) -> None:

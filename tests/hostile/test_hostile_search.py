@@ -16,13 +16,13 @@ from trying import told
 
 # Class -> cases in `make test`, chosen by what one costs.
 FEW = {
-    "usage": 24,
+    "usage": 20,
     "numbers": 20,
-    "configs": 8,
+    "configs": 5,
     "paths": 10,
-    "logs": 6,
-    "environment": 4,
-    "disk": 6,
+    "logs": 4,
+    "environment": 3,
+    "disk": 5,
 }
 SOAK_S = float(os.environ.get("BATCHGEN_SOAK_S", "85"))
 """Seconds of `make soak` for each class: ten minutes together."""
