@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -123,6 +124,18 @@ def beside(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         remove(temporary)
+
+
+@contextmanager
+def aside(what: str) -> Iterator[Path]:
+    """A folder of this user among temporary files, which goes at the end. Unlike those of
+    `tempfile` its name is known before it is made: a signal in between leaves nothing."""
+    folder = Path(tempfile.gettempdir()) / f"batchgen-{what}-{secrets.token_hex(6)}"
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        remove(folder)
 
 
 def put(temporary: Path, target: Path) -> None:

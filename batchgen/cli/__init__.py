@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from batchgen.cli import unraisable
 from batchgen.errors import MOST_MESSAGE, BatchgenError, Unfinished, UserError
 from batchgen.oneline import brief, named, one_line
 
@@ -112,6 +113,10 @@ class _Interrupted(KeyboardInterrupt):
     """A class of its own: where a KeyboardInterrupt passes an exec() of text (every dataclass that
     torch defines), CPython 3.11 ends the process by SIGINT though we handle it."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
@@ -119,18 +124,32 @@ def _ended_by_signals() -> Iterator[None]:
     kills."""
     is_ending = False
 
+    def again(number: int) -> None:
+        timer = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal is_ending
         if _is_finaliser(frame):
-            again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
+            again(number)
             return
         signal.signal(number, before[number])
         is_ending = True
-        raise _Interrupted
+        raise _Interrupted(number)
+
+    def lost(error: BaseException) -> bool:
+        """Whether it is ours, and Python would only print it: the signal comes again, later."""
+        nonlocal is_ending
+        if not isinstance(error, _Interrupted):
+            return False
+        is_ending = False
+        signal.signal(error.number, interrupt)
+        again(error.number)
+        return True
 
     before: dict[int, Any] = {}
+    unraisable.take(lost)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             handler = signal.getsignal(number)
@@ -142,9 +161,10 @@ def _ended_by_signals() -> Iterator[None]:
         yield
     except Exception as error:
         if is_ending:  # what it became on its way: CPython wraps what `__set_name__` raises
-            raise _Interrupted from error
+            raise _Interrupted(0) from error
         raise
     finally:
+        unraisable.leave(lost)
         for each, handler in before.items():
             signal.signal(each, handler)
 

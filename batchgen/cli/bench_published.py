@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from batchgen.cli.common import say, tell_result
 from batchgen.errors import UserError
-from batchgen.paths import check_result
+from batchgen.paths import aside, check_result
 from batchgen.simjob import Simulate
 
 if TYPE_CHECKING:
@@ -50,9 +49,9 @@ def published(
         raise UserError(f"--only '{only}' leaves no cell", remedy="leave it out to see them all")
     if commands is not None:
         return _commands(cells, data.loads, commands)
-    with tempfile.TemporaryDirectory() as folder:
-        outcomes = list(_outcomes(cells, data.loads, Path(folder)))
-        wider = list(_wider(cells, data.loads, Path(folder))) if spread else []
+    with aside("published") as folder:
+        outcomes = list(_outcomes(cells, data.loads, folder))
+        wider = list(_wider(cells, data.loads, folder)) if spread else []
     found = ratios(data, outcomes)
     wrong, compared = misordered(outcomes)
     mean = mean_error(outcomes)

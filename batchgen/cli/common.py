@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from batchgen.cli.unraisable import quiet_bodies
 from batchgen.errors import UserError
 from batchgen.oneline import escaped
 from batchgen.paths import write_whole
@@ -59,16 +60,10 @@ def say(line: str) -> None:
     print(escaped(line), file=sys.stderr, flush=True)
 
 
-def _unraisable(event: sys.UnraisableHookArgs) -> None:
-    if "ignored GeneratorExit" not in str(event.exc_value):
-        sys.__unraisablehook__(event)
-
-
 @contextmanager
 def users_code() -> Iterator[None]:
-    """While code of users runs: what it prints goes to stderr, stdout is for tables and JSON. A
-    body that will not be closed has failed its row by name; Python need not complain as well."""
-    sys.unraisablehook = _unraisable
+    """While code of users runs: what it prints goes to stderr, stdout is for tables and JSON."""
+    quiet_bodies()
     with redirect_stdout(sys.stderr):
         yield
 

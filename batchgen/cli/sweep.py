@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -25,7 +24,7 @@ from batchgen.cli.common import (
 )
 from batchgen.errors import DataError, UserError
 from batchgen.oneline import escaped
-from batchgen.paths import check_new_folder, write_whole
+from batchgen.paths import aside, check_new_folder, write_whole
 
 if TYPE_CHECKING:
     from batchgen.report.record import RunRecord
@@ -136,17 +135,17 @@ def _searching(simulate: Simulate) -> Simulate:
 def _check_devices(executor: Any) -> None:
     """Device traces that cannot be read are a mistake of the file, not of one run. Nothing is left
     of them: a sweep that is refused makes no folder."""
-    with tempfile.TemporaryDirectory(prefix="batchgen-devices-") as aside:
-        _read_devices(executor, Path(aside))
+    with aside("devices") as folder:
+        _read_devices(executor, folder)
 
 
-def _read_devices(executor: Any, aside: Path) -> None:
+def _read_devices(executor: Any, folder: Path) -> None:
     from batchgen.sweep.troubles import device_file
 
     load_faults: Callable[[str, int], Any] = import_module("batchgen.sim.faults").load_faults
     seen = set()
     for run in executor.runs:
-        path = device_file(run, aside)
+        path = device_file(run, folder)
         if path is None or (path, run.gpus) in seen:
             continue
         seen.add((path, run.gpus))

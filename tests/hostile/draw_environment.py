@@ -144,5 +144,7 @@ def draw(rng: Random, place: Place) -> Case:
         task["stdin"] = str(at / "ids.jsonl")
     if rng.random() < 0.1 and os.geteuid() == 0:
         task["uid"] = 65534  # in a folder that it may not write
+    if rng.random() < 0.05:
+        task["gone"] = True
     outputs = ("o.jsonl", "o.png", "relative", "keep", "x" * 200)
     return Case(argv=argv, outputs=outputs, is_partial="out" in task, task=task)

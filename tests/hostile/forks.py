@@ -4,8 +4,9 @@ one out. Nothing here uses threads before it forks.
 
 Task: argv, cwd, out, err (paths; null: into the answer), and where wanted stdin (a path; none:
 empty), env (changes; null takes away), encoding (of the streams), closed (descriptors to close),
-fsize (bytes that a file may have), memory (bytes beyond what it begins with), umask, uid, seconds
-(until it is killed). Answer: code (below 0 for a signal), late (it was killed), err (what it said).
+fsize (bytes that a file may have), memory (bytes beyond what it begins with), umask, uid,
+gone (where it stands was removed), kill ([[after seconds, signal], ...]), seconds (until it is
+killed). Answer: code (below 0 for a signal), late (it was killed), err (what it said).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
 from importlib import import_module
 from pathlib import Path
@@ -36,10 +38,13 @@ COMMANDS = (
 )
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def child(task: dict[str, Any], heard: int) -> int:
     """The command, in a process of its own."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, value in task.get("env", {}).items():
@@ -73,15 +78,30 @@ def child(task: dict[str, Any], heard: int) -> int:
     for number in task.get("closed", []):  # as Python finds it when it starts
         setattr(sys, ("stdin", "stdout", "stderr")[number], None)
         os.close(number)
-    from batchgen.cli import main
+    if task.get("gone"):  # where it stands was removed
+        os.mkdir("gone")
+        os.chdir("gone")
+        os.rmdir("../gone")
+    from batchgen import cli
 
-    return main(task["argv"])
+    check = cli._check_text  # the first thing done where signals are heard
+
+    def hear(argv: Sequence[str]) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        check(argv)
+
+    cli._check_text = hear  # type: ignore[assignment]
+    try:
+        return cli.main(task["argv"])
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
     """One task, waited for. What it says on stderr comes through a pipe, which has no limits."""
     hearing, heard = os.pipe()
     os.set_blocking(hearing, False)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the command has begun
     one = os.fork()
     if not one:
         code = 99
@@ -98,9 +118,12 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
             with suppress(Exception):
                 sys.stderr.flush()
             os._exit(code)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.close(heard)
     pieces: list[bytes] = []
     late = False
+    began = time.monotonic()
+    waiting = [(began + after, getattr(signal, name)) for after, name in task.get("kill", [])]
     limit = time.monotonic() + task.get("seconds", 90)
     pause = 0.001
     while True:
@@ -110,6 +133,8 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
                 pieces.append(piece)
         if done:
             break
+        while waiting and time.monotonic() > waiting[0][0]:
+            os.kill(one, waiting.pop(0)[1])
         if not late and time.monotonic() > limit:
             os.killpg(one, signal.SIGKILL)
             late = True

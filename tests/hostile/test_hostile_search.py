@@ -22,9 +22,10 @@ FEW = {
     "paths": 10,
     "logs": 4,
     "environment": 3,
-    "disk": 5,
+    "disk": 4,
+    "signals": 4,
 }
-SOAK_S = float(os.environ.get("BATCHGEN_SOAK_S", "85"))
+SOAK_S = float(os.environ.get("BATCHGEN_SOAK_S", "75"))
 """Seconds of `make soak` for each class: ten minutes together."""
 
 

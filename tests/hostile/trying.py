@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -119,17 +120,19 @@ def faults_of(
     *,
     is_heard: bool = True,
     is_partial: bool = False,
+    signals: Sequence[int] = (),
 ) -> list[str]:
     """What is wrong with how a command ended: nothing, if it kept every promise.
 
     is_heard: somebody reads stderr. outputs: names that it may make, change or, for folders, fill;
     whatever else was there must be as it was. A command that is refused leaves nothing new at all,
     unless it `is_partial`: its disk was full, and the files that it had made by then stay.
+    signals: exit codes that it may have, too.
     """
     found = []
     if ended.late:
         return ["it hangs"]
-    if ended.code not in CODES:
+    if ended.code not in (*CODES, *signals):
         found.append(f"exit code {ended.code}")
     never = NEVER[1:] if "--debug" in ended.argv else NEVER
     found += [f"says {word!r}" for word in never if word in ended.err]
@@ -203,10 +206,18 @@ class Place:
     ) -> tuple[Ended, list[str]]:
         before = state_of(self.folder)
         ended = self.run(*argv, **task)
+        # The second signal ends a process as it ends any other.
+        sent = [-int(getattr(signal, name)) for _, name in task.get("kill", [])[1:]]
         is_heard = "err" not in task and 2 not in task.get("closed", ())
         after = state_of(self.folder)
         return ended, faults_of(
-            ended, before, after, outputs, is_heard=is_heard, is_partial=is_partial
+            ended,
+            before,
+            after,
+            outputs,
+            is_heard=is_heard,
+            is_partial=is_partial,
+            signals=sent,
         )
 
 
