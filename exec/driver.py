@@ -127,6 +127,14 @@ class Driver:
         if self.runtime.unfinished:
             raise IllegalTransition(f"{self.runtime.unfinished} rows are left and nothing happens")
 
+    def in_flight(self) -> list[int]:
+        """Rows of the oldest pass that has not ended. Any thread may ask."""
+        try:
+            one = self._flying[0].one
+        except IndexError:
+            return []
+        return [*one.decodes, *(chunk[0] for chunk in one.chunks)]
+
     def _stop(self) -> None:
         """What is in flight comes down; nobody is told, for the run ends here."""
         self.stopped = True

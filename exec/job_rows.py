@@ -56,7 +56,7 @@ class JobRows(Sequence[JobRow]):
 
     def _common_of(self, row: JobRow) -> int:
         # The sign of a seed is common: a column of 64 bits holds the rest of any.
-        sampling = replace(row.sampling, seed=-1 if row.sampling.seed < 0 else 1)
+        sampling = row.sampling.with_seed(-1 if row.sampling.seed < 0 else 1)
         ends = row.ignore_eos, row.stop, row.stop_token_ids
         key = (row.kind, row.model, sampling, ends, row.num_samples)
         number = self._number_of.setdefault(key, len(self._commons))

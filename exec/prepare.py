@@ -13,6 +13,7 @@ import numpy as np
 
 from batchgen.bodies import Bodies
 from batchgen.bodyname import load_body
+from batchgen.cores import num_cores
 from batchgen.coroutine import BodyFactory
 from batchgen.cost.efficiency import refuse_constants
 from batchgen.cost.residency import Residency
@@ -192,7 +193,6 @@ def prepare(
     digest = InputDigest()
     read = read_all(job, tokenizer, limits, digest, past, on_bad, giving_up)
     check_any(job, read)
-    tokenizer.release()
     jobs = read.jobs
     plan, keys = plan_rows(job, jobs, worker.config, pass_bytes=pass_bytes)
     worker.resize(hbm_pages=plan.engines[0].hbm_pages, host_pages=plan.engines[0].host_pages)
@@ -284,7 +284,7 @@ def read_all(
     """The rows of the input that have no answer yet, up to the job's limit. Raises UserError for an
     input without any."""
     read = ReadRows(unknown=limits.unknown)
-    for row in read_rows(
+    rows = read_rows(
         job.input,
         tokenizer,
         limits,
@@ -294,20 +294,26 @@ def read_all(
         shape=job.shape,
         answered=past.has_answered,
         shard=job.shard,
-    ):
-        read.num_rows += 1
-        if read.num_rows % ASK_ROWS == 0 and giving_up():
-            raise Unfinished(
-                "stopped while the input was read", remedy="begin again", code="stopped"
-            )
-        if isinstance(row, Answered):
-            read.num_answered += 1
-        elif isinstance(row, JobRow):
-            read.jobs.add(row)
-        else:
-            read.first_bad = read.first_bad or row
-            read.refused[row.code] += 1
-            on_bad(row)
+        threads=num_cores(),
+    )
+    try:
+        for row in rows:
+            read.num_rows += 1
+            if read.num_rows % ASK_ROWS == 0 and giving_up():
+                raise Unfinished(
+                    "stopped while the input was read", remedy="begin again", code="stopped"
+                )
+            if isinstance(row, Answered):
+                read.num_answered += 1
+            elif isinstance(row, JobRow):
+                read.jobs.add(row)
+            else:
+                read.first_bad = read.first_bad or row
+                read.refused[row.code] += 1
+                on_bad(row)
+    finally:
+        rows.close()
+        tokenizer.release()
     if not read.num_rows and job.shard is not None:
         part, parts = job.shard
         raise UserError(f"{job.input} holds no rows of shard {part}/{parts}", remedy="take fewer")

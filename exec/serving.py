@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import replace
 
 from batchgen.errors import UserError
@@ -19,9 +20,9 @@ from batchgen.serve.engine import Task
 
 class Batches:
     """Runs tasks with the model and the options of `job`. Raises UserError for a model or options
-    that cannot run any."""
+    that cannot run any. `say` gets lines for whoever runs the server."""
 
-    def __init__(self, job: ExecJob) -> None:
+    def __init__(self, job: ExecJob, say: Callable[[str], None]) -> None:
         folder = find_model(job.model)
         check_options(job)
         sampling_defaults(folder, job.temperature)
@@ -29,6 +30,7 @@ class Batches:
         check_weights_fit(job, folder)
         # Bad rows alone are a batch like any other: all of it is in the file of errors.
         self._job = replace(job, some_must_run=False, form="jsonl")
+        self._say = say
         self._kept = KeptModel()
         self._kept.model(folder, job.dtype, job.exact, job.device)
 
@@ -49,6 +51,7 @@ class Batches:
                 giving_up=task.giving_up,
                 on_line=task.on_line,
                 kept=self._kept,
+                say=self._say,
             )
         except MemoryError:
             raise UserError("memory is short", remedy="free some", code="out_of_memory") from None

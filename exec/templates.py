@@ -37,6 +37,13 @@ START = (
 )
 
 
+PIECE_BYTES = 1 << 20
+
+
+class Cancelled(Exception):
+    """Whoever wanted these texts does not any more."""
+
+
 class TemplateError(ValueError):
     """The chat template did not take these messages; the text is the template's own, or says which
     limit it met."""
@@ -75,9 +82,11 @@ class ChatTemplate:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
         self._broken = ""  # why no conversation can be rendered
+        self._is_cancelled = False
+        self._read_ahead = bytearray()  # of replies
 
     def render(self, conversations: Sequence[list[dict[str, Any]]]) -> list[str | TemplateError]:
-        """The text of each conversation, or what is wrong with it."""
+        """The text of each conversation, or what is wrong with it. Raises Cancelled."""
         requests = [_request(messages) for messages in conversations]
         try:
             texts = iter(self._rendered([r for r in requests if isinstance(r, bytes)]))
@@ -97,6 +106,8 @@ class ChatTemplate:
             self._send(b"[" + b",".join(waiting) + b"]")
             for _ in waiting:
                 answers.append(self._receive())
+                if self._is_cancelled:
+                    raise Cancelled
                 if self._process is None:  # it has ended at this one
                     break
         return answers
@@ -106,6 +117,13 @@ class ChatTemplate:
         if self._process is not None:
             self._process = None
             self._end()
+
+    def cancel(self) -> None:
+        """End a `render` of another thread soon, for good."""
+        self._is_cancelled = True
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def _start(self) -> None:
         """A process that has compiled the template; `_broken` if it could not."""
@@ -124,6 +142,7 @@ class ChatTemplate:
                 remedy="free memory or processes, or send prompts instead of messages",
             ) from None
         self._end = weakref.finalize(self, _end, self._process)
+        self._read_ahead = bytearray()
         self._send(json.dumps(self._job).encode())
         answer = self._receive()
         if isinstance(answer, TemplateError):
@@ -154,16 +173,17 @@ class ChatTemplate:
         descriptor = self._process.stdout.fileno()
         ready = select.poll()
         ready.register(descriptor, select.POLLIN)
-        pieces: list[bytes] = []
-        while num_bytes:
+        held = self._read_ahead
+        while len(held) < num_bytes:
             if not ready.poll(max(deadline - time.monotonic(), 0.0) * 1e3):
                 return None
-            piece = os.read(descriptor, min(num_bytes, 1 << 20))
+            piece = os.read(descriptor, PIECE_BYTES)
             if not piece:
                 return None
-            pieces.append(piece)
-            num_bytes -= len(piece)
-        return b"".join(pieces)
+            held += piece
+        found = bytes(held[:num_bytes])
+        del held[:num_bytes]
+        return found
 
     def _why_it_ended(self) -> str:
         assert self._process is not None

@@ -16,7 +16,8 @@ import tokenizers
 
 from batchgen.errors import DataError, UserError
 from batchgen.exec.config import load_config, read_json_object
-from batchgen.exec.templates import ChatTemplate, TemplateError, time_of_job
+from batchgen.exec.template_pool import TemplatePool
+from batchgen.exec.templates import TemplateError, time_of_job
 from batchgen.exec.token_bytes import TokenBytes
 from batchgen.oneline import one_line
 from batchgen.paths import has_file
@@ -42,6 +43,9 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for any bad file
             raise DataError(f"is not a tokenizer ({error!s:.80})", path=str(path)) from None
+        # Those of the file are meant for training: every prompt here is whole, and alone.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         self._token_bytes = TokenBytes(self._tokenizer)
         config = load_config(directory)
         self.vocab_size = config.vocab_size
@@ -49,14 +53,14 @@ class Tokenizer:
         settings_path = directory / "tokenizer_config.json"
         settings = read_json_object(settings_path, "settings") if has_file(settings_path) else {}
         self.now = time_of_job() if now is None else now
-        self._template: ChatTemplate | None = None
+        self._templates: TemplatePool | None = None
         if (source := _template(directory, settings)) is not None:
             specials = {
                 name: _token_text(settings.get(name))
                 for name in ("bos_token", "eos_token", "pad_token")
             }
             try:
-                self._template = ChatTemplate(source, specials, self.now)
+                self._templates = TemplatePool(source, specials, self.now)
             except ValueError as error:
                 raise DataError(
                     f"is not a valid template ({error!s:.80})",
@@ -67,58 +71,57 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """Whether `encode_messages` can be used."""
-        return self._template is not None
+        return self._templates is not None
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text, with the special tokens that the tokenizer itself adds.
 
         Raises ValueError for a text that the tokenizer cannot encode.
         """
-        return self._encode(text, True)
+        return _known(*self._encode([text], True))
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
+        """`encode` of each, its error in the place of ids; many at once are faster, and do not keep
+        other threads waiting."""
+        return self._encode(texts, True)
 
     def encode_more(self, text: str) -> list[int]:
         """Tokens of a text that goes on after others: special tokens only where it writes them.
         Raises ValueError as `encode`."""
-        return self._encode(text, False)
+        return _known(*self._encode([text], False))
 
-    def _encode(self, text: str, special: bool) -> list[int]:
+    def _encode(self, texts: Sequence[str], special: bool) -> list[list[int] | ValueError]:
+        encode = self._tokenizer.encode_batch
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+            return [one.ids for one in encode(list(texts), add_special_tokens=special)]
         except Exception as error:  # the library has no class of its own for them
-            raise ValueError(f"the tokenizer cannot encode it ({one_line(error)})") from None
-        return ids
+            if len(texts) == 1:
+                return [ValueError(f"the tokenizer cannot encode it ({one_line(error)})")]
+            return [self._encode([text], special)[0] for text in texts]
 
     def encode_messages(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Tokens of a conversation, ready for the assistant's answer.
 
         Raises TemplateError if there is no template or it does not accept the messages.
         """
-        (ids,) = self.encode_conversations([list(messages)])
-        if isinstance(ids, ValueError):
-            raise ids
-        return ids
+        return _known(*self.encode_conversations([list(messages)]))
 
     def encode_conversations(
         self, conversations: Sequence[list[dict[str, Any]]]
     ) -> list[list[int] | ValueError]:
         """`encode_messages` of each, its error in the place of ids; many at once are faster."""
-        if self._template is None:
+        if self._templates is None:
             why = "the model has no chat template; send a prompt instead"
             return [TemplateError(why) for _ in conversations]
-        return [self._rendered(one) for one in self._template.render(conversations)]
-
-    def _rendered(self, text: str | ValueError) -> list[int] | ValueError:
-        if isinstance(text, ValueError):
-            return text
-        try:
-            return self.encode_more(text)
-        except ValueError as error:
-            return error
+        rendered = self._templates.render(conversations)
+        ids = iter(self._encode([one for one in rendered if isinstance(one, str)], False))
+        return [next(ids) if isinstance(one, str) else one for one in rendered]
 
     def release(self) -> None:
-        """End the process of the chat template, if it runs; the next message starts another."""
-        if self._template is not None:
-            self._template.close()
+        """End the processes of the chat template; the next message starts another. What a thread
+        is encoding ends as `Cancelled`."""
+        if self._templates is not None:
+            self._templates.close()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of produced tokens; special tokens and ids without a text are left out."""
@@ -134,6 +137,12 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """What one token stands for; special tokens as they are written."""
         return self._token_bytes.of(token)
+
+
+def _known(ids: list[int] | ValueError) -> list[int]:
+    if isinstance(ids, ValueError):
+        raise ids
+    return ids
 
 
 def _token_text(value: object) -> str:

@@ -38,7 +38,7 @@ class Watcher:
         every_s: float = EVERY_S,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._driver = driver
+        self.driver = driver
         self._rows, self._earlier = rows, earlier
         self._counts, self._tell = counts, tell
         self._forecast = forecast
@@ -66,7 +66,7 @@ class Watcher:
 
     def look(self, now_ps: int) -> Snapshot:
         """How the run stands."""
-        driver, elapsed_s = self._driver, now_ps / 1e12
+        driver, elapsed_s = self.driver, now_ps / 1e12
         self._read_passes()
         places = places_of(driver.table)
         recent = self._recent
@@ -100,7 +100,7 @@ class Watcher:
         """What is left, anew if it is time."""
         began = self._clock()
         if began >= self._next_left_s:
-            driver = self._driver
+            driver = self.driver
             self._read_passes()
             found = left_s(load_of(driver.table, driver.runtime.decode_clock(0)), self._pace)
             self._left = None if found is None else (elapsed_s, *found)
@@ -116,7 +116,7 @@ class Watcher:
 
     def _read_passes(self) -> None:
         """What the passes since the last look have computed."""
-        passes, begin = self._driver.record.passes, self._told_passes
+        passes, begin = self.driver.record.passes, self._told_passes
         self._told_passes = len(passes["samples"])
         chunks = passes["chunk_tokens"][begin:]
         self._input += sum(chunks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,13 +45,6 @@ def parse_names(flag: str, text: str) -> tuple[str, ...]:
     if twice:
         raise UserError(f"{flag} names '{twice[0]}' twice", remedy="name each once")
     return tuple(names)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def say(line: str) -> None:

@@ -11,6 +11,17 @@ import typer
 
 from batchgen.cli.common import parse_overrides, users_code
 from batchgen.cli.dry_run import dry_run as look
+from batchgen.cli.engine_options import (
+    Device,
+    Dtype,
+    Exact,
+    HbmPages,
+    HostPages,
+    Overrides,
+    Policy,
+    Seed,
+    Temperature,
+)
 from batchgen.cli.exec_checks import (
     check_numbers,
     check_options,
@@ -50,32 +61,16 @@ def exec_(
         Path | None,
         typer.Option("--output", "-o", help="Answers; - is standard output. Not with --dry-run."),
     ] = None,
-    policy: Annotated[str, typer.Option(help="Preset to run.")] = "batchgen",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PART.OPTION=VALUE", help="Change one option; may be repeated."
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, bfloat16 or float16 [default: float32 on the CPU, bfloat16 on a GPU]."
-        ),
-    ] = None,
-    exact: Annotated[
-        bool,
-        typer.Option("--exact", help="The same tokens under every policy and batch; float32, cpu."),
-    ] = False,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the model runs.")] = "cpu",
+    policy: Policy = "batchgen",
+    overrides: Overrides = None,
+    dtype: Dtype = None,
+    exact: Exact = False,
+    device: Device = "cpu",
     max_tokens: Annotated[
         int, typer.Option(help="Output budget of rows that name none, in tokens.")
     ] = 256,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Of rows that name none, 0 is greedy; default: the model's, else 1."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of sampled rows.")] = 0,
+    temperature: Temperature = None,
+    seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.")] = None,
     shard: Annotated[
         str | None,
@@ -93,10 +88,8 @@ def exec_(
             metavar="MODULE:FUNCTION", help="What every row does (docs/writing-a-body.md)."
         ),
     ] = None,
-    hbm_pages: Annotated[
-        int | None, typer.Option(help="KV pages of the device; default: what the rows can need.")
-    ] = None,
-    host_pages: Annotated[int | None, typer.Option(help="KV pages of the host tier.")] = None,
+    hbm_pages: HbmPages = None,
+    host_pages: HostPages = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a run directory here.")] = None,
     force: Annotated[
@@ -255,7 +248,7 @@ def exec_(
             shown(mode, f"{model.name or model}, {policy}") as watch,
         ):
             try:
-                ended = execute(job, stopping=stopping, watch=watch, predict=predict)
+                ended = execute(job, stopping=stopping, watch=watch, predict=predict, say=talk.say)
             except Unfinished as error:
                 if to_stdout and job_dir is None:
                     remedy = "give --job-dir or -o FILE to be able to go on"

@@ -16,17 +16,31 @@ import typer
 from batchgen.cli.common import (
     JSON_SCHEMA,
     PLAIN_EVERY_S,
-    num_cores,
     parse_names,
     parse_overrides,
     say,
     users_code,
 )
-from batchgen.cli.sim import DEFAULTS, simulator
+from batchgen.cli.load_options import (
+    DEFAULTS,
+    Arrivals,
+    Cluster,
+    Costs,
+    Gpu,
+    GpusPerNode,
+    Limit,
+    MaxOutputTokens,
+    Model,
+    Oracle,
+    Profile,
+    Seed,
+)
+from batchgen.cli.sim import simulator
+from batchgen.cores import num_cores
 from batchgen.errors import UserError
 from batchgen.oneline import escaped
 from batchgen.paths import check_input, kind_of
-from batchgen.simjob import ARRIVALS, COSTS, SimJob
+from batchgen.simjob import SimJob
 
 if TYPE_CHECKING:
     from batchgen.report.record import RunRecord
@@ -41,22 +55,13 @@ UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 @app.command()
 def plan(
     trace: Annotated[str, typer.Option(help="Load to plan for: JSONL, plain or gzip.")],
-    model: Annotated[
-        str, typer.Option(help="Catalog name, or a folder with a config.json.")
-    ] = DEFAULTS["model"],
+    model: Model = DEFAULTS["model"],
     gpus: Annotated[
         int, typer.Option(help="GPUs in the cluster; with --deadline the most there may be.")
     ] = DEFAULTS["gpus"],
-    gpu: Annotated[
-        str | None, typer.Option(help=f"Catalog name of the GPU; default: {DEFAULTS['gpu']}.")
-    ] = None,
-    gpus_per_node: Annotated[
-        int | None, typer.Option(help="GPUs that share a host; default: the catalog's node.")
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="Machines of the catalog, or of a .yaml file, instead of --gpu."),
-    ] = None,
+    gpu: Gpu = None,
+    gpus_per_node: GpusPerNode = None,
+    cluster: Cluster = None,
     deadline: Annotated[
         str | None,
         typer.Option(
@@ -84,32 +89,13 @@ def plan(
             help="Fix one option; what is set of the plan is not searched.",
         ),
     ] = None,
-    arrivals: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(ARRIVALS), help="All rows at once, or at the times of the trace."
-        ),
-    ] = DEFAULTS["arrivals"],
-    max_output_tokens: Annotated[
-        int | None,
-        typer.Option(help="Output budget of rows without one; default: the trace's maximum."),
-    ] = None,
-    oracle: Annotated[
-        bool, typer.Option("--oracle", help="Let the policy see true output lengths.")
-    ] = False,
-    profile: Annotated[
-        str | None,
-        typer.Option(help="Profile of 'batchgen profile', or a folder of operator profiles."),
-    ] = None,
-    costs: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(COSTS),
-            help="Times of passes: a roofline, or sums of measured kernels.",
-        ),
-    ] = DEFAULTS["costs"],
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = DEFAULTS["seed"],
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of the trace.")] = None,
+    arrivals: Arrivals = DEFAULTS["arrivals"],
+    max_output_tokens: MaxOutputTokens = None,
+    oracle: Oracle = False,
+    profile: Profile = None,
+    costs: Costs = DEFAULTS["costs"],
+    seed: Seed = DEFAULTS["seed"],
+    limit: Limit = None,
     body: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Body of every row."),

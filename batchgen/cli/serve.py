@@ -11,6 +11,17 @@ from typing import Annotated
 import typer
 
 from batchgen.cli.common import parse_overrides, say
+from batchgen.cli.engine_options import (
+    Device,
+    Dtype,
+    Exact,
+    HbmPages,
+    HostPages,
+    Overrides,
+    Policy,
+    Seed,
+    Temperature,
+)
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import Unfinished, UserError
 
@@ -46,36 +57,18 @@ def serve(
         list[str] | None,
         typer.Option(help="Name in requests; may be repeated. Default: the folder's name."),
     ] = None,
-    policy: Annotated[str, typer.Option(help="Preset to run.")] = "batchgen",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PART.OPTION=VALUE", help="Change one option; may be repeated."
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, bfloat16 or float16 [default: float32 on the CPU, bfloat16 on a GPU]."
-        ),
-    ] = None,
-    exact: Annotated[
-        bool,
-        typer.Option("--exact", help="The same tokens under every policy and batch; float32, cpu."),
-    ] = False,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the model runs.")] = "cpu",
+    policy: Policy = "batchgen",
+    overrides: Overrides = None,
+    dtype: Dtype = None,
+    exact: Exact = False,
+    device: Device = "cpu",
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Output budget of requests that name none, in tokens.")
     ] = 256,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Of requests that name none, 0 is greedy; default: the model's, else 1."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of sampled requests.")] = 0,
-    hbm_pages: Annotated[
-        int | None, typer.Option(help="KV pages of the device; default: what the rows can need.")
-    ] = None,
-    host_pages: Annotated[int | None, typer.Option(help="KV pages of the host tier.")] = None,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    hbm_pages: HbmPages = None,
+    host_pages: HostPages = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default: torch's.")
     ] = None,
@@ -162,7 +155,7 @@ def serve(
                     f"{batch.id} in {state} is for the model '{batch.model}', which is not served",
                     remedy="give it as --served-model-name, or another --state",
                 )
-        engine = Engine(store, Batches(job), Turns(slice_s), lambda: clerk.wake(), say)
+        engine = Engine(store, Batches(job, say), Turns(slice_s), lambda: clerk.wake(), say)
         clerk = Clerk(store, engine, limits, names, say)
         service = Service(
             store=store,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from batchgen.cli.common import (
-    num_cores,
     parse_names,
     parse_overrides,
     print_runs_json,
@@ -22,10 +21,25 @@ from batchgen.cli.common import (
     say,
     users_code,
 )
+from batchgen.cli.load_options import (
+    DEFAULTS,
+    Arrivals,
+    Cluster,
+    Costs,
+    Gpu,
+    GpusPerNode,
+    Limit,
+    MaxOutputTokens,
+    Model,
+    Oracle,
+    Profile,
+    Seed,
+)
+from batchgen.cores import num_cores
 from batchgen.errors import UserError
 from batchgen.paths import check_input, kind_of
 from batchgen.policy.presets import label_of
-from batchgen.simjob import ARRIVALS, COSTS, LOGS, Progress, SimJob, Simulate
+from batchgen.simjob import LOGS, Progress, SimJob, Simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,10 +49,6 @@ if TYPE_CHECKING:
     Run = Callable[[SimJob, Progress | None], RunRecord]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
-DEFAULTS: dict[str, Any] = {
-    name: field.default for name, field in SimJob.__dataclass_fields__.items()
-}
 
 RULE = "rule"
 """The layout by `batchgen.layout.default_layout` instead of a search."""
@@ -54,20 +64,11 @@ def simulator() -> Simulate:
 @app.command()
 def sim(
     trace: Annotated[str, typer.Option(help="Trace to run: JSONL, plain or gzip.")],
-    model: Annotated[
-        str, typer.Option(help="Catalog name, or a folder with a config.json.")
-    ] = DEFAULTS["model"],
+    model: Model = DEFAULTS["model"],
     gpus: Annotated[int, typer.Option(help="GPUs in the cluster.")] = DEFAULTS["gpus"],
-    gpu: Annotated[
-        str | None, typer.Option(help=f"Catalog name of the GPU; default: {DEFAULTS['gpu']}.")
-    ] = None,
-    gpus_per_node: Annotated[
-        int | None, typer.Option(help="GPUs that share a host; default: the catalog's node.")
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="Machines of the catalog, or of a .yaml file, instead of --gpu."),
-    ] = None,
+    gpu: Gpu = None,
+    gpus_per_node: GpusPerNode = None,
+    cluster: Cluster = None,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -87,12 +88,7 @@ def sim(
             "--set", metavar="PART.OPTION=VALUE", help="Change one option; may be repeated."
         ),
     ] = None,
-    arrivals: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(ARRIVALS), help="All rows at once, or at the times of the trace."
-        ),
-    ] = DEFAULTS["arrivals"],
+    arrivals: Arrivals = DEFAULTS["arrivals"],
     faults: Annotated[
         str | None,
         typer.Option(
@@ -106,26 +102,12 @@ def sim(
             help="Run again without them, and say what they cost; twice the time.",
         ),
     ] = False,
-    max_output_tokens: Annotated[
-        int | None,
-        typer.Option(help="Output budget of rows without one; default: the trace's maximum."),
-    ] = None,
-    oracle: Annotated[
-        bool, typer.Option("--oracle", help="Let the policy see true output lengths.")
-    ] = False,
-    profile: Annotated[
-        str | None,
-        typer.Option(help="Profile of 'batchgen profile', or a folder of operator profiles."),
-    ] = None,
-    costs: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(COSTS),
-            help="Times of passes: a roofline, or sums of measured kernels.",
-        ),
-    ] = DEFAULTS["costs"],
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = DEFAULTS["seed"],
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of the trace.")] = None,
+    max_output_tokens: MaxOutputTokens = None,
+    oracle: Oracle = False,
+    profile: Profile = None,
+    costs: Costs = DEFAULTS["costs"],
+    seed: Seed = DEFAULTS["seed"],
+    limit: Limit = None,
     body: Annotated[
         str | None,
         typer.Option(

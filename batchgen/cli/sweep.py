@@ -18,10 +18,10 @@ from batchgen.cli.common import (
     JSON_SCHEMA,
     MIN_WIDTH_PIPED,
     PLAIN_EVERY_S,
-    num_cores,
     say,
     users_code,
 )
+from batchgen.cores import num_cores
 from batchgen.errors import DataError, UserError
 from batchgen.oneline import escaped
 from batchgen.paths import aside, check_new_folder, write_whole

@@ -62,8 +62,8 @@ class _NoTokenizer:
 
     vocab_size = LARGEST
 
-    def encode(self, text: str) -> list[int]:
-        return [0]
+    def encode_texts(self, texts: Sequence[str]) -> Sequence[list[int] | ValueError]:
+        return [[0]] * len(texts)
 
     def encode_conversations(
         self, conversations: Sequence[list[dict[str, Any]]]

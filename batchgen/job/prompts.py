@@ -20,32 +20,22 @@ class RowError(Exception):
 class PromptEncoder(Protocol):
     """What rows need from a tokenizer; `batchgen.exec.tokenizer.Tokenizer` is one.
 
-    `vocab_size` is the model's: a tokenizer may know more ids than that. `encode_conversations`
-    gives a ValueError in the place of ids where the chat template does not accept the messages.
+    `vocab_size` is the model's: a tokenizer may know more ids than that. Both calls give a
+    ValueError in the place of ids of a text that cannot be encoded, or of messages that the chat
+    template does not accept. Several threads may call at once.
     """
 
     vocab_size: int
 
-    def encode(self, text: str) -> list[int]:
-        """Raises ValueError for a text that it cannot encode."""
-        ...
+    def encode_texts(self, texts: Sequence[str]) -> Sequence[list[int] | ValueError]: ...
 
     def encode_conversations(
         self, conversations: Sequence[list[dict[str, Any]]]
     ) -> Sequence[list[int] | ValueError]: ...
 
 
-def prompt_ids(prompt: object, encoder: PromptEncoder) -> list[int]:
-    """Tokens of a text, or ids as they are given. Raises RowError for anything else."""
-    if isinstance(prompt, str):
-        try:
-            return encoder.encode(prompt)
-        except ValueError as error:
-            raise RowError("invalid_prompt", f"{error!s:.200}") from None
-    return _token_ids(prompt, encoder.vocab_size)
-
-
-def _token_ids(prompt: object, vocab_size: int) -> list[int]:
+def token_ids(prompt: object, vocab_size: int) -> list[int]:
+    """The ids that a row gives for its prompt. Raises RowError for anything else."""
     if not isinstance(prompt, list):
         raise RowError("invalid_field", "field 'prompt' must be a string or a list of token ids")
     for token in prompt:

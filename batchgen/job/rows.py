@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchgen.ahead import in_order
 from batchgen.errors import UserError
 from batchgen.job.fields import IDS, KNOWN, TYPED, URLS, check_supported
 from batchgen.job.inputs import read_input
 from batchgen.job.jsonl import MAX_LINE_BYTES, BadLine, InputDigest
 from batchgen.job.options import Generation, generation_of, options_key, seed_of
-from batchgen.job.prompts import PromptEncoder, RowError, messages_of, prompt_ids
+from batchgen.job.prompts import PromptEncoder, RowError, messages_of, token_ids
 from batchgen.job.responses import chat_of_response
 from batchgen.job.sampling import Sampling, SamplingDefaults
 from batchgen.job.shape import Shape
@@ -39,9 +41,10 @@ MOST_UNKNOWN = 100
 TokenIds = Sequence[int] | npt.NDArray[np.int32]
 """Ids of a text; a large job keeps them in columns."""
 
-# Conversations are encoded many at a time (a chat template runs in a process of its own), but only
-# as many as one of these allows: memory stays that of a few lines.
-BATCH_ROWS = 64
+# Prompts are encoded many at a time (a chat template runs in a process of its own, and a thread
+# that comes back to Python waits for its turn), but only as many as one of these allows: memory
+# stays that of a few lines.
+BATCH_ROWS = 256
 BATCH_BYTES = 1 << 20
 
 
@@ -152,10 +155,28 @@ def read_rows(
     shape: Shape | None = None,
     answered: Callable[[int], bool] = lambda index: False,
     shard: tuple[int, int] | None = None,
-) -> Iterator[JobRow | BadRow | Answered]:
+    threads: int = 1,
+) -> Generator[JobRow | BadRow | Answered]:
     """Rows a few at a time, so that a long file needs memory only for its ids. `answered` rows are
     not encoded. shard (i, n), i from 1: only each n-th row, from the i-th; ids that come twice are
-    those of the whole file, and `index` counts in it."""
+    those of the whole file, and `index` counts in it. threads: prompts are encoded in so many,
+    ahead of the rows that are taken; the rows are the same. Close the iterator when it is left."""
+    batches = _batches(path, limits, limit, digest, form, shape, answered, shard)
+    for batch, ids in in_order(batches, partial(_ids, encoder=encoder), threads):
+        yield from _encoded(batch, ids, encoder.vocab_size, limits)
+
+
+def _batches(
+    path: Path,
+    limits: RowLimits,
+    limit: int | None,
+    digest: InputDigest | None,
+    form: str,
+    shape: Shape | None,
+    answered: Callable[[int], bool],
+    shard: tuple[int, int] | None,
+) -> Iterator[list[_Draft | BadRow | Answered]]:
+    """Rows before their prompts are encoded."""
     digest = InputDigest() if digest is None else digest
     seen: set[bytes] = set()
     batch: list[_Draft | BadRow | Answered] = []
@@ -169,9 +190,9 @@ def read_rows(
             continue
         batch.append(Answered(index=index) if answered(index) else row)
         if len(batch) >= BATCH_ROWS or digest.num_bytes - began >= BATCH_BYTES:
-            yield from _encoded(batch, encoder, limits)
+            yield batch
             batch, began = [], digest.num_bytes
-    yield from _encoded(batch, encoder, limits)
+    yield batch
 
 
 def _draft(
@@ -213,22 +234,39 @@ def _draft(
     )
 
 
+def _ids(
+    batch: Sequence[_Draft | BadRow | Answered], encoder: PromptEncoder
+) -> list[list[int] | ValueError | None]:
+    """The ids of the prompts of a batch; None of rows that have none, or have ids already."""
+    ids: list[list[int] | ValueError | None] = [None] * len(batch)
+    drafts = [(n, row) for n, row in enumerate(batch) if isinstance(row, _Draft)]
+    texts = [n for n, row in drafts if isinstance(row.prompt, str)]
+    chats = [n for n, row in drafts if row.kind != "completion"]
+    for places, encode in ((texts, encoder.encode_texts), (chats, encoder.encode_conversations)):
+        if places:
+            prompts: list[Any] = [batch[n].prompt for n in places]  # type: ignore[union-attr]
+            for n, found in zip(places, encode(prompts), strict=True):
+                ids[n] = found
+    return ids
+
+
 def _encoded(
-    batch: Sequence[_Draft | BadRow | Answered], encoder: PromptEncoder, limits: RowLimits
+    batch: Sequence[_Draft | BadRow | Answered],
+    ids: Sequence[list[int] | ValueError | None],
+    vocab_size: int,
+    limits: RowLimits,
 ) -> Iterator[JobRow | BadRow | Answered]:
-    """The rows of a batch, in order; its conversations go to the encoder at once."""
-    conversations: list[Any] = [
-        row.prompt for row in batch if isinstance(row, _Draft) and row.kind != "completion"
-    ]
-    answers = iter(encoder.encode_conversations(conversations) if conversations else ())
-    for row in batch:
-        if isinstance(row, BadRow | Answered):
+    """The rows of a batch, in order."""
+    for row, found in zip(batch, ids, strict=True):
+        if not isinstance(row, _Draft):
             yield row
             continue
         try:
-            chat = row.kind != "completion"
-            ids = next(answers) if chat else prompt_ids(row.prompt, encoder)
-            yield _row(row, ids, encoder.vocab_size, limits)
+            if isinstance(found, ValueError):
+                code = "invalid_prompt" if row.kind == "completion" else "invalid_messages"
+                raise RowError(code, f"{found!s:.200}")
+            given = token_ids(row.prompt, vocab_size) if found is None else found
+            yield _row(row, given, vocab_size, limits)
         except RowError as error:
             yield BadRow(
                 index=row.index,
@@ -257,9 +295,7 @@ def line_id(line: int) -> str:
     return f"line-{line}"
 
 
-def _row(draft: _Draft, ids: list[int] | ValueError, vocab_size: int, limits: RowLimits) -> JobRow:
-    if isinstance(ids, ValueError):
-        raise RowError("invalid_messages", f"{ids!s:.200}")
+def _row(draft: _Draft, ids: list[int], vocab_size: int, limits: RowLimits) -> JobRow:
     if not ids:
         raise RowError("empty_prompt", "the prompt has no tokens")
     if max(ids) >= vocab_size:

@@ -40,7 +40,7 @@ class SamplingDefaults:
     repetition_penalty: float = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: `with_seed` copies all fields at once
 class Sampling:
     """What stands between the logits of a row and its next token; the defaults change nothing.
 
@@ -75,9 +75,7 @@ class Sampling:
     def with_seed(self, seed: int) -> Sampling:
         """The same with another seed; nothing is checked again, for a job has millions of rows."""
         found = object.__new__(Sampling)
-        for name in Sampling.__slots__:
-            object.__setattr__(found, name, getattr(self, name))
-        object.__setattr__(found, "seed", seed)
+        found.__dict__.update(self.__dict__, seed=seed)
         return found
 
     @property

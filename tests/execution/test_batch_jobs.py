@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.errors import Unfinished, UserError
-from batchgen.exec import watching
+from batchgen.exec import watchdog, watching
 from batchgen.exec.init import init_model
 from batchgen.exec.job import ExecJob
 from batchgen.exec.run import execute
 from batchgen.exec.survey import survey
+from batchgen.exec.worker import Worker
 from batchgen.job.error_limit import ErrorLimit
 from batchgen.job.folder import default_folder
 from batchgen.job.looking import lines_of, look_at
@@ -59,6 +61,47 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look at every step."""
     monkeypatch.setattr(watching, "LEAST_REST", 0)
     monkeypatch.setitem(watching.Watcher.__init__.__kwdefaults__, "every_s", 0.0)
+
+
+# -- standing still -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoding", [0, 3])
+def test_a_pass_that_does_not_end_is_told_with_its_rows(
+    decoding: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass hangs until it has been told twice; then the job ends as ever."""
+    monkeypatch.setattr(watchdog, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(watchdog, "TIMES_LONGEST", 0)
+    compute, told, hung = Worker.run_pass, [], []
+    goes_on = threading.Event()
+
+    def hangs(self: Worker, decodes: Any, chunks: Any) -> Any:
+        if not hung and len(decodes) == decoding:
+            hung.append([*decodes, *(chunk[0] for chunk in chunks)])
+            told.clear()
+            assert goes_on.wait(60)
+        return compute(self, decodes, chunks)
+
+    def say(line: str) -> None:
+        told.append(line)
+        if hung and sum("in the pass" in one for one in told) == 2:
+            goes_on.set()
+
+    monkeypatch.setattr(Worker, "run_pass", hangs)
+    ended = execute(job(model, tmp_path, [long(number) for number in range(4)]), say=say)
+    assert ended.done == 4
+    names = ", ".join(f"'r{row}'" for row in hung[0])
+    stood = [one for one in told if one.startswith("nothing has happened for ")]
+    assert all(one.endswith(f"in the pass that does not end: {names}") for one in stood[:2])
+    assert any(one.startswith("the run goes on, after ") for one in told)
+
+
+def test_many_rows_in_a_pass_that_hangs_are_counted() -> None:
+    told: list[str] = []
+    dog = watchdog.Watchdog(told.append, lambda: [f"r{n}" for n in range(9)])
+    assert dog._in_flight().endswith("'r0', 'r1', 'r2', 'r3', 'r4' and 4 more")
+    assert watchdog.Watchdog(told.append, list)._in_flight() == "no row is in a pass"
 
 
 # -- how it stands --------------------------------------------------------------------------------
@@ -198,9 +241,9 @@ def test_a_row_times_out_and_the_others_do_not_notice(
     policy: str, depth: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock of 10 ms a look: rows of 200 tokens need more than the limit, others do not."""
-    from batchgen.exec import run
+    from batchgen.exec import attempt
 
-    class Slow(run.WallClock):
+    class Slow(attempt.WallClock):
         ticks = 0
 
         def now_ps(self) -> int:
@@ -215,7 +258,7 @@ def test_a_row_times_out_and_the_others_do_not_notice(
     more: dict[str, Any] = {"policy": policy, "overrides": sizes}
     whole = job(model, tmp_path, rows, output=tmp_path / "whole.jsonl", **more)
     execute(whole)
-    monkeypatch.setattr(run, "WallClock", Slow)
+    monkeypatch.setattr(attempt, "WallClock", Slow)
     ended = execute(job(model, tmp_path, rows, row_timeout_s=1.5, **more))
     assert ended.by_code == {"": 7, "timeout": 2}
     want, got = read(whole.output), read(tmp_path / "out.jsonl")

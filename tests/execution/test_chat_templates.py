@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from jinja2.sandbox import SecurityError
 
 from batchgen.exec.template_jinja import environment
-from batchgen.exec.templates import ChatTemplate, TemplateError, time_of_job
+from batchgen.exec.template_pool import TemplatePool
+from batchgen.exec.templates import Cancelled, ChatTemplate, TemplateError, time_of_job
 
 NOW = datetime(2024, 2, 29, 23, 5, 7)
 
@@ -214,3 +217,20 @@ def test_the_sandbox_has_no_attribute_of_the_time() -> None:
     template = environment(NOW).from_string("{{ strftime_now.__self__.year }}")
     with pytest.raises(SecurityError):
         template.render()
+
+
+def test_a_pool_renders_in_threads_and_gives_up_when_it_is_closed() -> None:
+    loops = HOSTILE["loops"][0]
+    source = "{% if messages|length == 2 %}" + loops + "{% endif %}{{ messages[0].content }}"
+    pool = TemplatePool(source, {}, NOW)
+    with ThreadPoolExecutor(4) as threads:
+        texts = threads.map(lambda n: pool.render([chat(f"{n}")] * 5), range(40))
+        assert list(texts) == [[f"{n}"] * 5 for n in range(40)]
+        hangs = threads.submit(pool.render, [chat("a", "b")] * 1000)  # 2 s each
+        while not pool._busy:
+            time.sleep(0.01)
+        pool.close()
+        with pytest.raises(Cancelled):
+            hangs.result(30)
+    assert pool.render([chat("again")]) == ["again"]
+    pool.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -92,6 +93,30 @@ def test_any_text_encodes_and_comes_back(tmp_path: Path) -> None:
         assert ids == list(text.encode())
         assert tokenizer.decode(ids) == text
     assert tokenizer.decode([104, 105, *tokenizer.eos_token_ids, 263]) == "hi"
+
+
+def test_padding_and_truncation_of_the_file_are_for_training(tmp_path: Path) -> None:
+    model = init_model(tmp_path / "m")
+    texts = ["a", "some words", "x" * 300]
+    want = Tokenizer(model).encode_texts(texts)
+    settings = json.loads((model / "tokenizer.json").read_text())
+    settings["truncation"] = {
+        "direction": "Right",
+        "max_length": 4,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    settings["padding"] = {
+        "strategy": "BatchLongest",
+        "direction": "Left",
+        "pad_to_multiple_of": 8,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "x",
+    }
+    (model / "tokenizer.json").write_text(json.dumps(settings))
+    assert Tokenizer(model).encode_texts(texts) == want
+    assert [Tokenizer(model).encode(text) for text in texts] == want
 
 
 def test_the_chat_template_agrees_with_transformers(tmp_path: Path) -> None:

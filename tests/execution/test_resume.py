@@ -150,7 +150,7 @@ def test_a_disk_that_fills_at_the_last_instant(
         with pytest.raises(Unfinished, match="all answers are kept; make room, then go on with"):
             execute(one)
     assert not one.output.exists()
-    monkeypatch.setattr("batchgen.exec.run.prepare", None)
+    monkeypatch.setattr("batchgen.exec.attempt.prepare", None)
     ended = execute(replace(one, resume="always"))
     assert ended.record is None
     assert ended.earlier == ended.rows == len(one.output.read_text().splitlines())

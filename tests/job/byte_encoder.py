@@ -15,6 +15,9 @@ class ByteEncoder:
     def encode(self, text: str) -> list[int]:
         return [0xFF if letter == "\0" else byte for letter in text for byte in letter.encode()]
 
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
+        return [self.encode(text) for text in texts]
+
     def encode_conversations(
         self, conversations: Sequence[list[dict[str, Any]]]
     ) -> list[list[int] | ValueError]:

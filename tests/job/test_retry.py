@@ -61,8 +61,8 @@ def test_lines_are_rows_again(tmp_path: Path, lines: list[bytes], data: st.DataO
 class _Bytes:
     vocab_size = 300
 
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+    def encode_texts(self, texts: Any) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
 
     def encode_conversations(self, conversations: Any) -> Any:
         return [self.encode(json.dumps(one)) for one in conversations]

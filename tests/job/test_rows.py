@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import random
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 
 from batchgen.errors import UserError
 from batchgen.job.jsonl import BadLine, InputDigest, _no_duplicates, parse_object
-from batchgen.job.rows import BATCH_ROWS, BadRow, JobRow, RowLimits, read_job
+from batchgen.job.rows import BATCH_ROWS, BadRow, JobRow, RowLimits, read_job, read_rows
 from batchgen.job.samples import SamplesOfRows, samples
 from batchgen.job.sampling import Sampling, SamplingDefaults
 
@@ -265,19 +268,53 @@ def test_bom_and_unicode_line_separators_do_not_split_or_spoil(tmp_path: Path) -
 def test_nothing_is_read_behind_the_limit(tmp_path: Path) -> None:
     """And the digest is that of the bytes that were read: all, without a limit that stops."""
     path = tmp_path / "in.jsonl"
-    lines = [json.dumps({"prompt": "x" * (n % 7 + 1)}).encode() + b"\n" for n in range(200)]
+    lines = [json.dumps({"prompt": "x" * (n % 7 + 1)}).encode() + b"\n" for n in range(600)]
     lines[3] = b"  \r\n"
     lines[5] = b"nonsense\n"
     lines[-1] = lines[-1].rstrip()
     path.write_bytes(b"".join(lines))
     everything = read_job(path, ByteEncoder(), LIMITS)
-    for limit in (1, 4, 5, BATCH_ROWS, BATCH_ROWS + 1, 199, 500, None):
+    for limit in (1, 4, 5, BATCH_ROWS, BATCH_ROWS + 1, 599, 900, None):
         digest = InputDigest()
         rows = read_job(path, ByteEncoder(), LIMITS, limit=limit, digest=digest)
         assert rows == everything[:limit]
         read_bytes = b"".join(lines[: rows[-1].line])
         assert digest.num_bytes == len(read_bytes)
         assert digest.hexdigest() == hashlib.sha256(read_bytes).hexdigest()
+
+
+class Reversed(ByteEncoder):
+    """What comes first ends last, and threads may be anywhere."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
+        self.calls += 1
+        time.sleep(0.02 / self.calls)
+        return super().encode_texts(texts)
+
+
+def test_rows_are_the_same_in_any_number_of_threads(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    rng = random.Random(1)
+    kinds = [
+        lambda n: json.dumps({"prompt": "x" * (n % 9 + 1)}).encode(),
+        lambda n: json.dumps({"prompt": list(range(n % 5))}).encode(),
+        lambda n: json.dumps({"prompt": "\0"}).encode(),
+        lambda n: json.dumps({"messages": [{"role": "robot", "content": "x"}]}).encode(),
+        lambda n: json.dumps({"messages": [{"role": "user", "content": f"{n}"}]}).encode(),
+        lambda n: json.dumps({"prompt": 5}).encode(),
+        lambda n: b"nonsense",
+        lambda n: json.dumps({"custom_id": "twice", "prompt": "x"}).encode(),
+    ]
+    path.write_bytes(b"\n".join(rng.choice(kinds)(n) for n in range(6 * BATCH_ROWS)))
+    want = read_job(path, ByteEncoder(), LIMITS)
+    assert len(want) == 6 * BATCH_ROWS
+    for threads in (2, 3, 16):
+        digest = InputDigest()
+        assert list(read_rows(path, Reversed(), LIMITS, digest=digest, threads=threads)) == want
+        assert digest.num_bytes == path.stat().st_size
 
 
 def test_the_digest_is_of_what_was_read_whatever_becomes_of_the_file(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,50 @@ def test_bench_refuses_unknown_measurements() -> None:
     assert done.returncode == 2
     assert "headline" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+CODE_IN_DATA = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "sqlitedict"}
+
+
+def test_no_code_comes_from_data() -> None:
+    """Nothing that is read can run: no pickle in any form, no text as a program, no shell."""
+    found = []
+    for folder in ("batchgen", "sim", "exec"):
+        for path in (ROOT / folder).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found += [f"{path.relative_to(ROOT)}: {one}" for one in _runs_data(tree)]
+    assert found == []
+
+
+def _runs_data(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            yield from (name for name in names if name.split(".")[0] in CODE_IN_DATA)
+        elif isinstance(node, ast.Call):
+            text = ast.unparse(node.func)
+            options = {one.arg: ast.unparse(one.value) for one in node.keywords}
+            if text in ("eval", "exec", "compile", "os.system", "os.popen", "__import__"):
+                yield text
+            if text in ("torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load"):
+                yield text
+            for name in ("shell", "allow_pickle", "trust_remote_code"):
+                if options.get(name, "False") != "False":
+                    yield f"{text}({name}={options[name]})"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from marshal import loads",
+        "eval(text)",
+        "torch.load(path, weights_only=True)",
+        "numpy.load(path, allow_pickle=True)",
+        "subprocess.run(line, shell=True)",
+        "yaml.load(text, Loader=yaml.Loader)",
+    ],
+)
+def test_code_from_data_would_be_found(text: str) -> None:
+    assert list(_runs_data(ast.parse(text)))

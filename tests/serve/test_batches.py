@@ -168,8 +168,8 @@ class Bytes:
 
     vocab_size = 256
 
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+    def encode_texts(self, texts: Any) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
 
     def encode_conversations(self, conversations: Any) -> list[list[int]]:
         return [self.encode(str(one)) for one in conversations]

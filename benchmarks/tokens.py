@@ -1,0 +1,151 @@
+"""Time how fast the rows of a job become tokens, beside what the tokenizer alone does on one core.
+
+    python benchmarks/tokens.py [--rows N] [--output PATH]
+
+Prints one JSON object. The tokenizer is a byte-level BPE of 8,000 merges trained on the project's
+own docs; rows are chats of 200 bytes, and of 2,000. For each size, in turns: the tokenizer alone,
+in one thread, over the texts that the chat template makes (`alone`), and a job's reading of the
+file (`read`: JSON, checks, the chat template in its processes, tokens, columns). `share` is the
+second rate over the first times the cores: 1 would be a reading that takes no time beside the
+tokenizer. Other programs stretch all times: `load_average` says how busy the machine was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import machine
+
+from batchgen.cores import num_cores
+
+TARGET = 0.7
+SIZES = (200, 2000)
+TURNS = 5
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--rows", type=int, default=20_000, help="of 200 bytes; fewer longer ones")
+    parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    options = parser.parse_args()
+    if options.rows < 1000:
+        parser.error("rows must be at least 1000")
+    before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_model(Path(folder) / "model")
+        found = {
+            str(size): measure(model, Path(folder), size, options.rows * SIZES[0] // size)
+            for size in SIZES
+        }
+    result = {
+        "benchmark": "tokens",
+        "machine": machine.describe(),
+        "commit": machine.commit(),
+        "load_average": [before, os.getloadavg()[0]],
+        "cores": num_cores(),
+        "target_share": TARGET,
+        "row_bytes": found,
+    }
+    machine.publish(result, options.output)
+    return 0
+
+
+def make_model(folder: Path) -> Path:
+    """A checkpoint whose tokenizer has learned from the docs. No weights are used."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from batchgen.exec.init import init_model
+
+    init_model(folder)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8000,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    bpe.train([str(path) for path in sorted(DOCS.glob("*.md"))], trainer)
+    bpe.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] = bpe.get_vocab_size()
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(folder / "weights", ignore_errors=True)
+    return folder
+
+
+def measure(model: Path, folder: Path, size: int, rows: int) -> dict[str, Any]:
+    """Rates in tokens/s."""
+    from batchgen.exec.tokenizer import Tokenizer
+
+    text = " ".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
+    path = folder / f"{size}.jsonl"
+    contents = []
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            row: dict[str, Any] = {
+                "custom_id": f"request-{number:09d}",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {"model": "m", "messages": [], "max_tokens": 64},
+            }
+            begin = number * 997 % (len(text) - size)
+            content = text[begin : begin + max(8, size - len(json.dumps(row)) - 31)]
+            contents.append(content)
+            row["body"]["messages"] = [{"role": "user", "content": content}]
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    tokenizer = Tokenizer(model)
+    alone: list[float] = []
+    read: list[float] = []
+    for turn in range(TURNS + 1):
+        once, tokens = time_alone(tokenizer, contents)
+        again, counted = time_read(tokenizer, path)
+        if turn:  # the first is for what is new
+            alone.append(tokens / once)
+            read.append(counted / again)
+    rates = {"alone": statistics.median(alone), "read": statistics.median(read)}
+    return {
+        "rows": rows,
+        "tokens": counted,
+        "tokens_per_s": rates,
+        "rows_per_s": rates["read"] * rows / counted,
+        "share": rates["read"] / rates["alone"] / num_cores(),
+    }
+
+
+def time_alone(tokenizer: Any, texts: list[str]) -> tuple[float, int]:
+    """Seconds of one thread over plain texts, one after the other, and tokens."""
+    began = time.perf_counter()
+    tokens = sum(len(tokenizer.encode(text)) for text in texts)
+    return time.perf_counter() - began, tokens
+
+
+def time_read(tokenizer: Any, path: Path) -> tuple[float, int]:
+    """Seconds until a job has all its rows in columns, and their tokens."""
+    from batchgen.exec.job import ExecJob
+    from batchgen.exec.past import Past
+    from batchgen.exec.prepare import read_all
+    from batchgen.job.jsonl import InputDigest
+    from batchgen.job.rows import RowLimits
+
+    job = ExecJob(model=path.parent / "model", input=path, output=path.with_suffix(".out"))
+    limits = RowLimits(max_context=1 << 20)
+    began = time.perf_counter()
+    read = read_all(job, tokenizer, limits, InputDigest(), Past(), lambda row: None)
+    return time.perf_counter() - began, int(read.jobs.prompt_tokens().sum())
+
+
+if __name__ == "__main__":
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    sys.exit(main())
