@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from random import Random
@@ -13,11 +14,16 @@ from typing import Any
 import pytest
 from draw_disk import is_whole
 from drawing import SIM
+from hypothesis import given
+from hypothesis import strategies as st
 from places import Reset
 from trying import Place, state_of
 
-from batchgen.errors import UserError
+from batchgen.cli import main
+from batchgen.cli.bench import MEASUREMENTS
+from batchgen.errors import MOST_MESSAGE, MOST_REMEDY, UserError
 from batchgen.model import load_model
+from batchgen.oneline import MOST_WORD, brief
 
 DIGITS = "9" * 5000
 TRACE = ("sim", "--trace", "t.jsonl", *SIM)
@@ -362,3 +368,50 @@ def test_the_search_sees_what_it_looks_for(reset: Reset) -> None:
     assert faults(0, "", Path("keep/thesis.txt")) == ["changed keep/thesis.txt"]
     assert faults(0, "", Path(".x.tmp")) == ["left .x.tmp"]
     assert Random("usage 0").random() == Random("usage 0").random()
+
+
+@given(st.text(max_size=900), st.integers(10, 400))
+def test_brief_texts_have_both_ends(text: str, most: int) -> None:
+    cut = brief(text, most)
+    assert len(cut) <= most
+    assert cut == text or "..." in cut
+    assert all(len(word) <= MOST_WORD for word in cut.split(" "))
+    assert brief(f"a {text} b", most)[0] == "a"
+    assert brief(f"a {text} b", most)[-1] == "b"
+
+
+def test_what_errors_quote_is_cut() -> None:
+    error = UserError(f"'{DIGITS}' is no number", remedy="choose one of " + "x, " * 900)
+    assert len(str(error)) <= MOST_MESSAGE + MOST_REMEDY + 2
+    assert str(error).startswith("'999")
+    assert "9' is no number; choose one of x, " in str(error)
+
+
+def test_an_interrupted_init_puts_the_old_model_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "m"
+    assert main(["model", "init", str(folder)]) == 0
+    before = state_of(tmp_path)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if Path(target) == folder:
+            monkeypatch.setattr(Path, "rename", rename)
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    assert main(["model", "init", str(folder), "--force", "--seed", "1"]) == 3
+    assert state_of(tmp_path) == before
+    assert main(["model", "init", str(folder), "--force", "--seed", "1"]) == 0
+    assert state_of(tmp_path) != before
+
+
+def test_bench_knows_its_measurements() -> None:
+    """Its words are checked before the benchmarks start, which would tell them in pages."""
+    script = Path(__file__).parents[2] / "benchmarks" / "run.py"
+    if not script.is_file():
+        pytest.skip("not a checkout")
+    found = re.findall(r'^    "(\w+)": Bench\.', script.read_text(), re.MULTILINE)
+    assert tuple(found) == MEASUREMENTS
