@@ -283,8 +283,10 @@ def draw(rng: Random, place: Place) -> Case:
     outputs = ["o.jsonl", "o.png"]
     if is_output and kind in ("link to folder", "link"):
         outputs += ["folder", "m/batchgen"]
-    if is_output and path not in ("", ".", "m", "run", "ran"):
-        outputs.append(os.path.normpath(path))
+    if is_output:
+        # Run directories may be made in any folder; nothing else of what is there may change.
+        whole = path not in ("", ".", "m", "run", "ran")
+        outputs.append(os.path.normpath(path if whole else f"{path}/batchgen"))
     return Case(argv=words, outputs=tuple(outputs), task=task)
 
 

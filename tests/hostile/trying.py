@@ -206,8 +206,11 @@ class Place:
     ) -> tuple[Ended, list[str]]:
         before = state_of(self.folder)
         ended = self.run(*argv, **task)
-        # The second signal ends a process as it ends any other.
-        sent = [-int(getattr(signal, name)) for _, name in task.get("kill", [])[1:]]
+        # The second signal ends a process as it ends any other, and so does one that comes when the
+        # command has told its result.
+        sent = [-int(getattr(signal, name)) for _, name in task.get("kill", [])]
+        if not (ended.out or ended.err):
+            sent = sent[1:]
         is_heard = "err" not in task and 2 not in task.get("closed", ())
         after = state_of(self.folder)
         return ended, faults_of(
