@@ -65,7 +65,7 @@ def child(task: dict[str, Any], heard: int) -> int:
     if "fsize" in task:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does when it starts
         resource.setrlimit(resource.RLIMIT_FSIZE, (task["fsize"], task["fsize"]))
-    if "memory" in task:
+    if "memory" in task and Path("/proc/self/statm").exists():
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + task["memory"]
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
