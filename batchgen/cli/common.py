@@ -48,8 +48,13 @@ def parse_names(flag: str, text: str) -> tuple[str, ...]:
 
 
 def say(line: str) -> None:
-    """One line of talk on stderr."""
-    print(escaped(line), file=sys.stderr, flush=True)
+    """One line of talk on stderr. Where that is full the work goes on without it."""
+    try:
+        print(escaped(line), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 @contextmanager

@@ -147,4 +147,4 @@ def draw(rng: Random, place: Place) -> Case:
     if rng.random() < 0.05:
         task["gone"] = True
     outputs = ("o.jsonl", "o.png", "relative", "keep", "x" * 200)
-    return Case(argv=argv, outputs=outputs, is_partial="out" in task, task=task)
+    return Case(argv=argv, outputs=outputs, is_partial="out" in task or "err" in task, task=task)

@@ -219,6 +219,11 @@ def test_standard_output_that_is_full(place: Place) -> None:
         assert ended.err == "error: No space left on device; choose another path or free it\n"
 
 
+def test_talk_that_cannot_be_heard_stops_no_work(place: Place) -> None:
+    argv = ("sweep", "s.yaml", "--out", "swept", "--workers", "1")
+    assert place.check(*argv, outputs=("swept",), err="/dev/full").code == 0
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_locales_without_the_characters_of_a_name(encoding: str, place: Place) -> None:
     name = "n\u00e4me\U0001f600.jsonl"
