@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from batchgen.cli.common import say, tell_result
 from batchgen.errors import UserError
-from batchgen.paths import check_result
+from batchgen.paths import aside, check_result
 from batchgen.simjob import Simulate
 
 if TYPE_CHECKING:
@@ -64,10 +63,10 @@ def published(
         for line in tails.commands(sources, compared_tails, commands):
             print(line)
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        outcomes = list(_outcomes(cells, data.loads, Path(folder)))
-        wider = list(_wider(cells, data.loads, Path(folder))) if spread else []
-        found_tails = list(tails.measured(sources, compared_tails, Path(folder), draws=draws))
+    with aside("published") as folder:
+        outcomes = list(_outcomes(cells, data.loads, folder))
+        wider = list(_wider(cells, data.loads, folder)) if spread else []
+        found_tails = list(tails.measured(sources, compared_tails, folder, draws=draws))
     found = ratios(data, outcomes)
     wrong, compared = misordered(outcomes)
     mean = mean_error(outcomes) if outcomes else 0.0

@@ -271,7 +271,7 @@ def parse_quantiles(text: str) -> Quantiles:
                 remedy="write 'P95 4196, P99 15843, max 38631', optionally with median or mean",
                 code="bad_distribution",
             )
-        value = float(match[3])
+        value = _number(match[3], "quantiles")
         if match[2] is None:
             points.append((round(float(match[1]) / 100, 12), value))
         elif match[2].lower() == "median":
