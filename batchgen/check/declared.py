@@ -32,7 +32,11 @@ UNASKED: dict[str, dict[str, tuple[str, object]]] = {
         "end": ("two_ended", True),
     },
     "admission": {"lease": ("reserves", True), "room_for": ("sees_row", True)},
-    "phase": {"starts_prefill": ("phases", True)},
+    "phase": {
+        "starts_prefill": ("phases", True),
+        "gathered": ("gathers", True),
+        "takes": ("pauses", True),
+    },
     "memory": {"rank_victim": ("newest", False)},
     "tail": {"layout": ("partitions", True)},
     "predictor": {"on_completion": ("learns", True)},

@@ -41,6 +41,7 @@ class Compiled:
         "num_lanes",
         "order",
         "partitions",
+        "pauses",
         "phase",
         "phases",
         "placement",
@@ -118,6 +119,7 @@ class Compiled:
         )
         self.phases = self.phase.phases
         self.gathers = self.phase.gathers and not self.phases
+        self.pauses = self.phase.pauses and not self.phases
         self.whole, self.static = batching.whole, batching.static
         self.renews = self.whole_batch or self.static or self.streams
         self.steals = self.placement.steals

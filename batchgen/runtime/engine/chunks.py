@@ -19,7 +19,7 @@ def chunk_sizes(engine: EngineMachine, rank: Rank) -> Iterator[tuple[int, int, i
     """
     table, policy = engine.table, engine.policy
     budget = engine.token_budget
-    if not engine.prefill:
+    if not (engine.prefill or engine.pauses):
         budget -= len(rank.running) + len(rank.dead)
     if rank.lane_used and not policy.static:
         yield from _by_lane(engine, rank, budget)
