@@ -58,6 +58,7 @@ class Compiled:
         "shares",
         "stalls",
         "static",
+        "steal_min",
         "steals",
         "streams",
         "suspends",
@@ -122,6 +123,7 @@ class Compiled:
         self.whole, self.static = batching.whole, batching.static
         self.renews = self.whole_batch or self.static or self.streams
         self.steals = self.placement.steals
+        self.steal_min = max(declared(policy["placement"], "steal_min", int), 2)
         self.partitions = self.tail.partitions
         recovery = guarded(policy["recovery"])
         self.moves, self.weighs, self.copies = recovery.moves, recovery.weighs, recovery.copies
