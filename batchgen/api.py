@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from batchgen.errors import UserError
+from batchgen.paths import aside
 
 if TYPE_CHECKING:
     from batchgen.exec.job import ExecJob
@@ -220,9 +220,9 @@ def _job(
     more: dict[str, Any] = dict(options)
     more["overrides"] = tuple(dict(more.get("overrides", {})).items())
     more.setdefault("dtype", usual_dtype(more.get("device", "cpu")))
-    with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
-        path = Path(rows) if isinstance(rows, str | Path) else _written(rows, Path(folder))
-        answers = Path(folder) / "answers.jsonl" if output is None else Path(output)
+    with aside("rows") as folder:
+        path = Path(rows) if isinstance(rows, str | Path) else _written(rows, folder)
+        answers = folder / "answers.jsonl" if output is None else Path(output)
         yield ExecJob(model=Path(model), input=path, output=answers, **more)
 
 

@@ -10,6 +10,11 @@ BatchgenError
 
 from __future__ import annotations
 
+from batchgen.oneline import brief
+
+MOST_MESSAGE = 360  # characters of a message, and of a remedy
+MOST_REMEDY = 300
+
 
 class BatchgenError(Exception):
     """Base of every error raised on purpose."""
@@ -18,15 +23,18 @@ class BatchgenError(Exception):
 
 
 class UserError(BatchgenError):
-    """A mistake in what the user gave us. `message` is one line, `remedy` says what to do next."""
+    """A mistake in what the user gave us. `message` is one line, `remedy` says what to do next.
+
+    Both may quote what the user gave: where that is too long to be read its middle is left out.
+    """
 
     code = "usage"
 
     def __init__(self, message: str, *, remedy: str = "", code: str = "usage") -> None:
-        self.message = message
-        self.remedy = remedy
+        self.message = brief(message, MOST_MESSAGE)
+        self.remedy = brief(remedy, MOST_REMEDY)
         self.code = code
-        super().__init__(f"{message}; {remedy}" if remedy else message)
+        super().__init__(f"{self.message}; {self.remedy}" if remedy else self.message)
 
 
 class DataError(UserError):

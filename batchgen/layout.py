@@ -23,7 +23,7 @@ ROOMY_EP_FRACTION = 0.60  # the same for expert-parallel engines, whose buffers 
 CROWDED_FRACTION = 0.75  # more than this and replicated attention weights cost too much KV room
 FULL_FRACTION = 0.87  # 0.9 of the memory less about 2 GB of workspace: beyond it nothing runs
 
-_PART = re.compile(r"(tp|dpa|ep|pp|dp)(\d+)")
+_PART = re.compile(r"(tp|dpa|ep|pp|dp)([0-9]{1,9})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

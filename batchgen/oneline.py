@@ -9,6 +9,7 @@ from typing import Any
 
 MOST_TEXT = 200
 MOST_VALUE = 60
+MOST_WORD = 160  # a path may be as long
 
 _name: Any = type.__dict__["__name__"]  # a metaclass may hide it
 
@@ -20,6 +21,22 @@ def escaped(text: str) -> str:
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
     )
+
+
+def brief(text: str, most: int) -> str:
+    """A text without its middles: of long words, which are numbers, names or values of users, and
+    of the whole, so that at most so many characters are left."""
+    words = (
+        _middle_out(word, MOST_WORD) if len(word) > MOST_WORD else word for word in text.split(" ")
+    )
+    return _middle_out(" ".join(words), most)
+
+
+def _middle_out(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    last = (most - 3) // 3
+    return f"{text[: most - 3 - last]}...{text[-last:]}"
 
 
 def one_line(value: object, most: int | None = None) -> str:

@@ -10,8 +10,9 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from batchgen.errors import UserError
@@ -123,6 +124,33 @@ def beside(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         remove(temporary)
+
+
+@contextmanager
+def aside(what: str) -> Iterator[Path]:
+    """A folder of this user among temporary files, which goes at the end. Unlike those of
+    `tempfile` its name is known before it is made: a signal in between leaves nothing."""
+    folder = Path(tempfile.gettempdir()) / f"batchgen-{what}-{secrets.token_hex(6)}"
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        remove(folder)
+
+
+def put(temporary: Path, target: Path) -> None:
+    """Gives what was made beside it the name `target`, at once; the rights of what had that name
+    stay."""
+    with suppress(FileNotFoundError):
+        os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+    os.replace(temporary, target)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that is there with all these bytes, or as it was."""
+    with beside(path) as temporary:
+        temporary.write_bytes(data)
+        put(temporary, path)
 
 
 def remove(path: Path) -> None:

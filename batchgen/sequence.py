@@ -3,7 +3,7 @@
 It stores state and names it. It decides nothing and knows no true output length.
 
 Lazy columns. While a row decodes, its `computed` tokens grow by one per decode pass, so the table
-keeps `offset = computed - k` instead (k: the engine's decode clock) and writes `computed`,
+keeps `offset = computed - k` instead (k: the decode clock of its rank) and writes `computed`,
 `produced` and `pages` back when the row leaves the running set.
 
 Invariant of a decoding row: computed == prompt + produced - 1 (the newest token has no KV yet).

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ARRIVALS = ("batch", "trace")
 LOGS = ("off", "steps", "full")
 COSTS = ("roofline", "measured")
+MOST_GPUS = 1 << 20
+"""Of a cluster: each is an object in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,8 @@ class SimJob:
             if value is not None and value < 1:
                 flag = "--" + name.replace("_", "-")
                 raise UserError(f"{flag} is {value}", remedy="give a number of at least 1")
+        if self.gpus > MOST_GPUS:
+            raise UserError(f"--gpus is {self.gpus}", remedy=f"give at most {MOST_GPUS}")
         if self.arrivals not in ARRIVALS:
             raise UserError(
                 f"--arrivals is '{self.arrivals}'", remedy=f"choose one of {', '.join(ARRIVALS)}"

@@ -2,12 +2,13 @@
 holds.
 
 A step names only what changes. Two clocks count: q numbers the passes of an engine, and k, the
-decode clock, those of them in which its rows decode (steps of a prefill phase leave it alone).
+decode clock of a rank, those of them in which its rows decode (a prefill phase and a pause leave it
+alone).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -25,7 +26,8 @@ class Step(msgspec.Struct, frozen=True, tag="step", gc=False, omit_defaults=True
     prompts are padded to the longest of the pass). With lag 1 a finished row stays for one more
     pass, its token dropped, and "first" ends one pass after the finish; a finish that was not
     reported when the step was launched counts.
-    decode False: a pass of a prefill phase; the running set pauses and k stands still.
+    decode False: passes of prompts alone; the running set pauses and k stands still. paused: that
+    of these ranks, which have prompts, while the rows of the others decode.
     A chunk with `last` implies n == 1; its row decodes from the next pass on, unless it is handed
     over (`hand`: the engine only prefills). `checkpoint` is "host" when KV streams to the host.
     The log leaves out what is as it is by default.
@@ -42,6 +44,7 @@ class Step(msgspec.Struct, frozen=True, tag="step", gc=False, omit_defaults=True
     chunks: list[Chunk] = []
     checkpoint: str = ""
     hand: bool = False
+    paused: list[int] = []
 
 
 class Pass(NamedTuple):
@@ -58,11 +61,11 @@ class Composition:
     `launch(step)`, then `next_pass()` and `report(finished rows)` by turns, `report` lagging behind
     by `lag` passes; `next_pass` returns None when the step is over. With lag 0 every pass is
     reported before the next is asked for; with lag 1 pass j is asked for when pass j - 2 is
-    reported, across steps too.
+    reported, across steps too. rank_of: the rank of every row, where steps pause some.
     """
 
-    def __init__(self, lag: int) -> None:
-        self.lag = lag
+    def __init__(self, lag: int, rank_of: Sequence[int] = ()) -> None:
+        self.lag, self._rank_of = lag, rank_of
         self.rows: dict[int, None] = {}
         self._step: Step | None = None
         self._made = 0
@@ -87,7 +90,7 @@ class Composition:
 
     def clear(self) -> None:
         """The device is lost, or its layout changes."""
-        self.__init__(self.lag)  # type: ignore[misc]
+        self.__init__(self.lag, self._rank_of)  # type: ignore[misc]
 
     def cut(self, *, begun: bool = True) -> None:
         """End the step early. With lag 1 the report of what runs now is the next one, so one more
@@ -124,7 +127,10 @@ class Composition:
             return None
         j = self._made
         chunks = [(row, start + j * size, size, last) for row, start, size, last in step.chunks]
-        one = Pass(j, list(self.rows) if step.decode else [], chunks)
+        decodes = list(self.rows) if step.decode else []
+        if step.paused:
+            decodes = [row for row in decodes if self._rank_of[row] not in step.paused]
+        one = Pass(j, decodes, chunks)
         self._made += 1
         for row, _, _, last in chunks:
             if last and not step.hand:

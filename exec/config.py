@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchgen.errors import UserError
-from batchgen.exec.fields import MAX_VOCAB, Fields, read_json_object
+from batchgen.fields import MAX_VOCAB, Fields, read_json_object
 from batchgen.paths import has_file
 
 __all__ = ["ModelConfig", "load_config", "read_json_object"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from batchgen.errors import UserError
-from batchgen.exec.fields import Fields, read_json_object
+from batchgen.fields import Fields, read_json_object
 from batchgen.job.sampling import MAX_TOP_K, SamplingDefaults, check_range
 from batchgen.paths import has_file
 
@@ -17,12 +16,6 @@ def sampling_defaults(directory: Path, temperature: float | None = None) -> Samp
 
     Raises UserError for a value that cannot be.
     """
-    if temperature is not None:
-        try:
-            check_range("temperature", temperature)
-        except ValueError:
-            remedy = "give a number from 0 (greedy) to 100"
-            raise UserError(f"--temperature is {temperature}", remedy=remedy) from None
     path = directory / "generation_config.json"
     if not has_file(path):
         found = SamplingDefaults()

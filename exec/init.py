@@ -20,6 +20,8 @@ from batchgen.exec.config import ModelConfig, load_config
 from batchgen.exec.families import BY_NAME
 from batchgen.exec.token_bytes import byte_characters
 from batchgen.exec.weights import expected_shapes
+from batchgen.oneline import one_line
+from batchgen.paths import beside
 
 SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|end|>", "<|start|>", "<|stop|>")
 FIRST_SPECIAL = 256  # ids 0 to 255 are the bytes themselves
@@ -93,17 +95,35 @@ def init_model(
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not an empty folder", remedy="choose another")
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_json(directory / "config.json", random_config(arch, size, tie_word_embeddings))
-    generation = {"eos_token_id": [EOS_TOKEN_ID, STOP_TOKEN_ID], "do_sample": False}
-    _write_json(directory / "generation_config.json", generation)
-    save_file(
-        random_weights(load_config(directory), seed),
-        directory / "model.safetensors",
-        {"format": "pt"},
-    )
-    write_byte_tokenizer(directory)
+    # A folder that is there may be the one we stand in: it stays, and its files come into it.
+    is_there = directory.exists()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with beside(directory / "model" if is_there else directory) as made:
+        made.mkdir()
+        try:
+            _write(made, random_config(arch, size, tie_word_embeddings), seed)
+        except OSError:
+            raise
+        except Exception as error:  # safetensors and tokenizers raise classes of their own
+            raise UserError(
+                f"cannot write {directory}: {one_line(error, 200)}",
+                remedy="make room, or give another folder",
+            ) from None
+        if not is_there:
+            made.rename(directory)
+        else:
+            for file in made.iterdir():
+                file.rename(directory / file.name)
     return directory
+
+
+def _write(folder: Path, config: dict[str, Any], seed: int) -> None:
+    _write_json(folder / "config.json", config)
+    generation = {"eos_token_id": [EOS_TOKEN_ID, STOP_TOKEN_ID], "do_sample": False}
+    _write_json(folder / "generation_config.json", generation)
+    weights = random_weights(load_config(folder), seed)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    write_byte_tokenizer(folder)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
-"""What `batchgen exec` is asked to do. Data only."""
+"""What `batchgen exec` is asked to do. It checks ranges only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchgen.errors import UserError
 from batchgen.job.error_limit import ErrorLimit
+from batchgen.job.sampling import check_range
 from batchgen.job.shape import Shape
 
 CAPABILITIES = frozenset({"host", "prefix"})
@@ -57,3 +59,11 @@ class ExecJob:
     error_file: Path | None = None
     output_form: str = "jsonl"
     shard: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None:
+            try:
+                check_range("temperature", self.temperature)
+            except ValueError:
+                remedy = "give a number from 0 (greedy) to 100"
+                raise UserError(f"--temperature is {self.temperature}", remedy=remedy) from None

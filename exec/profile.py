@@ -6,7 +6,6 @@ Points come from `profile_operators` and `profile_passes`; the form is that of
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +39,7 @@ from batchgen.exec.transformer import DTYPES
 from batchgen.exec.worker import Worker
 from batchgen.layout import Layout
 from batchgen.model import ModelSpec, load_model
+from batchgen.paths import aside
 
 CATALOG_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 GENERIC_SIZES = (256, 1024, 4096)  # n and k of products that belong to no model
@@ -69,10 +69,8 @@ def measure(
     check_device(device)
     grid = grid_of(device) if grid is None else grid
     dtype = usual_dtype(device) if dtype is None else dtype
-    with tempfile.TemporaryDirectory() as folder:
-        directory = (
-            init_model(Path(folder) / "m", *GENERIC_MODEL) if model_dir is None else model_dir
-        )
+    with aside("profile") as folder:
+        directory = init_model(folder / "m", *GENERIC_MODEL) if model_dir is None else model_dir
         check_profilable(load_config(directory))
         worker = worker_of(device)(
             directory,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from batchgen.errors import DataError, UserError
-from batchgen.exec.fields import read_json_object
+from batchgen.fields import read_json_object
 from batchgen.paths import has_file
 
 MAX_HEADER_BYTES = 100_000_000

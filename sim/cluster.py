@@ -7,7 +7,8 @@ before step ends, and step ends go by engine number: SimPy priorities carry that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import simpy
@@ -105,9 +106,28 @@ class Simulation:
         event.callbacks.append(call)
         self.env.schedule(event, priority, delay_ps)  # type: ignore[arg-type]
 
+    def follow(self, priority: int, calls: Iterator[tuple[int, Callable[[], None]]]) -> None:
+        """Calls at their times, which never fall. Only the next one is scheduled: the queue of
+        events stays as short as what goes on at once, however long the run."""
+        following = next(calls, None)
+        if following is None:
+            return
+        at_ps, call = following
+
+        def due(_: SimpyEvent) -> None:
+            self.follow(priority, calls)
+            call()
+
+        now: int = self.env.now  # type: ignore[assignment]
+        self._at(at_ps - now, priority, due)
+
     def arrive(self, rows: list[int], at_ps: int) -> None:
         """Rows arrive together at a time."""
         self._at(at_ps, ev.INPUT, lambda _: self.tell(ev.Arrived(rows)))
+
+    def take_input(self, events: Iterator[tuple[int, ev.Event]]) -> None:
+        """Arrivals and the close of the input, in the order of their times."""
+        self.follow(ev.INPUT, ((at_ps, partial(self.tell, event)) for at_ps, event in events))
 
     def close_input(self, at_ps: int) -> None:
         """Nothing arrives after this time."""
@@ -120,8 +140,17 @@ class Simulation:
     def add_fault(self, fault: Fault, gpus_per_engine: int) -> None:
         """Device trouble at its time; it acts at the next pass boundary, or at once for a loss. All
         GPUs of a pipeline are those of one engine here."""
-        engine, device = divmod(fault.gpu, gpus_per_engine)
-        self._at(fault.at_ps, ev.DEVICE, lambda _: strike(self, fault, engine, device))
+        self.add_faults([fault], gpus_per_engine)
+
+    def add_faults(self, faults: Sequence[Fault], gpus_per_engine: int) -> None:
+        """Many of them, in the order of their times."""
+        self.follow(
+            ev.DEVICE,
+            (
+                (one.at_ps, partial(strike, self, one, *divmod(one.gpu, gpus_per_engine)))
+                for one in faults
+            ),
+        )
 
     def run(self) -> None:
         """Until no event is left. Rows that nobody can serve any more fail by name."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batchgen.step import Step
 
 NO_STAGES: list[int] = []
+NO_RANK: list[int] = []
 
 
 class Flight(RunningSet):
@@ -92,11 +93,13 @@ class Flight(RunningSet):
             self.busy = False
             self.covered_ps = begin
         self.begin_ps, self.step, self.static = begin, step, step.until == "all"
+        if step.paused and not self.heaps:
+            self.part()
         if self.finishes:
             self.finishes = []
         self.why = "n"
         gone = NONE
-        first = self.next_finish()
+        first = self.next_finish_of_all(step.paused) if self.heaps else self.next_finish()
         if step.until == "first":
             offset = first - k if step.decode else (-1 if first < k else FAR)
             if offset + 1 + lag < n:
@@ -105,22 +108,48 @@ class Flight(RunningSet):
                     self.why = "finish"
         elif step.decode and first < k + n:
             n, gone = self._ends_inside(step, n)
+        counts, offsets = self._decoding(step.paused)
         if self.members is None:
-            self.times.launch(step, n, k, self.counts, self.offsets, gone)
+            self.times.launch(step, n, k, counts, offsets, gone)
         else:
-            offsets = self.book.offset
-            members = [(rank, offsets[row]) for row, rank in self.members.items()]
-            self.times.launch(step, n, k, self.counts, self.offsets, gone, members)
+            own, behind, paused = self.book.offset, self.behind, step.paused
+            members = [
+                (rank, own[row] - behind[rank])
+                for row, rank in self.members.items()
+                if rank not in paused
+            ]
+            self.times.launch(step, n, k, counts, offsets, gone, members)
         self.passes = n
         if lag:
             self._set_passes(n)
         else:
             self.report_ps = self.end_ps = begin + self.elapsed(n)
 
+    def _decoding(self, paused: list[int]) -> tuple[list[int], list[int]]:
+        """`counts` and `offsets` of the rows that decode while these ranks pause."""
+        if not paused:
+            return self.counts, self.offsets
+        counts, offsets = self.counts.copy(), self.offsets.copy()
+        for rank in paused:
+            counts[rank] = offsets[rank] = 0
+        return counts, offsets
+
+    def base(self) -> tuple[int, int, int]:
+        """(rows that decode, the sum of their offsets, decode clock) before the launched step."""
+        paused = self.step.paused if self.step is not None else NO_RANK
+        counts, offsets = self._decoding(paused)
+        if self.num_ranks == 1:
+            return counts[0], offsets[0], self.k
+        return sum(counts), sum(offsets), self.k
+
+    def _until(self, last: int, paused: list[int]) -> list[tuple[int, int]]:
+        """Ends up to decode pass `last`, taken off the heap."""
+        return self.pop_all_until(last, paused) if self.heaps else self.pop_until(last)
+
     def _ends_inside(self, step: Step, n: int) -> tuple[int, list[Leave]]:
         """Rows end within the step and (until "n") leave it; its passes, and who leaves when."""
         book, k, lag = self.book, self.k, self.lag
-        self.finishes = self.pop_until(k + n - 1)
+        self.finishes = self._until(k + n - 1, step.paused)
         counted = book.counted
         living = [item for item in self.finishes if counted[item[1]]]
         if not step.chunks and len(living) == self._num_living():
@@ -132,13 +161,16 @@ class Flight(RunningSet):
         rank, offset, behind = book.rank, book.offset, 1 + lag - k
         if self.num_ranks == 1:
             return n, [(finish + behind, 0, offset[row]) for finish, row in living]
-        return n, [(finish + behind, rank[row], offset[row]) for finish, row in living]
+        late = self.behind
+        return n, [
+            (finish + behind, rank[row], offset[row] - late[rank[row]]) for finish, row in living
+        ]
 
     def _num_living(self) -> int:
         """Counted rows that will end: all but the dead of a static batch."""
         if self.step is not None and self.step.until == "all":
             finish, counted, me = self.book.finish, self.book.counted, self.engine
-            rows = {entry & LOW for entry in self.heap} | {row for _, row in self.finishes}
+            rows = {entry & LOW for entry in self.entries()} | {row for _, row in self.finishes}
             return sum(
                 1
                 for row in rows
@@ -274,14 +306,16 @@ class Flight(RunningSet):
         k1 = k + self.passes if step.decode else k
         limit = k1 - 2 if lag and step.decode else k1 - 1
         heap = self.heap
-        if self.finishes or (heap and heap[0] < (limit + 2) << 32):
+        if self.finishes or self.heaps or (heap and heap[0] < (limit + 2) << 32):
             done = self._outcomes(limit, step, k)
         else:
             done = []
+        if step.paused:
+            self.fall_behind(step.paused, self.passes)
         if step.chunks:
             self._prompts_done(step, k1)
-            if not lag and heap and heap[0] < (k1 + 1) << 32:
-                for finish, row in self.pop_until(k1 - 1):  # their first token is their last
+            if not lag and (self.heaps or (heap and heap[0] < (k1 + 1) << 32)):
+                for finish, row in self._until(k1 - 1, NO_RANK):  # their first token is their last
                     done.append((row, finish, self.report_ps))
                     self._ended(row)
         self.q = end = step.q0 + self.passes
@@ -298,7 +332,7 @@ class Flight(RunningSet):
 
     def drain(self) -> list[tuple[int, int, int]]:
         """With lag: the last pass has ended and nothing was launched behind it."""
-        found = self.pop_until(self.k - 1)
+        found = self._until(self.k - 1, NO_RANK)
         done = []
         for finish, row in found:
             done.append((row, finish, self.end_ps))
@@ -308,13 +342,17 @@ class Flight(RunningSet):
     def _outcomes(self, limit: int, step: Step, k: int) -> list[tuple[int, int, int]]:
         """Rows that ended by decode pass `limit`, with the times of their last tokens."""
         heap, found = self.heap, self.finishes
-        if heap and heap[0] < (limit + 2) << 32:
-            found = found + self.pop_until(limit) if found else self.pop_until(limit)
+        if self.heaps or (heap and heap[0] < (limit + 2) << 32):
+            ended = self._until(limit, step.paused)
+            found = found + ended if found else ended
         self.finishes = []
         done: list[tuple[int, int, int]] = []
         time, at_ps = NEVER, 0  # rows are in the order of their ends
         for finish, row in found:
             if finish > limit:
+                finish -= self._behind(row)
+                if self.heaps:
+                    heap = self.heaps[self.book.rank[row]]
                 heappush(heap, (finish + 1) << 32 | row)
                 continue
             if finish != time:
@@ -349,9 +387,9 @@ class Flight(RunningSet):
             ended = self._num_ended(now)
             end = step.q0 + ended
             k_end = self.k + (ended if step.decode else 0)
-            found = sorted({*self.finishes, *self.pop_until(k_end - 1)})
+            found = sorted({*self.finishes, *self._until(k_end - 1, step.paused)})
             for finish, row in found:
-                if finish < k_end and self.book.finish[row] == finish:
+                if finish < k_end and self.book.finish[row] == finish - self._behind(row):
                     done.append((row, finish, self._time_of(finish, self.k, step)))
                     self.forget(row, self.book)
             self.k = k_end

@@ -1,7 +1,8 @@
 """What the simulator alone knows of rows: true lengths, and when each ends. Columns, no decisions.
 
-`finish` is the decode clock of the pass that computes a row's last token; NEVER while the row is in
-no running set. It is the simulator's own book, kept from actions alone, apart from the core's.
+`finish` is the decode clock of the pass that computes a row's last token, as its rank counts; NEVER
+while the row is in no running set. It is the simulator's own book, kept from actions alone, apart
+from the core's.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class RowBook:
     """Columns over all rows.
 
     total: output tokens that the row will have produced when it ends (its stage). offset: computed
-    tokens less the decode clock while it decodes. counted: 1 while it is in its engine's running
-    set. device: the engine whose heap has the row. rank: where it is counted, with several
-    ranks (the table's may be newer).
+    tokens less the decode clock of its rank while it decodes. counted: 1 while it is in its
+    engine's running set. device: the engine whose heap has the row. rank: where it is counted, with
+    several ranks (the table's may be newer).
     """
 
     def __init__(self, table: Table, true_output: NDArray[Any]) -> None:

@@ -16,7 +16,6 @@ from batchgen.cost.residuals import Kind, find
 from batchgen.policy.presets import PRESETS, find_preset, label_of
 from batchgen.report.record import RunRecord
 from batchgen.sim.barrier import barrier_s
-from batchgen.sim.faults import load_faults
 from batchgen.sim.floors import run_bounds
 from batchgen.sim.resources import resources_s
 from batchgen.sim.setup import Setup, set_up
@@ -72,9 +71,9 @@ def simulate(
             "seed": job.seed,
             "events": simulation.events,
             "why_failed": recorder.why_failed(),
-            "tail_causes_s": {} if part else tail_of(job, ready, rows, steps),
+            "tail_causes_s": {} if part else tail_of(ready, rows, steps),
             "resources_s": {} if part else resources_s(ready, gpu),
-            "barrier_s": {} if part else barrier_of(job, ready, steps),
+            "barrier_s": {} if part else barrier_of(ready, steps),
             "bounds": {} if part else run_bounds(job, ready, trace, rows),
             "residual": asdict(find(kind_of_run(job, ready))),
         },
@@ -104,18 +103,17 @@ def simulate(
     )
 
 
-def tail_of(job: SimJob, ready: Setup, rows: dict[str, Any], steps: Any) -> dict[str, float]:
+def tail_of(ready: Setup, rows: dict[str, Any], steps: Any) -> dict[str, float]:
     """Where the last rows come from; empty for rows with bodies, which sleep when they like."""
     if ready.staged:
         return {}
     simulation, layout = ready.simulation, ready.machine.layout
-    faults = load_faults(job.faults, job.gpus) if job.faults is not None else []
     cost = ready.machine.planner.home
     return tail_causes_s(
         rows,
         steps,
         simulation.recorder.stints,
-        faults,
+        ready.faults,
         simulation.recorder.mean_loads(cost.num_ranks),
         cost,
         simulation.plan,
@@ -123,16 +121,15 @@ def tail_of(job: SimJob, ready: Setup, rows: dict[str, Any], steps: Any) -> dict
     )
 
 
-def barrier_of(job: SimJob, ready: Setup, steps: Any) -> dict[str, float]:
+def barrier_of(ready: Setup, steps: Any) -> dict[str, float]:
     """How long ranks wait for the others; empty where engines have one."""
     simulation, layout = ready.simulation, ready.machine.layout
     cost = ready.machine.planner.home
     if cost.num_ranks == 1:
         return {}
-    faults = load_faults(job.faults, job.gpus) if job.faults is not None else []
     return barrier_s(
         steps,
-        faults,
+        ready.faults,
         simulation.recorder.mean_loads(cost.num_ranks),
         cost,
         len(simulation.plan.engines),

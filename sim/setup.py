@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from batchgen.errors import UserError
+from batchgen.events import Arrived, Event, InputClosed
 from batchgen.log import Header
 from batchgen.logbook import DecisionLog
 from batchgen.machine import Machine, resolve, with_way_out
@@ -17,7 +19,7 @@ from batchgen.policy.presets import CAPABILITIES, Policy, build_policy, find_pre
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
 from batchgen.sim.cluster import Simulation
-from batchgen.sim.faults import NORMAL_SPEED, OWN_SKEW, check_faults, load_faults
+from batchgen.sim.faults import NORMAL_SPEED, OWN_SKEW, Fault, check_faults, load_faults
 from batchgen.sim.stages import check_conversations, further_stages, total_outputs
 from batchgen.simjob import SimJob
 from batchgen.trace.table import output_budgets
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """A simulation that is ready to run, and what it was made from. staged: rows have bodies."""
+    """A simulation that is ready to run, and what it was made from. faults: in the order of their
+    times; staged: rows have bodies."""
 
     machine: Machine
     policy: Policy
     sizes: Capacity
     simulation: Simulation
+    faults: list[Fault]
     arrival_ps: np.ndarray[Any, np.dtype[np.int64]]
     staged: bool
     log: DecisionLog | None
@@ -64,7 +68,7 @@ def set_up(
         raise with_way_out(error, job, trace) from None
     model, layout, planner = machine.model, machine.layout, machine.planner
     plan, sizes = machine.plan, machine.sizes
-    faults = []
+    faults: list[Fault] = []
     if job.faults is not None:
         faults = load_faults(job.faults, job.gpus, machine.gpus_per_node)
         check_faults(faults, machine, job)
@@ -104,8 +108,7 @@ def set_up(
         observer=log,
         progress=progress,
     )
-    for fault in faults:
-        simulation.add_fault(fault, layout.gpus_per_engine)
+    simulation.add_faults(faults, layout.gpus_per_engine)
     arrival_ps = trace.arrival_ps if job.arrivals == "trace" else np.zeros(len(table), np.int64)
     schedule_arrivals(simulation, arrival_ps)
     return Setup(
@@ -113,6 +116,7 @@ def set_up(
         policy=policy,
         sizes=sizes,
         simulation=simulation,
+        faults=faults,
         arrival_ps=arrival_ps,
         staged=further is not None,
         log=log,
@@ -198,11 +202,15 @@ def check_contexts(trace: Trace, max_context: int, model: str, path: str) -> Non
 
 
 def schedule_arrivals(simulation: Simulation, arrival_ps: np.ndarray[Any, Any]) -> None:
-    """One event per distinct arrival time, in order."""
+    """One event per distinct arrival time, in order; rows are listed when they come."""
     order = np.argsort(arrival_ps, kind="stable")
     times = arrival_ps[order]
     starts = np.flatnonzero(np.r_[True, times[1:] != times[:-1]])
-    ends = np.r_[starts[1:], len(times)]
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        simulation.arrive(order[start:end].tolist(), int(times[start]))
-    simulation.close_input(int(times[-1]) if len(times) else 0)
+    bounds = [*starts.tolist(), len(times)]
+
+    def events() -> Iterator[tuple[int, Event]]:
+        for start, end in pairwise(bounds):
+            yield int(times[start]), Arrived(order[start:end].tolist())
+        yield int(times[-1]), InputClosed()
+
+    simulation.take_input(events())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from batchgen.catalog.hf_config import spec_from_config
-from batchgen.errors import DataError, UserError
+from batchgen.errors import UserError
+from batchgen.fields import read_json_object
 from batchgen.hardware import GpuSpec
 from batchgen.model import ModelSpec
 
@@ -96,21 +96,7 @@ def _from_catalog(name: str) -> ModelSpec:
 
 def _from_folder(path: Path) -> ModelSpec:
     file = path if path.name == "config.json" else path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"model folder '{path}' has no config.json",
-            remedy="give a Hugging Face folder or a name from `batchgen model list`",
-            code="unknown_model",
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read '{file}': {error.strerror}", code="unknown_model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else None
-        raise DataError("not valid JSON", path=str(file), line=line) from None
-    if not isinstance(config, dict):
-        raise DataError("must be a JSON object", path=str(file))
+    config = read_json_object(file, "the model's shape")
     return spec_from_config(config, name=file.resolve().parent.name, place=str(file))
 
 

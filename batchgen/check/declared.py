@@ -33,7 +33,11 @@ UNASKED: dict[str, dict[str, tuple[str, object]]] = {
     },
     "admission": {"lease": ("reserves", True), "room_for": ("sees_row", True)},
     "batching": {"pace": ("paces", True)},
-    "phase": {"starts_prefill": ("phases", True)},
+    "phase": {
+        "starts_prefill": ("phases", True),
+        "gathered": ("gathers", True),
+        "takes": ("pauses", True),
+    },
     "memory": {"rank_victim": ("newest", False)},
     "tail": {"layout": ("partitions", True)},
     "predictor": {"on_completion": ("learns", True)},

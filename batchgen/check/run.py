@@ -57,7 +57,9 @@ class Outcome:
             "others": sorted(self.walker.others),
             "columns": self.columns(),
             "reasons": sorted(self.reasons.items()),
-            "clocks": [(engine.q, engine.k, engine.layout) for engine in engines],
+            "clocks": [
+                (engine.q, [rank.k for rank in engine.ranks], engine.layout) for engine in engines
+            ],
         }
 
 

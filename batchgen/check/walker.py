@@ -44,7 +44,9 @@ class Walker:
         self.cost = cost
         self.true = list(lengths)
         self.stages = {row: list(more) for row, more in (stages or {}).items()}
-        self.devices = [Device(Composition(self.lag), cost("home")) for _ in plan.engines]
+        self.devices = [
+            Device(Composition(self.lag, self.table.v_rank), cost("home")) for _ in plan.engines
+        ]
         self.now = 0
         self.heap: list[tuple[int, int, int, int, Callable[[], None]]] = []
         self.sequence = 0

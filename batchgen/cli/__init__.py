@@ -7,20 +7,23 @@ A subcommand module exports `app`; what its command returns (an int or None) is 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from batchgen.errors import BatchgenError, Unfinished, UserError
-from batchgen.oneline import named, one_line
+from batchgen.cli import unraisable
+from batchgen.errors import MOST_MESSAGE, BatchgenError, Unfinished, UserError
+from batchgen.oneline import brief, named, one_line
 
 OK, ERROR_ROWS, USAGE, INTERRUPTED, INTERNAL = range(5)
-MOST = 1000  # characters of an error's text
+MOST = 400  # characters of an internal error's text
 UNREAD = 141  # what a shell says of a program that SIGPIPE ended
 SIGINT_EXIT = 130  # what typer makes of Ctrl-C
 AGAIN_S = 0.01  # until a signal that came at a bad moment comes again
@@ -41,13 +44,11 @@ EXTRAS = {
 
 # What the machine says of a path, wherever it is used; none is a bug of ours.
 MACHINE = (
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.EROFS,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.ETXTBSY),
+    *(errno.EDQUOT, errno.EFBIG, errno.ENOSPC),
+    *(errno.EIO, errno.ENXIO, errno.ESTALE),
+    # Of these an input is told where it is read; here a folder was taken away meanwhile.
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
 )
 MOST_SHOWN = 200
 
@@ -55,8 +56,24 @@ MOST_SHOWN = 200
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. User mistakes are one line on stderr."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed when the process began: what is said goes nowhere
+        stream = getattr(sys, name)
+        if stream is None:  # closed when the process began: what is said goes nowhere
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            # What a locale without these characters cannot show is shown as its escape.
+            stream.reconfigure(errors="backslashreplace")
+    code = _run(argv)
+    try:
+        sys.stdout.flush()  # while an error of it can still be told
+    except BrokenPipeError:
+        return _unread()
+    except OSError as error:
+        _unread()  # what is left of it, which Python would try to write once more
+        return code if code > ERROR_ROWS else _explain(error)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args  # accepted in any place, so that it can be appended to a failed line
     args = [arg for arg in args if arg != "--debug"]
@@ -77,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         return _explain(error)
     if code == SIGINT_EXIT:
         _say("interrupted")
@@ -96,6 +113,10 @@ class _Interrupted(KeyboardInterrupt):
     """A class of its own: where a KeyboardInterrupt passes an exec() of text (every dataclass that
     torch defines), CPython 3.11 ends the process by SIGINT though we handle it."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
@@ -103,18 +124,32 @@ def _ended_by_signals() -> Iterator[None]:
     kills."""
     is_ending = False
 
+    def again(number: int) -> None:
+        timer = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal is_ending
         if _is_finaliser(frame):
-            again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
+            again(number)
             return
         signal.signal(number, before[number])
         is_ending = True
-        raise _Interrupted
+        raise _Interrupted(number)
+
+    def lost(error: BaseException) -> bool:
+        """Whether it is ours, and Python would only print it: the signal comes again, later."""
+        nonlocal is_ending
+        if not isinstance(error, _Interrupted):
+            return False
+        is_ending = False
+        signal.signal(error.number, interrupt)
+        again(error.number)
+        return True
 
     before: dict[int, Any] = {}
+    unraisable.take(lost)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             handler = signal.getsignal(number)
@@ -126,9 +161,10 @@ def _ended_by_signals() -> Iterator[None]:
         yield
     except Exception as error:
         if is_ending:  # what it became on its way: CPython wraps what `__set_name__` raises
-            raise _Interrupted from error
+            raise _Interrupted(0) from error
         raise
     finally:
+        unraisable.leave(lost)
         for each, handler in before.items():
             signal.signal(each, handler)
 
@@ -168,7 +204,8 @@ def _explain(error: Exception) -> int:
         else:
             context = getattr(error, "ctx", None)
             command = getattr(context, "command_path", "batchgen")
-            _say(f"error: {one_line(form()).rstrip('.')}; see '{command} --help'")
+            told = brief(one_line(form()).rstrip("."), MOST_MESSAGE)
+            _say(f"error: {told}; see '{brief(command, MOST_MESSAGE)} --help'")
         return USAGE
     if type(error).__name__ == "Abort":
         _say("interrupted")
@@ -178,12 +215,12 @@ def _explain(error: Exception) -> int:
         if name in EXTRAS:
             _say(f"error: this needs {name}; install it by: pip install 'batchgen[{EXTRAS[name]}]'")
             return USAGE
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # tempfile's
+        _say("error: no folder for temporary files can be written; free some disk, or set TMPDIR")
+        return USAGE
     if isinstance(error, OSError) and error.errno in MACHINE:
         where = f"{str(error.filename)[:MOST_SHOWN]}: " if error.filename is not None else ""
         _say(f"error: {one_line(where + str(error.strerror))}; choose another path or free it")
-        return USAGE
-    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # tempfile's
-        _say("error: no folder for temporary files can be written; free some disk, or set TMPDIR")
         return USAGE
     if isinstance(error, MemoryError) or "t allocate memory" in str(error):  # torch's, by its text
         _say("error: memory is short; free some, raise its limit, or choose a smaller model or job")
@@ -197,4 +234,5 @@ def _explain(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    with suppress(OSError):  # nobody can be told that nobody can be told
+        print(line, file=sys.stderr)

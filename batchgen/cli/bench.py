@@ -22,7 +22,15 @@ from batchgen.cli.bench_engines import engines
 from batchgen.cli.bench_published import published
 from batchgen.cli.bench_silicon import silicon
 from batchgen.cli.bench_tune import tune
+from batchgen.cli.common import parse_names
 from batchgen.errors import UserError
+from batchgen.paths import check_result
+
+MEASUREMENTS = (
+    *("headline", "coalesced", "rows", "engines", "arrivals"),
+    *("roles", "scale", "log", "startup", "traces"),
+)
+"""Those of benchmarks/run.py."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command(name="blend")(blend)
@@ -39,10 +47,7 @@ def bench(
     context: typer.Context,
     only: Annotated[
         str | None,
-        typer.Option(
-            help="Some of headline,coalesced,rows,engines,arrivals,roles,scale,log,startup,traces; "
-            "default: all."
-        ),
+        typer.Option(help=f"Some of {','.join(MEASUREMENTS)}; default: all."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="JSON to write; default: benchmarks/results.")
@@ -58,6 +63,14 @@ def bench(
     tile sizes of the kernels on this GPU."""
     if context.invoked_subcommand is not None:
         return 0
+    for name in parse_names("--only", only) if only is not None else ():
+        if name not in MEASUREMENTS:
+            raise UserError(
+                f"--only: there is no measurement '{name}'",
+                remedy=f"choose from {', '.join(MEASUREMENTS)}",
+            )
+    if out is not None:
+        check_result(out, force=True)
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"
     if not script.is_file():
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
@@ -13,7 +12,7 @@ import typer
 
 from batchgen.cli.common import say, tell_result
 from batchgen.errors import UserError
-from batchgen.paths import check_result
+from batchgen.paths import aside, check_result
 from batchgen.simjob import Simulate
 
 if TYPE_CHECKING:
@@ -90,8 +89,8 @@ def measure(
     )
     trace, _ = mix(wanted, machine)
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "mix.jsonl")
+    with aside("mix") as folder:
+        path = str(folder / "mix.jsonl")
         save(trace, path)
         for label in SYSTEMS:
             found[label] = summary(simulate(job_of(label, path), trace=trace, part=True))

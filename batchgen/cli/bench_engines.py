@@ -15,7 +15,7 @@ import typer
 from batchgen.cli.bench_silicon import against_silicon
 from batchgen.cli.common import say, tell_result
 from batchgen.errors import UserError
-from batchgen.paths import check_result
+from batchgen.paths import aside, check_result, write_whole
 
 if TYPE_CHECKING:
     from batchgen.engines.compare import Line
@@ -161,7 +161,7 @@ def _write_factors(tables: Path, target: Path) -> int:
 
     document = {"made_by": "batchgen bench engines --data DIR --factors FILE"}
     text = json.dumps(document | {"factors": factors(tables)}, indent=1)
-    target.write_text(text + "\n", encoding="utf-8")
+    write_whole(target, f"{text}\n".encode())
     say(f"wrote {target}")
     return 0
 
@@ -173,8 +173,6 @@ def _replay(
     simulate: Simulate,
     ablate: bool,
 ) -> tuple[list[tuple[Recorded, dict[str, RunRecord], list[Line]]], Ablations]:
-    from tempfile import TemporaryDirectory
-
     from batchgen.engines.ablate import TERMS, write_without
     from batchgen.engines.compare import (
         CATALOG,
@@ -189,8 +187,7 @@ def _replay(
 
     found: list[tuple[Recorded, dict[str, RunRecord], list[Line]]] = []
     ablations: Ablations = {}
-    with TemporaryDirectory(prefix="batchgen-") as name:
-        scratch = Path(name)
+    with aside("engines") as scratch:
         for run in runs:
             trace = scratch / f"{run.name}.jsonl"
             save(run.trace, trace, force=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from batchgen.cli.common import say, tell_result
 from batchgen.errors import UserError
-from batchgen.paths import check_result
+from batchgen.paths import aside, check_result
 from batchgen.simjob import Simulate
 
 if TYPE_CHECKING:
@@ -30,6 +29,12 @@ def published(
     spread: Annotated[
         bool, typer.Option(help="Also what other spreads and cuts of the mix take.")
     ] = True,
+    mitigation: Annotated[
+        bool, typer.Option(help="Also migration and the mitigation of long tails.")
+    ] = True,
+    draws: Annotated[
+        int, typer.Option(min=1, help="How often the lengths of a rollout are drawn.")
+    ] = 3,
     commands: Annotated[
         Path | None,
         typer.Option(help="Folder for the traces; prints the command of each cell instead."),
@@ -40,23 +45,33 @@ def published(
 ) -> int:
     """Published completion times, simulated ones and their ratio; exit code 1 when a bar is
     missed."""
+    from batchgen.catalog.mitigation import load_sources
+    from batchgen.catalog.mitigation import missed as missed_of
     from batchgen.catalog.published import load_published, mean_error, misordered, ratios
+    from batchgen.cli import bench_mitigation as tails
 
     if out is not None:
         check_result(out, force=force)
     data = load_published()
     cells = [cell for cell in data.cells if only is None or only in _text(cell)]
-    if not cells:
+    sources = load_sources() if mitigation else {}
+    compared_tails = tails.chosen(sources, only)
+    if not cells and not compared_tails:
         raise UserError(f"--only '{only}' leaves no cell", remedy="leave it out to see them all")
     if commands is not None:
-        return _commands(cells, data.loads, commands)
-    with tempfile.TemporaryDirectory() as folder:
-        outcomes = list(_outcomes(cells, data.loads, Path(folder)))
-        wider = list(_wider(cells, data.loads, Path(folder))) if spread else []
+        _commands(cells, data.loads, commands)
+        for line in tails.commands(sources, compared_tails, commands):
+            print(line)
+        return 0
+    with aside("published") as folder:
+        outcomes = list(_outcomes(cells, data.loads, folder))
+        wider = list(_wider(cells, data.loads, folder)) if spread else []
+        found_tails = list(tails.measured(sources, compared_tails, folder, draws=draws))
     found = ratios(data, outcomes)
     wrong, compared = misordered(outcomes)
-    mean = mean_error(outcomes)
+    mean = mean_error(outcomes) if outcomes else 0.0
     missed = _missed(outcomes, found, len(wrong), mean, whole=only is None)
+    missed += missed_of(found_tails)
     document = {
         "schema": 1,
         "benchmark": "bench published",
@@ -75,13 +90,17 @@ def published(
         "orders_compared": compared,
         "orders_wrong": len(wrong),
         "spread": wider,
+        "mitigation": tails.document(sources, found_tails),
         "missed": missed,
     }
 
     def show() -> None:
-        _print(outcomes, found, wider)
-        right = f"{compared - len(wrong)} of {compared} orders as published"
-        print(f"Mean error {100 * mean:.1f} %; {right}")
+        if outcomes:
+            _print(outcomes, found, wider)
+            right = f"{compared - len(wrong)} of {compared} orders as published"
+            print(f"Mean error {100 * mean:.1f} %; {right}")
+        if found_tails:
+            tails.show(sources, found_tails)
 
     return tell_result(document, show, missed, out=out, as_json=as_json)
 
@@ -182,7 +201,7 @@ def _wider(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> Itera
                 }
 
 
-def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> int:
+def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> None:
     """Writes the traces and prints, for each cell, the command that simulates it."""
     from batchgen.catalog.published import command_of, write_trace
 
@@ -196,7 +215,6 @@ def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> in
     for cell in cells:
         path = write_trace(cell.load, loads[cell.load], folder)
         print(command_of(cell, loads).replace(f"{cell.load}.jsonl", str(path), 1))
-    return 0
 
 
 def _print(

@@ -10,8 +10,10 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from batchgen.cli.unraisable import quiet_bodies
 from batchgen.errors import UserError
 from batchgen.oneline import escaped
+from batchgen.paths import write_whole
 from batchgen.simjob import Progress
 
 JSON_SCHEMA = 1
@@ -46,20 +48,19 @@ def parse_names(flag: str, text: str) -> tuple[str, ...]:
 
 
 def say(line: str) -> None:
-    """One line of talk on stderr."""
-    print(escaped(line), file=sys.stderr, flush=True)
-
-
-def _unraisable(event: sys.UnraisableHookArgs) -> None:
-    if "ignored GeneratorExit" not in str(event.exc_value):
-        sys.__unraisablehook__(event)
+    """One line of talk on stderr. Where that is full the work goes on without it."""
+    try:
+        print(escaped(line), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 @contextmanager
 def users_code() -> Iterator[None]:
-    """While code of users runs: what it prints goes to stderr, stdout is for tables and JSON. A
-    body that will not be closed has failed its row by name; Python need not complain as well."""
-    sys.unraisablehook = _unraisable
+    """While code of users runs: what it prints goes to stderr, stdout is for tables and JSON."""
+    quiet_bodies()
     with redirect_stdout(sys.stderr):
         yield
 
@@ -173,7 +174,7 @@ def tell_result(
     Returns the exit code."""
     text = json.dumps(document, indent=1, allow_nan=False)
     if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
+        write_whole(out, f"{text}\n".encode())
     if as_json:
         print(text)
     else:

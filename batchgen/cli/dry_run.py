@@ -48,6 +48,7 @@ def dry_run(
         for note in notes:
             say(f"note: {note}")
     if not found.read.jobs:
+        say(f"error: no row of {job.input} can run; mend the rows, whose errors are counted above")
         return 2
     return 1 if found.bad.counts else 0
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from batchgen.cli.common import say
 from batchgen.cli.input_options import Chat, InputFormat, PromptColumn, PromptTemplate, Strict
 from batchgen.errors import UserError
 from batchgen.oneline import escaped
@@ -54,7 +55,10 @@ def check_input_file(
     else:
         print(escaped(f"{path}: {count(found.num_rows)} rows, {count(found.num_rows - bad)} good"))
         print_bad(found.bad.as_json(), found.unknown)
-    return 2 if bad == found.num_rows else int(bad > 0)
+    if bad == found.num_rows:
+        say(f"error: no row of {path} can run; mend the rows, whose errors are counted above")
+        return 2
+    return int(bad > 0)
 
 
 def print_bad(by_code: Mapping[str, Any], unknown: Mapping[str, int]) -> None:

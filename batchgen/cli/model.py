@@ -6,7 +6,7 @@ Data goes to stdout, talk to stderr.
 from __future__ import annotations
 
 import json
-import tempfile
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -185,6 +185,7 @@ def init_command(
     from batchgen.cli.common import say
     from batchgen.cli.torch_threads import calm_threads
     from batchgen.errors import UserError
+    from batchgen.paths import beside
 
     replace = _check_checkpoint_target(directory, force)
     calm_threads()
@@ -193,10 +194,18 @@ def init_command(
     try:
         if replace:
             # Made beside the old one, so that a wrong option replaces nothing.
-            with tempfile.TemporaryDirectory(prefix=".init.", dir=directory.parent) as folder:
-                made = init_model(Path(folder) / "model", arch, size, seed)
-                directory.rename(Path(folder) / "old")
-                made.rename(directory)
+            directory = directory.absolute()
+            with beside(directory) as folder:
+                folder.mkdir()
+                made = init_model(folder / "model", arch, size, seed)
+                made.chmod(stat.S_IMODE(directory.stat().st_mode))
+                try:
+                    directory.rename(folder / "old")
+                    made.rename(directory)
+                except BaseException:  # a signal between the two
+                    if not directory.exists():
+                        (folder / "old").rename(directory)
+                    raise
         else:
             init_model(directory, arch, size, seed)
     except OSError as error:

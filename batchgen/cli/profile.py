@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import UserError
-from batchgen.paths import beside, check_new_output
+from batchgen.paths import beside, check_new_output, put
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -87,6 +86,6 @@ def _write(output: Path, document: dict[str, Any]) -> None:
     try:
         with beside(output) as temporary:
             temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, output)
+            put(temporary, output)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}", remedy="check it") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from batchgen.errors import UserError
-from batchgen.paths import check_input, kind_of
+from batchgen.paths import aside, check_input, kind_of
 
 STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
@@ -30,8 +30,8 @@ def spooled(path: Path) -> Iterator[Path]:
         return
     if text == "-" and sys.stdin.isatty():
         raise UserError("standard input is a terminal", remedy="pipe rows into it, or name a file")
-    with tempfile.TemporaryDirectory(prefix="batchgen-input-") as folder:
-        copy = Path(folder) / "input"
+    with aside("input") as folder:
+        copy = folder / "input"
         try:
             with copy.open("wb") as file, _source(text) as source:
                 shutil.copyfileobj(source, file, 1 << 20)
@@ -58,8 +58,8 @@ def placed(path: Path) -> Iterator[Path]:
     if str(path) != "-":
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="batchgen-output-") as folder:
-        file = Path(folder) / "answers"
+    with aside("output") as folder:
+        file = folder / "answers"
         yield file
         sys.stdout.flush()
         out: Any = getattr(sys.stdout, "buffer", sys.stdout)

@@ -24,7 +24,7 @@ from batchgen.cli.common import (
 from batchgen.cores import num_cores
 from batchgen.errors import DataError, UserError
 from batchgen.oneline import escaped
-from batchgen.paths import check_new_folder
+from batchgen.paths import aside, check_new_folder, write_whole
 
 if TYPE_CHECKING:
     from batchgen.report.record import RunRecord
@@ -67,11 +67,12 @@ def sweep(
     with users_code():
         asked = read_sweep(file)
     folder = out if out is not None else Path("out") / asked.name
-    _prepare(folder, force)
+    _check_folder(folder)
     trace = load(asked.fixed["trace"], max_rows=asked.fixed.get("limit"))
     simulate = _without_prints(import_module("batchgen.sim.run").simulate)
     executor = Executor(asked, trace, folder, simulate, _searching(simulate))
-    _check_devices(executor, folder)
+    _check_devices(executor)
+    _prepare(folder, force)
     tell = _Progress(progress == "auto")
     with (
         Journal(folder) as journal,
@@ -90,11 +91,15 @@ def sweep(
     return 1 if any(row["error"] or row.get("failed_rows") for row in rows) else 0
 
 
-def _prepare(folder: Path, force: bool) -> None:
-    """A folder that is a sweep's, or empty, or not there yet."""
+def _check_folder(folder: Path) -> None:
+    """Raises UserError unless it is a sweep's, or empty, or not there yet."""
     check_new_folder(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / JOURNAL).is_file():
         raise UserError(f"{folder} is not empty and no sweep's", remedy="give another --out")
+
+
+def _prepare(folder: Path, force: bool) -> None:
+    """Makes the folder; with `force` what an earlier sweep left in it goes."""
     folder.mkdir(parents=True, exist_ok=True)
     if force:
         for name in OURS:
@@ -127,14 +132,20 @@ def _searching(simulate: Simulate) -> Simulate:
     return run
 
 
-def _check_devices(executor: Any, folder: Path) -> None:
-    """Device traces that cannot be read are a mistake of the file, not of one run."""
+def _check_devices(executor: Any) -> None:
+    """Device traces that cannot be read are a mistake of the file, not of one run. Nothing is left
+    of them: a sweep that is refused makes no folder."""
+    with aside("devices") as folder:
+        _read_devices(executor, folder)
+
+
+def _read_devices(executor: Any, folder: Path) -> None:
     from batchgen.sweep.troubles import device_file
 
     load_faults: Callable[[str, int], Any] = import_module("batchgen.sim.faults").load_faults
     seen = set()
     for run in executor.runs:
-        path = device_file(run, folder / "devices")
+        path = device_file(run, folder)
         if path is None or (path, run.gpus) in seen:
             continue
         seen.add((path, run.gpus))
@@ -190,11 +201,11 @@ def _title(asked: Sweep, rows: list[dict[str, Any]]) -> str:
 
 def _write(rows: list[dict[str, Any]], asked: Sweep, folder: Path) -> None:
     from batchgen.sweep.picture import draw
-    from batchgen.sweep.table import cells, markdown, write_bytes, write_parquet
+    from batchgen.sweep.table import cells, markdown, write_parquet
 
     found = cells(rows)
     write_parquet(rows, folder / PARQUET)
-    write_bytes(folder / TABLE, markdown(found).encode())
+    write_whole(folder / TABLE, markdown(found).encode())
     drawn = draw(found, _title(asked, rows), folder / PICTURE)
     names = [PARQUET, TABLE] + [PICTURE] * (drawn is not None)
     say(f"wrote {', '.join(str(folder / name) for name in names)}")

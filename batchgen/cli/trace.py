@@ -126,6 +126,10 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Rows per prompt (one group each).")] = 1,
+    alike: Annotated[
+        float,
+        typer.Option(help="Part of the variance of log outputs that rows of a prompt share, 0-1."),
+    ] = 0.0,
     rate: Annotated[
         float, typer.Option(min=0, help="Poisson arrivals per second; 0: all at the start.")
     ] = 0.0,
@@ -163,6 +167,7 @@ def generate(
         num_rows=rows,
         seed=seed,
         samples_per_prompt=samples,
+        alike=alike,
         rate_per_s=rate,
         expert_skew=expert_skew,
         rounds=_rounds(rounds, follow_up_tokens, round_output_tokens or output_tokens, wait_s),
@@ -173,6 +178,7 @@ def generate(
         "prompt_tokens": prompt_tokens,
         "output_tokens": output_tokens,
         "parts": part,
+        "alike": alike,
         "rounds": rounds,
         "follow_up_tokens": follow_up_tokens,
         "round_output_tokens": round_output_tokens,

@@ -82,9 +82,11 @@ def replay(
             hint = " (no run.json beside the log: changes of layout cannot be replayed)" * bare
             say(f"not equal: {' '.join(str(error).split())}{hint}")
         return 1
+    stops_early = report.unfinished_rows > 0
     result = {
         "schema": 1,
-        "equal": True,
+        "equal": not stops_early,
+        "stops_early": stops_early,
         "backend": report.backend,
         "preset": report.preset,
         "events": report.events,
@@ -95,14 +97,18 @@ def replay(
     if as_json:
         print(json.dumps(result))
     else:
-        if report.unfinished_rows:
-            say(f"the log stops with {report.unfinished_rows} rows unfinished")
+        if stops_early:
+            say(
+                f"not whole: the log stops with {report.unfinished_rows} rows unfinished; it was "
+                "cut, or its run did not end"
+            )
+        word = "equal so far" if stops_early else "equal"
         text = (
-            f"equal: {report.events} events and {report.actions} actions of {report.preset} on "
+            f"{word}: {report.events} events and {report.actions} actions of {report.preset} on "
             f"{report.backend} came again (hash seed {result['hash_seed']})"
         )
         print(" ".join(text.split()))  # names in a log may hold anything
-    return 0
+    return 1 if stops_early else 0
 
 
 def _advisor(path: Path) -> Any:

@@ -23,7 +23,7 @@ from batchgen.cost.attention_grid import Attention, SkewTable, TwoGrids
 from batchgen.errors import DataError, UserError
 from batchgen.hardware import GpuSpec, gpu_names, load_gpu
 from batchgen.model import ModelSpec, load_model, model_names
-from batchgen.paths import kind_of
+from batchgen.paths import has_file, kind_of
 from batchgen.trace.lines import read_lines
 
 META = "meta.yaml"
@@ -150,6 +150,7 @@ def _meta_files(root: Path) -> list[Path]:
 def _meta(path: Path) -> dict[str, Any]:
     import yaml
 
+    has_file(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:

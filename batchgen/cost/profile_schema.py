@@ -36,6 +36,7 @@ from typing import Any
 from batchgen.cost.overheads import Overheads
 from batchgen.errors import DataError, UserError
 from batchgen.model import ModelSpec
+from batchgen.paths import has_file
 
 PROFILE_SCHEMA = 2
 PROFILE_KIND = "batchgen-profile"
@@ -139,6 +140,7 @@ def gemm_shapes(model: ModelSpec) -> dict[str, tuple[int, int]]:
 def load_profile(path: str | Path) -> Profile:
     """A profile from its JSON file. Raises UserError or DataError, each one line."""
     file = Path(path)
+    has_file(file)
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -146,7 +148,7 @@ def load_profile(path: str | Path) -> Profile:
             f"cannot read profile '{file}': {error.strerror}",
             remedy="make one with `batchgen profile`",
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else None
         raise DataError("not valid JSON", path=str(file), line=line) from None
     return parse_profile(data, str(file))

@@ -217,6 +217,8 @@ class TabledCost:
         return round(time)
 
     def time_ps(self, loads: Sequence[RankLoad]) -> int:
+        if self.num_ranks == 1:
+            return self.pass_one_ps(*loads[0])
         rows = prompts = longest = fullest = 0
         for decodes, _, tokens, *_ in loads:
             rows += decodes

@@ -49,6 +49,6 @@ def draw(runs: Sequence[tuple[Recorded, Mapping[str, RunRecord]]], path: Path) -
                 one.set_ylim(bottom=0)
                 one.set_xlim(left=0)
         axes[0][0].legend(loc="lower center")
-        figure.savefig(path)
+        style.save(figure, path)
         plt.close(figure)
     return path

@@ -98,6 +98,8 @@ def check_resume(path: Path, resume: str, *, force: bool) -> None:
     kind = kind_of(path)
     if kind not in ("", "folder"):
         raise UserError(f"{path} is not a folder, but a {kind}", remedy="move it out of the way")
+    if kind == "folder":
+        check_files(path)
     exists = kind == "folder" and (path / JOB).is_file()
     if kind == "folder" and not exists and not all(_is_ours(one) for one in path.iterdir()):
         raise UserError(
@@ -113,6 +115,18 @@ def check_resume(path: Path, resume: str, *, force: bool) -> None:
             remedy="go on with --resume always, or begin anew with --force",
             code="unfinished",
         )
+
+
+def check_files(path: Path) -> None:
+    """Raises UserError for what is no regular file under a name of ours: a pipe would be waited
+    for."""
+    for name in (JOB, JOURNAL, STATUS, OWNER):
+        kind = kind_of(path / name)
+        if kind not in ("", "file"):
+            raise UserError(
+                f"{path / name} is not a regular file, but a {kind}",
+                remedy="move the folder out of the way",
+            )
 
 
 BOOKS = (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm", STATUS)
@@ -190,7 +204,8 @@ def open_folder(
             finally:
                 is_done = folder is not None and not folder.is_kept
                 is_mine = not was_there or (folder is not None and not folder.is_resumed)
-                if is_done or (is_mine and not holds_any(path / JOURNAL)):
+                is_void = not was_there and folder is None  # the disk was full, or a signal came
+                if is_done or is_void or (is_mine and not holds_any(path / JOURNAL)):
                     _take_away(path)
     finally:
         with suppress(OSError):  # a signal before anything was put into it

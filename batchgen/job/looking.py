@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.errors import UserError
-from batchgen.job.folder import JOB, JOURNAL, STATUS, default_folder, read_job
+from batchgen.job.folder import JOB, JOURNAL, STATUS, check_files, default_folder, read_job
 from batchgen.job.journal import read_coded_lines, read_counts
 from batchgen.job.owner import owner_of
 from batchgen.job.snapshot import Snapshot, snapshot_of
@@ -54,9 +54,11 @@ def folder_of(where: Path) -> Path | None:
                 f"{where} is not the folder of a job (no {JOB})",
                 remedy="name the output, or OUTPUT.job",
             )
+        check_files(where)
         return where
     beside = default_folder(where)
     if (beside / JOB).is_file():
+        check_files(beside)
         return beside
     if not kind_of(where):
         raise UserError(

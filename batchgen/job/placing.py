@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from batchgen.errors import UserError
-from batchgen.paths import check_output, remove, temporary_name
+from batchgen.paths import check_output, put, remove, temporary_name
 
 
 class NotPlaced(UserError):
@@ -37,7 +37,7 @@ def place(file: BinaryIO, temporary: Path, path: Path, *, force: bool) -> None:
     try:
         if force:
             check_output(path)  # a rename replaces whatever has come there meanwhile
-            os.replace(kept, path)
+            put(kept, path)
         else:
             _place_new(kept, path)
     except FileExistsError:

@@ -9,6 +9,7 @@ needs neither torch nor a model.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -181,7 +182,9 @@ def _batches(
     batch: list[_Draft | BadRow | Answered] = []
     began = 0
     lines = read_input(path, form, limits.max_line_bytes, digest, TYPED)
-    for index, (line, value) in enumerate(islice(lines, limit)):
+    for index, (line, value) in enumerate(
+        islice(lines, None if limit is None else min(limit, sys.maxsize))
+    ):
         row = _draft(index, line, value, seen, shape, limits)
         if shard is not None and index % shard[1] != shard[0] - 1:
             continue

@@ -96,7 +96,7 @@ class FitsRest(AdmissionPart):
     def room(self, engine: EngineMachine, rank: Rank, pages: int, free: int, resident: int) -> bool:
         table, kept = engine.table, 0
         for row in rank.running:  # `free` is without the page of its next token
-            computed = table.v_offset[row] + engine.k
+            computed = table.v_offset[row] + rank.k
             rest = table.v_prompt[row] + table.v_budget[row] - computed
             kept += self._kept(rank, computed, rest, computed + 1)
         for row in rank.prefilling:
@@ -137,7 +137,7 @@ class FitsPeak(AdmissionPart):
         limit = int((1 - self.config.watermark) * rank.size) * size
         running = np.fromiter(rank.running, np.int64, len(rank.running))
         others = np.array([row, *rank.prefilling, *rank.held], np.int64)
-        tokens = table.offset[running] + engine.k
+        tokens = table.offset[running] + rank.k
         begun = table.prompt[others] + table.produced[others].astype(np.int64)
         begun[0] = pages * size  # less what it shares
         tokens = np.concatenate([tokens, begun]) + size // 2

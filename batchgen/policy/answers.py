@@ -16,7 +16,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "order": ("shares", "lane", "key", "matches", "arrange", "end"),
     "admission": ("lease", "room", "room_for"),
     "batching": ("pace",),
-    "phase": ("starts_prefill", "gathered"),
+    "phase": ("starts_prefill", "gathered", "takes"),
     "memory": ("boundaries_ahead", "rank_victim"),
     "placement": ("steals", "steal_min", "work", "place", "choose", "is_slow"),
     "tail": ("layout",),

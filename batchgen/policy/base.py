@@ -99,7 +99,7 @@ class OrderPart(Part):
     def end(self, rank: Rank, deck: Deck, k: int, refused: int) -> int:
         """With `two_ended` only: 0 or 1, the end of the deck that gives the next row; -1: none now.
         A rank without rows takes one even so. refused: the end whose row has just found no room, -1
-        when none has; k: the decode clock."""
+        when none has; k: the rank's decode clock."""
         return 0
 
 
@@ -159,6 +159,8 @@ class PhasePart(Part):
     pass; rows that decode pause during prefill and keep their pages.
     lockstep_only: engines of one rank have no phases even so.
     gathers: without phases, ranks with rows waiting take them together: `gathered` says when.
+    pauses: without phases, a rank that has prompts at work computes these and nothing else; its
+    rows that decode pause and keep their pages, those of the other ranks of its engine go on.
     """
 
     slot = "phase"
@@ -166,11 +168,17 @@ class PhasePart(Part):
     phases: ClassVar[bool] = False
     lockstep_only: ClassVar[bool] = False
     gathers: ClassVar[bool] = False
+    pauses: ClassVar[bool] = False
 
     def gathered(self, engine: EngineMachine, able: int, asking: int) -> bool:
         """With `gathers` only, asked while rows wait and no rank has a prompt at work: whether the
         ranks may take rows now. `asking` of them have rows waiting, `able` of these have room for
         the next one now. With the same rows there, more tokens in them make no rank able."""
+        return True
+
+    def takes(self, engine: EngineMachine, rank: Rank) -> bool:
+        """With `pauses` only, asked of a rank without prompts at work where rows wait: whether it
+        takes some now. With the same rows there, more tokens in them never make it say yes."""
         return True
 
     def starts_prefill(self, engine: EngineMachine) -> bool:

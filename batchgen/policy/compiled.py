@@ -44,6 +44,7 @@ class Compiled:
         "pace",
         "paces",
         "partitions",
+        "pauses",
         "phase",
         "phases",
         "placement",
@@ -60,6 +61,7 @@ class Compiled:
         "shares",
         "stalls",
         "static",
+        "steal_min",
         "steals",
         "streams",
         "suspends",
@@ -120,10 +122,12 @@ class Compiled:
         )
         self.phases, self.lockstep_only = self.phase.phases, self.phase.lockstep_only
         self.gathers = self.phase.gathers and not self.phases
+        self.pauses = self.phase.pauses and not self.phases
         self.whole, self.static = batching.whole, batching.static
         self.paces, self.pace = batching.paces, batching.pace
         self.renews = self.whole_batch or self.static or self.streams
         self.steals = self.placement.steals
+        self.steal_min = max(declared(policy["placement"], "steal_min", int), 2)
         self.partitions = self.tail.partitions
         recovery = guarded(policy["recovery"])
         self.moves, self.weighs, self.copies = recovery.moves, recovery.weighs, recovery.copies

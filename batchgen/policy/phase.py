@@ -10,6 +10,7 @@ from batchgen.policy.options import option
 
 if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
+    from batchgen.runtime.engine.rank import Rank
 
 
 class Mixed(PhasePart):
@@ -42,23 +43,26 @@ class Gathered(PhasePart):
 
 
 class PrefillFirst(PhasePart):
-    """Prompts come first, and all ranks prefill together: whoever waits and fits is prefilled at
-    the next boundary, while decodes pause. Source: SGLang's scheduler, which runs a prefill batch
-    whenever it can make one; its data-parallel ranks then all take part, or idle.
+    """Prompts come first, rank by rank: whoever waits and fits is prefilled in the next pass, while
+    the decodes of that rank pause; those of other ranks go on. Source: SGLang's scheduler, which
+    runs a prefill batch whenever it can make one. Each of its data-parallel ranks has its own, and
+    one without prompts decodes in the same pass (but for speculative decoding).
 
-    `least_free`: only once so much of the HBM pages and of the seats is free, or nothing runs.
+    `least_free`: a rank begins only once so much of its HBM pages and of its seats is free, or
+    nothing runs there.
     """
 
-    phases = True
+    pauses = True
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(Part.Config):
         least_free: float = option(0.0, least=0, most=1)
 
-    def starts_prefill(self, engine: EngineMachine) -> bool:
-        if not engine.num_resident:
+    def takes(self, engine: EngineMachine, rank: Rank) -> bool:
+        if not (rank.running or rank.inbound):
             return True
-        return bool(min(engine.free_fraction, engine.free_seats) >= self.config.least_free)
+        free = min(rank.free / max(rank.size, 1), 1 - rank.num_seated / engine.seats)
+        return bool(free >= self.config.least_free)
 
 
 class RefillNode(PhasePart):

@@ -34,16 +34,37 @@ def remaining_tokens(table: Table, row: int) -> int:
 
 
 class RoundRobin(PlacementPart):
-    """Rows go around the engines in arrival order, then around the ranks of each engine."""
+    """Rows go around the engines in arrival order, then around the ranks of each engine.
+
+    whole_groups: rows of one group go to the same engine, groups in turn by their number.
+    """
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        whole_groups: bool = False
 
     def place(self, cluster: ClusterMachine, rows: Sequence[int]) -> list[tuple[int, Slot]]:
         engines = cluster.takers
         count, turn = len(engines), cluster.placed_rows
         placed = []
+        if self.config.whole_groups:
+            return self._place_groups(cluster, rows)
         for row in rows:
             engine = engines[turn % count]
             placed.append((row, (engine.id, (turn // count) % engine.num_ranks)))
             turn += 1
+        return placed
+
+    def _place_groups(self, cluster: ClusterMachine, rows: Sequence[int]) -> list[tuple[int, Slot]]:
+        """The engine goes by the group, in it the ranks by turns; rows without a group as ever."""
+        engines, groups = cluster.takers, cluster.table.v_group
+        count, first = len(engines), cluster.placed_rows
+        given = dict.fromkeys((engine.id for engine in engines), first // count)
+        placed = []
+        for turn, row in enumerate(rows, first):
+            engine = engines[(groups[row] if groups[row] >= 0 else turn) % count]
+            placed.append((row, (engine.id, given[engine.id] % engine.num_ranks)))
+            given[engine.id] += 1
         return placed
 
     def choose(self, cluster: ClusterMachine, row: int, engines: Homes) -> EngineMachine:
@@ -63,6 +84,9 @@ class LeastWork(PlacementPart):
     what both have, waiting and running, at their speeds; when nobody waits, rows with KV that ask
     for pages, then rows on hosts; when there are none, running rows of an engine whose passes take
     more than `slow_factor` times what the cost model expects.
+
+    whole_groups: rows of one group that come together go to one engine, the group with the most
+    work first, and there to one rank after the other; stealing may part them.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +94,7 @@ class LeastWork(PlacementPart):
         output_weight: float = option(1.0, least=0, most=1_000_000)
         quadratic_tokens: int = option(16000, least=1, most=MOST_TOKENS)
         longest_first: bool = True
+        whole_groups: bool = False
         steal: bool = True
         steal_min: int = option(2, least=1, most=MOST_TOKENS)
         slow_factor: float = option(1.5, least=1, most=1_000_000)
@@ -91,10 +116,32 @@ class LeastWork(PlacementPart):
         """The engine with the least work, in it the rank with the least work."""
         table = cluster.table
         works = sorted((-self.work(table, row), row) for row in rows)
-        slots = cluster.loads.spread([-negative for negative, _ in works])
-        placed = [(row, slot) for (_, row), slot in zip(works, slots, strict=True)]
+        if self.config.whole_groups:
+            placed = self._place_groups(cluster, works)
+        else:
+            slots = cluster.loads.spread([-negative for negative, _ in works])
+            placed = [(row, slot) for (_, row), slot in zip(works, slots, strict=True)]
         if not self.config.longest_first:
             placed.sort()  # queues keep arrival order; only the choice of slots looks at work
+        return placed
+
+    def _place_groups(
+        self, cluster: ClusterMachine, works: list[tuple[int, int]]
+    ) -> list[tuple[int, Slot]]:
+        """As `place`, with the works of a group in one. works: (less its work, row), sorted."""
+        group_of = cluster.table.v_group
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for negative, row in works:
+            groups.setdefault(group_of[row] if group_of[row] >= 0 else -1 - row, []).append(
+                (negative, row)
+            )
+        totals = sorted((sum(work for work, _ in one), key) for key, one in groups.items())
+        slots = cluster.loads.spread([-negative for negative, _ in totals])
+        placed = []
+        for (_, key), (engine, first) in zip(totals, slots, strict=True):
+            ranks = cluster.engines[engine].num_ranks
+            for rank, (_, row) in enumerate(groups[key], first):
+                placed.append((row, (engine, rank % ranks)))
         return placed
 
     def choose(self, cluster: ClusterMachine, row: int, engines: Homes) -> EngineMachine:

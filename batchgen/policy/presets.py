@@ -173,7 +173,6 @@ PRESETS: dict[str, Preset] = {
             ),
             options={"admission": {"ratio": 0.7}},
             page_tokens=16,
-            boundary=8,
             token_budget=8192,
             prefix_cache=True,
             source="SGLang's scheduler: lpm, retraction, new-token ratio at its start",

@@ -40,9 +40,8 @@ class Partition(TailPart):
     def layout(self, cluster: ClusterMachine, engine: EngineMachine) -> Offer | None:
         if not 0 < engine.num_running <= self.config.rows_per_rank * engine.home_ranks:
             return None
-        rows = engine.running_rows()
-        table, k = engine.table, engine.k
-        contexts = [table.v_offset[row] + k for row in rows]
+        rows, table = engine.running_rows(), engine.table
+        contexts = [table.v_offset[row] + rank.k for rank in engine.ranks for row in rank.running]
         produced = [
             context - table.v_prompt[row] + 1 for row, context in zip(rows, contexts, strict=True)
         ]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import DataError, UserError
-from batchgen.paths import beside, check_new_folder
+from batchgen.paths import beside, check_new_folder, has_file, put
 from batchgen.report.metrics import summary
 from batchgen.report.record import FLOAT_COLUMNS, ROW_COLUMNS, STEP_COLUMNS, RunRecord
 
@@ -108,6 +109,7 @@ def _swap(temporary: Path, path: Path) -> None:
         return
     with beside(path) as aside:
         try:
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             path.rename(aside)
             temporary.rename(path)
         except BaseException:  # a signal between the two
@@ -121,7 +123,7 @@ def write_json(path: Path, value: object) -> None:
     text = json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n"
     with beside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        put(temporary, path)
 
 
 def _plain(value: object) -> object:
@@ -153,8 +155,10 @@ def load_run(path: Path) -> RunRecord:
         )
     try:
         run = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", path=str(path / "run.json")) from error
+    if not isinstance(run, dict):
+        raise DataError("not a JSON object", path=str(path / "run.json"))
     if run.get("schema") != SCHEMA:
         raise DataError(
             f"schema {run.get('schema')}, this version reads {SCHEMA}",
@@ -175,6 +179,7 @@ def _read_table(path: Path, expected: tuple[str, ...]) -> tuple[dict[str, NDArra
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    has_file(path)
     try:
         with path.open("rb") as file:
             table = pq.read_table(file)

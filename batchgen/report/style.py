@@ -5,10 +5,13 @@ Draws nothing. Categorical colours are Okabe and Ito's (https://jfly.uni-koeln.d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from batchgen.paths import beside, put
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -67,6 +70,8 @@ def looks(policies: Sequence[str]) -> list[tuple[str, str]]:
 @contextmanager
 def figures() -> Iterator[Any]:
     """matplotlib.pyplot on the Agg canvas in the shared style; closes what was opened inside."""
+    # It warns where no folder of its own can be made; nothing of ours needs one.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -83,7 +88,9 @@ def figures() -> Iterator[Any]:
 
 def save(figure: Any, path: Path) -> Path:
     """Write `figure` as PNG without a date, so that the same run gives the same bytes."""
-    figure.savefig(path, metadata={"Software": None})
+    with beside(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+        put(temporary, path)
     return path
 
 

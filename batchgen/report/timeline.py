@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from batchgen.paths import beside
+from batchgen.paths import beside, put
 from batchgen.report.record import KIND_NAMES, RunRecord
 
 PS_PER_TRACE_UNIT = 1_000_000  # the format counts microseconds
@@ -89,7 +89,7 @@ def write_timeline(record: RunRecord, path: Path) -> int:
                 text = json.dumps(event, separators=(",", ":"))
                 out.write(f"\n{text}" if number == 1 else f",\n{text}")
             out.write("\n]}\n")
-        part.replace(path)
+        put(part, path)
     return number
 
 

@@ -1,6 +1,7 @@
 """What of a sweep is done, as lines of a file that only grows: a killed sweep goes on from here.
 
-A line is whole or does not count: the last one may have been cut by whatever ended the process.
+A line is whole or does not count: the last one may have been cut by whatever ended the process,
+and any may have been damaged later.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import os
 from pathlib import Path
 from typing import IO, Any
+from zlib import crc32
 
 from batchgen.errors import UserError
 
@@ -47,8 +49,11 @@ class Journal:
         for line in self._file:
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
-                self.results[entry["key"]] = entry["result"]  # type: ignore[index]
-            except (ValueError, TypeError, KeyError):
+                result = entry["result"]  # type: ignore[index]
+                if entry["crc32"] != _checksum(result):  # type: ignore[index]
+                    break
+                self.results[entry["key"]] = result  # type: ignore[index]
+            except (ValueError, TypeError, KeyError, RecursionError):
                 break
             whole += len(line)
         return whole
@@ -56,7 +61,8 @@ class Journal:
     def add(self, key: str, result: dict[str, Any]) -> None:
         """Keeps a result, on the disk too, before it returns."""
         assert self._file is not None
-        line = json.dumps({"key": key, "result": result}, allow_nan=False)
+        entry = {"key": key, "result": result, "crc32": _checksum(result)}
+        line = json.dumps(entry, allow_nan=False)
         try:
             self._file.write(line.encode() + b"\n")
             self._file.flush()
@@ -66,6 +72,11 @@ class Journal:
                 f"cannot write {self.path}: {error.strerror}", remedy="make room; then run it again"
             ) from None
         self.results[key] = result
+
+
+def _checksum(result: Any) -> str:
+    """Of what a line says: a line that was damaged is run again."""
+    return f"{crc32(json.dumps(result).encode()):08x}"
 
 
 def _lock(file: IO[bytes]) -> None:

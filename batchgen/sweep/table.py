@@ -6,13 +6,12 @@ The same rows give the same bytes.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchgen.paths import beside
+from batchgen.paths import write_whole
 from batchgen.report import text
 from batchgen.report.tail import CAUSES, column
 
@@ -170,7 +169,7 @@ def write_parquet(rows: Sequence[Row], path: Path) -> None:
     arrays = {name: pa.array(values, _kind(values)) for name, values in columns.items()}
     packed = io.BytesIO()
     pq.write_table(pa.table(arrays), packed, compression="zstd")
-    write_bytes(path, packed.getvalue())
+    write_whole(path, packed.getvalue())
 
 
 def _kind(values: Sequence[Any]) -> Any:
@@ -181,10 +180,3 @@ def _kind(values: Sequence[Any]) -> Any:
         return pa.string()
     whole = known and all(isinstance(value, int) for value in known)
     return pa.int64() if whole else pa.float64()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    with beside(path) as temporary:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
-from batchgen.paths import beside
+from batchgen.paths import write_whole
 from batchgen.sweep.spec import Run
 
 
@@ -23,12 +22,10 @@ def device_file(run: Run, folder: Path) -> str | None:
     if not devices.lines:
         return None
     path = folder / f"{_plain(devices.name)}-{run.gpus}-gpus-seed-{run.seed}.jsonl"
-    text = device_lines(run)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    text = device_lines(run).encode()
+    if not path.is_file() or path.read_bytes() != text:
         folder.mkdir(parents=True, exist_ok=True)
-        with beside(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
+        write_whole(path, text)
     return str(path)
 
 

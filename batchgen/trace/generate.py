@@ -5,6 +5,7 @@ The benchmark load of this project is `lognormal(700, 0.8, 1000, 1.0, 100_000, 0
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchgen.errors import UserError
-from batchgen.trace.lengths import Lengths, Lognormal, choose_part
+from batchgen.trace.lengths import Lengths, Lognormal, OfNormal, choose_part
 from batchgen.trace.rounds import Rounds, draw_stages
 from batchgen.trace.table import MAX_ARRIVAL_PS, Trace, make_trace
 
@@ -33,8 +34,10 @@ class Part:
 class GenerateOptions:
     """What to make. `num_rows` counts rows, so it must be a multiple of `samples_per_prompt`.
 
-    Samples of one prompt form a group: same prompt, prefix and arrival, independent outputs; they
-    share the full blocks of `prefix_block_tokens` (0 records no prefixes). `rate_per_s` gives
+    Samples of one prompt form a group: same prompt, prefix and arrival, outputs of their own; they
+    share the full blocks of `prefix_block_tokens` (0 records no prefixes). `alike` is the part of
+    the variance of their (log) outputs that they have in common: 0, independent; 1, all samples of
+    a prompt are as long. `rate_per_s` gives
     Poisson arrivals of prompts; 0 means that all are there at the start. `expert_skew` is the
     power-law exponent of the experts' load, recorded for the backends. `rounds`: rows go on after
     their first answer.
@@ -43,6 +46,7 @@ class GenerateOptions:
     num_rows: int
     seed: int = 0
     samples_per_prompt: int = 1
+    alike: float = 0.0
     rate_per_s: float = 0.0
     expert_skew: float = 0.0
     prefix_block_tokens: int = DEFAULT_PREFIX_BLOCK_TOKENS
@@ -53,6 +57,7 @@ class GenerateOptions:
             (1 <= self.num_rows <= 2**31 - 1, "the number of rows must be at least 1"),
             (self.seed >= 0, "the seed must not be negative"),
             (self.samples_per_prompt >= 1, "samples per prompt must be at least 1"),
+            (0 <= self.alike <= 1, "what samples have in common must be a part, 0 to 1"),
             (0 <= self.rate_per_s < float("inf"), "the rate must not be negative"),
             (0 <= self.expert_skew < float("inf"), "the expert skew must not be negative"),
             (self.prefix_block_tokens >= 0, "the prefix block must not be negative"),
@@ -85,11 +90,16 @@ def generate(parts: tuple[Part, ...], options: GenerateOptions, name: str = "gen
     if len(parts) > 1:
         which = choose_part(choice, [part.weight for part in parts], num_prompts)
     row_part = np.repeat(which, samples)
+    normal = _alike(output_rng, options) if options.alike else None
     for i, part in enumerate(parts):
         rows = np.flatnonzero(which == i)
         prompts[rows] = part.prompt.sample(prompt_rng, rows.size)
         rows = np.flatnonzero(row_part == i)
-        outputs[rows] = part.output.sample(output_rng, rows.size)
+        outputs[rows] = (
+            part.output.sample(output_rng, rows.size)
+            if normal is None
+            else _of_normal(part.output).of(normal[rows])
+        )
     arrival = np.zeros(num_prompts, dtype=np.int64)
     if options.rate_per_s:
         arrival = _poisson_ps(arrival_rng, options.rate_per_s, num_prompts)
@@ -108,6 +118,23 @@ def generate(parts: tuple[Part, ...], options: GenerateOptions, name: str = "gen
         meta={"source": "batchgen trace generate", "seed": options.seed},
         **columns,
     )
+
+
+def _alike(rng: np.random.Generator, options: GenerateOptions) -> NDArray[np.float64]:
+    """Standard normal values, one per row; samples of a prompt share a part of them."""
+    samples, rows = options.samples_per_prompt, options.num_rows
+    common = np.repeat(rng.standard_normal(rows // samples), samples)
+    own = rng.standard_normal(rows)
+    return math.sqrt(options.alike) * common + math.sqrt(1 - options.alike) * own
+
+
+def _of_normal(output: Lengths) -> OfNormal:
+    if not isinstance(output, OfNormal):
+        raise UserError(
+            f"samples that are alike: no outputs by {type(output).__name__.lower()}",
+            remedy="give lognormal, quantiles or constant, and parts instead of a mixture",
+        )
+    return output
 
 
 def lognormal(

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,16 @@ class Lengths(Protocol):
 
     def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.int32]:
         """n independent lengths of at least 1 token."""
+        ...
+
+
+@runtime_checkable
+class OfNormal(Protocol):
+    """A distribution whose lengths are a function of a standard normal variable, so that rows may
+    share a part of it."""
+
+    def of(self, normal: NDArray[np.float64]) -> NDArray[np.int32]:
+        """One length for each value of the variable."""
         ...
 
 
@@ -73,6 +83,10 @@ class Constant:
     def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.int32]:
         return np.full(n, self.tokens, dtype=np.int32)
 
+    def of(self, normal: NDArray[np.float64]) -> NDArray[np.int32]:
+        """The same, one for each of these."""
+        return np.full(len(normal), self.tokens, dtype=np.int32)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lognormal:
@@ -91,8 +105,12 @@ class Lognormal:
         _check_max(self.max)
 
     def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.int32]:
+        return self.of(rng.standard_normal(n))
+
+    def of(self, normal: NDArray[np.float64]) -> NDArray[np.int32]:
+        """The lengths at these values of a standard normal variable."""
         mu = math.log(self.mean) - self.sigma**2 / 2
-        return _whole(np.exp(mu + self.sigma * rng.standard_normal(n)), self.max)
+        return _whole(np.exp(mu + self.sigma * normal), self.max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,9 +205,13 @@ class Quantiles:
         return z, with_point((low + high) / 2)
 
     def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.int32]:
+        return self.of(rng.standard_normal(n))
+
+    def of(self, normal: NDArray[np.float64]) -> NDArray[np.int32]:
+        """The lengths at these values of a standard normal variable."""
         z, log_v = self._curve()
         # The bound keeps exp in range where the outer slope is steep.
-        return _whole(np.exp(np.minimum(_extend(rng.standard_normal(n), z, log_v), 22.0)), self.max)
+        return _whole(np.exp(np.minimum(_extend(normal, z, log_v), 22.0)), self.max)
 
 
 def _extend(
@@ -249,7 +271,7 @@ def parse_quantiles(text: str) -> Quantiles:
                 remedy="write 'P95 4196, P99 15843, max 38631', optionally with median or mean",
                 code="bad_distribution",
             )
-        value = float(match[3])
+        value = _number(match[3], "quantiles")
         if match[2] is None:
             points.append((round(float(match[1]) / 100, 12), value))
         elif match[2].lower() == "median":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from batchgen.errors import DataError, UserError
+from batchgen.paths import check_input, kind_of
 
 BLOCK_BYTES = 4 << 20
 MAX_LINE_BYTES = 16 << 20
@@ -24,6 +25,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 def open_bytes(path: str | os.PathLike[str]) -> BinaryIO:
     """The file's content as a byte stream, decompressed. UserError when it cannot be opened."""
+    if kind_of(path) not in ("", "file"):  # a pipe or a device may never end, and is read twice
+        check_input("file", path, remedy="give a JSONL or CSV file, plain or gzip")
     try:
         file = Path(path).open("rb")  # noqa: SIM115 - the caller closes what it gets
     except FileNotFoundError:

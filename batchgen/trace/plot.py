@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchgen.errors import UserError
-from batchgen.paths import beside
+from batchgen.paths import beside, put
 from batchgen.trace.table import Trace
 from batchgen.trace.write import refuse_existing
 
@@ -90,7 +90,7 @@ def save_figure(figure: Any, target: Path) -> None:
     try:
         with beside(target) as part:
             figure.savefig(part, format=target.suffix[1:], metadata=metadata[target.suffix])
-            part.replace(target)
+            put(part, target)
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror})", remedy="give a writable place"

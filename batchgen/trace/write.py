@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from batchgen.errors import UserError
-from batchgen.paths import beside, check_output
+from batchgen.paths import beside, check_output, put
 from batchgen.trace.stages import Stages
 from batchgen.trace.table import PS_DECIMALS, Trace
 
@@ -62,7 +62,7 @@ def _publish(part: Path, target: Path, *, force: bool) -> None:
             raise
         except OSError:  # a file system without hard links
             refuse_existing(target, force=False)
-    part.replace(target)
+    put(part, target)
 
 
 def refuse_existing(target: Path, *, force: bool) -> None:

@@ -14,7 +14,7 @@ from batchgen.exec.families import (
     qwen3_moe,
 )
 from batchgen.exec.families.base import Family
-from batchgen.exec.fields import Fields
+from batchgen.fields import Fields
 
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchgen.exec.config import ModelConfig
-from batchgen.exec.fields import Fields
+from batchgen.fields import Fields
 
 if TYPE_CHECKING:
     from batchgen.exec.layers import Layer

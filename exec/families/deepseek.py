@@ -6,7 +6,7 @@ from typing import Any
 
 from batchgen.exec.config import LatentConfig, MlpConfig, MoeConfig, RoutingConfig
 from batchgen.exec.families import parsing
-from batchgen.exec.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, Fields
+from batchgen.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, Fields
 
 
 def latent_heads(fields: Fields, *, interleaved: bool) -> LatentConfig:

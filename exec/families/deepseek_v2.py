@@ -7,7 +7,7 @@ from typing import Any
 from batchgen.exec.config import LayerConfig, ModelConfig, RoutingConfig
 from batchgen.exec.families import building, deepseek, parsing
 from batchgen.exec.families.base import Family
-from batchgen.exec.fields import Fields
+from batchgen.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:

@@ -18,11 +18,11 @@ from batchgen.exec.config import (
 from batchgen.exec.dequantise import MXFP4_BLOCK, from_mxfp4
 from batchgen.exec.families import building, parsing
 from batchgen.exec.families.base import Family
-from batchgen.exec.fields import Fields
 from batchgen.exec.layers import Layer
 from batchgen.exec.mlp import SparseMlp
 from batchgen.exec.routing import Router
 from batchgen.exec.weights import Reader
+from batchgen.fields import Fields
 
 YARN = {
     "rope_type": "yarn",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchgen.exec.config import ModelConfig
 from batchgen.exec.families import building, parsing
 from batchgen.exec.families.base import Family
-from batchgen.exec.fields import Fields
+from batchgen.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:

@@ -7,9 +7,9 @@ from typing import Any
 from batchgen.exec.config import ModelConfig, MoeConfig, RoutingConfig
 from batchgen.exec.families import building, parsing
 from batchgen.exec.families.base import Family
-from batchgen.exec.fields import Fields
 from batchgen.exec.layers import Layer
 from batchgen.exec.weights import Reader
+from batchgen.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:

@@ -16,7 +16,7 @@ from batchgen.exec.config import (
     RopeConfig,
     YarnScaling,
 )
-from batchgen.exec.fields import (
+from batchgen.fields import (
     MAX_ALL_EXPERTS,
     MAX_CONTEXT,
     MAX_EXPERTS,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from batchgen.exec.config import LayerConfig, ModelConfig
 from batchgen.exec.families import building, parsing
 from batchgen.exec.families.base import Family
-from batchgen.exec.fields import MAX_LAYERS, Fields
+from batchgen.fields import MAX_LAYERS, Fields
 
 
 def read(fields: Fields) -> ModelConfig:

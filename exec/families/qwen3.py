@@ -7,7 +7,7 @@ from dataclasses import replace
 from batchgen.exec.config import LayerConfig, ModelConfig
 from batchgen.exec.families import building, parsing, qwen2
 from batchgen.exec.families.base import Family
-from batchgen.exec.fields import Fields
+from batchgen.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:

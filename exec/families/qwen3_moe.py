@@ -7,7 +7,7 @@ from typing import Any
 from batchgen.exec.config import ModelConfig, MoeConfig, RoutingConfig
 from batchgen.exec.families import building, parsing
 from batchgen.exec.families.base import Family
-from batchgen.exec.fields import MAX_LAYERS, Fields
+from batchgen.fields import MAX_LAYERS, Fields
 
 
 def read(fields: Fields) -> ModelConfig:

@@ -196,7 +196,7 @@ def test_the_order_of_a_set_is_found_in_another_process(
 
 def test_honest_parts_pass(honest: str) -> None:
     subjects = find(honest)
-    assert len(subjects) == 7
+    assert len(subjects) == 8
     for subject in subjects:
         assert sweep(subject, 5, 0) is None, subject.label
 

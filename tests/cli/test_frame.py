@@ -111,8 +111,15 @@ def test_errors_of_a_command(
 
 
 def test_debug_anywhere_shows_the_traceback(
-    toy_simulator: SimpleNamespace, trace_file: str
+    toy_simulator: SimpleNamespace, trace_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And changes nothing else: the line and the exit code are those of without."""
     toy_simulator.fail = KeyError("engine")
-    with pytest.raises(KeyError):
-        main(["sim", "--trace", trace_file, "--policy", "vllm", "--debug"])
+    assert main(["sim", "--trace", trace_file, "--policy", "vllm", "--debug"]) == 4
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert "bug in batchgen: KeyError: 'engine'" in err.splitlines()[-1]
+    assert main(["--debug", "sim", "--trace", trace_file, "--policy", "vlm"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: unknown ")

@@ -44,7 +44,7 @@ SIM_FLAGS = {
     "--json",
     "--progress",
 }
-REPORT_FLAGS = {"--plots", "--timeline", "--json"}
+REPORT_FLAGS = {"--plots", "--timeline", "--json", "--force"}
 
 
 def flags(app: Any) -> set[str]:

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -310,3 +311,30 @@ def test_no_output_harms_a_model_or_its_input(
         assert said in err or (not force and "exists; give --force" in err), (output, err)
     assert Path("rows.jsonl").read_text() == row
     assert (checkpoint / "config.json").read_bytes() == config
+
+
+def test_a_signal_in_a_callback_of_a_weak_reference_is_not_lost() -> None:
+    """Nor around a fork: Python prints what is raised in callbacks of C, and goes on."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        pytest.skip("handled by whoever runs the tests")
+
+    class Thing:
+        pass
+
+    def gone(_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+    def job() -> None:
+        thing = Thing()
+        reference = weakref.ref(thing, gone)
+        del thing
+        assert reference() is None
+        limit = time.monotonic() + 20
+        while time.monotonic() < limit:
+            time.sleep(0.01)
+
+    hook = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt), _ended_by_signals():
+        job()
+    assert sys.unraisablehook is hook

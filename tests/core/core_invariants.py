@@ -90,18 +90,25 @@ class Invariants:
         if engine.role == "prefill" and not (self.decoders_short or self.budgets_changed):
             for rank in engine.ranks:
                 for row in rank.running:  # a row that fits nowhere goes on where it is, and fails
-                    tokens = table.v_offset[row] + engine.k + 1
+                    tokens = table.v_offset[row] + rank.k + 1
                     assert pages_for(tokens, rank.page_tokens) > rank.size, table.story(row)
+        if engine.pauses:  # ranks with prompts, and no others
+            busy = [rank.index for rank in engine.ranks if pieces[rank.index]]
+            everywhere = len(busy) == len(engine.ranks)
+            assert (step.decode, step.paused) == (not everywhere, [] if everywhere else busy)
+        else:
+            assert not step.paused
         for rank in engine.ranks:
-            decodes = len(rank.running) + len(rank.dead) if step.decode else 0
+            runs = step.decode and rank.index not in step.paused
+            decodes = len(rank.running) + len(rank.dead) if runs else 0
             count = tokens[rank.index]
             if step.until == "all":  # padding is computed too
                 count = longest[rank.index] * pieces[rank.index]
             assert decodes + count <= max(engine.token_budget, decodes)
             if not self.budgets_changed:
                 assert decodes <= engine.seats
-            if step.decode:
-                assert rank.growth.growth(engine.k, step.n) <= rank.free
+            if runs:
+                assert rank.growth.growth(rank.k, step.n) <= rank.free
 
     # -- where rows are ---------------------------------------------------------------------------
 
@@ -159,7 +166,7 @@ class Invariants:
                     assert table.v_status[row] in statuses, table.story(row)
                     assert (table.v_engine[row], table.v_rank[row]) == (engine.id, rank.index)
                     if name == "running":
-                        valid, computed = table.v_host_valid[row], table.v_offset[row] + engine.k
+                        valid, computed = table.v_host_valid[row], table.v_offset[row] + rank.k
                         assert valid <= computed, table.story(row)
                     if name == "prefilling":
                         left += table.known_tokens(row) - table.v_computed[row]
@@ -189,7 +196,7 @@ class Invariants:
     # -- pages ------------------------------------------------------------------------------------
 
     def _check_rank(self, runtime: Runtime, engine: EngineMachine, rank: Rank) -> None:
-        table, size, k = runtime.table, rank.page_tokens, engine.k
+        table, size, k = runtime.table, rank.page_tokens, rank.k
         lanes = [0] * len(rank.lanes)
         shared: Counter[int] = Counter()
         counts = [0] * size
@@ -251,7 +258,7 @@ class Invariants:
         for rank in engine.ranks:
             for row in rank.running:
                 if engine.streaming:
-                    streams += pages_for(table.v_offset[row] + engine.k, size)
+                    streams += pages_for(table.v_offset[row] + rank.k, size)
                 else:
                     assert table.v_host_pages[row] == 0
             streams += sum(table.v_host_pages[row] for row in [*rank.prefilling, *rank.held])

@@ -558,3 +558,34 @@ def test_a_row_sleeps_on_when_its_engine_goes_home_and_has_no_room_for_it() -> N
     home = [entry for entry in entries if isinstance(entry.event, ev.LayoutReady)][-1]
     ended = [action.row for action in home.actions if isinstance(action, act.Failed)]
     assert 1 not in ended
+
+
+# -- whole batches --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["mixed", "prefill-first"])
+def test_an_engine_that_waits_for_a_whole_batch_tells_others_what_it_has_left(phase: str) -> None:
+    """An idle engine took rows of one whose steps did not end when rows of its batch did: what it
+    took depended on how long those steps were."""
+    lengths = [(1, 6, 5), (3, 5, 2), (3, 7, 3), (7, 1, 1), (2, 5, 3)]
+    lengths += [(3, 5, 3), (4, 2, 2), (3, 8, 3), (7, 1, 1)]
+    case = Case(
+        preset="vllm",
+        rows=tuple(Row(prompt=one, budget=two, output=three) for one, two, three in lengths),
+        engines=2,
+        roles=("both", "both"),
+        hbm_pages=24,
+        page=1,
+        boundary=16,
+        seqs=64,
+        advised=False,
+        overrides={
+            "phase.part": phase,
+            "order.part": "shortest",
+            "admission.part": "whole-batch",
+            "batching.part": "whole",
+            "placement.part": "least-work",
+            "predictor.part": "asked-length",
+        },
+    )
+    verify_core(case)

@@ -237,8 +237,9 @@ def test_defaults_that_cannot_be_name_file_and_field(
     assert "\n" not in str(error.value)
     assert "generation_config.json" in str(error.value)
     assert next(iter(config)) in str(error.value)
-    with pytest.raises(UserError, match="--temperature"):
-        sampling_defaults(tmp_path / "none", -1.0)
+    for temperature in (-1.0, float("inf"), float("nan"), 101.0):
+        with pytest.raises(UserError, match="--temperature"):
+            ExecJob(model=tmp_path, input=tmp_path, output=tmp_path, temperature=temperature)
 
 
 def test_run_json_says_what_rows_got(model: Path, tmp_path: Path) -> None:

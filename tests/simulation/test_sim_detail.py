@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import pytest
 from core_cases import Case, Row, random_case, swaps
@@ -18,6 +19,8 @@ from batchgen.sequence import Table
 from batchgen.sim.flight import Flight
 from batchgen.sim.rowbook import RowBook
 from batchgen.step import Composition, Step
+
+replace_step = msgspec.structs.replace
 
 
 class DetailedToy(ToyCost):
@@ -117,9 +120,11 @@ def test_the_detail_is_that_of_the_rows_of_each_pass() -> None:
         chunks = [(count + i, rng.randint(0, 40), rng.randint(1, 9), False) for i in range(pieces)]
         until = rng.choice(("first", "n"))
         step = Step(0, k, 0, rng.randint(1, 80), until, True, list(range(count)), [], chunks)
+        if rng.random() < 0.5:  # those with prompts pause
+            step = replace_step(step, paused=sorted({table.v_rank[row] for row, *_ in chunks}))
         flight.launch(step, 0)
         (detail,) = cost.seen
-        walk, have = Composition(lag), list(table.produced.tolist())
+        walk, have = Composition(lag, table.v_rank), list(table.produced.tolist())
         walk.launch(step)
         ended: list[list[int]] = []
         for number in range(flight.passes):

@@ -40,6 +40,8 @@ def flight_of(rng: random.Random, *, ranks: int, chunks: int = 0) -> Flight:
     lag = rng.randint(0, 1)
     flight = Flight(0, RowBook(table, np.array(outputs)), ToyCost(ranks), lag)
     flight.k = flight.q = rng.randint(0, 90)
+    pieces = chunks_of(rng, table, count) if chunks else []
+    busy = sorted({table.v_rank[row] for row, *_ in pieces})
     step = Step(
         0,
         flight.q,
@@ -49,8 +51,9 @@ def flight_of(rng: random.Random, *, ranks: int, chunks: int = 0) -> Flight:
         True,
         list(range(count)),
         [],
-        chunks_of(rng, table, count) if chunks else [],
+        pieces,
         rng.choice(("", "host")),
+        paused=busy if len(busy) < ranks and rng.random() < 0.5 else [],
     )
     flight.launch(step, rng.randint(0, 1000))
     return flight

@@ -152,6 +152,33 @@ def test_groups_share_prompt_prefix_and_arrival() -> None:
     assert prefix_stats(trace)["hit_ratio"] == pytest.approx(7 / 8)
 
 
+@pytest.mark.parametrize("output", ["lognormal:mean=900,sigma=0.8", "P50 9, P99 90"])
+def test_samples_of_a_prompt_share_the_stated_part_of_their_variance(output: str) -> None:
+    part = Part(prompt=Constant(tokens=5), output=parse_lengths(output))
+
+    def logs(alike: float) -> np.ndarray:
+        options = GenerateOptions(num_rows=16_000, samples_per_prompt=8, alike=alike, seed=4)
+        return np.log(generate((part,), options).output_tokens.reshape(-1, 8))
+
+    alone = logs(0.0)
+    for alike in (0.3, 0.7):
+        found = logs(alike)
+        within = found.var(axis=1, ddof=1).mean()
+        assert 1 - within / found.var() == pytest.approx(alike, abs=0.04)
+        assert found.mean() == pytest.approx(alone.mean(), abs=0.05)  # the same distribution
+        assert found.std() == pytest.approx(alone.std(), rel=0.05)
+    whole = logs(1.0)
+    assert (whole == whole[:, :1]).all()
+
+
+def test_only_some_distributions_can_be_alike() -> None:
+    part = Part(prompt=Constant(tokens=5), output=parse_lengths("pareto:mean=500,alpha=2.5"))
+    with pytest.raises(UserError, match="no outputs by pareto"):
+        generate((part,), GenerateOptions(num_rows=8, samples_per_prompt=2, alike=0.5))
+    with pytest.raises(UserError, match="a part, 0 to 1"):
+        GenerateOptions(num_rows=8, alike=1.5)
+
+
 def test_poisson_arrivals() -> None:
     part = Part(prompt=Constant(tokens=1), output=Constant(tokens=1))
     trace = generate((part,), GenerateOptions(num_rows=20_000, rate_per_s=50.0))

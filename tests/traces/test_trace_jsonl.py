@@ -189,7 +189,7 @@ def test_damaged_gzip_and_missing_file(tmp_path: Path) -> None:
         load(path)
     with pytest.raises(UserError, match="no such file"):
         load(tmp_path / "absent.jsonl")
-    with pytest.raises(UserError, match="cannot be opened"):
+    with pytest.raises(UserError, match="is a folder"):
         load(tmp_path)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from batchgen.errors import DataError
+from batchgen.paths import has_file
 
 SHIPPED = Path(__file__).parents[2] / "catalog" / "silicon_sample.csv.gz"
 _TEXTS = ("backend", "backend_version", "model_path", "system", "precision", "mode")
@@ -81,6 +82,7 @@ def read_rows(path: Path = SHIPPED) -> list[Row]:
 
 
 def _opened(path: Path) -> TextIO:
+    has_file(path)
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     if zipped:

@@ -64,6 +64,7 @@ class Hunger:
         self._waiting = Most(lambda index: engines[index].num_waiting, slowness)
         self._asked = Most(lambda index: engines[index].asked, slowness)
         self._ready = Most(lambda index: len(engines[index].ready), slowness)
+        self._least = cluster.policy.steal_min  # fewer rows than these stay where they are
         self._hungry: dict[int, None] = {}
         self._ask: dict[
             int, None
@@ -147,11 +148,6 @@ class Hunger:
         if self._ready.top()[1] >= self._least:
             return True
         return any(self._may_send_away(index) for index in self._cluster.members.slow)
-
-    @property
-    def _least(self) -> int:
-        """Fewer rows than these stay where they are."""
-        return max(int(self._cluster.policy.placement.steal_min), 2)
 
     def _feed(self, engine: EngineMachine) -> bool:
         cluster = self._cluster

@@ -82,10 +82,12 @@ class Members:
     def notice(self, event: ev.DeviceNotice) -> None:
         """A device will go: its engine's rows move to others, if there are any."""
         engine = self._cluster.engines[event.engine]
+        knew = bool(self._noticed[engine.id])
         self._noticed[engine.id].add(event.device)
         if not engine.alive:
             return
-        self.choose_takers()
+        if not knew:
+            self.choose_takers()
         if engine.draining:
             self.empty(engine)
 

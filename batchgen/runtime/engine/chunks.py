@@ -16,7 +16,7 @@ def prompt_budgets(engine: EngineMachine, rank: Rank) -> tuple[int, int]:
     """Prompt tokens that the next pass of a rank may hold, and at which it takes no more rows that
     are paced: prompts of the rear end of a deck are not, and come on top of the pace."""
     budget = engine.token_budget
-    if engine.prefill:
+    if engine.prefill or engine.pauses:
         return budget, budget
     budget -= len(rank.running) + len(rank.dead)
     if not engine.policy.paces:

@@ -32,7 +32,7 @@ from batchgen.runtime.engine.intake import (
     take_in,
 )
 from batchgen.runtime.engine.leaving import begin_switch, only_decodes
-from batchgen.runtime.engine.streams import drop_streams
+from batchgen.runtime.engine.streams import drop_streams, pause, resume
 from batchgen.sequence import Status
 from batchgen.step import Chunk, Step
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from batchgen.runtime.engine.rank import Rank
 
 STALLED = int(Status.STALLED)
+_NO_RANK: list[int] = []
 
 
 def decide(engine: EngineMachine, out: list[act.Action]) -> None:
@@ -128,10 +129,10 @@ def _looks(engine: EngineMachine, turn: bool) -> bool:
 
 def _cannot_wait(engine: EngineMachine) -> bool:
     """Between boundaries: nothing runs, or pages run out earlier than they should."""
-    k, runs = engine.k, False
+    runs = False
     for rank in engine.ranks:
         growth = rank.growth
-        if growth.counts[k % growth.page_tokens] > rank.size - rank.used:
+        if growth.counts[rank.k % growth.page_tokens] > rank.size - rank.used:
             return True
         if rank.running:
             runs = True
@@ -142,7 +143,7 @@ def _cannot_wait(engine: EngineMachine) -> bool:
 
 def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     """Everything that a boundary asks; returns whether somebody gave way."""
-    phases, ranks, policy, k = engine.phases, engine.ranks, engine.policy, engine.k
+    phases, ranks, policy = engine.phases, engine.ranks, engine.policy
     engine.had = engine.settled + engine.num_waiting
     for rank in ranks:
         rank.gave = False
@@ -164,12 +165,13 @@ def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     for rank in ranks:
         growth = rank.growth
         rows = growth.num_rows
-        short = growth.counts[k % growth.page_tokens] > rank.size - rank.used
-        if rows and (short or phases) and make_room(engine, rank):
+        short = growth.counts[rank.k % growth.page_tokens] > rank.size - rank.used
+        grows = not (rank.prefilling and engine.pauses)  # else it computes these next
+        if rows and grows and (short or phases) and make_room(engine, rank):
             rank.gave = gave = True
         if rank.held:
             go_on(engine, rank)
-        if policy.reserves and rank.running and _passes_reserved(engine, rank) == 0:
+        if policy.reserves and grows and rank.running and _passes_reserved(engine, rank) == 0:
             outgrew(engine, rank, next(iter(rank.running)))
     if engine.extending:
         extend_now(engine)
@@ -227,8 +229,8 @@ def _when_empty(engine: EngineMachine) -> None:
 def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
     """(passes for which the composition stands, whether a finish ends it, prompt chunks); 0 passes:
     nothing runs."""
-    policy, k, prefill = engine.policy, engine.k, engine.prefill
-    phases = engine.phases
+    policy, prefill = engine.policy, engine.prefill
+    phases, pauses = engine.phases, engine.pauses
     passes = engine.max_passes
     listens = engine.up.bodies is not None or bool(engine.up.awaited)
     listens = listens or (policy.reads_ended and engine.up.may_come)
@@ -236,13 +238,15 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
     chunks: list[Chunk] = []
     for rank in engine.ranks:
         running = rank.running
-        if not prefill and (running or rank.dead):
+        if pauses and rank.paused != (len(rank.prefilling) > 0):
+            (resume if rank.paused else pause)(engine, rank)
+        if not prefill and not rank.paused and (running or rank.dead):
             if running:
                 runs = True
                 if policy.reserves:
                     passes = min(passes, _passes_reserved(engine, rank))
             if rank.growth.num_rows:
-                fit = _passes_that_fit(rank, k)
+                fit = _passes_that_fit(rank)
                 if fit < passes:
                     passes = fit
         if rank.prefilling and (prefill or not phases):
@@ -252,7 +256,9 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
                 passes = 1
         if not phases:
             if rank.waiting:
-                first = first or not policy.whole_batch  # which waits for the last row
+                # (A whole batch waits for its last row, but others who take of what waits here look
+                # at what this engine has left.)
+                first = first or policy.steals or not policy.whole_batch
                 if policy.ask_each_pass:
                     passes = 1
             if rank.held:
@@ -295,15 +301,16 @@ def _cut_prompts(engine: EngineMachine, rank: Rank, passes: int, chunks: list[Ch
             passes = 1
         elif (need - 1) // size < passes:
             passes = (need - 1) // size
-    if not count and not (rank.running and not engine.prefill) and passes > 1:
+    decodes = rank.running and not (engine.prefill or rank.paused)
+    if not count and not decodes and passes > 1:
         return 1
     return passes
 
 
-def _passes_that_fit(rank: Rank, k: int) -> int:
+def _passes_that_fit(rank: Rank) -> int:
     """Passes whose growth fits the free pages. With a prefix index: without giving up cached pages,
     which a longer step would forget too early, or for one pass."""
-    free, growth = rank.size - rank.used, rank.growth
+    free, growth, k = rank.size - rank.used, rank.growth, rank.k
     if rank.prefix is not None:
         return max(1, growth.passes_that_fit(k, free - rank.prefix.num_cached))
     rows = growth.num_rows
@@ -319,7 +326,7 @@ def _passes_reserved(engine: EngineMachine, rank: Rank) -> int:
     have = table.v_pages[row] * rank.page_tokens
     if not table.v_reserved[row] or have >= table.v_prompt[row] + table.v_budget[row]:
         return FOREVER
-    return have - table.v_offset[row] - engine.k
+    return have - table.v_offset[row] - rank.k
 
 
 def _within_host_share(engine: EngineMachine, passes: int) -> int:
@@ -342,22 +349,27 @@ def _launch(
     if engine.left:
         left, engine.left = list(engine.left), {}
     until = "all" if engine.policy.static else "first" if first else "n"
+    ranks, decode, paused = engine.ranks, not engine.prefill, _NO_RANK
+    if engine.pauses and chunks:
+        paused = [rank.index for rank in ranks if rank.paused]
+        if len(paused) == len(ranks):
+            decode, paused = False, _NO_RANK
     step = Step(
         engine.id,
         engine.q,
         engine.epoch,
         passes,
         until,
-        not engine.prefill,
+        decode,
         joined,
         left,
         chunks,
         "host" if engine.streaming else "",
         engine.role == "prefill",
+        paused,
     )
     engine.launched = step
     engine.flying = True
-    ranks = engine.ranks
     engine.begin_pages = ranks[0].used if len(ranks) == 1 else engine.hbm_used()
     out.append(step)
     if engine.probe is not None and engine.probe[0] == engine.q:
@@ -366,11 +378,11 @@ def _launch(
 
 def _loads(engine: EngineMachine, step: Step) -> list[RankLoad]:
     """What the first pass of a step holds, per rank."""
-    table, k = engine.table, engine.k
+    table = engine.table
     loads = []
     for rank in engine.ranks:
-        decodes = len(rank.running) if step.decode else 0
-        context = rank.offsets + decodes * (k + 1)
+        decodes = len(rank.running) if step.decode and not rank.paused else 0
+        context = rank.offsets + decodes * (rank.k + 1)
         mine = [chunk for chunk in step.chunks if table.v_rank[chunk[0]] == rank.index]
         tokens = sum(size for _, _, size, _ in mine)
         loads.append(
@@ -393,7 +405,8 @@ def _evict(engine: EngineMachine, out: list[act.Action], begin: int) -> None:
     for rank in engine.ranks:
         assert rank.prefix is not None
         growth = rank.growth
-        need = 0 if engine.prefill else growth.counts[engine.k % growth.page_tokens]
+        grows = not (engine.prefill or rank.paused)
+        need = growth.counts[rank.k % growth.page_tokens] if grows else 0
         runs = rank.prefix.shrink(rank.size - rank.used - need)
         if runs:
             out.insert(begin, act.Evict(engine.id, rank.index, runs))

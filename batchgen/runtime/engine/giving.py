@@ -34,7 +34,7 @@ def make_room(engine: EngineMachine, rank: Rank) -> bool:
     Rows on their way to the host free pages only when their copy is done, so whoever suspends
     looks further ahead than the next boundary and counts those pages as free.
     """
-    growth, k, policy = rank.growth, engine.k, engine.policy
+    growth, k, policy = rank.growth, rank.k, engine.policy
     each = engine.turn_every
     ahead = each * policy.boundaries_ahead if policy.suspends and engine.phases else each
     free = rank.size - rank.used
@@ -68,7 +68,7 @@ def _forget_sleepers(engine: EngineMachine, rank: Rank) -> None:
 
 
 def _recompute_until(engine: EngineMachine, rank: Rank, passes: int) -> None:
-    growth, k = rank.growth, engine.k
+    growth, k = rank.growth, rank.k
     while growth.growth(k, passes) > rank.size - rank.used:
         if rank.prefilling:
             recompute(engine, rank, next(reversed(rank.prefilling)))
@@ -86,7 +86,7 @@ def _recompute_until(engine: EngineMachine, rank: Rank, passes: int) -> None:
 
 
 def _suspend_until(engine: EngineMachine, rank: Rank, passes: int) -> None:
-    growth, k = rank.growth, engine.k
+    growth, k = rank.growth, rank.k
     victims: list[int] | None = None
     while (
         growth.growth(k, passes) > rank.size - rank.used + rank.outbound_pages
@@ -102,7 +102,7 @@ def _suspend_until(engine: EngineMachine, rank: Rank, passes: int) -> None:
 def _stall_until(engine: EngineMachine, rank: Rank, passes: int) -> None:
     """Rows pause, newest first, until the growth of the others fits; at least one goes on, as long
     as it has pages for one pass."""
-    growth, k = rank.growth, engine.k
+    growth, k = rank.growth, rank.k
     while growth.growth(k, passes) > rank.size - rank.used and len(rank.running) > 1:
         stall(engine, rank, next(reversed(rank.running)))
     if rank.running and growth.growth(k, 1) > rank.size - rank.used:
@@ -159,7 +159,7 @@ def forget_kv(engine: EngineMachine, rank: Rank, row: int) -> None:
 def suspend(engine: EngineMachine, rank: Rank, row: int) -> bool:
     """The row goes to the host; False when the host share has no room even without streams."""
     table = engine.table
-    pages = pages_for(table.v_offset[row] + engine.k, engine.page_tokens)
+    pages = pages_for(table.v_offset[row] + rank.k, engine.page_tokens)
     if engine.host_used + pages > engine.host_size:
         return False
     streamed = engine.streaming
@@ -205,7 +205,7 @@ def stall(engine: EngineMachine, rank: Rank, row: int) -> None:
 
 def outgrew(engine: EngineMachine, rank: Rank, row: int) -> None:
     """The row has the rank to itself and fills it: it fails by name, unless it fits at home."""
-    have = pages_for(engine.table.v_offset[row] + engine.k, engine.page_tokens)
+    have = pages_for(engine.table.v_offset[row] + rank.k, engine.page_tokens)
     if engine.layout != HOME and have < engine.roomiest:
         stall(engine, rank, row)
         engine.up.undo(engine)
@@ -284,7 +284,7 @@ def _comes(engine: EngineMachine, rank: Rank) -> bool:
 
 def _growth_with(engine: EngineMachine, rank: Rank, row: int, passes: int) -> int:
     """Pages of the next passes, were the row to run too."""
-    table, k = engine.table, engine.k
+    table, k = engine.table, rank.k
     pages = rank.growth.growth(k, passes) if rank.growth.num_rows else 0
     if table.v_reserved[row]:
         return pages
@@ -358,7 +358,7 @@ def freeze(engine: EngineMachine) -> None:
 
 def release_dead(engine: EngineMachine, rank: Rank) -> None:
     """Ended rows of a static batch go, with their pages."""
-    table, k = engine.table, engine.k
+    table, k = engine.table, rank.k
     for row in rank.dead:
         if not table.v_reserved[row]:
             offset = table.v_offset[row]

@@ -115,7 +115,7 @@ def lose_host_copy(engine: EngineMachine, row: int) -> None:
 def grant(engine: EngineMachine, row: int) -> bool:
     """A lease on the emptiest of the ranks that have room (some rank, never "the emptiest rank": so
     that what is refused stays refused)."""
-    table, policy, k = engine.table, engine.policy, engine.k
+    table, policy = engine.table, engine.policy
     computed = table.v_computed[row]
     ranks = engine.ranks if len(engine.ranks) == 1 else sorted(engine.ranks, key=_USED)
     for rank in ranks:
@@ -129,7 +129,7 @@ def grant(engine: EngineMachine, row: int) -> bool:
             continue
         if resident or rank.used:
             growth = rank.growth
-            free = rank.size - rank.used - growth.counts[k % growth.page_tokens]
+            free = rank.size - rank.used - growth.counts[rank.k % growth.page_tokens]
             extra = 0 if policy.reserves or computed % rank.page_tokens else 1
             if not (
                 policy.room_for(engine, rank, row, pages + extra, free)
@@ -161,7 +161,7 @@ def extend_now(engine: EngineMachine) -> None:
             wanted = max(wanted, policy.lease(table, row, rank))
         more = max(wanted - table.v_pages[row], 0)
         growth = rank.growth
-        if more > rank.size - rank.used - growth.counts[engine.k % growth.page_tokens]:
+        if more > rank.size - rank.used - growth.counts[rank.k % growth.page_tokens]:
             recompute(engine, rank, row)
             engine.once = True
             continue
@@ -184,9 +184,14 @@ def admit_all(engine: EngineMachine, out: list[act.Action]) -> None:
     fixpoint, because rows that it then offers may land on a rank that was asked already."""
     ranks = engine.ranks
     shares = engine.page_keys is not None
+    takes = engine.policy.phase.takes if engine.pauses else None
     while True:
         for rank in ranks:
-            if rank.waiting and not rank.gave:
+            if (
+                rank.waiting
+                and not rank.gave
+                and (takes is None or rank.prefilling or takes(engine, rank))
+            ):
                 admit(engine, rank, out)
             elif shares and rank.prefilling:
                 schedule_prompts(engine, rank, out)
@@ -214,7 +219,7 @@ def _is_able(engine: EngineMachine, rank: Rank) -> bool:
     if resident >= engine.seats:
         return False
     growth = rank.growth
-    free = rank.size - rank.used - growth.counts[engine.k % growth.page_tokens]
+    free = rank.size - rank.used - growth.counts[rank.k % growth.page_tokens]
     for lane in rank.lanes:
         row = lane.peek()
         if row < 0:
@@ -279,7 +284,7 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
     free = rank.size - rank.used
     if not engine.prefill:
         growth = rank.growth
-        free -= growth.counts[engine.k % growth.page_tokens]
+        free -= growth.counts[rank.k % growth.page_tokens]
     blocked = 0  # lanes before this one have no room
     deck = lanes[0] if policy.two_ended else None
     refused = -1  # the end of the deck whose row found no room
@@ -369,7 +374,7 @@ def _turn(engine: EngineMachine, rank: Rank, deck: Deck, refused: int) -> bool:
     if deck.has_returned:
         deck.side = FRONT
         return True
-    end = engine.policy.order.end(rank, deck, engine.k, refused)
+    end = engine.policy.order.end(rank, deck, rank.k, refused)
     if end < 0 or end == refused:
         if rank.num_resident or rank.used or refused >= 0:
             return False
@@ -418,7 +423,7 @@ def _spill_one(engine: EngineMachine, rank: Rank) -> bool:
         return False
     row = next(reversed(rank.running))
     table = engine.table
-    if table.v_host_valid[row] != table.v_offset[row] + engine.k:
+    if table.v_host_valid[row] != table.v_offset[row] + rank.k:
         return False
     spill(engine, rank, row)
     return True

@@ -48,15 +48,14 @@ def landed(engine: EngineMachine, event: ev.Landed, out: list[act.Action]) -> No
         told, engine.prompts_told = engine.prompts_told, []
     peak = -1  # it is at the end
     if step.decode:
-        k = engine.k
         if event.finished and passes > 1 and step.until == "n" and engine.up.bodies is None:
-            peak = most_pages(engine, k, passes, event.finished)
+            peak = most_pages(engine, passes, event.finished)
         for rank in ranks:
-            if rank.growth.num_rows:
-                rank.advance(k, passes)
+            if not rank.paused:
+                rank.advance(passes)
         if engine.streaming:
-            engine.stream_used += engine.stream_growth.growth(k, passes)
-        engine.k = k + passes
+            engine.stream_used += engine.stream_growth.growth(engine.k, passes)
+        engine.k += passes
     engine.q = event.end
     engine.launched, engine.previous = None, step
     if engine.left_since:
@@ -185,13 +184,12 @@ def _finish(engine: EngineMachine, row: int, produced: int) -> None:
             crosses = -offset % growth.page_tokens
             growth.counts[crosses] -= 1
             growth.num_rows -= 1
-            pages = -(-(offset + engine.k) // growth.page_tokens)
+            pages = -(-(offset + rank.k) // growth.page_tokens)
             rank.used -= pages
             table.v_pages[row] = 0
             if engine.streaming:
-                growth = engine.stream_growth
-                growth.counts[crosses] -= 1
-                growth.num_rows -= 1
+                if not rank.paused:
+                    engine.stream_growth.remove(offset + rank.k - engine.k)
                 engine.stream_used -= pages
                 table.v_host_pages[row] = table.v_host_valid[row] = 0
     elif status in (Status.STALLED, Status.EXTENDING):
@@ -213,8 +211,9 @@ def bury(engine: EngineMachine, rank: Rank, row: int) -> None:
     rank.dead[row] = None
     if engine.streaming:
         offset = table.v_offset[row]
-        engine.stream_growth.remove(offset)
-        table.v_host_pages[row] = pages_for(offset + engine.k, rank.page_tokens)
+        if not rank.paused:
+            engine.stream_growth.remove(offset + rank.k - engine.k)
+        table.v_host_pages[row] = pages_for(offset + rank.k, rank.page_tokens)
         end_stream(engine, row)
 
 
@@ -259,7 +258,7 @@ def _bodies_end(
 def _rejoin(engine: EngineMachine, rank: Rank, row: int) -> None:
     """The row has no more to do after all: a dead row of its static batch, with all it had."""
     table = engine.table
-    computed = table.v_offset[row] + engine.k
+    computed = table.v_offset[row] + rank.k
     if not table.v_reserved[row]:
         rank.lease(row, pages_for(computed, rank.page_tokens) - table.v_pages[row])
     table.v_computed[row] = computed

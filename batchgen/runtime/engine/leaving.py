@@ -104,29 +104,33 @@ def _rewind(engine: EngineMachine, end: int) -> None:
     table, step = engine.table, engine.launched
     q0 = step.q0 if step is not None else engine.q
     previous: Step | None = engine.previous
-    k = engine.k
     fresh: dict[int, int] = {}  # rows whose prompt was completed in the pass undone -> its start
     joined: set[int] = set()
     left: set[int] = set()
+    back = [0] * len(engine.ranks)  # passes that clocks are ahead of
     if end < q0:  # the pass before the newest decision never ended
         assert previous is not None
-        back = 1 if previous.decode else 0
-        k -= back
+        engine.k -= previous.decode
+        if previous.decode:
+            back = [int(rank.index not in previous.paused) for rank in engine.ranks]
         fresh = {row: start for row, start, _, last in previous.chunks if last}
         joined = set(step.joined) if step is not None else set(engine.joined)
         left = set(engine.left_since)
         for row in fresh.keys() | left:
             known = table.v_status[row] in (Status.DECODE, Status.EXTENDING) or table.ended(row)
             if table.v_engine[row] == engine.id and not known:
-                table.v_produced[row] -= 1 if row in fresh else back
+                table.v_produced[row] -= 1 if row in fresh else back[table.v_rank[row]]
         for row, _, size, last in previous.chunks:
             if not last and table.v_status[row] == Status.PREFILL:
                 table.v_computed[row] -= size
     elif step is not None:
-        k += end - q0 if step.decode else 0
+        if step.decode:
+            engine.k += end - q0
+            back = [0 if rank.index in step.paused else q0 - end for rank in engine.ranks]
         for row, start, size, _ in step.chunks:
             table.v_computed[row] = start + size * (end - q0)
     for rank in engine.ranks:
+        k = rank.k - back[rank.index]
         for row in rank.running:
             if table.v_status[row] != Status.DECODE:
                 continue
@@ -136,7 +140,7 @@ def _rewind(engine: EngineMachine, end: int) -> None:
                 table.v_host_valid[row] = min(table.v_host_valid[row], fresh[row])
                 continue
             ran = row not in joined or row in left
-            computed = table.v_offset[row] + (k if ran else engine.k)
+            computed = table.v_offset[row] + (k if ran else rank.k)
             if ran:
                 table.v_produced[row] = computed - table.v_prompt[row] + 1
             table.v_computed[row] = max(computed, 0)
@@ -145,7 +149,7 @@ def _rewind(engine: EngineMachine, end: int) -> None:
                 table.v_host_valid[row] = max(
                     0, min(computed, max(table.v_host_valid[row], closed))
                 )
-    engine.k = k
+        rank.k = k
 
 
 def _with_kv(engine: EngineMachine) -> list[int]:

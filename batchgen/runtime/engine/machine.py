@@ -73,6 +73,7 @@ class EngineMachine:
         "orders",
         "page_keys",
         "page_tokens",
+        "pauses",
         "peak_pages",
         "phases",
         "policy",
@@ -121,6 +122,7 @@ class EngineMachine:
         self.page_tokens = plan.page_tokens
         self.boundary = plan.boundary
         self.phases = policy.phases and (spec.num_ranks > 1 or not policy.lockstep_only)
+        self.pauses = policy.pauses
         self.turn_every = plan.boundary if self.phases else 1
         self.limit(plan.token_budget, plan.max_num_seqs)
         self.lag, self.max_passes = plan.lag, max_passes
@@ -132,7 +134,7 @@ class EngineMachine:
         self.stream_used = 0
         self.streaming = False
         self.stream_growth = GrowthHistogram(plan.page_tokens)
-        self.q = self.k = 0  # passes, and those of them in which rows decoded
+        self.q = self.k = 0  # passes, and those in which rows of some rank decoded
         self.epoch = 0
         self.layout = HOME
         self.switch_to: Offer | None = None  # to begin when nothing is in flight
@@ -197,6 +199,8 @@ class EngineMachine:
         """Fresh ranks in a layout."""
         self.layout = layout
         self.ranks = [self._rank(index, pages) for index in range(num_ranks)]
+        for rank in self.ranks:
+            rank.k = self.k
 
     # -- what parts may ask -----------------------------------------------------------------------
 
@@ -258,11 +262,9 @@ class EngineMachine:
 
     def join(self, rank: Rank, row: int) -> None:
         """The row decodes from now on; the next step may have to say so (`enter`)."""
-        rank.join(row, self.k)
-        if self.streaming:
-            growth = self.stream_growth
-            growth.counts[-self.table.v_offset[row] % growth.page_tokens] += 1
-            growth.num_rows += 1
+        rank.join(row)
+        if self.streaming and not rank.paused:
+            self.stream_growth.add(self.table.v_offset[row] + rank.k - self.k)
 
     def enter(self, rank: Rank, row: int) -> None:
         """A row that the backend does not have in its running set joins it."""
@@ -275,11 +277,11 @@ class EngineMachine:
 
     def unjoin(self, rank: Rank, row: int) -> None:
         """The row stops decoding; its columns become real."""
-        rank.unjoin(row, self.k)
+        rank.unjoin(row)
         if self.streaming:
             table, growth = self.table, self.stream_growth
-            growth.counts[-table.v_offset[row] % growth.page_tokens] -= 1
-            growth.num_rows -= 1
+            if not rank.paused:
+                growth.remove(table.v_offset[row] + rank.k - self.k)
             computed = table.v_computed[row]
             table.v_host_pages[row] = -(-computed // growth.page_tokens)
             closed = computed - computed % growth.page_tokens

@@ -18,51 +18,52 @@ if TYPE_CHECKING:
 DECODE = int(Status.DECODE)
 
 
-def most_pages(
-    engine: EngineMachine, k: int, passes: int, finished: list[tuple[int, int, str]]
-) -> int:
-    """Pages of all ranks at the end of that pass of [k, k + passes) where they are most, before
-    rows that ended in it gave theirs back. The books are those before the step."""
+def most_pages(engine: EngineMachine, passes: int, finished: list[tuple[int, int, str]]) -> int:
+    """Pages of all ranks at the end of that of so many passes where they are most, before rows that
+    ended in it gave theirs back. The books are those before the step. No rank pauses in it."""
     growth = _together(engine)
-    used, clock, peak, end = engine.hbm_used(), k, 0, k + passes
+    used, clock, peak = engine.hbm_used(), 0, 0
     shared: dict[tuple[int, int], int] = {}
-    for at, row in _leaving(engine, finished, end):
+    for at, row in _leaving(engine, finished, passes):
         if at > clock:
             used += growth.growth(clock, at - clock)
             clock = at
             peak = max(peak, used)
         table = engine.table
-        offset = table.v_offset[row]
+        computed = table.v_offset[row] + engine.ranks[table.v_rank[row]].k
         if table.v_reserved[row]:
             pages = table.v_pages[row]
         else:
-            growth.remove(offset)
-            pages = pages_for(offset + at, growth.page_tokens)
+            growth.remove(computed)
+            pages = pages_for(computed + at, growth.page_tokens)
         used -= pages - _still_leased(engine, row, shared)
-    if end > clock:
-        used += growth.growth(clock, end - clock)
+    if passes > clock:
+        used += growth.growth(clock, passes - clock)
     return max(peak, used)
 
 
 def _together(engine: EngineMachine) -> GrowthHistogram:
-    """The growth of all ranks, which share a clock."""
+    """The growth of all ranks, by a clock that begins with the step."""
     growth = GrowthHistogram(engine.page_tokens)
     for rank in engine.ranks:
+        counts, now = rank.growth.counts, rank.k % engine.page_tokens
         growth.num_rows += rank.growth.num_rows
-        growth.counts = [a + b for a, b in zip(growth.counts, rank.growth.counts, strict=True)]
+        counts = counts[now:] + counts[:now]
+        growth.counts = [a + b for a, b in zip(growth.counts, counts, strict=True)]
     return growth
 
 
 def _leaving(
     engine: EngineMachine, finished: list[tuple[int, int, str]], end: int
 ) -> list[tuple[int, int]]:
-    """(decode clock behind its last pass, row) of rows that leave before `end`, in order. With lag
-    the outcome is known one pass later, and the row is in that pass too."""
+    """(passes of the step that it is in, row) of rows that leave before pass `end`, in order. With
+    lag the outcome is known one pass later, and the row is in that pass too."""
     table = engine.table
     found: list[tuple[int, int]] = []
     for row, produced, _ in finished:
         if table.v_status[row] == DECODE:
-            at = table.v_prompt[row] + produced - 1 - table.v_offset[row] + engine.lag
+            computed = table.v_offset[row] + engine.ranks[table.v_rank[row]].k
+            at = table.v_prompt[row] + produced - 1 - computed + engine.lag
             if at < end:
                 found.append((at, row))
     found.sort()

@@ -25,7 +25,8 @@ PageKeys = Callable[[int], Sequence[int]]
 
 
 class Rank:
-    """Counts of one rank. `k` arguments are the engine's decode clock.
+    """Counts of one rank. k: its decode clock, the passes in which its rows decoded; paused: in the
+    next one they do not, because it computes prompts.
 
     inbound: rows whose pages are leased here while their KV is being copied. outbound_pages: pages
     that come free when copies to the host land. prompt_left: tokens of `prefilling` rows without
@@ -40,6 +41,7 @@ class Rank:
         "held",
         "inbound",
         "index",
+        "k",
         "lane_growth",
         "lane_used",
         "lanes",
@@ -47,6 +49,7 @@ class Rank:
         "outbound_pages",
         "page_keys",
         "page_tokens",
+        "paused",
         "prefilling",
         "prefix",
         "prompt_left",
@@ -76,6 +79,7 @@ class Rank:
         self.prefix = PrefixIndex() if page_keys is not None else None
         self.debt = 0
         self.waiting = 0
+        self.k = 0
         self.reset()
 
     def reset(self) -> None:
@@ -90,7 +94,7 @@ class Rank:
         self.inbound = 0
         self.outbound_pages = 0
         self.prompt_left = 0
-        self.gave = False
+        self.gave = self.paused = False
         several = len(self.lanes) if len(self.lanes) > 1 else 0
         self.lane_used = [0] * several
         self.lane_growth = [GrowthHistogram(self.page_tokens) for _ in range(several)]
@@ -139,9 +143,12 @@ class Rank:
         if self.lane_used:
             self.lane_used[self.table.v_lane[row]] += pages
 
-    def advance(self, k: int, passes: int) -> None:
-        """Account for `passes` decode passes from k on."""
-        growth = self.growth
+    def advance(self, passes: int) -> None:
+        """Its rows decode in the next `passes` passes."""
+        k, growth = self.k, self.growth
+        self.k = k + passes
+        if not growth.num_rows:
+            return
         self.used += (
             growth.counts[k % self.page_tokens] if passes == 1 else growth.growth(k, passes)
         )
@@ -165,10 +172,10 @@ class Rank:
 
     # -- the running set --------------------------------------------------------------------------
 
-    def join(self, row: int, k: int) -> None:
-        """The row decodes from decode pass k on."""
+    def join(self, row: int) -> None:
+        """The row decodes from the next decode pass on."""
         table = self.table
-        offset = table.v_computed[row] - k
+        offset = table.v_computed[row] - self.k
         table.v_offset[row] = offset
         table.v_status[row] = DECODE
         self.running[row] = None
@@ -180,13 +187,13 @@ class Rank:
             if self.lane_growth:
                 self.lane_growth[table.v_lane[row]].add(offset)
 
-    def unjoin(self, row: int, k: int) -> None:
-        """The row stops decoding before decode pass k; its lazy columns become real."""
+    def unjoin(self, row: int) -> None:
+        """The row decodes no more; its lazy columns become real."""
         table = self.table
         del self.running[row]
         offset = table.v_offset[row]
         self.offsets -= offset
-        computed = offset + k
+        computed = offset + self.k
         table.v_computed[row] = computed
         table.v_produced[row] = computed - table.v_prompt[row] + 1
         if not table.v_reserved[row]:

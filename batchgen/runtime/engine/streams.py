@@ -11,6 +11,23 @@ from batchgen import actions as act
 
 if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
+    from batchgen.runtime.engine.rank import Rank
+
+
+def pause(engine: EngineMachine, rank: Rank) -> None:
+    """The rows of the rank decode in no pass until `resume`: their streams do not grow."""
+    rank.paused = True
+    if engine.streaming:
+        for row in rank.running:
+            engine.stream_growth.remove(engine.table.v_offset[row] + rank.k - engine.k)
+
+
+def resume(engine: EngineMachine, rank: Rank) -> None:
+    """They decode again. Streams grow by the engine's clock, which did not wait for the rank."""
+    rank.paused = False
+    if engine.streaming:
+        for row in rank.running:
+            engine.stream_growth.add(engine.table.v_offset[row] + rank.k - engine.k)
 
 
 def drop_streams(engine: EngineMachine) -> None:

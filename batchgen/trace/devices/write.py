@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from batchgen.errors import UserError
-from batchgen.paths import beside
+from batchgen.paths import beside, put
 from batchgen.trace.devices.events import NORMAL, DeviceTrace, Trouble
 from batchgen.trace.write import refuse_existing, seconds_text
 
@@ -30,7 +30,7 @@ def save(trace: DeviceTrace, path: str | os.PathLike[str], *, force: bool = Fals
                     packed.write(data)
             else:
                 part.write_bytes(data)
-            part.replace(target)
+            put(part, target)
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror})", remedy="give a writable place"

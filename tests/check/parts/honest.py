@@ -63,6 +63,13 @@ class PrefillsWhenHalfIsFree(PhasePart):
         return engine.num_resident == 0 or engine.free_fraction > 0.5
 
 
+class TakesWhenHalfIsFree(PhasePart):
+    pauses = True
+
+    def takes(self, engine: Any, rank: Any) -> bool:
+        return rank.free > rank.size // 2 or not (rank.running or rank.inbound)
+
+
 class FewestGiven(RoundRobin):
     """By what the cluster keeps about work that it has given."""
 

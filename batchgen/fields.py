@@ -27,15 +27,17 @@ MAX_ALL_EXPERTS = 1 << 16  # of all layers: each is three tensors
 
 
 class Fields:
-    """A JSON object read field by field, so that each mistake names file and field."""
+    """A JSON object read field by field, so that each mistake names file and field; `within`: the
+    fields that it is in, each with a dot behind it."""
 
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
-        self.path, self.values = path, values
+    def __init__(self, path: Path, values: dict[str, Any], within: str = "") -> None:
+        self.path, self.values, self.within = path, values, within
 
     def error(self, field: str, message: str, remedy: str = "") -> DataError:
         """The exception to raise for a field."""
         remedy = remedy or "compare the file with the published checkpoint"
-        return DataError(message, path=str(self.path), field=field, remedy=remedy)
+        name = self.within + field
+        return DataError(message, path=str(self.path), field=name, remedy=remedy)
 
     def integer(
         self, field: str, default: int | None = None, *, low: int = 1, high: int = MAX_SIZE
@@ -84,7 +86,7 @@ class Fields:
         value = self.values.get(field)
         if value is not None and not isinstance(value, dict):
             raise self.error(field, f"must be an object, got {value!r:.60}")
-        return Fields(self.path, value or {})
+        return Fields(self.path, value or {}, f"{self.within}{field}.")
 
     def items(self, field: str) -> list[Any] | None:
         """A list, or None if the field is absent or null."""
