@@ -73,11 +73,14 @@ def execute(
     watch: Callable[[Snapshot], None] | None = None,
     predict: Callable[[Prepared], Forecast] | None = None,
     say: Callable[[str], None] = lambda line: None,
+    deliver: Callable[[Ended], None] = lambda ended: None,
 ) -> Ended:
     """Answer every row of the input; `on_line` gets each output line as it is known, those of
     earlier processes first. `kept` holds the model between jobs. `watch` is told how the job
     stands, a few times a second at most; `predict` says before the run what a simulator thinks of
-    it. `say` gets lines that whoever runs it should know: that the run stands still.
+    it. `say` gets lines that whoever runs it should know: that the run stands still. `deliver` is
+    called when the output is in place and the job's folder still is: where it raises, `resume`
+    "always" does that part again.
 
     `stopping` is asked before every pass; where it says so, and when the disk refuses, the job
     stops in its folder (`ExecJob.folder`): Unfinished, and `resume` "always" goes on with it.
@@ -137,13 +140,15 @@ def execute(
         )
         if job.error_file is not None:
             _write_failed(job, folder, job.error_file)
-        folder.done()
-        return Ended(
+        ended = Ended(
             record=record,
             by_code=by_code,
             earlier=earlier,
             manifest=_manifest(folder, by_code, digest),
         )
+        deliver(ended)
+        folder.done()
+        return ended
 
 
 def _write_failed(job: ExecJob, folder: JobFolder, path: Path) -> None:

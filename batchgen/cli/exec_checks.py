@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from batchgen.errors import UserError
-from batchgen.job.final import OUTPUT_FORMS
+from batchgen.job.final import OUTPUT_FORMS, form_of_name
 from batchgen.paths import check_new_output, check_output, check_result
 
 
@@ -83,7 +83,7 @@ def check_outputs(
 def form_of_output(output: Path, wanted: str) -> str:
     """ "jsonl" or "parquet": as said, else by the name. Raises UserError."""
     if wanted == "auto":
-        return "parquet" if output.suffix.lower() in (".parquet", ".pq") else "jsonl"
+        return form_of_name(output)
     if wanted not in OUTPUT_FORMS:
         raise UserError(
             f"--output-format is '{wanted}'",

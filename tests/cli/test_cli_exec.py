@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from batchgen.cli import main
 from batchgen.exec import worker as workers
+from batchgen.exec.prepare import prepare
 from batchgen.report import rundir
 
 EXEC_FLAGS = {
@@ -425,3 +426,77 @@ def test_bodies_extend_end_early_and_break(
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert message in error
+
+
+def test_standard_output_that_is_full_loses_no_answer(
+    model: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    rows = write(tmp_path / "in.jsonl", [{"prompt": f"row {n}", "max_tokens": 4} for n in range(3)])
+    whole = tmp_path / "whole.jsonl"
+    assert run(model, rows, whole, "--exact", "--progress", "off") == 0
+    manifest = tmp_path / "manifest.json"
+    more = ("--exact", "--job-dir", str(tmp_path / "job"), "--manifest", str(manifest))
+    capfdbinary.readouterr()
+
+    def refuses(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("batchgen.cli.spooling.shutil.copyfileobj", refuses)
+        assert run(model, rows, Path("-"), *more) == 3
+    assert b"cannot write standard output: No space left" in capfdbinary.readouterr().err
+    assert run(model, rows, Path("-"), *more, "--resume", "always") == 0
+    out, err = capfdbinary.readouterr()
+    created = [line["response"]["body"]["created"] for line in map(json.loads, out.splitlines())]
+    texts = [line["response"]["body"]["choices"] for line in map(json.loads, out.splitlines())]
+    assert texts == [line["response"]["body"]["choices"] for line in read(whole)]
+    assert len(set(created)) == 1
+    assert b"3 of them earlier" in err
+    assert json.loads(manifest.read_text())["attempts"] == 2
+    assert not (tmp_path / "job").exists()
+
+
+def test_a_manifest_that_cannot_be_written_can_be_later(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}])
+    output, manifest = tmp_path / "out.jsonl", tmp_path / "manifest.json"
+
+    def refuses(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rundir, "write_json", refuses)
+        assert run(model, rows, output, "--manifest", str(manifest)) == 3
+    assert "go on with --resume always" in capsys.readouterr().err
+    before = output.read_bytes()
+    assert run(model, rows, output, "--manifest", str(manifest), "--resume", "always") == 0
+    assert output.read_bytes() == before
+    told = json.loads(manifest.read_text())
+    assert told["output_sha256"] == hashlib.sha256(before).hexdigest()
+
+
+def test_an_input_that_changes_while_it_is_read(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}] * 2)
+    output = tmp_path / "out.jsonl"
+
+    def grown(*args: Any, **more: Any) -> Any:
+        with rows.open("a") as file:
+            file.write('{"prompt": "b", "max_tokens": 2}\n')
+        return prepare(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("batchgen.exec.attempt.prepare", grown)
+        assert run(model, rows, output) == 2
+    assert "in.jsonl changed while it was read" in capsys.readouterr().err
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl"]
+    assert run(model, rows, output) == 0
+    assert len(read(output)) == 3

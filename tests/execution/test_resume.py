@@ -15,10 +15,13 @@ from test_generation_jobs import WAYS, job_rows
 from batchgen.cli import main
 from batchgen.errors import Unfinished, UserError
 from batchgen.exec import saving
+from batchgen.exec.fingerprint import job_fingerprint
 from batchgen.exec.init import init_model
 from batchgen.exec.job import ExecJob
+from batchgen.exec.packed import SWITCH, packed_way
 from batchgen.exec.prepare import Prepared
 from batchgen.exec.run import execute
+from batchgen.job.fingerprint import check_same
 from batchgen.job.folder import default_folder
 from batchgen.job.journal import Journal
 from batchgen.report.rundir import write_run
@@ -194,3 +197,17 @@ def test_another_job_is_refused_by_name(
         file.write("{}\n")
     with pytest.raises(UserError, match=r"was begun with another input: .* bytes\)"):
         execute(replace(one, resume="if-possible"))
+
+
+def test_another_way_of_products_is_another_job(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 the same processor may compute by one of several, with other sums."""
+    one = replace(job(model, tmp_path, "out", WAYS[0]), dtype="bfloat16", exact=False)
+    monkeypatch.delenv(SWITCH, raising=False)
+    if not packed_way():
+        pytest.skip("there is one way here")
+    usual = job_fingerprint(one, model)
+    monkeypatch.setenv(SWITCH, "torch")
+    with pytest.raises(UserError, match=r"begun with another products: .*, and this is torch"):
+        check_same(usual, job_fingerprint(one, model), tmp_path)
