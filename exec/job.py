@@ -58,6 +58,7 @@ class ExecJob:
     row_timeout_s: float | None = None
     max_errors: ErrorLimit | None = None
     error_file: Path | None = None
+    manifest: Path | None = None
     output_form: str = "jsonl"
     shard: tuple[int, int] | None = None
 

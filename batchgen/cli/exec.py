@@ -31,11 +31,11 @@ from batchgen.cli.exec_checks import (
     form_of_output,
     parse_shard,
 )
-from batchgen.cli.exec_ending import deliver, report, say_ended
+from batchgen.cli.exec_ending import report, say_ended
 from batchgen.cli.forecasting import check_profile, predictor
 from batchgen.cli.input_options import Chat, InputFormat, PromptColumn, PromptTemplate, Strict
 from batchgen.cli.live import Talk, mode_of, shown
-from batchgen.cli.spooling import placed, spooled
+from batchgen.cli.spooling import placed, print_file, spooled
 from batchgen.cli.stopping import stopped_by_signals
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import Unfinished, UserError
@@ -231,6 +231,7 @@ def exec_(
             row_timeout_s=row_timeout,
             max_errors=errors,
             error_file=error_file,
+            manifest=manifest,
             output_form=form_of_output(output, output_format),
             shard=parse_shard(shard),
         )
@@ -252,10 +253,11 @@ def exec_(
         ):
             watch = display.enter_context(shown(mode, f"{model.name or model}, {policy}"))
 
-            def delivered(ended: Ended) -> None:
-                display.close()
-                with redirect_stdout(stdout):
-                    deliver(ended, manifest=manifest, printed=file if to_stdout else None)
+            def deliver(ended: Ended) -> None:
+                if to_stdout:
+                    display.close()
+                    with redirect_stdout(stdout):
+                        print_file(file)
 
             try:
                 ended = execute(
@@ -264,7 +266,7 @@ def exec_(
                     watch=watch,
                     predict=predict,
                     say=talk.say,
-                    deliver=delivered,
+                    deliver=deliver,
                 )
             except Unfinished as error:
                 if to_stdout and job_dir is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from batchgen.errors import UserError
 from batchgen.job.final import OUTPUT_FORMS, form_of_name
+from batchgen.job.folder import JOB, default_folder
 from batchgen.paths import check_new_output, check_output, check_result
 
 
@@ -68,12 +69,16 @@ def check_outputs(
         check_output(output)
         if resume == "never":
             check_new_output(output, force=force)
+    begun = (default_folder(output) if job_dir is None else job_dir) / JOB
+    goes_on = resume == "always" or (resume == "if-possible" and begun.is_file())
     for path in (error_file, manifest):
         # A killed process may have left them: who goes on replaces its own.
         if path is not None:
-            check_result(path, force=force or resume != "never")
+            check_result(path, force=force or goes_on)
             if output.resolve() == path.resolve():
                 raise UserError(f"{path} is the output", remedy="give another file")
+    if error_file and manifest and error_file.resolve() == manifest.resolve():
+        raise UserError(f"{manifest} is the --error-file too", remedy="give another --manifest")
     if out is not None:
         from batchgen.report.rundir import check_target
 

@@ -7,28 +7,9 @@ from typing import TYPE_CHECKING
 
 from batchgen.cli.common import print_runs_json, print_table
 from batchgen.cli.live import Talk, event
-from batchgen.cli.spooling import print_file
-from batchgen.errors import Unfinished
 
 if TYPE_CHECKING:
     from batchgen.exec.run import Ended
-
-
-def deliver(ended: Ended, *, manifest: Path | None, printed: Path | None) -> None:
-    """What must be there before the job's folder goes: the manifest, and answers that are for
-    standard output. Raises Unfinished where the disk refuses."""
-    if manifest is not None:
-        from batchgen.report.rundir import write_json
-
-        try:
-            write_json(manifest, ended.manifest)
-        except OSError as error:
-            raise Unfinished(
-                f"cannot write {manifest}: {error.strerror}",
-                remedy="make room, then go on with --resume always",
-            ) from None
-    if printed is not None:
-        print_file(printed)
 
 
 def say_ended(ended: Ended, output: Path, error_file: Path | None, talk: Talk) -> None:

@@ -469,7 +469,7 @@ def test_a_manifest_that_cannot_be_written_can_be_later(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(rundir, "write_json", refuses)
+        patch.setattr("batchgen.exec.run.write_json", refuses)
         assert run(model, rows, output, "--manifest", str(manifest)) == 3
     assert "go on with --resume always" in capsys.readouterr().err
     before = output.read_bytes()
@@ -500,3 +500,28 @@ def test_an_input_that_changes_while_it_is_read(
     assert sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl"]
     assert run(model, rows, output) == 0
     assert len(read(output)) == 3
+
+
+@pytest.mark.parametrize("option", ["--manifest", "--error-file"])
+def test_no_result_replaces_what_the_job_is_made_of(
+    option: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--force is for results of an earlier run; who goes on with nothing has no results yet."""
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}, {"prompt": ""}])
+    output, link, thesis = (tmp_path / name for name in ("out.jsonl", "link.jsonl", "thesis"))
+    os.link(rows, link)
+    thesis.write_text("years of work")
+    kept = {path: path.read_bytes() for path in (rows, link, thesis, model / "config.json")}
+    for extra, why in (
+        ((str(rows), "--force"), f"in.jsonl is the input; give another {option}"),
+        ((str(link), "--force"), f"link.jsonl is the input; give another {option}"),
+        ((str(model / "config.json"), "--force"), "lies in the folder of the model"),
+        ((str(thesis), "--resume", "if-possible"), "thesis exists"),
+    ):
+        assert run(model, rows, output, option, *extra) == 2
+        assert why in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in kept} == kept
+        assert not output.exists()
+    both = str(tmp_path / "both")
+    assert run(model, rows, output, "--manifest", both, "--error-file", both) == 2
+    assert "both is the --error-file too" in capsys.readouterr().err
