@@ -79,7 +79,14 @@ def check_outputs(
                 raise UserError(f"{path} is the output", remedy="give another file")
     if error_file and manifest and error_file.resolve() == manifest.resolve():
         raise UserError(f"{manifest} is the --error-file too", remedy="give another --manifest")
+    if job_dir is not None or str(output) != "-":
+        own = begun.parent.resolve()
+        for path in (output, error_file, manifest, out):
+            if path is not None and path.resolve().is_relative_to(own):
+                raise UserError(f"{path} lies in the folder of the job", remedy="give another name")
     if out is not None:
+        if out.resolve() == output.resolve():
+            raise UserError(f"{out} is the output", remedy="give another --out")
         from batchgen.report.rundir import check_target
 
         check_target(out, force=force)

@@ -525,3 +525,18 @@ def test_no_result_replaces_what_the_job_is_made_of(
     both = str(tmp_path / "both")
     assert run(model, rows, output, "--manifest", both, "--error-file", both) == 2
     assert "both is the --error-file too" in capsys.readouterr().err
+
+
+def test_results_have_places_of_their_own(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before the run: the folder of the job is in the way, or will not be there."""
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}, {"prompt": ""}])
+    output, folder = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job"
+    for option in ("--error-file", "--manifest", "--out"):
+        assert run(model, rows, output, option, str(folder)) == 2
+        assert "lies in the folder of the job" in capsys.readouterr().err
+    assert run(model, rows, output, "--out", str(output)) == 2
+    assert "out.jsonl is the output; give another --out" in capsys.readouterr().err
+    assert run(model, rows, output, "--job-dir", str(output)) == 2
+    assert [one.name for one in tmp_path.iterdir()] == ["in.jsonl"]
