@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -211,3 +213,46 @@ def test_another_way_of_products_is_another_job(
     monkeypatch.setenv(SWITCH, "torch")
     with pytest.raises(UserError, match=r"begun with another products: .*, and this is torch"):
         check_same(usual, job_fingerprint(one, model), tmp_path)
+
+
+def test_killed_while_the_folder_goes_nothing_is_computed_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = job(model, tmp_path, "out", WAYS[0])
+
+    def killed(path: Path) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("batchgen.job.folder.beside", killed)
+        with pytest.raises(SystemExit):
+            execute(one)
+    before, passes = one.output.read_bytes(), 0
+
+    def stopping() -> bool:
+        nonlocal passes
+        passes += 1
+        return False
+
+    ended = execute(replace(one, resume="always"), stopping=stopping)
+    assert (passes, ended.earlier, ended.record) == (0, ended.rows, None)
+    assert one.output.read_bytes() == before
+    assert not default_folder(one.output).exists()
+
+
+def test_a_folder_that_cannot_be_renamed_is_empty_in_the_end(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a disk is mounted: the next job begins there, and finds none that is unfinished."""
+    one = replace(job(model, tmp_path, "out", WAYS[0]), folder=tmp_path / "mounted")
+    assert one.folder is not None
+    one.folder.mkdir()
+
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(os, "rename", refused)
+    execute(one)
+    assert {path.name for path in one.folder.iterdir()} <= {"owner.json"}
+    execute(replace(one, output=tmp_path / "again"))
+    assert (tmp_path / "again").read_bytes() == one.output.read_bytes()
