@@ -107,6 +107,7 @@ def resolve(job: SimJob, expert_skew: float) -> Machine:
         efficiency=efficiency,
         costs=job.costs,
         fixed=options.residency.streams,
+        only_home=job.profile is not None and Path(job.profile).is_dir(),
     )
     return Machine(
         model=model,

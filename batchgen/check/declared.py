@@ -32,6 +32,7 @@ UNASKED: dict[str, dict[str, tuple[str, object]]] = {
         "end": ("two_ended", True),
     },
     "admission": {"lease": ("reserves", True), "room_for": ("sees_row", True)},
+    "batching": {"pace": ("paces", True)},
     "phase": {
         "starts_prefill": ("phases", True),
         "gathered": ("gathers", True),

@@ -35,8 +35,8 @@ class PartitionPlanner:
 
     `home` is the cost of the engine as it is; `page_tokens` the size of its pages. fixed: weights
     or KV are on the host, where no other layout helps. A pipeline has none either: its batches
-    share the GPUs. Cost models are built once per layout and
-    kept.
+    share the GPUs. only_home: `home` is an operator profile, which says nothing of other layouts.
+    Cost models are built once per layout and kept.
     """
 
     model: ModelSpec
@@ -49,6 +49,7 @@ class PartitionPlanner:
     efficiency: Efficiency | None = None
     costs: str = "roofline"
     fixed: bool = False
+    only_home: bool = False
     _costs: dict[str, CostModel] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
 
@@ -68,12 +69,10 @@ class PartitionPlanner:
 
     def _layouts(self) -> dict[str, Layout]:
         """Candidates by name, in a fixed order."""
-        if self.fixed or self.layout.pp > 1:
+        if self.fixed or self.only_home or self.layout.pp > 1:
             return {}
         ranks, node = self.layout.attention_dp, self.gpus_per_node
         found: dict[str, Layout] = {}
-        if self.home.detailed:
-            return found  # an operator profile of this layout says nothing of others
         width = 2
         while ranks % width == 0 and self.layout.tp * width <= node and self._splits(width):
             found[f"attention tp{self.layout.tp * width}"] = Layout(

@@ -15,7 +15,7 @@ from batchgen.runtime.advisor import Offer
 ASKED: dict[str, tuple[str, ...]] = {
     "order": ("shares", "lane", "key", "matches", "arrange", "end"),
     "admission": ("lease", "room", "room_for"),
-    "batching": (),
+    "batching": ("pace",),
     "phase": ("starts_prefill", "gathered", "takes"),
     "memory": ("boundaries_ahead", "rank_victim"),
     "placement": ("steals", "steal_min", "work", "place", "choose", "is_slow"),
@@ -114,6 +114,7 @@ RULES: dict[str, Callable[[Part, tuple[Any, ...], Any], str]] = {
     "lease": _lease,
     "rank_victim": _integer,
     "boundaries_ahead": _integer,
+    "pace": _integer,
     "steal_min": _integer,
     "work": _integer,
     "place": _place,

@@ -23,22 +23,26 @@ class Unit(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """Rows of one lane. `keys` are the chained keys of a row's full prompt pages, none without a
-    prefix index; `ended`: rows that were awaited and have ended well, whose output is known."""
+    prefix index; `ended`: rows that were awaited and have ended well, whose output is known. mixes:
+    prompts run beside decodes there; else they have phases of their own."""
 
     table: Table
     rows: Sequence[int]
     ended: Sequence[int]
     keys: Callable[[int], Sequence[int]]
     page_tokens: int
+    mixes: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrangement:
     """All of the rows in their order. The first `awaited` are samples: when all of them have ended,
     the rest is arranged anew. units: of every row, for parts that deal from both ends; whole: of
-    all rows together."""
+    all rows together. works: of every row, the tokens it computes and the KV tokens it reads, for
+    parts that pace prompts."""
 
     order: list[int]
     awaited: int = 0
     units: dict[int, Unit] = field(default_factory=dict)
+    works: dict[int, tuple[int, int]] = field(default_factory=dict)
     whole: Unit = Unit(1.0, 1.0, 1.0)  # noqa: RUF009 (a tuple of numbers)

@@ -134,12 +134,22 @@ class AdmissionPart(Part):
 
 class BatchingPart(Part):
     """What a pass holds. whole: prompts are not cut, unless one alone exceeds the token budget.
-    static: a batch keeps its dead rows to the end, and pads its prompts; needs "padding"."""
+    static: a batch keeps its dead rows to the end, and pads its prompts; needs "padding".
+    paces: `pace` says how much of prompts a pass holds; passes are then decided one by one while
+    rows wait or prompts are at work. Not in prefill phases, which hold nothing else.
+    """
 
     slot = "batching"
     changes = "never"
     whole: ClassVar[bool] = False
     static: ClassVar[bool] = False
+    paces: ClassVar[bool] = False
+
+    def pace(self, engine: EngineMachine, rank: Rank) -> int:
+        """Prompt tokens of the next pass of a rank, at most; with `paces` only. A pass without
+        decodes has one at least; prompts of rows that an order deals from the rear of its plan come
+        on top. Admitting a row does not change the answer."""
+        return engine.token_budget
 
 
 class PhasePart(Part):
@@ -147,6 +157,7 @@ class PhasePart(Part):
 
     With phases, parts are asked at boundaries of `plan.boundary` decode passes and at every prefill
     pass; rows that decode pause during prefill and keep their pages.
+    lockstep_only: engines of one rank have no phases even so.
     gathers: without phases, ranks with rows waiting take them together: `gathered` says when.
     pauses: without phases, a rank that has prompts at work computes these and nothing else; its
     rows that decode pause and keep their pages, those of the other ranks of its engine go on.
@@ -155,6 +166,7 @@ class PhasePart(Part):
     slot = "phase"
     changes = "never"
     phases: ClassVar[bool] = False
+    lockstep_only: ClassVar[bool] = False
     gathers: ClassVar[bool] = False
     pauses: ClassVar[bool] = False
 

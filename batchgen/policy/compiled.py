@@ -34,12 +34,15 @@ class Compiled:
         "keyed",
         "learns",
         "lease",
+        "lockstep_only",
         "matches",
         "memory",
         "moves",
         "newest",
         "num_lanes",
         "order",
+        "pace",
+        "paces",
         "partitions",
         "pauses",
         "phase",
@@ -77,13 +80,13 @@ class Compiled:
                     remedy=f"declare one of {', '.join(CHANGES)}",
                 )
         admission, memory = guarded(policy["admission"]), guarded(policy["memory"])
-        order, batching = guarded(policy["order"]), policy["batching"]
+        order, batching = guarded(policy["order"]), guarded(policy["batching"])
         self.admission, self.memory, self.order = admission, memory, order
         self.phase, self.placement = guarded(policy["phase"]), guarded(policy["placement"])
         self.tail, self.predictor = guarded(policy["tail"]), guarded(policy["predictor"])
         self.reserves, self.whole_batch = admission.reserves, admission.whole_batch
         self.lease, self.room = admission.lease, admission.room
-        self.ask_each_pass = "pass" in (admission.changes, order.changes)
+        self.ask_each_pass = batching.paces or "pass" in (admission.changes, order.changes)
         self.suspends = memory.way == "suspend"
         self.stalls = memory.way == "stall"
         self.recomputes = memory.way == "recompute"
@@ -117,10 +120,11 @@ class Compiled:
             or bool(self.matches)
             or not (self.recomputes and self.newest)
         )
-        self.phases = self.phase.phases
+        self.phases, self.lockstep_only = self.phase.phases, self.phase.lockstep_only
         self.gathers = self.phase.gathers and not self.phases
         self.pauses = self.phase.pauses and not self.phases
         self.whole, self.static = batching.whole, batching.static
+        self.paces, self.pace = batching.paces, batching.pace
         self.renews = self.whole_batch or self.static or self.streams
         self.steals = self.placement.steals
         self.steal_min = max(declared(policy["placement"], "steal_min", int), 2)

@@ -86,3 +86,10 @@ class RefillNode(PhasePart):
             return True
         free = min(engine.free_fraction, engine.free_seats)
         return bool(free >= self.config.refill_free)
+
+
+class RefillLockstep(RefillNode):
+    """Refill-node where ranks step together: there a prompt of one rank makes all others wait. An
+    engine of one rank mixes prompts and decodes, which overlap."""
+
+    lockstep_only = True

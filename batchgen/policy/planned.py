@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchgen.policy import density, prefix_tree
-from batchgen.policy.admission import expected_outputs
+from batchgen.policy.admission import expected_outputs, peak_tokens
 from batchgen.policy.arrangement import Arrangement, Unit, Waiting
 from batchgen.policy.base import OrderPart, Part
 from batchgen.policy.options import MOST_TOKENS, option
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from batchgen.runtime.engine.rank import Rank
     from batchgen.sequence import Table
 
+LEFT, RIGHT = 0, 1
 SPREAD = 2654435761  # multiples of this modulo 2^32 are spread evenly (golden ratio)
 
 
@@ -116,6 +117,7 @@ class Blend(OrderPart):
             order=samples + [row for _, piece in found for row in piece if row not in first],
             awaited=len(samples),
             units=units,
+            works={row: (round(one[0]), round(one[1])) for row, one in works.items()},
             whole=Unit(density.density((compute, memory)), 1.0, 1.0),
         )
 
@@ -169,3 +171,48 @@ class Blend(OrderPart):
         for row in rank.prefilling:
             prompts[table.v_side[row]] += table.known_tokens(row) - table.v_computed[row]
         return held, prompts
+
+
+class HeavyFirst(Blend):
+    """Blend's order, dealt from its memory-bound end as long as the peak of what is expected leaves
+    `reserve` of the pages to rows of the other end, and the next row there will last for at least
+    `least_share` of the longest that is left; then from the other end.
+
+    So long rows start at once, none of them starts last, and short rows that compute fill the
+    passes beside them: how fast is the batching part's to say (`paced`). Where prompts have phases
+    of their own nothing runs beside anything: depth first there, and rows that share nothing keep
+    the order of their coming, in which placement has put long prompts of all ranks side by side.
+    """
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Blend.Config):
+        reserve: float = option(0.05, least=0, most=1)
+        least_share: float = option(0.1, least=0, most=1)
+
+    def arrange(self, waiting: Waiting) -> Arrangement:
+        if waiting.mixes:
+            return super().arrange(waiting)
+        return DepthFirst().arrange(waiting)
+
+    def end(self, rank: Rank, deck: Deck, k: int, refused: int) -> int:
+        if not deck.units:
+            return LEFT if refused < 0 else -1
+        if refused != RIGHT and self._fits(rank, deck, k):
+            return RIGHT
+        return LEFT if refused != LEFT else -1
+
+    def _fits(self, rank: Rank, deck: Deck, k: int) -> bool:
+        """Whether the next row of the right end is long, and leaves the reserve."""
+        table, (_, row) = rank.table, deck.ends()
+        running = np.fromiter(rank.running, np.int64, len(rank.running))
+        others = np.array([row, *rank.prefilling, *rank.held], np.int64)
+        known = table.offset[running] + k
+        tokens = np.concatenate([known, table.prompt[others]])
+        outputs = expected_outputs(table, np.concatenate([running, others]))
+        if not table.v_predicted[row] and row in deck.units:
+            outputs[len(running)] = round(deck.units[row].output_tokens)
+        rest = outputs - np.maximum(tokens - table.prompt[np.concatenate([running, others])], 0)
+        if outputs[len(running)] < self.config.least_share * rest.max(initial=0):
+            return False
+        limit = (1 - self.config.reserve) * rank.size * rank.page_tokens
+        return bool(peak_tokens(np.maximum(rest, 1), tokens) <= limit)

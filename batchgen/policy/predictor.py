@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,28 @@ class AskedLength(PredictorPart):
     def on_arrival(self, table: Table, rows: Sequence[int], state: Any) -> None:
         for row in rows:
             if table.v_budget[row] >= self.config.least_tokens:
+                table.v_predicted[row] = table.v_budget[row]
+
+
+class OwnLength(PredictorPart):
+    """A budget that hardly any other row has will be produced (a video of so many frames); one that
+    many have is a cap, and says nothing.
+
+    Hardly any: at most `most_share` of all rows that have come so far, this one among them.
+    """
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config(Part.Config):
+        most_share: float = option(0.01, least=0, most=1)
+
+    def new_state(self) -> Counter[int]:
+        return Counter()
+
+    def on_arrival(self, table: Table, rows: Sequence[int], state: Any) -> None:
+        state.update(table.v_budget[row] for row in rows)
+        most = self.config.most_share * state.total()
+        for row in rows:
+            if state[table.v_budget[row]] <= most:
                 table.v_predicted[row] = table.v_budget[row]
 
 

@@ -31,6 +31,7 @@ PARTS: dict[str, dict[str, str]] = {
         "gathered": "phase:Gathered",
         "prefill-first": "phase:PrefillFirst",
         "refill-node": "phase:RefillNode",
+        "refill-lockstep": "phase:RefillLockstep",
     },
     "memory": {
         "nothing": "memory:NothingYields",
@@ -47,6 +48,7 @@ PARTS: dict[str, dict[str, str]] = {
         "depth-first": "planned:DepthFirst",
         "prefix-groups": "planned:PrefixGroups",
         "blend": "planned:Blend",
+        "heavy-first": "planned:HeavyFirst",
     },
     "admission": {
         "whole-batch": "admission:WholeBatch",
@@ -60,6 +62,7 @@ PARTS: dict[str, dict[str, str]] = {
         "static": "batching:StaticPrompts",
         "whole": "batching:WholePrompts",
         "chunks": "batching:Chunks",
+        "paced": "batching:PacedChunks",
     },
     "placement": {"round-robin": "placement:RoundRobin", "least-work": "placement:LeastWork"},
     "tail": {"run-out": "tail:RunOut", "partition": "tail:Partition"},
@@ -67,6 +70,7 @@ PARTS: dict[str, dict[str, str]] = {
         "none": "predictor:NoPrediction",
         "mean-seen": "predictor:MeanSeen",
         "asked-length": "predictor:AskedLength",
+        "own-length": "predictor:OwnLength",
         "oracle": "predictor:Oracle",
     },
 }
@@ -189,6 +193,24 @@ PRESETS: dict[str, Preset] = {
             prefix_cache=True,
             costs={"attention_theta": 0.3},
             source="BlendServe, ASPLOS 2026, section 5; overlap of NanoFlow, OSDI 2025",
+        ),
+        Preset(
+            name="best",
+            parts=_parts(
+                recovery="cheapest",
+                phase="refill-lockstep",
+                memory="suspend-most-decoded",
+                order="heavy-first",
+                admission="lazy-pages",
+                batching="paced",
+                placement="least-work",
+                tail="partition",
+                predictor="own-length",
+            ),
+            prefix_cache=True,
+            fallback={"tail": "run-out"},
+            costs={"attention_theta": 0.3},
+            source="density and sharing of BlendServe, tails of BatchGen (docs/best.md)",
         ),
     )
 }

@@ -79,6 +79,12 @@ def optimum_s(trace: Trace, rates: Rates) -> tuple[float, float]:
     return float(compute), float((prompt * output + output**2 / 2).sum()) * rates.read_s
 
 
+def overlapped_s(compute_s: float, memory_s: float, theta: float) -> float:
+    """What no order beats where passes leave `theta` of the shorter of both times: at best the same
+    one is longer in every pass (`batchgen.cost.overlapped`)."""
+    return max(compute_s, memory_s) + theta * min(compute_s, memory_s)
+
+
 def shared_tokens(trace: Trace) -> float:
     """Prompt tokens that are saved when every block is computed once."""
     distinct = np.unique(trace.prefix_blocks).size

@@ -36,7 +36,7 @@ def test_pairs_leave_nothing_out() -> None:
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_every_pair(chunk: int) -> None:
-    """1,221 pairs, a random load each."""
+    """1,446 pairs, two random loads each."""
     for number in range(chunk, LOADS * len(PAIRS), len(CHUNKS)):
         random_load(PAIRS[number // LOADS], number, verify_core)
 

@@ -5,22 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from batchgen.runtime.engine.deck import REAR
+
 if TYPE_CHECKING:
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.runtime.engine.rank import Rank
+
+
+def prompt_budgets(engine: EngineMachine, rank: Rank) -> tuple[int, int]:
+    """Prompt tokens that the next pass of a rank may hold, and at which it takes no more rows that
+    are paced: prompts of the rear end of a deck are not, and come on top of the pace."""
+    budget = engine.token_budget
+    if engine.prefill or engine.pauses:
+        return budget, budget
+    budget -= len(rank.running) + len(rank.dead)
+    if not engine.policy.paces:
+        return budget, budget
+    pace: int = engine.policy.pace(engine, rank)
+    if not rank.running:
+        pace = max(pace, 1)
+    table = engine.table
+    for row in rank.prefilling:
+        if table.v_side[row] == REAR:
+            pace += table.v_prompt[row] + table.v_produced[row] - table.v_computed[row]
+    return budget, min(budget, pace)
 
 
 def chunk_sizes(engine: EngineMachine, rank: Rank) -> Iterator[tuple[int, int, int]]:
     """(row, tokens without KV, tokens of the next pass) of the rows that the pass has a piece of.
 
     Rows in admission order. Cut prompts fill what the decodes leave of the budget, dead rows
-    included. Whole prompts run while they fit; one that alone exceeds what is left is cut. A static
-    batch pads them to the longest, and the padding counts.
+    included, or what the batching part paces. Whole prompts run while they fit; one that alone
+    exceeds what is left is cut. A static batch pads them to the longest, and the padding counts.
     """
     table, policy = engine.table, engine.policy
-    budget = engine.token_budget
-    if not (engine.prefill or engine.pauses):
-        budget -= len(rank.running) + len(rank.dead)
+    _, budget = prompt_budgets(engine, rank)
     if rank.lane_used and not policy.static:
         yield from _by_lane(engine, rank, budget)
         return

@@ -252,6 +252,8 @@ def _compose(engine: EngineMachine) -> tuple[int, bool, list[Chunk]]:
         if rank.prefilling and (prefill or not phases):
             runs = first = True
             passes = _cut_prompts(engine, rank, passes, chunks)
+            if policy.paces and not prefill:
+                passes = 1
         if not phases:
             if rank.waiting:
                 # (A whole batch waits for its last row, but others who take of what waits here look

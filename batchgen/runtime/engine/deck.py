@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable
+from itertools import accumulate
 
 from batchgen.policy.arrangement import Arrangement, Unit
 from batchgen.sequence import Status
@@ -35,11 +36,13 @@ class Deck:
         "_front",
         "_order",
         "_status",
+        "_sums",
         "awaited",
         "ended",
         "side",
         "units",
         "whole",
+        "works",
     )
 
     def __init__(self, status: array[int], arrange: Arrange) -> None:
@@ -53,6 +56,22 @@ class Deck:
         self.side = FRONT
         self.units: dict[int, Unit] = {}
         self.whole = Unit(1.0, 1.0, 1.0)
+        self.works: dict[int, tuple[int, int]] = {}
+        self._sums: tuple[list[int], list[int]] = ([0], [0])
+
+    def work(self) -> tuple[int, int]:
+        """(tokens to compute, KV tokens to read) of all rows that it knows and that wait, by the
+        plan; rows of it that have ended meanwhile count until they come to an end of it."""
+        if not self.works:
+            return 0, 0
+        computes, reads = self._sums
+        compute = computes[self._end] - computes[self._begin]
+        read = reads[self._end] - reads[self._begin]
+        for row in self._front:
+            if row in self.works and self._status[row] == WAITING:
+                mine = self.works[row]
+                compute, read = compute + mine[0], read + mine[1]
+        return compute, read
 
     def push(self, row: int) -> None:
         self._fresh.append(row)
@@ -71,6 +90,13 @@ class Deck:
         found = self._arrange(rows, self.ended)
         self._order, self._begin, self._end = found.order, 0, len(found.order)
         self.units, self.whole = found.units, found.whole
+        self.works = works = found.works
+        if works:
+            computes = list(accumulate([works[row][0] for row in found.order], initial=0))
+            self._sums = (
+                computes,
+                list(accumulate([works[row][1] for row in found.order], initial=0)),
+            )
         return found.order[: found.awaited]
 
     def has_ended(self, row: int, *, well: bool) -> bool:

@@ -12,9 +12,9 @@ from batchgen import actions as act
 from batchgen.coroutine import Outcome
 from batchgen.memory.pool import FOREVER, pages_for
 from batchgen.runtime.advisor import HOME
-from batchgen.runtime.engine.chunks import chunk_sizes
+from batchgen.runtime.engine.chunks import chunk_sizes, prompt_budgets
 from batchgen.runtime.engine.copies import gave_host
-from batchgen.runtime.engine.deck import FRONT, Deck
+from batchgen.runtime.engine.deck import FRONT, REAR, Deck
 from batchgen.runtime.engine.giving import recompute, spill
 from batchgen.runtime.engine.landing import publish
 from batchgen.runtime.engine.lane import enqueue
@@ -272,11 +272,9 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
     pass budget last."""
     if rank.prefix is not None:
         schedule_prompts(engine, rank, out)
-    budget, planned = engine.token_budget, rank.prompt_left
+    (budget, paced), planned = prompt_budgets(engine, rank), rank.prompt_left
     lanes = rank.lanes
     several = len(lanes) > 1
-    if not (engine.prefill or engine.pauses):
-        planned += len(rank.running) + len(rank.dead)
     if planned >= budget and not several:
         return
     if engine.policy.whole_batch and not engine.open:
@@ -293,7 +291,7 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
     reserves, page_tokens = policy.reserves, rank.page_tokens
     prompt, produced, status = table.v_prompt, table.v_produced, table.v_status
     if policy.whole_batch:  # it ends with its last row, so it takes all that memory holds
-        budget = FOREVER
+        budget = paced = FOREVER
     while rank.waiting and (several or planned < budget):
         if resident >= seats:
             if not _spill_one(engine, rank):
@@ -310,6 +308,9 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
                 return
             row = lane.peek()
         if row < 0:
+            return
+        from_rear = isinstance(deck, Deck) and deck.side == REAR
+        if planned >= paced and not several and not from_rear:
             return
         known = prompt[row] + produced[row]
         pages = -(-known // page_tokens)
@@ -356,6 +357,8 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
         if rank.prefix is not None:
             schedule_prompts(engine, rank, out)
         planned += left
+        if policy.paces and table.v_side[row] == REAR:
+            paced = min(budget, paced + left)
         resident += 1
         if engine.streaming:
             _stream(engine, row, -(-known // page_tokens))

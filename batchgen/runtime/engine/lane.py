@@ -158,8 +158,8 @@ class KeyedLane:
 Lane = FifoLane | KeyedLane | Deck | MatchLane
 
 
-def make_lanes(policy: Compiled, rank: Rank) -> list[Lane]:
-    """Empty lanes of a rank, as the order part wants them."""
+def make_lanes(policy: Compiled, rank: Rank, *, mixes: bool) -> list[Lane]:
+    """Empty lanes of a rank, as the order part wants them. mixes: prompts run beside decodes."""
     table, order = rank.table, policy.order
     status, keys = table.v_status, rank.page_keys
 
@@ -171,6 +171,7 @@ def make_lanes(policy: Compiled, rank: Rank) -> list[Lane]:
                 ended=ended,
                 keys=keys or _no_keys,
                 page_tokens=rank.page_tokens,
+                mixes=mixes,
             )
         )
         return found

@@ -121,7 +121,8 @@ class EngineMachine:
         self.page_keys = page_keys
         self.page_tokens = plan.page_tokens
         self.boundary = plan.boundary
-        self.phases, self.pauses = policy.phases, policy.pauses
+        self.phases = policy.phases and (spec.num_ranks > 1 or not policy.lockstep_only)
+        self.pauses = policy.pauses
         self.turn_every = plan.boundary if self.phases else 1
         self.limit(plan.token_budget, plan.max_num_seqs)
         self.lag, self.max_passes = plan.lag, max_passes
@@ -185,7 +186,7 @@ class EngineMachine:
             lanes=[],
             page_keys=self.page_keys,
         )
-        rank.lanes.extend(make_lanes(self.policy, rank))
+        rank.lanes.extend(make_lanes(self.policy, rank, mixes=not self.phases))
         rank.reset()  # its books are by lane
         return rank
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from batchgen.memory.pool import GrowthHistogram, pages_for
 from batchgen.memory.prefix import PrefixIndex
+from batchgen.runtime.engine.deck import Deck
 from batchgen.runtime.engine.lane import Lane
 from batchgen.sequence import Status, Table
 
@@ -119,6 +120,19 @@ class Rank:
             + self.inbound
             + len(self.dead)
         )
+
+    def planned_work(self) -> tuple[int, int]:
+        """(tokens to compute, KV tokens to read) of rows that wait or prefill, as the plan of the
+        order part has them; nothing without such a plan. Admitting a row does not change it."""
+        lane = self.lanes[0]
+        if not isinstance(lane, Deck):
+            return 0, 0
+        compute, read = lane.work()
+        for row in self.prefilling:
+            if row in lane.works:
+                mine = lane.works[row]
+                compute, read = compute + mine[0], read + mine[1]
+        return compute, read
 
     # -- pages ------------------------------------------------------------------------------------
 
