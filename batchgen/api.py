@@ -149,8 +149,14 @@ async def iter_batch(
                 yield item
         finally:
             stop.set()
-            while thread.is_alive():
-                await asyncio.sleep(0.01)
+            again: asyncio.CancelledError | None = None
+            while thread.is_alive():  # also where it is cancelled once more: the thread has files
+                try:
+                    await asyncio.sleep(0.01)
+                except asyncio.CancelledError as error:
+                    again = error
+            if again is not None:
+                raise again
 
 
 def row_result(line: bytes | Mapping[str, Any]) -> RowResult:

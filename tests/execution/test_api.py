@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,28 @@ def test_a_table(model: Path, tmp_path: Path) -> None:
     objects = [json.loads(text) for text in table["object"].to_pylist()]
     assert sorted(table["row"].to_pylist()) == [0, 1, 2, 3]
     assert [row.raw for row in found.rows] == sorted(objects, key=lambda one: str(one["id"]))
+
+
+def test_who_is_cancelled_twice_waits_for_the_job_all_the_same(model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"row {n}", "max_tokens": 60, "ignore_eos": True} for n in range(40)]
+    output = tmp_path / "out.jsonl"
+
+    async def cancelled() -> None:
+        begun = asyncio.Event()
+
+        async def listen() -> None:
+            async for _ in batchgen.iter_batch(model, rows, output, exact=True, threads=1):
+                begun.set()
+
+        task = asyncio.create_task(listen())
+        await begun.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert not [one for one in threading.enumerate() if one.name == "batchgen"]
+    result = batchgen.run_batch(model, rows, output, exact=True, threads=1, resume="if-possible")
+    assert result.counts["done"] == 40
