@@ -44,7 +44,7 @@ class BatchOptions(TypedDict, total=False):
     threads: int | None
     force: bool
     body: str | None
-    folder: Path | None
+    folder: str | Path | None
     resume: str
     order: str
     strict: bool
@@ -99,12 +99,12 @@ def run_batch(
     """Answer all rows: a file that `batchgen exec` reads, or objects as it has them on its lines.
 
     With `output` the job is durable, as on the command line: killed, it goes on with
-    resume="always". Raises UserError for what cannot run, Unfinished where the disk refuses; a row
-    that fails is a `RowResult` with its code.
+    resume="always"; a name that ends with .parquet makes it a table. Raises UserError for what
+    cannot run, Unfinished where the disk refuses; a row that fails is a `RowResult` with its code.
     """
     with _job(model, rows, output, options) as job:
-        ended = _execute(job)
-        found = (row_result(line) for line in job.output.read_bytes().splitlines())
+        found: list[RowResult] = []
+        ended = _execute(job, on_line=lambda line: found.append(row_result(line)))
         ordered = sorted(found, key=lambda row: row.index)
     return BatchResult(
         rows=tuple(ordered),
@@ -149,8 +149,14 @@ async def iter_batch(
                 yield item
         finally:
             stop.set()
-            while thread.is_alive():
-                await asyncio.sleep(0.01)
+            again: asyncio.CancelledError | None = None
+            while thread.is_alive():  # also where it is cancelled once more: the thread has files
+                try:
+                    await asyncio.sleep(0.01)
+                except asyncio.CancelledError as error:
+                    again = error
+            if again is not None:
+                raise again
 
 
 def row_result(line: bytes | Mapping[str, Any]) -> RowResult:
@@ -207,6 +213,7 @@ def _job(
     try:
         from batchgen.exec.devices import usual_dtype
         from batchgen.exec.job import ExecJob
+        from batchgen.job.final import form_of_name
     except ModuleNotFoundError as error:
         raise UserError(
             f"run_batch needs {error.name}", remedy="pip install 'batchgen[exec]'"
@@ -219,10 +226,13 @@ def _job(
         )
     more: dict[str, Any] = dict(options)
     more["overrides"] = tuple(dict(more.get("overrides", {})).items())
+    if more.get("folder") is not None:
+        more["folder"] = Path(more["folder"])
     more.setdefault("dtype", usual_dtype(more.get("device", "cpu")))
     with aside("rows") as folder:
         path = Path(rows) if isinstance(rows, str | Path) else _written(rows, folder)
         answers = folder / "answers.jsonl" if output is None else Path(output)
+        more["output_form"] = form_of_name(answers)
         yield ExecJob(model=Path(model), input=path, output=answers, **more)
 
 

@@ -23,8 +23,10 @@ from batchgen.exec.watchdog import Watchdog
 from batchgen.exec.watching import Watcher
 from batchgen.job.board import Board, Tally
 from batchgen.job.error_limit import TOO_MANY
+from batchgen.job.fingerprint import input_print
 from batchgen.job.folder import JobFolder
 from batchgen.job.forecast import Forecast
+from batchgen.job.jsonl import InputDigest
 from batchgen.job.output import bad_row_object, line_of
 from batchgen.job.rows import BadRow
 from batchgen.job.snapshot import Snapshot
@@ -103,19 +105,30 @@ class Attempt:
         told = self._folder.told["config"]
         past = Past.of(self._journal, datetime.fromisoformat(told["template_time"]))
         try:
-            return prepare(
+            prepared = prepare(
                 self._job,
                 kept=self._kept,
                 past=past,
                 on_bad=self._refuse,
                 giving_up=self._calls.giving_up,
             )
+            self._check_input(prepared.digest)
+            return prepared
         except UserError as error:
             # Nothing has run, and nothing stays behind, unless too many rows were refused: more
             # may be.
             if not self._folder.is_resumed and error.code != TOO_MANY:
                 self._folder.done()
             raise
+
+    def _check_input(self, digest: InputDigest) -> None:
+        """Raises UserError if other bytes were read than those that the job is known by."""
+        read = input_print(digest.hexdigest(), digest.num_bytes)
+        if self._job.limit is None and read != self._folder.told["fingerprint"]["input"]:
+            raise UserError(
+                f"{self._job.input} changed while it was read",
+                remedy="give a file that nobody writes",
+            )
 
     def _refuse(self, row: BadRow) -> None:
         self._keep(row.index, line_of(bad_row_object(row)), row.code)

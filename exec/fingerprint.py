@@ -11,16 +11,16 @@ import batchgen
 from batchgen.exec.compiled import why_not
 from batchgen.exec.job import ExecJob
 from batchgen.exec.machine_facts import gpu_facts, processor_flags
+from batchgen.exec.packed import products_way
 from batchgen.exec.transformer import DTYPES
-from batchgen.job.fingerprint import Fingerprint, file_digest, model_digest
+from batchgen.job.fingerprint import Fingerprint, file_digest, input_print, model_digest
 from batchgen.job.inputs import form_of
 
 
 def job_fingerprint(job: ExecJob, folder: Path) -> Fingerprint:
     """Of a job whose model lies in `folder`. Reads all of the input once."""
-    digest, size = file_digest(job.input)
     found = {
-        "input": f"{digest} ({size} bytes)",
+        "input": input_print(*file_digest(job.input)),
         "model": model_digest(folder),
         "dtype": job.dtype,
         "exact": str(job.exact),
@@ -42,5 +42,8 @@ def job_fingerprint(job: ExecJob, folder: Path) -> Fingerprint:
         found["device"] = f"{gpu['name']}, CUDA {gpu['cuda']}, Triton {gpu['triton']}"
     else:
         found["device"] = f"cpu {platform.machine()} {processor_flags()}"
-        found["kernels"] = why_not(DTYPES[job.dtype]) or "compiled"
+        why = why_not(DTYPES[job.dtype])
+        found["kernels"] = why or "compiled"
+        if job.dtype == "bfloat16" and not why:
+            found["products"] = products_way()
     return found

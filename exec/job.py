@@ -7,6 +7,7 @@ from pathlib import Path
 
 from batchgen.errors import UserError
 from batchgen.job.error_limit import ErrorLimit
+from batchgen.job.journal import ORDERS
 from batchgen.job.sampling import check_range
 from batchgen.job.shape import Shape
 
@@ -57,10 +58,17 @@ class ExecJob:
     row_timeout_s: float | None = None
     max_errors: ErrorLimit | None = None
     error_file: Path | None = None
+    manifest: Path | None = None
     output_form: str = "jsonl"
     shard: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (("max-tokens", self.max_tokens), ("limit", self.limit)):
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value}", remedy="give at least 1")
+        if self.order not in ORDERS:
+            remedy = f"choose one of {', '.join(ORDERS)}"
+            raise UserError(f"--order is '{self.order}'", remedy=remedy)
         if self.temperature is not None:
             try:
                 check_range("temperature", self.temperature)

@@ -50,6 +50,12 @@ def packed_way() -> int:
     return 0 if library is None else min(WAYS[name], library.batchgen_packed_way())
 
 
+def products_way() -> str:
+    """`packed_way` by its name."""
+    way = packed_way()
+    return next(name for name, number in WAYS.items() if number == way)
+
+
 def pack(weight: torch.Tensor, way: int, *, gated: bool = False) -> PackedMatrix:
     """A packed copy of a bfloat16 matrix [outputs, inputs], or of one per expert."""
     library, weight = load_library(), weight.contiguous()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.errors import IllegalTransition, UserError
+from batchgen.errors import IllegalTransition, Unfinished, UserError
 from batchgen.exec.attempt import Attempt, Callbacks
 from batchgen.exec.fingerprint import job_fingerprint
 from batchgen.exec.hub import find_model
@@ -28,6 +28,7 @@ from batchgen.job.retry import failed_requests
 from batchgen.job.snapshot import Snapshot
 from batchgen.paths import check_new_output, check_output, shown_path
 from batchgen.report.record import RunRecord
+from batchgen.report.rundir import write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +74,14 @@ def execute(
     watch: Callable[[Snapshot], None] | None = None,
     predict: Callable[[Prepared], Forecast] | None = None,
     say: Callable[[str], None] = lambda line: None,
+    deliver: Callable[[Ended], None] = lambda ended: None,
 ) -> Ended:
     """Answer every row of the input; `on_line` gets each output line as it is known, those of
     earlier processes first. `kept` holds the model between jobs. `watch` is told how the job
     stands, a few times a second at most; `predict` says before the run what a simulator thinks of
-    it. `say` gets lines that whoever runs it should know: that the run stands still.
+    it. `say` gets lines that whoever runs it should know: that the run stands still. `deliver` is
+    called when the output is in place and the job's folder still is: where it raises, `resume`
+    "always" does that part again.
 
     `stopping` is asked before every pass; where it says so, and when the disk refuses, the job
     stops in its folder (`ExecJob.folder`): Unfinished, and `resume` "always" goes on with it.
@@ -85,8 +89,6 @@ def execute(
     """
     began = time.perf_counter()
     check_output(job.output)  # first: a loop of links has no resolved form
-    if job.error_file is not None and job.error_file.resolve() == job.input.resolve():
-        raise UserError(f"{job.error_file} is the input", remedy="give another --error-file")
     path = default_folder(job.output) if job.folder is None else job.folder
     check_resume(path, job.resume, force=job.force)
     check_job(job)
@@ -137,13 +139,17 @@ def execute(
         )
         if job.error_file is not None:
             _write_failed(job, folder, job.error_file)
-        folder.done()
-        return Ended(
+        ended = Ended(
             record=record,
             by_code=by_code,
             earlier=earlier,
             manifest=_manifest(folder, by_code, digest),
         )
+        if job.manifest is not None:
+            _write_manifest(job.manifest, ended.manifest)
+        deliver(ended)
+        folder.done()
+        return ended
 
 
 def _write_failed(job: ExecJob, folder: JobFolder, path: Path) -> None:
@@ -152,6 +158,16 @@ def _write_failed(job: ExecJob, folder: JobFolder, path: Path) -> None:
     failed = set(np.flatnonzero(folder.journal.failed()).tolist())
     lines = failed_requests(job.input, form_of(job.input, job.form), failed)
     write_final(path, lines, force=job.force or path.is_file())
+
+
+def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    try:
+        write_json(path, manifest)
+    except OSError as error:
+        raise Unfinished(
+            f"cannot write {path}: {error.strerror}",
+            remedy="make room, then go on with --resume always",
+        ) from None
 
 
 def _manifest(folder: JobFolder, by_code: dict[str, int], digest: str) -> dict[str, Any]:
@@ -171,15 +187,22 @@ def _manifest(folder: JobFolder, by_code: dict[str, int], digest: str) -> dict[s
 
 
 def _check_apart(job: ExecJob, model: Path) -> None:
-    """An output replaces neither its input, also not by another name of it, nor a model's file."""
-    output = job.output.resolve()
-    with suppress(OSError):
-        if output.samefile(job.input):
-            raise UserError(f"{job.output} is the input", remedy="give another output")
-    for folder in {model.absolute(), model.resolve()}:
-        if output.is_relative_to(folder):
+    """What is written replaces neither the input, also not by another name of it, nor a model's
+    file."""
+    for name, path in (
+        ("output", job.output),
+        ("--error-file", job.error_file),
+        ("--manifest", job.manifest),
+    ):
+        if path is None:
+            continue
+        place = path.resolve()
+        with suppress(OSError):
+            if place.samefile(job.input):
+                raise UserError(f"{path} is the input", remedy=f"give another {name}")
+        if any(place.is_relative_to(folder) for folder in (model.absolute(), model.resolve())):
             raise UserError(
-                f"{job.output} lies in the folder of the model", remedy="give an output elsewhere"
+                f"{path} lies in the folder of the model", remedy=f"give another {name}"
             )
 
 

@@ -4,6 +4,8 @@ here."""
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +35,7 @@ from batchgen.cli.exec_ending import report, say_ended
 from batchgen.cli.forecasting import check_profile, predictor
 from batchgen.cli.input_options import Chat, InputFormat, PromptColumn, PromptTemplate, Strict
 from batchgen.cli.live import Talk, mode_of, shown
-from batchgen.cli.spooling import placed, spooled
+from batchgen.cli.spooling import placed, print_file, spooled
 from batchgen.cli.stopping import stopped_by_signals
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import Unfinished, UserError
@@ -195,7 +197,7 @@ def exec_(
     try:
         from batchgen.exec.devices import usual_dtype
         from batchgen.exec.job import ExecJob
-        from batchgen.exec.run import execute
+        from batchgen.exec.run import Ended, execute
     except ModuleNotFoundError as error:
         raise UserError(
             f"batchgen exec needs {error.name}", remedy="pip install 'batchgen[exec]'"
@@ -229,6 +231,7 @@ def exec_(
             row_timeout_s=row_timeout,
             max_errors=errors,
             error_file=error_file,
+            manifest=manifest,
             output_form=form_of_output(output, output_format),
             shard=parse_shard(shard),
         )
@@ -240,24 +243,36 @@ def exec_(
                 price_per_hour=price_per_hour,
                 as_json=as_json,
             )
+        stdout = sys.stdout  # while code of the user's may run that is another one
         talk = Talk(as_json=mode == "json", quiet=quiet)
         predict = None if profile is None else predictor(profile, expected_tokens, talk.say)
         with (
             users_code(),
             stopped_by_signals() as stopping,
-            shown(mode, f"{model.name or model}, {policy}") as watch,
+            ExitStack() as display,
         ):
+            watch = display.enter_context(shown(mode, f"{model.name or model}, {policy}"))
+
+            def deliver(ended: Ended) -> None:
+                if to_stdout:
+                    display.close()
+                    with redirect_stdout(stdout):
+                        print_file(file)
+
             try:
-                ended = execute(job, stopping=stopping, watch=watch, predict=predict, say=talk.say)
+                ended = execute(
+                    job,
+                    stopping=stopping,
+                    watch=watch,
+                    predict=predict,
+                    say=talk.say,
+                    deliver=deliver,
+                )
             except Unfinished as error:
                 if to_stdout and job_dir is None:
                     remedy = "give --job-dir or -o FILE to be able to go on"
                     raise Unfinished(error.message, remedy=remedy, code=error.code) from None
                 raise
     say_ended(ended, output, error_file, talk)
-    if manifest is not None:
-        from batchgen.report.rundir import write_json
-
-        write_json(manifest, ended.manifest)
     report(ended, out, force=force, as_json=as_json, quiet=to_stdout or quiet)
     return 1 if ended.errors else 0

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 
 from batchgen.errors import UserError
-from batchgen.job.final import OUTPUT_FORMS
+from batchgen.job.final import OUTPUT_FORMS, form_of_name
+from batchgen.job.folder import JOB, default_folder
 from batchgen.paths import check_new_output, check_output, check_result
 
 
@@ -68,13 +69,24 @@ def check_outputs(
         check_output(output)
         if resume == "never":
             check_new_output(output, force=force)
+    begun = (default_folder(output) if job_dir is None else job_dir) / JOB
+    goes_on = resume == "always" or (resume == "if-possible" and begun.is_file())
     for path in (error_file, manifest):
         # A killed process may have left them: who goes on replaces its own.
         if path is not None:
-            check_result(path, force=force or resume != "never")
+            check_result(path, force=force or goes_on)
             if output.resolve() == path.resolve():
                 raise UserError(f"{path} is the output", remedy="give another file")
+    if error_file and manifest and error_file.resolve() == manifest.resolve():
+        raise UserError(f"{manifest} is the --error-file too", remedy="give another --manifest")
+    if job_dir is not None or str(output) != "-":
+        own = begun.parent.resolve()
+        for path in (output, error_file, manifest, out):
+            if path is not None and path.resolve().is_relative_to(own):
+                raise UserError(f"{path} lies in the folder of the job", remedy="give another name")
     if out is not None:
+        if out.resolve() == output.resolve():
+            raise UserError(f"{out} is the output", remedy="give another --out")
         from batchgen.report.rundir import check_target
 
         check_target(out, force=force)
@@ -83,7 +95,7 @@ def check_outputs(
 def form_of_output(output: Path, wanted: str) -> str:
     """ "jsonl" or "parquet": as said, else by the name. Raises UserError."""
     if wanted == "auto":
-        return "parquet" if output.suffix.lower() in (".parquet", ".pq") else "jsonl"
+        return form_of_name(output)
     if wanted not in OUTPUT_FORMS:
         raise UserError(
             f"--output-format is '{wanted}'",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from batchgen.errors import UserError
+from batchgen.errors import Unfinished, UserError
 from batchgen.paths import aside, check_input, kind_of
 
 STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
@@ -54,15 +54,26 @@ def _source(text: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def placed(path: Path) -> Iterator[Path]:
-    """Where the output goes: itself, or for `-` a temporary file that is printed at the end."""
+    """Where the output goes: itself, or for `-` a temporary file, to be printed by `print_file`."""
     if str(path) != "-":
         yield path
         return
     with aside("output") as folder:
-        file = folder / "answers"
-        yield file
+        yield folder / "answers"
+
+
+def print_file(path: Path) -> None:
+    """All of a file on standard output. Raises Unfinished where that refuses it."""
+    try:
         sys.stdout.flush()
         out: Any = getattr(sys.stdout, "buffer", sys.stdout)
-        with file.open("rb") as answers:
+        with path.open("rb") as answers:
             shutil.copyfileobj(answers, out, 1 << 20)
         out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Unfinished(
+            f"cannot write standard output: {error.strerror}",
+            remedy="make room, then go on with --resume always",
+        ) from None

@@ -90,3 +90,8 @@ def _write_parquet(file: Any, lines: Iterable[bytes]) -> None:
 
 _WRITERS = {"jsonl": _write_lines, "parquet": _write_parquet}
 OUTPUT_FORMS = tuple(_WRITERS)
+
+
+def form_of_name(path: Path) -> str:
+    """The form that an output of this name has, if nobody says another."""
+    return "parquet" if path.suffix.lower() in (".parquet", ".pq") else "jsonl"

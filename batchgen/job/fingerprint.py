@@ -36,6 +36,11 @@ def file_digest(path: Path) -> tuple[str, int]:
     return found.hexdigest(), size
 
 
+def input_print(digest: str, num_bytes: int) -> str:
+    """How a job knows its input."""
+    return f"{digest} ({num_bytes} bytes)"
+
+
 def sampled_digest(path: Path) -> str:
     """A digest of size and evenly spread pieces, the first and the last among them; of a small file
     of all its bytes. Raises UserError if it cannot be read."""

@@ -221,13 +221,15 @@ def _make(path: Path) -> None:
 
 
 def _take_away(path: Path) -> None:
-    """The folder goes; `job.json` with its last step, a rename: whoever is killed before it can go
-    on, and finds the output in place."""
+    """The folder goes at once, by a rename: whoever is killed before it finds all of the journal,
+    and the output in place, and computes nothing again."""
     with suppress(OSError):
-        for name in BOOKS:
-            (path / name).unlink(missing_ok=True)
         with beside(path) as aside:
             os.rename(path, aside)
+        return
+    for name in (JOB, *BOOKS):  # one that cannot be renamed, as where a disk is mounted
+        with suppress(OSError):
+            (path / name).unlink()
 
 
 def _begin(

@@ -259,7 +259,10 @@ def _row(row: dict[str, str], typed: Collection[str]) -> dict[str, Any]:
         if name in typed:
             value = parse_object(f'{{"value":{text}}}'.encode("utf-8", "surrogatepass"))
             if text:
-                found[name] = text if isinstance(value, BadLine) else value["value"]
+                if isinstance(value, BadLine) or len(value) > 1:
+                    found[name] = text
+                else:
+                    found[name] = value["value"]
         elif text or name not in ("custom_id", "id"):
             found[name] = text
     return found

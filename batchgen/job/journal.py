@@ -29,6 +29,8 @@ Ints = npt.NDArray[np.int32]
 
 SCHEMA = 1
 COMMIT_S = 0.2
+ORDERS = {"input": "row", "completion": "ended"}
+"""Of answers, and the column that each is by."""
 MOST_WAITING = 20_000
 """Records that may wait for the disk; beyond that whoever brings more waits too."""
 
@@ -253,7 +255,7 @@ def lines(base: sqlite3.Connection, order: str) -> Iterator[bytes]:
 
 def coded_lines(base: sqlite3.Connection, order: str) -> Iterator[tuple[bytes, str]]:
     """(line without its newline, code of its error or "")."""
-    by = {"input": "row", "completion": "ended"}[order]
+    by = ORDERS[order]
     with closing(base.execute(f"SELECT line, code FROM answers ORDER BY {by}")) as found:
         for line, code in found:
             yield bytes(line), code

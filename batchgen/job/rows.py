@@ -215,6 +215,8 @@ def _draft(
         seen.add(digest)
         kind, body = _body(value, shape, limits)
         check_supported(body)
+        if not isinstance(body.get("model"), str | None):
+            raise RowError("invalid_field", "field 'model' must be a string")
         name = PROMPTS[kind]
         if name not in body:
             raise RowError("missing_field", f"field '{name}' is missing")
@@ -311,7 +313,7 @@ def _row(draft: _Draft, ids: list[int], vocab_size: int, limits: RowLimits) -> J
         line=draft.line,
         custom_id=draft.custom_id,
         kind=draft.kind,
-        model=model if isinstance(model, str) else None,
+        model=model,
         prompt_ids=tuple(ids),
         max_output=max_output,
         sampling=options.sampling.with_seed(seed_of(body, draft.custom_id, limits.run_seed)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,55 @@ def test_mistakes_are_one_line(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         asyncio.run(one())
     assert issubclass(Unfinished, UserError)
+
+
+def test_options_that_cannot_be(model: Path, tmp_path: Path) -> None:
+    """Said before anything runs, not when all rows are answered."""
+    output = tmp_path / "out.jsonl"
+    wrong: list[tuple[batchgen.api.BatchOptions, str]] = [
+        ({"order": "completed"}, "--order is 'completed'; choose one of input, completion"),
+        ({"max_tokens": 0}, "--max-tokens is 0"),
+        ({"limit": 0}, "--limit is 0"),
+    ]
+    for options, why in wrong:
+        with pytest.raises(UserError, match=why):
+            batchgen.run_batch(model, ROWS, output, **options)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_table(model: Path, tmp_path: Path) -> None:
+    """The name of the output says its form, as on the command line; results are the same."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    output = tmp_path / "out.parquet"
+    found = batchgen.run_batch(
+        model, ROWS, output, exact=True, threads=1, folder=str(tmp_path / "job"), order="completion"
+    )
+    table = pq.read_table(output)
+    objects = [json.loads(text) for text in table["object"].to_pylist()]
+    assert sorted(table["row"].to_pylist()) == [0, 1, 2, 3]
+    assert [row.raw for row in found.rows] == sorted(objects, key=lambda one: str(one["id"]))
+
+
+def test_who_is_cancelled_twice_waits_for_the_job_all_the_same(model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"row {n}", "max_tokens": 60, "ignore_eos": True} for n in range(40)]
+    output = tmp_path / "out.jsonl"
+
+    async def cancelled() -> None:
+        begun = asyncio.Event()
+
+        async def listen() -> None:
+            async for _ in batchgen.iter_batch(model, rows, output, exact=True, threads=1):
+                begun.set()
+
+        task = asyncio.create_task(listen())
+        await begun.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert not [one for one in threading.enumerate() if one.name == "batchgen"]
+    result = batchgen.run_batch(model, rows, output, exact=True, threads=1, resume="if-possible")
+    assert result.counts["done"] == 40

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,10 +17,13 @@ from test_generation_jobs import WAYS, job_rows
 from batchgen.cli import main
 from batchgen.errors import Unfinished, UserError
 from batchgen.exec import saving
+from batchgen.exec.fingerprint import job_fingerprint
 from batchgen.exec.init import init_model
 from batchgen.exec.job import ExecJob
+from batchgen.exec.packed import SWITCH, packed_way
 from batchgen.exec.prepare import Prepared
 from batchgen.exec.run import execute
+from batchgen.job.fingerprint import check_same
 from batchgen.job.folder import default_folder
 from batchgen.job.journal import Journal
 from batchgen.report.rundir import write_run
@@ -194,3 +199,60 @@ def test_another_job_is_refused_by_name(
         file.write("{}\n")
     with pytest.raises(UserError, match=r"was begun with another input: .* bytes\)"):
         execute(replace(one, resume="if-possible"))
+
+
+def test_another_way_of_products_is_another_job(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 the same processor may compute by one of several, with other sums."""
+    one = replace(job(model, tmp_path, "out", WAYS[0]), dtype="bfloat16", exact=False)
+    monkeypatch.delenv(SWITCH, raising=False)
+    if not packed_way():
+        pytest.skip("there is one way here")
+    usual = job_fingerprint(one, model)
+    monkeypatch.setenv(SWITCH, "torch")
+    with pytest.raises(UserError, match=r"begun with another products: .*, and this is torch"):
+        check_same(usual, job_fingerprint(one, model), tmp_path)
+
+
+def test_killed_while_the_folder_goes_nothing_is_computed_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = job(model, tmp_path, "out", WAYS[0])
+
+    def killed(path: Path) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("batchgen.job.folder.beside", killed)
+        with pytest.raises(SystemExit):
+            execute(one)
+    before, passes = one.output.read_bytes(), 0
+
+    def stopping() -> bool:
+        nonlocal passes
+        passes += 1
+        return False
+
+    ended = execute(replace(one, resume="always"), stopping=stopping)
+    assert (passes, ended.earlier, ended.record) == (0, ended.rows, None)
+    assert one.output.read_bytes() == before
+    assert not default_folder(one.output).exists()
+
+
+def test_a_folder_that_cannot_be_renamed_is_empty_in_the_end(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a disk is mounted: the next job begins there, and finds none that is unfinished."""
+    one = replace(job(model, tmp_path, "out", WAYS[0]), folder=tmp_path / "mounted")
+    assert one.folder is not None
+    one.folder.mkdir()
+
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(os, "rename", refused)
+    execute(one)
+    assert {path.name for path in one.folder.iterdir()} <= {"owner.json"}
+    execute(replace(one, output=tmp_path / "again"))
+    assert (tmp_path / "again").read_bytes() == one.output.read_bytes()

@@ -211,3 +211,10 @@ def test_what_is_no_template() -> None:
         shape.body({"b": 1})
     with pytest.raises(RowError, match="column 'a' is no text"):
         shape.body({"a": [1]})
+
+
+def test_a_typed_field_is_one_value(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text('prompt,max_tokens\na,5\nb,"5,""n"":2"\n')
+    good = [row for row in read(path) if not isinstance(row, BadLine)]
+    assert [row["max_tokens"] for row in good] == [5, '5,"n":2']

@@ -102,6 +102,7 @@ BAD = {
         b'{"prompt": "a", "top_p": 0}',
         b'{"prompt": "a", "seed": 1.5}',
         b'{"prompt": "a", "ignore_eos": 1}',
+        b'{"prompt": "a", "model": 5}',
         b'{"prompt": "a", "n": true}',
         b'{"prompt": "a", "logprobs": true}',
         b'{"prompt": "a", "top_logprobs": 2}',
