@@ -1,15 +1,15 @@
 """Layouts: how the GPUs form engines and ranks, and what that puts on each GPU; no speed here.
 
 Spec strings are parts joined by "+" or ",": `tpN` tensor parallelism inside a rank, `dpaN` N
-lockstep ranks with data-parallel attention, `epN` experts spread over N GPUs of an engine, `ppN`
-layers split over N stages, `dpN` N independent engines. "dpa16+ep16" on 128 GPUs means eight
-engines of 16 ranks.
+lockstep ranks with data-parallel attention, `epN` experts spread over N GPUs of an engine, `eplbN`
+these placed by their loads with N copies beside, `ppN` layers split over N stages, `dpN` N
+independent engines. "dpa16+ep16" on 128 GPUs means eight engines of 16 ranks.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from batchgen.errors import UserError
@@ -23,7 +23,7 @@ ROOMY_EP_FRACTION = 0.60  # the same for expert-parallel engines, whose buffers 
 CROWDED_FRACTION = 0.75  # more than this and replicated attention weights cost too much KV room
 FULL_FRACTION = 0.87  # 0.9 of the memory less about 2 GB of workspace: beyond it nothing runs
 
-_PART = re.compile(r"(tp|dpa|ep|pp|dp)([0-9]{1,9})")
+_PART = re.compile(r"(tp|dpa|eplb|ep|pp|dp)([0-9]{1,9})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,9 @@ class Layout:
     """`num_engines` engines of `attention_dp` ranks of `tp` GPUs; experts over `ep` GPUs.
 
     `ep` divides `gpus_per_stage`; with `ep` smaller than that the remaining factor splits each
-    expert (expert tensor parallelism). Dense models have `ep` 1. With `pp` the layers of an engine
+    expert (expert tensor parallelism). Dense models have `ep` 1. `spare_experts`: experts of a
+    layer are placed by their loads, with so many copies beside; None: by their numbers, no copies.
+    With `pp` the layers of an engine
     are split over so many stages of `tp` GPUs, and as many batches are in flight.
     """
 
@@ -40,8 +42,11 @@ class Layout:
     ep: int = 1
     pp: int = 1
     num_engines: int = 1
+    spare_experts: int | None = None
 
     def __post_init__(self) -> None:
+        if self.spare_experts is not None and (self.spare_experts < 0 or self.ep == 1):
+            raise ValueError("layout.spare_experts is from 0 on, and of experts that are spread")
         for field in ("tp", "attention_dp", "ep", "pp", "num_engines"):
             if getattr(self, field) < 1:
                 raise ValueError(f"layout.{field} must be at least 1, got {getattr(self, field)}")
@@ -63,7 +68,7 @@ class Layout:
     @property
     def stage(self) -> Layout:
         """One stage of one engine as an engine of its own."""
-        return Layout(tp=self.tp, attention_dp=self.attention_dp, ep=self.ep)
+        return replace(self, pp=1, num_engines=1)
 
     @property
     def ranks_per_engine(self) -> int:
@@ -76,6 +81,10 @@ class Layout:
     @property
     def num_gpus(self) -> int:
         return self.gpus_per_engine * self.num_engines
+
+    def expert_slots(self, num_experts: int) -> int:
+        """Experts of a layer that the fullest of the `ep` GPUs holds, copies included."""
+        return -(-(num_experts + (self.spare_experts or 0)) // self.ep)
 
     @property
     def expert_tp(self) -> int:
@@ -90,6 +99,8 @@ class Layout:
             parts.append(f"dpa{self.attention_dp}")
         if self.ep > 1:
             parts.append(f"ep{self.ep}")
+        if self.spare_experts is not None:
+            parts.append(f"eplb{self.spare_experts}")
         if self.pp > 1:
             parts.append(f"pp{self.pp}")
         engine = "+".join(parts)
@@ -112,7 +123,7 @@ def parse_layout(spec: str, num_gpus: int) -> Layout:
         kind, size = match.group(1), int(match.group(2))
         if kind in sizes:
             raise UserError(f"layout '{spec}': '{kind}' is given twice", remedy=grammar)
-        if size < 1:
+        if size < 1 and kind != "eplb":
             raise UserError(f"layout '{spec}': '{part}' must be at least 1", remedy=grammar)
         sizes[kind] = size
     if num_gpus < 1:
@@ -131,6 +142,12 @@ def parse_layout(spec: str, num_gpus: int) -> Layout:
             f"layout '{spec}': ep{ep} does not divide the {per_stage} GPUs of {where}",
             remedy=f"use ep{per_stage}, or tp and dpa that multiply to a multiple of {ep}",
         )
+    spare = sizes.get("eplb")
+    if spare is not None and ep == 1:
+        raise UserError(
+            f"layout '{spec}': eplb places experts that are spread",
+            remedy="add ep, or leave eplb out",
+        )
     engines = sizes.get("dp", num_gpus // per_engine)
     if engines * per_engine != num_gpus:
         fitting = max(num_gpus // per_engine, 1) * per_engine
@@ -138,7 +155,9 @@ def parse_layout(spec: str, num_gpus: int) -> Layout:
             f"layout '{spec}' takes {engines * per_engine or per_engine} GPUs, not {num_gpus}",
             remedy=f"engines have {per_engine} GPUs: use --gpus {fitting}, or another layout",
         )
-    return Layout(tp=tp, attention_dp=attention_dp, ep=ep, pp=pp, num_engines=engines)
+    return Layout(
+        tp=tp, attention_dp=attention_dp, ep=ep, pp=pp, num_engines=engines, spare_experts=spare
+    )
 
 
 def check_layout(model: ModelSpec, layout: Layout) -> None:
@@ -158,6 +177,19 @@ def check_layout(model: ModelSpec, layout: Layout) -> None:
             f"layout {layout}: ep{layout.ep} exceeds the {model.num_experts} experts of "
             f"{model.name}",
             remedy=f"use at most ep{model.num_experts}",
+        )
+    spare = layout.spare_experts
+    if spare is not None and (model.num_experts + spare) % layout.ep:
+        even = -model.num_experts % layout.ep
+        raise UserError(
+            f"layout {layout}: {model.num_experts} experts and {spare} copies do not fill "
+            f"{layout.ep} GPUs evenly",
+            remedy=f"use eplb{even}, or {layout.ep} or a multiple of it more",
+        )
+    if spare is not None and spare > model.num_experts * (layout.ep - 1):
+        raise UserError(
+            f"layout {layout}: {spare} copies are more than one of each expert on each GPU",
+            remedy=f"use at most eplb{model.num_experts * (layout.ep - 1)}",
         )
     if layout.pp > model.num_layers:
         raise UserError(
@@ -186,7 +218,7 @@ def weight_bytes_per_gpu(model: ModelSpec, layout: Layout) -> dict[str, int]:
         "experts": 0,
     }
     if model.is_moe:
-        share = ceil(model.num_experts / layout.ep) / model.num_experts / layout.expert_tp
+        share = layout.expert_slots(model.num_experts) / model.num_experts / layout.expert_tp
         bytes_per_gpu["experts"] = ceil(whole["experts"] * share)
     return bytes_per_gpu
 

@@ -109,6 +109,11 @@ def _in_hbm(
         _refuse_sub_batches(b_attn, b_moe, "operator profiles", "--profile")
         tables = read_engine_tables(profile, model, gpu, layout.tp)
         return EngineProfileCost(model, gpu, layout, tables, expert_skew=expert_skew, **common)
+    if layout.spare_experts is not None and (profile is not None or costs == "measured"):
+        raise UserError(
+            f"layout {layout}: times that were measured are of experts placed by their numbers",
+            remedy="leave eplb out, or --profile and --costs measured",
+        )
     if profile is not None:
         from batchgen.cost.profile import ProfiledCost, load_profile
 

@@ -106,8 +106,10 @@ class EngineProfileCost(TabledCost):
         if grid is None or not model.is_moe:
             return np.zeros_like(tokens)
         gpus = layout.ep * layout.expert_tp
-        heavy = heaviest_rank(model.num_experts, model.top_k, layout.ep, self._expert_skew)
-        touched = touched_experts(tokens, model.num_experts, model.top_k) / gpus
+        spare = layout.spare_experts
+        heavy = heaviest_rank(model.num_experts, model.top_k, layout.ep, self._expert_skew, spare)
+        copies = 1.0 + (spare or 0) / model.num_experts
+        touched = touched_experts(tokens, model.num_experts, model.top_k) * (copies / gpus)
         return np.asarray(PS_PER_US * model.moe_layers * grid.at(tokens * heavy / gpus, touched))
 
     def _gather_ps(self, volume: FloatArray, gpus: int) -> FloatArray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from batchgen.cost.api import FloatArray
+from batchgen.cost.expert_placement import rank_loads
 
 
 def touched_experts(
@@ -48,12 +51,19 @@ def popularity(num_experts: int, top_k: int, skew: float) -> FloatArray:
         full = over
 
 
-def heaviest_rank(num_experts: int, top_k: int, ep: int, skew: float) -> float:
+@cache
+def heaviest_rank(
+    num_experts: int, top_k: int, ep: int, skew: float, spare: int | None = None
+) -> float:
     """Load of the fullest of `ep` ranks over the mean (1 without skew).
 
-    Experts lie on the ranks in a fixed random order (seed 0), as in a checkpoint whose expert
-    numbers say nothing about popularity.
+    Without `spare` experts lie on the ranks in a fixed random order (seed 0), as in a checkpoint
+    whose expert numbers say nothing about popularity. With it they are placed by their loads, with
+    so many copies beside (`cost.expert_placement`); then all ranks have as many slots.
     """
+    if spare is not None:
+        chance = popularity(num_experts, top_k, max(skew, 0.0))
+        return max(rank_loads(chance.tolist(), ep, spare)) * ep / top_k
     if ep <= 1 or skew <= 0.0:
         # Only the uneven split of the experts remains.
         return -(-num_experts // ep) * ep / num_experts

@@ -76,7 +76,10 @@ class PartitionPlanner:
         width = 2
         while ranks % width == 0 and self.layout.tp * width <= node and self._splits(width):
             found[f"attention tp{self.layout.tp * width}"] = Layout(
-                tp=self.layout.tp * width, attention_dp=ranks // width, ep=self.layout.ep
+                tp=self.layout.tp * width,
+                attention_dp=ranks // width,
+                ep=self.layout.ep,
+                spare_experts=self.layout.spare_experts,
             )
             width *= 2
         if self.layout.gpus_per_engine > node and self._splits(node):

@@ -236,16 +236,24 @@ class Terms:
     def _expert_group(self, tokens: FloatArray) -> FloatArray:
         model, layout = self.model, self.layout
         dtype = model.expert_dtype
-        load = heaviest_rank(model.num_experts, model.top_k, layout.ep, self.expert_skew)
+        load = self._heaviest_rank
         share = load / layout.ep / layout.expert_tp
         flops = tokens * (2.0 * model.top_k * model.expert_matmul_parameters * share)
         rate = self._gemm_ps_per_flop(dtype) / self.efficiency.grouped
-        fullest = -(-model.num_experts // layout.ep) / model.num_experts / layout.expert_tp
+        # Of a touched expert each copy is: an upper bound, for few tokens do not reach all.
+        fullest = layout.expert_slots(model.num_experts) / model.num_experts / layout.expert_tp
         touched = (
             touched_experts(tokens, model.num_experts, model.top_k, self.expert_skew) * fullest
         )
         bytes_ = touched * (model.expert_parameters * DTYPE_BYTES[dtype])
         return np.maximum(flops * rate, bytes_ * self._weight_ps_per_byte(dtype))
+
+    @property
+    def _heaviest_rank(self) -> float:
+        """Expert load of the fullest GPU over the mean."""
+        model, layout = self.model, self.layout
+        spare = layout.spare_experts
+        return heaviest_rank(model.num_experts, model.top_k, layout.ep, self.expert_skew, spare)
 
     def within_node(self, tokens: FloatArray) -> FloatArray:
         """Experts and exchange of a pass whose nodes work apart, `tokens` in all; the experts that
@@ -254,12 +262,12 @@ class Terms:
             return self.experts(tokens) + self.exchange(tokens)
         nodes = self.num_nodes
         layout, inside = self.layout, self.layout.gpus_per_engine // nodes
-        node = replace(
-            self,
-            layout=Layout(
-                tp=layout.tp, attention_dp=layout.attention_dp // nodes, ep=min(layout.ep, inside)
-            ),
-        )
+        ep, spare = min(layout.ep, inside), layout.spare_experts
+        if spare is not None and (ep == 1 or (self.model.num_experts + spare) % ep):
+            spare = None
+        ranks = layout.attention_dp // nodes
+        own = Layout(tp=layout.tp, attention_dp=ranks, ep=ep, spare_experts=spare)
+        node = replace(self, layout=own)
         time = node.experts(tokens / nodes) + node.exchange(tokens / nodes)
         return np.where(tokens > 0, np.maximum(time, self.lacking_ps), 0.0)
 
@@ -297,7 +305,7 @@ class Terms:
             whole = tokens * (rounds * model.hidden * _STATE_BYTES)
             received, crossed = whole * ((inside - 1) / inside), whole * ((nodes - 1) / nodes)
         else:
-            load = heaviest_rank(model.num_experts, model.top_k, layout.ep, self.expert_skew)
+            load = self._heaviest_rank
             sent = DTYPE_BYTES["fp8"] if model.expert_dtype == "fp8" else _STATE_BYTES
             own = tokens / gpus * (load * model.hidden * (sent + _STATE_BYTES))
             # A token is sent once to every rank that has experts for it.

@@ -33,9 +33,10 @@ from batchgen.policy.presets import find_preset
     expert=st.booleans(),
     stages=st.integers(1, 5),
     engines=st.integers(1, 9),
+    spare=st.none() | st.integers(0, 300),
 )
 def test_spec_strings_go_both_ways(
-    tp: int, attention_dp: int, expert: bool, stages: int, engines: int
+    tp: int, attention_dp: int, expert: bool, stages: int, engines: int, spare: int | None
 ) -> None:
     stages = stages if attention_dp == 1 else 1
     layout = Layout(
@@ -44,12 +45,14 @@ def test_spec_strings_go_both_ways(
         ep=tp * attention_dp if expert else 1,
         pp=stages,
         num_engines=engines,
+        spare_experts=spare if expert and tp * attention_dp > 1 else None,
     )
     assert parse_layout(str(layout), layout.num_gpus) == layout
     assert layout.ranks_per_engine * layout.gpus_per_rank == layout.gpus_per_stage
     assert layout.num_gpus == layout.gpus_per_stage * stages * engines
     assert layout.stage.gpus_per_engine == layout.gpus_per_stage
     assert layout.stage.expert_tp == layout.expert_tp
+    assert layout.stage.spare_experts == layout.spare_experts
 
 
 def test_known_specs() -> None:
