@@ -182,3 +182,17 @@ def test_rounds_as_they_come_and_by_tail_batching() -> None:
     few = make_trace(name="few", prompt_tokens=np.ones(15), output_tokens=np.ones(15))
     with pytest.raises(ValueError, match="5 prompts make no"):
         seconds(few, rounds, as_long)
+
+
+def test_docs_hold_what_was_measured() -> None:
+    """Each comparison of the stored result stands in the page's table, with its draws."""
+    root = Path(__file__).parents[2]
+    newest = sorted((root / "benchmarks" / "results").glob("published-*.json"))[-1]
+    page = (root / "docs" / "published.md").read_text(encoding="utf-8")
+    rows = [line.replace("*", "") for line in page.splitlines() if line.startswith("| ")]
+    found = json.loads(newest.read_text())["mitigation"]["comparisons"]
+    assert len(found) > 10
+    for one in found:
+        ratio, draws = one["simulated"], one["draws"]
+        text = f"| {ratio:.2f} ({min(draws):.2f} to {max(draws):.2f}) |"
+        assert any(text in row and f"| {one['after']} |" in row for row in rows), (one, text)
