@@ -91,7 +91,7 @@ class Tokenizer:
         return _known(*self._encode([text], False))
 
     def _encode(self, texts: Sequence[str], special: bool) -> list[list[int] | ValueError]:
-        encode = self._tokenizer.encode_batch
+        encode = self._tokenizer.encode_batch_fast  # without the places of tokens in the text
         try:
             return [one.ids for one in encode(list(texts), add_special_tokens=special)]
         except Exception as error:  # the library has no class of its own for them
