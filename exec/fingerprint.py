@@ -33,6 +33,7 @@ def job_fingerprint(job: ExecJob, folder: Path) -> Fingerprint:
         "input_format": form_of(job.input, job.form),
         "prompt": str(job.shape),
         "strict": str(job.strict),
+        "served_model_names": ", ".join(job.models),
         "version_of_batchgen": batchgen.__version__,
         "version_of_torch": torch.__version__,
         "threads": str(job.threads or torch.get_num_threads()),

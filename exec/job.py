@@ -27,7 +27,8 @@ class ExecJob:
     has achieved until its output is in place (None: beside the output). `resume`: "never",
     "always" or "if-possible". `order` of the output: "input" or "completion". `form` of the input:
     one of `job.inputs.FORMS` or "auto"; `shape`: how its rows get their prompts; `strict`: fields
-    that are not known make error rows; `some_must_run`: an input of bad rows alone is refused.
+    that are not known make error rows; `models`: names that rows may give, none: any;
+    `some_must_run`: an input of bad rows alone is refused.
     """
 
     model: Path
@@ -54,6 +55,7 @@ class ExecJob:
     form: str = "auto"
     shape: Shape | None = None
     strict: bool = False
+    models: tuple[str, ...] = ()
     some_must_run: bool = True
     row_timeout_s: float | None = None
     max_errors: ErrorLimit | None = None

@@ -268,6 +268,7 @@ def limits_of_rows(job: ExecJob, max_context: int, sampling: SamplingDefaults) -
         run_seed=job.seed,
         keep_requests=job.body is not None,
         strict=job.strict,
+        models=frozenset(job.models) or None,
         sampling=sampling,
     )
 

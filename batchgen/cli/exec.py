@@ -84,6 +84,13 @@ def exec_(
     chat: Chat = False,
     system: Annotated[str | None, typer.Option(help="System message of such chats.")] = None,
     strict: Strict = False,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that rows give for this model; may be repeated. Rows with another one are "
+            "error rows; without it any name is answered."
+        ),
+    ] = None,
     body: Annotated[
         str | None,
         typer.Option(
@@ -228,6 +235,7 @@ def exec_(
             form=input_format,
             shape=shape,
             strict=strict,
+            models=tuple(served_model_name or ()),
             row_timeout_s=row_timeout,
             max_errors=errors,
             error_file=error_file,

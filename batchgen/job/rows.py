@@ -54,8 +54,9 @@ class RowLimits:
     `sampling`: what rows get that do not say how they sample.
 
     keep_requests: rows keep their object of the input, for bodies that read it. strict: a field
-    that is not known makes an error row; else it counts in `unknown` and is ignored. options: those
-    that were met, so that they are read once.
+    that is not known makes an error row; else it counts in `unknown` and is ignored. models: names
+    that rows may give for their model, None: any. options: those that were met, so that they are
+    read once.
     """
 
     max_context: int
@@ -64,6 +65,7 @@ class RowLimits:
     max_line_bytes: int = MAX_LINE_BYTES
     keep_requests: bool = False
     strict: bool = False
+    models: frozenset[str] | None = None
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     unknown: Counter[str] = field(default_factory=Counter)
     options: dict[Any, Generation] = field(default_factory=dict, repr=False)
@@ -214,6 +216,7 @@ def _draft(
             raise RowError("duplicate_custom_id", f"custom_id {custom_id!r:.80} came before")
         seen.add(digest)
         kind, body = _body(value, shape, limits)
+        _check_model(body.get("model"), limits)
         check_supported(body)
         if not isinstance(body.get("model"), str | None):
             raise RowError("invalid_field", "field 'model' must be a string")
@@ -368,6 +371,13 @@ def _body(
         body = chat_of_response(body)
     _check_known(body, frozenset(), limits)
     return kind, body
+
+
+def _check_model(name: object, limits: RowLimits) -> None:
+    """A row for another model must not be answered by this one, where names were told."""
+    if limits.models is not None and isinstance(name, str) and name not in limits.models:
+        names = ", ".join(sorted(limits.models))
+        raise RowError("model_not_found", f"model {name!r:.80} is not here, but {names:.200}")
 
 
 def _check_known(body: dict[str, Any], more: frozenset[str], limits: RowLimits) -> None:

@@ -54,6 +54,7 @@ EXEC_FLAGS = {
     "--chat",
     "--system",
     "--strict",
+    "--served-model-name",
     "--manifest",
     "--output-format",
     "--error-file",

@@ -8,7 +8,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -414,3 +414,17 @@ def test_unknown_fields_are_counted_or_refused(tmp_path: Path) -> None:
         assert isinstance(row, BadRow)
         assert (row.code, name in row.message) == ("unsupported_field", True)
     assert isinstance(three, JobRow)
+
+
+def test_rows_for_another_model_are_not_answered_by_this_one(tmp_path: Path) -> None:
+    names: list[Any] = ["mine", "too", "gpt-9", None, "", 5, ["mine"]]
+    lines = [json.dumps({"prompt": "x", "model": name}).encode() for name in names]
+    data = b"\n".join([*lines, b'{"prompt": "x"}'])
+    told = read(tmp_path / "in.jsonl", data, replace(LIMITS, models=frozenset(["mine", "too"])))
+    codes = [one.code if isinstance(one, BadRow) else "" for one in told]
+    assert codes == ["", "", "model_not_found", "", "model_not_found", *["invalid_field"] * 2, ""]
+    assert told[2].message == "model 'gpt-9' is not here, but mine, too"
+    codes = [
+        one.code if isinstance(one, BadRow) else "" for one in read(tmp_path / "in.jsonl", data)
+    ]
+    assert codes == ["", "", "", "", "", *["invalid_field"] * 2, ""]
