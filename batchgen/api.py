@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -114,49 +114,95 @@ def run_batch(
     )
 
 
-async def iter_batch(
+def iter_batch(
     model: str | Path,
     rows: Rows,
     output: str | Path | None = None,
     **options: Unpack[BatchOptions],
-) -> AsyncIterator[RowResult]:
+) -> RowStream:
     """Rows as they finish, in any order, each once; those that an earlier process answered come
     first. The job runs in a thread. Who stops listening stops it: with `output` it can go on
     later."""
-    loop = asyncio.get_running_loop()
-    finished: asyncio.Queue[RowResult | BaseException | None] = asyncio.Queue()
-    stop = threading.Event()
+    return RowStream(lambda: _job(model, rows, output, options))
 
-    def tell(value: RowResult | BaseException | None) -> None:
-        loop.call_soon_threadsafe(finished.put_nowait, value)
 
-    with _job(model, rows, output, options) as job:
+class RowStream:
+    """What `iter_batch` gives: an asynchronous iterator of `RowResult`, for one listener.
+
+    `aclose()` stops the job and waits for it, as does a listener that is cancelled. One that is
+    dropped (`break` out of the loop) waits where it stands, the event loop too: no generator, since
+    Python leaves the end of a dropped one to a loop that may be closed by then.
+    """
+
+    def __init__(self, job: Callable[[], AbstractContextManager[ExecJob]]) -> None:
+        self._job = job
+        self._stop = threading.Event()
+        self._finished: asyncio.Queue[RowResult | BaseException | None] = asyncio.Queue()
+        self._thread: threading.Thread | None = None
+
+    def __aiter__(self) -> RowStream:
+        return self
+
+    async def __anext__(self) -> RowResult:
+        if self._thread is None and not self._stop.is_set():
+            self._begin()
+        if self._stop.is_set():
+            raise StopAsyncIteration
+        try:
+            item = await self._finished.get()
+            if isinstance(item, BaseException):
+                raise item
+        except BaseException:
+            await self.aclose()
+            raise
+        if item is None:
+            await self.aclose()
+            raise StopAsyncIteration
+        return item
+
+    async def aclose(self) -> None:
+        """Stops the job; returns when its files are closed. It can be called again."""
+        self._stop.set()
+        again: asyncio.CancelledError | None = None
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError as error:  # once more: the thread has files all the same
+                again = error
+        if again is not None:
+            raise again
+
+    def __del__(self) -> None:
+        self._stop.set()
+        # The thread itself may be the one that collects a cycle with this in it.
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _begin(self) -> None:
+        # The thread must not hold this object, else nobody could drop it.
+        loop, finished, stop = asyncio.get_running_loop(), self._finished, self._stop
+        opened = ExitStack()
+        job = opened.enter_context(self._job())
+
+        def tell(value: RowResult | BaseException | None) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens
+                loop.call_soon_threadsafe(finished.put_nowait, value)
 
         def run() -> None:
             try:
-                _execute(job, on_line=lambda line: tell(row_result(line)), stopping=stop.is_set)
+                with opened:
+                    _execute(
+                        job,
+                        on_line=lambda line: tell(row_result(line)),
+                        stopping=lambda: stop.is_set() or loop.is_closed(),
+                    )
             except BaseException as error:
                 tell(error)
             else:
                 tell(None)
 
-        thread = threading.Thread(target=run, name="batchgen")
-        thread.start()
-        try:
-            while (item := await finished.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            again: asyncio.CancelledError | None = None
-            while thread.is_alive():  # also where it is cancelled once more: the thread has files
-                try:
-                    await asyncio.sleep(0.01)
-                except asyncio.CancelledError as error:
-                    again = error
-            if again is not None:
-                raise again
+        self._thread = threading.Thread(target=run, name="batchgen")
+        self._thread.start()
 
 
 def row_result(line: bytes | Mapping[str, Any]) -> RowResult:

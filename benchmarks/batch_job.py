@@ -47,7 +47,7 @@ TARGETS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--only", choices=sorted(TARGETS))
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--output", type=Path, help="write the JSON here as well")

@@ -91,7 +91,7 @@ def main() -> int:
 
 
 def _arguments() -> tuple[Sizes, list[str] | None, Path | None]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--only", choices=list(PARTS), action="append")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rows", type=int, default=10_000, help="of the headline load")

@@ -155,7 +155,7 @@ def measure(rows: int, context: int, threads: int, steps: int, dtype: str, exact
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--context", type=int, default=128, help="mean tokens of a row")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

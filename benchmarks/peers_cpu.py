@@ -251,7 +251,7 @@ def show(case: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--setup", type=Path, help="make the peers' environment here, and stop")
     parser.add_argument("--env", type=Path, help="the environment that --setup has made")
     parser.add_argument("--models", default="moe-46m,moe-320m,dense-30m,dense-160m")

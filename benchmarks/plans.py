@@ -148,7 +148,7 @@ def one_deadline(rng: random.Random, path: str, workers: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--deadlines", type=int, default=8)

@@ -343,7 +343,9 @@ def say(line: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: every target met; 1: one missed; 2: usage."""
-    parser = argparse.ArgumentParser(prog="benchmarks/run.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/run.py", description=__doc__.partition("\n\n")[0]
+    )
     parser.add_argument(
         "--only", default=",".join(GROUPS), help="measurements, with commas between"
     )

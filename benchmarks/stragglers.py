@@ -1,5 +1,5 @@
-"""Slow, healed and lost engines against the bars of docs/simulation.md: prints a table, exits with
-1 when one does not hold. It simulates; no clock of this machine is read.
+"""Slow, healed and lost engines against the bars of docs/stragglers.md: prints a table, exits
+with 1 when one does not hold. It simulates; no clock of this machine is read.
 
     python benchmarks/stragglers.py [--seeds 3] [--rows 4000] [--engines 16]
 """

@@ -92,7 +92,9 @@ class Driver:
         self._streams: dict[int, list[int]] = {}  # ticket -> rows whose closed pages it takes down
         self._told_ps = 0
         self._covered_ps = self._step_began_ps = self._ended_ps = self._waited_ps = 0
-        self._decoded = 0
+        self._running = self._decoded = (
+            0  # rows of the step's first pass, and summed over its passes
+        )
         self._pending: list[ev.Finish] = []
         self._epoch = 0
 
@@ -308,6 +310,7 @@ class Driver:
         began_ps = self.clock.now_ps()
         if one.number == 0:
             self._step_began_ps, self._decoded = began_ps, 0
+            self._running = len(one.decodes)
         self._decoded += len(one.decodes)
         if self.row_timeout_ps is not None:
             for row, _, _, _ in one.chunks:
@@ -405,7 +408,9 @@ class Driver:
         )
         self._tell(event, now)
         pages = self.runtime.kv_pages(0)
-        self.record.one_step(step, passes, began_ps, now, decoded, len(finished), pages)
+        self.record.one_step(
+            step, passes, began_ps, now, self._running, decoded, len(finished), pages
+        )
         if self.progress is not None:
             self.progress(now, len(self.reasons), len(self.table))
 

@@ -75,11 +75,13 @@ class DriverRecord:
         passes: int,
         began_ps: int,
         end_ps: int,
+        running: int,
         decoded: int,
         num_finished: int,
         kv_pages: int,
     ) -> None:
-        """A step was reported; `decoded` sums its decoding rows over its passes."""
+        """A step was reported; `running` rows decoded in its first pass, and `decoded` in all of
+        them together."""
         tokens = sum(size for _, _, size, _ in step.chunks) * passes
         lasts = sum(last for _, _, _, last in step.chunks)
         kind = record.KIND_DECODE
@@ -92,7 +94,7 @@ class DriverRecord:
             began_ps,
             end_ps - began_ps,
             kind,
-            decoded // max(passes, 1),
+            running,
             tokens,
             decoded + lasts,
             num_finished,

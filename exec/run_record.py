@@ -116,6 +116,7 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
                 "node": 0,
                 "num_gpus": 1,
                 "hbm_pages_total": plan.engines[0].hbm_pages,
+                "page_tokens": plan.page_tokens,
                 "peak_flops": ceilings.matmul_flops,
                 "peak_bw": ceilings.memory_bytes_s,
             }

@@ -87,6 +87,7 @@ def simulate(
                 "node": spec.node,
                 "num_gpus": spec.num_gpus,
                 "hbm_pages_total": spec.hbm_pages * spec.num_ranks,
+                "page_tokens": plan.page_tokens,
                 "peak_flops": gpu.peak_for(model.weight_dtype) * spec.num_ranks * per_rank,
                 "peak_bw": gpu.hbm_bytes_per_s * spec.num_ranks * per_rank,
                 **(

@@ -194,8 +194,8 @@ def _text(value: Any) -> str:
 def missed(found: Sequence[Found]) -> list[str]:
     """What is beyond its bar, in words."""
     return [
-        f"{one.source}, {one.comparison.load}: {one.comparison.after} {one.ratio:.2f} x of "
-        f"{one.comparison.before}, published {published_text(one.comparison)}"
+        f"{one.source}, {one.comparison.load}: {one.comparison.after} is {one.ratio:.2f} times as "
+        f"fast as {one.comparison.before}, published {published_text(one.comparison)}"
         for one in found
         if not one.passes
     ]

@@ -160,7 +160,9 @@ def show(sources: Mapping[str, Source], found: Sequence[Found]) -> None:
 
     console = Console(width=120, highlight=False)
     table = Table(
-        title=f"Migration and tail mitigation: time of one over that of the other, bar {BAR:.0%}",
+        title=f"Migration and tail mitigation: time before over time after, bar {BAR:.0%}",
+        caption="!: beyond its bar" if any(not one.passes for one in found) else None,
+        caption_justify="left",
         title_justify="left",
     )
     for name in ("source", "load", "before", "after"):

@@ -224,7 +224,13 @@ def _print(
     from rich.table import Table
 
     console = Console(width=120, highlight=False)
-    table = Table(title="Published and simulated completion times", title_justify="left")
+    marked = not (all(one.passes for one in outcomes) and all(one.passes for one in found))
+    table = Table(
+        title="Published and simulated completion times",
+        title_justify="left",
+        caption="!: beyond its bar" if marked else None,
+        caption_justify="left",
+    )
     for name in ("load", "GPUs", "system", "layout"):
         table.add_column(name, no_wrap=True)
     for name in ("published", "simulated", "ratio", "bar"):

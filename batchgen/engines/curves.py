@@ -33,7 +33,7 @@ def draw(runs: Sequence[tuple[Recorded, Mapping[str, RunRecord]]], path: Path) -
                 bins = max(1, int(np.ceil(span * BINS_PER_S)))
                 edges = series.bin_edges_s(record, bins)
                 middle = (edges[1:] + edges[:-1]) / 2
-                running = series.engine_series(record, bins, record.steps["running"]).sum(axis=0)
+                running = series.running_series(record, bins).sum(axis=0)
                 label = f"simulated, {costs}"
                 look = {"color": colour, "linestyle": line, "linewidth": 1.4, "label": label}
                 above.plot(middle, running, **look)

@@ -24,6 +24,7 @@ from batchgen.report.record import (
     RunRecord,
     stage_column,
 )
+from batchgen.report.stretches import stretches
 from batchgen.report.tail import CAUSES, column
 from batchgen.units import to_s
 
@@ -53,10 +54,15 @@ def bct_s(record: RunRecord) -> float:
 
 def clipped_durations_ps(record: RunRecord) -> NDArray[np.int64]:
     """Duration of each step inside the window, int64 picoseconds, shape (steps,)."""
+    return _clipped(record, record.steps["start_ps"], record.steps["duration_ps"])
+
+
+def _clipped(
+    record: RunRecord, start_ps: NDArray[np.int64], duration_ps: NDArray[np.int64]
+) -> NDArray[np.int64]:
     start, end = window_ps(record)
-    begin = np.clip(record.steps["start_ps"], start, end)
-    finish = np.clip(record.steps["start_ps"] + record.steps["duration_ps"], start, end)
-    return np.asarray(finish - begin, dtype=np.int64)
+    begin = np.clip(start_ps, start, end)
+    return np.asarray(np.clip(start_ps + duration_ps, start, end) - begin, dtype=np.int64)
 
 
 def busy_ps(record: RunRecord) -> NDArray[np.int64]:
@@ -197,7 +203,7 @@ def kv_peak_fraction(record: RunRecord) -> float | None:
 def kv_mean_fraction(record: RunRecord) -> float | None:
     """KV pages leased / size, mean over BCT and engines by size; idle engines count as empty.
 
-    A step counts with the most pages leased in it, so this is a little too large.
+    A step counts with the most pages leased in it until rows end in it, see `stretches`.
     """
     return _kv(record)[1]
 
@@ -208,22 +214,24 @@ def _kv(record: RunRecord) -> tuple[float | None, float | None]:
     total = sum(sizes.values())
     if not total or end == start:
         return None, None
-    durations = clipped_durations_ps(record).astype(np.float64)
     engines, index = np.unique(record.steps["engine"], return_inverse=True)
     size = np.array([sizes[int(e)] for e in engines], dtype=np.float64)[index]
     pages = record.steps["kv_pages"]
     known = size > 0
     peak = float((pages[known] / size[known]).max()) if known.any() else None
-    return peak, float((pages * durations).sum()) / (total * (end - start))
+    cut = stretches(record)
+    held = float((cut.kv_pages * _clipped(record, cut.start_ps, cut.duration_ps)).sum())
+    return peak, held / (total * (end - start))
 
 
 def mean_running(record: RunRecord) -> float:
-    """Rows running in the whole cluster, mean over BCT; a step counts with its first pass."""
+    """Rows running in the whole cluster, mean over BCT; each counts until its own end."""
     start, end = window_ps(record)
     if end == start:
         return 0.0
-    running = record.steps["running"].astype(np.float64)
-    return float((running * clipped_durations_ps(record)).sum()) / (end - start)
+    cut = stretches(record)
+    lasted = _clipped(record, cut.start_ps, cut.duration_ps)
+    return float((cut.running.astype(np.float64) * lasted).sum()) / (end - start)
 
 
 def mean_decode_batch(record: RunRecord) -> float | None:

@@ -82,7 +82,7 @@ def _looks(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
 def _utilisation(plt: Any, record: RunRecord, path: Path) -> Path:
     """Two heat maps, GPU against time: share of time in passes, and rows in the running batch."""
     busy = series.busy_series(record, NUM_BINS)
-    running = series.engine_series(record, NUM_BINS, record.steps["running"])
+    running = series.running_series(record, NUM_BINS)
     running /= np.array([max(int(e["num_gpus"]), 1) for e in record.engines])[:, None]
     figure, axes = plt.subplots(2, 1, figsize=(9.5, 7.2), sharex=True)
     figure.suptitle(f"{record.policy}: {_setting(record)}", fontsize=11, x=0.01, ha="left")
@@ -176,7 +176,7 @@ def _fault_legend(figure: Any, axes: Any) -> None:
 def _active(plt: Any, record: RunRecord, path: Path) -> Path:
     """Rows in passes, and those that wait for one in whatever state, over time, stacked."""
     edges = series.bin_edges_s(record, NUM_BINS)
-    running = series.engine_series(record, NUM_BINS, record.steps["running"]).sum(axis=0)
+    running = series.running_series(record, NUM_BINS).sum(axis=0)
     queue = series.waiting(record, NUM_BINS)
     divisor, unit = style.time_unit(edges[-1])
     figure, axis = plt.subplots(figsize=(9.5, 4.0))
@@ -284,9 +284,9 @@ def _overlay(plt: Any, records: Sequence[RunRecord], path: Path) -> Path:
         gpus = np.array([int(e["num_gpus"]) for e in record.engines], dtype=np.float64)
         busy = series.busy_series(record, NUM_BINS // 2) * gpus[:, None]
         axes[0].stairs(100 * busy.sum(axis=0) / max(record.num_gpus, 1), edges, **look)
-        running = series.engine_series(record, NUM_BINS // 2, record.steps["running"])
+        running = series.running_series(record, NUM_BINS // 2)
         axes[1].stairs(running.sum(axis=0), edges, **look)
-        pages = series.engine_series(record, NUM_BINS // 2, record.steps["kv_pages"])
+        pages = series.kv_series(record, NUM_BINS // 2)
         size = sum(int(e["hbm_pages_total"]) for e in record.engines)
         axes[2].stairs(100 * pages.sum(axis=0) / max(size, 1), edges, **look)
     axes[0].set(ylabel=f"{_device(records[0])}s in passes (%)", ylim=(0, 104))

@@ -81,7 +81,7 @@ class RunRecord:
     or "back"; the plots draw these.
 
     engines: {"engine", "node", "num_gpus", "hbm_pages_total", "peak_flops", "peak_bw"}; the last
-    three are of the whole engine (pages, FLOP/s, byte/s; 0 if unknown).
+    three are of the whole engine (pages, FLOP/s, byte/s; 0 if unknown). "page_tokens" may be there.
 
     wall_s: what the run itself took on this machine. gpu_price_per_hour: US dollars, 0 if unknown.
     decisions: the decision log as bytes of a gzip file, read once when the run is written.

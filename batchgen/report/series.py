@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from batchgen.report.metrics import window_ps
 from batchgen.report.record import RunRecord, stage_column
+from batchgen.report.stretches import stretches
 
 Floats = NDArray[np.float64]
 
@@ -25,19 +26,44 @@ def engine_series(record: RunRecord, num_bins: int, weight: NDArray[Any] | None 
     `weight` is per step (None: 1, which gives the busy fraction); shape (engines, num_bins), in
     the order of `record.engines`. A step adds to a bin by the share of the bin that it covers.
     """
+    steps = record.steps
+    weights = np.ones(len(steps["engine"])) if weight is None else weight
+    spans = steps["engine"], steps["start_ps"], steps["duration_ps"]
+    return _binned(record, num_bins, *spans, weights)
+
+
+def running_series(record: RunRecord, num_bins: int) -> Floats:
+    """Rows in passes per engine and bin, each until its own end; (engines, num_bins)."""
+    cut = stretches(record)
+    return _binned(record, num_bins, cut.engine, cut.start_ps, cut.duration_ps, cut.running)
+
+
+def kv_series(record: RunRecord, num_bins: int) -> Floats:
+    """KV pages leased per engine and bin, see `stretches`; (engines, num_bins)."""
+    cut = stretches(record)
+    return _binned(record, num_bins, cut.engine, cut.start_ps, cut.duration_ps, cut.kv_pages)
+
+
+def _binned(
+    record: RunRecord,
+    num_bins: int,
+    engine: NDArray[np.int64],
+    start_ps: NDArray[np.int64],
+    duration_ps: NDArray[np.int64],
+    weight: NDArray[Any],
+) -> Floats:
+    """`engine_series` of any spans of time, all arrays of one length."""
     start, end = window_ps(record)
     num_engines, span = len(record.engines), max(end - start, 1)
     order = {int(e["engine"]): i for i, e in enumerate(record.engines)}
-    engines, inverse = np.unique(record.steps["engine"], return_inverse=True)
+    engines, inverse = np.unique(engine, return_inverse=True)
     row = np.array([order[int(e)] for e in engines], dtype=np.int64)[inverse]
-    weights = np.ones(len(row)) if weight is None else np.asarray(weight, dtype=np.float64)
+    weights = np.asarray(weight, dtype=np.float64)
 
-    # In units of bins: begin and finish of each step, clipped to the window.
+    # In units of bins: begin and finish of each span, clipped to the window.
     scale = num_bins / span
-    begin = np.clip((record.steps["start_ps"] - start) * scale, 0.0, num_bins)
-    finish = np.clip(
-        (record.steps["start_ps"] + record.steps["duration_ps"] - start) * scale, 0.0, num_bins
-    )
+    begin = np.clip((start_ps - start) * scale, 0.0, num_bins)
+    finish = np.clip((start_ps + duration_ps - start) * scale, 0.0, num_bins)
     width = num_bins + 2
     first = np.minimum(begin.astype(np.int64), num_bins)
     last = np.minimum(finish.astype(np.int64), num_bins)
@@ -103,7 +129,7 @@ def waiting(record: RunRecord, num_bins: int) -> Floats:
     start, end = window_ps(record)
     present = _mean_count(record.rows["arrival_ps"], start, end, num_bins)
     gone = _mean_count(record.rows["end_ps"][record.rows["end_ps"] >= 0], start, end, num_bins)
-    running = engine_series(record, num_bins, record.steps["running"]).sum(axis=0)
+    running = running_series(record, num_bins).sum(axis=0)
     return np.asarray(np.maximum(present - gone - running, 0.0), dtype=np.float64)
 
 

@@ -16,6 +16,9 @@ from batchgen.sweep.table import AXES, Cell
 MOST_COLUMNS = 3
 MOST_PANELS = 24
 MOST_VARIANTS = 40
+MOST_LEGEND_COLUMNS = 4
+HANDLE_IN, LETTER_IN, LINE_IN = 0.55, 0.08, 0.18
+"""Room in a legend, inches: a column beside its words, a letter, a line."""
 DEVICES, GPUS = AXES.index("devices"), AXES.index("gpus")
 
 
@@ -59,30 +62,30 @@ def draw(found: Sequence[Cell], title: str, path: Path) -> Path | None:
                 axis.set_xlabel("GPUs" if over_gpus else f"completion time ({unit})")
             if over_gpus and i % columns == 0:
                 axis.set_ylabel(f"completion time ({unit})")
-        _legend(figure, panels[0], over_gpus)
+        some_failed = any(len(cell.good) < len(cell.runs) for cell in found)
+        _legend(figure, panels[0], over_gpus, some_failed)
         return style.save(figure, path)
 
 
 def _variants(found: Sequence[Cell]) -> dict[tuple[Any, ...], tuple[str, str, str]]:
-    """(label, colour, line) of each policy, layout and set of options: a colour per policy where
-    there are several, a line per rest."""
+    """(label, colour, line) of each policy, layout and set of options: a colour per policy, or per
+    set of options where there is one policy, or per layout where that is all; a line per rest."""
     keys = list(dict.fromkeys(cell.axes[2:] for cell in found))[:MOST_VARIANTS]
     varying = [i for i in range(3) if len({key[i] for key in keys}) > 1] or [1]
-    policies = list(dict.fromkeys(str(key[1]) for key in keys))
-    if len(policies) == 1:
-        looks = style.looks([policies[0]] * len(keys))
-    else:
-        colours = dict(zip(policies, style.looks(policies), strict=True))
-        rest = list(dict.fromkeys((key[0], key[2]) for key in keys))
-        styles = [rest.index((key[0], key[2])) % len(style.LINE_STYLES) for key in keys]
-        looks = [
-            (colours[str(key[1])][0], style.LINE_STYLES[number])
-            for key, number in zip(keys, styles, strict=True)
-        ]
-    return {
-        key: (", ".join(str(key[i]) for i in (1, 0, 2) if i in varying), *look)
-        for key, look in zip(keys, looks, strict=True)
-    }
+    main = next(i for i in (1, 2, 0) if i in varying)
+    values = list(dict.fromkeys(str(key[main]) for key in keys))
+    names = values if main == 1 else [str(keys[0][1])] * len(values)
+    colours = dict(zip(values, style.looks(names), strict=True))
+    others = list(dict.fromkeys(key[:main] + key[main + 1 :] for key in keys))
+    variants = {}
+    for key in keys:
+        colour, line = colours[str(key[main])]
+        if len(others) > 1:
+            number = others.index(key[:main] + key[main + 1 :])
+            line = style.LINE_STYLES[number % len(style.LINE_STYLES)]
+        label = ", ".join(str(key[i]) for i in (1, 0, 2) if i in varying)
+        variants[key] = (label, colour, line)
+    return variants
 
 
 def _bars(axis: Any, inside: Sequence[Cell], variants: Any, divisor: float) -> None:
@@ -121,19 +124,25 @@ def _lines(axis: Any, inside: Sequence[Cell], variants: Any, divisor: float) -> 
     axis.xaxis.set_major_formatter("{x:,.0f}")
 
 
-def _legend(figure: Any, axis: Any, over_gpus: bool) -> None:
+def _legend(figure: Any, axis: Any, over_gpus: bool, some_failed: bool) -> None:
     if over_gpus:
-        handles, labels = axis.get_legend_handles_labels()
-        columns = min(len(labels), 4)
-        if labels:
-            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        handles, words = axis.get_legend_handles_labels()
+    else:
+        grey = style.GREY
+        handles = [
+            axis.fill_between([], [], color=grey, alpha=0.35, lw=0),
+            axis.plot([], [], "o", ms=5, color=grey)[0],
+            axis.plot([], [], "o", ms=5, mfc="white", mec=grey)[0],
+        ]
+        words = ["fastest to slowest seed", "mean", "99 % of the rows done"]
+        if some_failed:
+            handles.append(axis.plot([], [], "x", ms=6, color=style.VERMILION, ls="")[0])
+            words.append("a run failed")
+    if not words:
         return
-    grey = style.GREY
-    handles = [
-        axis.fill_between([], [], color=grey, alpha=0.35, lw=0),
-        axis.plot([], [], "o", ms=5, color=grey)[0],
-        axis.plot([], [], "o", ms=5, mfc="white", mec=grey)[0],
-        axis.plot([], [], "x", ms=6, color=style.VERMILION, ls="")[0],
-    ]
-    words = ["fastest to slowest seed", "mean", "99 % of the rows done", "a run failed"]
-    figure.legend(handles, words, loc="outside lower center", ncols=4, fontsize=8.5)
+    width, height = figure.get_size_inches()
+    widest = HANDLE_IN + LETTER_IN * max(len(word) for word in words)
+    columns = min(len(words), MOST_LEGEND_COLUMNS, max(1, int(width / widest)))
+    lines = -(-len(words) // columns)
+    figure.set_size_inches(width, height + LINE_IN * (lines - 1))
+    figure.legend(handles, words, loc="outside lower center", ncols=columns, fontsize=8.5)

@@ -151,7 +151,9 @@ def test_a_missed_one_is_told(
     monkeypatch.setattr("batchgen.catalog.mitigation.load_sources", lambda: {"tailsieve": wrong})
     assert main(ONLY) == 1
     said = capsys.readouterr()
-    assert "tailsieve, code, 8 x 1: groups by known work" in said.err
+    assert "tailsieve, code, 8 x 1: groups by known work is " in said.err
+    assert " times as fast as groups in turn, published" in said.err
+    assert "!: beyond its bar" in said.out
     assert "published 3.00 x" in said.err
     assert "!" in said.out
 

@@ -82,7 +82,7 @@ def test_who_stops_listening_goes_on_later(model: Path, tmp_path: Path) -> None:
             seen.append(row.index)
             if len(seen) == 2:
                 break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
 
     asyncio.run(some())
     assert len(seen) == 2
@@ -142,7 +142,10 @@ def test_a_table(model: Path, tmp_path: Path) -> None:
 
 
 def test_who_is_cancelled_twice_waits_for_the_job_all_the_same(model: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": f"row {n}", "max_tokens": 60, "ignore_eos": True} for n in range(40)]
+    # The first row ends long before the others, so that there is a job left to cancel.
+    rows = [
+        {"prompt": f"row {n}", "max_tokens": 300 if n else 4, "ignore_eos": True} for n in range(12)
+    ]
     output = tmp_path / "out.jsonl"
 
     async def cancelled() -> None:
@@ -163,4 +166,50 @@ def test_who_is_cancelled_twice_waits_for_the_job_all_the_same(model: Path, tmp_
     asyncio.run(cancelled())
     assert not [one for one in threading.enumerate() if one.name == "batchgen"]
     result = batchgen.run_batch(model, rows, output, exact=True, threads=1, resume="if-possible")
-    assert result.counts["done"] == 40
+    assert result.counts["done"] == 12
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_who_leaves_the_loop_stops_the_job_in_silence(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    dropped: bool,
+) -> None:
+    """With `break`, as docs/python.md has it, and where the event loop is closed before the stream
+    is dropped: the thread ends, prints nothing, and what it did is there to go on with."""
+    rows = [{"prompt": f"row {n}", "max_tokens": 5 + 20 * n, "ignore_eos": True} for n in range(8)]
+    output = tmp_path / "out.jsonl"
+    kept: list[batchgen.api.RowStream] = []
+    real, closed = batchgen.api._execute, threading.Event()
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return real(*args, **kwargs)
+        finally:  # what is said last is said to a loop that may be gone
+            closed.wait(0.3 if dropped else 30)
+
+    monkeypatch.setattr(batchgen.api, "_execute", late)
+    broken: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", broken.append)
+
+    async def first() -> None:
+        if not dropped:
+            kept.append(batchgen.iter_batch(model, rows, output, exact=True, threads=1))
+        async for _ in (
+            kept[0] if kept else batchgen.iter_batch(model, rows, output, exact=True, threads=1)
+        ):
+            break
+
+    asyncio.run(first())
+    left = [one for one in threading.enumerate() if one.name == "batchgen"]
+    assert len(left) == (0 if dropped else 1)
+    closed.set()
+    for one in left:
+        one.join()
+    assert not broken
+    assert capfd.readouterr().err == ""
+    assert not output.exists()
+    result = batchgen.run_batch(model, rows, output, exact=True, threads=1, resume="always")
+    assert result.counts == {"rows": 8, "done": 8, "failed": 0}

@@ -27,6 +27,7 @@ def hand_record(synthetic: ModuleType, **changes: Any) -> RunRecord:
     rows["row"][:] = range(4)
     rows["prompt_tokens"][:] = (100, 200, 300, 400)
     rows["output_tokens"][:] = (8, 8, 11, 3)
+    rows["engine"][:] = (0, 0, 1, 1)
     rows["arrival_ps"][:] = S
     rows["first_token_ps"][:] = (2 * S, 2 * S, 7 * S // 2, 2 * S)
     rows["end_ps"][:] = (6 * S, 6 * S, 11 * S, 3 * S)
@@ -120,7 +121,7 @@ def test_every_metric_of_a_hand_made_record(synthetic: ModuleType) -> None:
         "suspensions": 0,
         "kv_peak_fraction": 0.8,  # engine 0: 8 of 10
         "kv_mean_fraction": (4 * 1 + 8 * 4 + 10 * 3 + 15 * 7) / (40 * 10),
-        "mean_running": (2 * 1 + 2 * 4 + 2 * 3 + 1 * 7) / 10,
+        "mean_running": (2 * 1 + 2 * 4 + (2 * 3 - 1) + 1 * 7) / 10,  # one ends 1 s before its step
         "mean_decode_batch": 28 / 20,  # 19 decode passes, a ghost's among them, and a mixed one
         "gpu_hours": 40 / 3600,
         "cost_usd": 1.8 * 40 / 3600,

@@ -82,6 +82,18 @@ def test_words_are_gpus_drawn_by_the_seed(tmp_path: Path) -> None:
     assert device_file(next(sweep.runs()), tmp_path) is None
 
 
+def test_the_example_of_the_docs(tmp_path: Path) -> None:
+    """Every file that it names is there, from `examples/sweeps`."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    text = page.split("```yaml\n")[1].split("```")[0]
+    assert "../../" in text
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("../../", f"{root}/"), encoding="utf-8")
+    sweep = read_sweep(str(path))
+    assert sweep.num_runs == 2 * 2 * 2 * 2 * 3 * 5
+
+
 def test_a_file_per_seed(tmp_path: Path) -> None:
     for seed in range(3):
         (tmp_path / f"d-{seed}.jsonl").write_text("")

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from batchgen.cli import main
+from batchgen.sweep import picture
 from batchgen.sweep.picture import draw
 from batchgen.sweep.table import cells, lines, markdown, slowdown, trouble_lines, write_parquet
 
@@ -74,6 +75,48 @@ def test_pictures_are_the_same_each_time(tmp_path: Path, gpus: tuple[int, ...]) 
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert imread(paths[0]).shape[1] > 800
     assert draw(cells([ROWS[3]]), "title", tmp_path / "none.png") is None
+
+
+@pytest.mark.parametrize("gpus", [(4,), (4, 8)])
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:2] + ROWS[4:6]])
+def test_the_legend_is_in_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: tuple[int, ...], rows: list[Any]
+) -> None:
+    """However narrow; and it speaks of failed runs where some failed."""
+    seen: list[tuple[bool, list[str]]] = []
+
+    def look(figure: Any, path: Path) -> Path:
+        figure.draw_without_rendering()
+        legend = figure.legends[0]
+        box, whole = legend.get_window_extent(), figure.bbox
+        seen.append((box.x0 >= 0 and box.x1 <= whole.x1, [t.get_text() for t in legend.texts]))
+        return path
+
+    monkeypatch.setattr(picture.style, "save", look)
+    many = [
+        {**one, "gpus": number, "layout_asked": layout, "options": options}
+        for number in gpus
+        for layout in ("rule", "dpa32+ep32,dp2")
+        for options in ("plain", "small expert batches")
+        for one in rows
+        if one["devices"] == "healthy" or rows is ROWS
+    ]
+    assert draw(cells(many), "title", tmp_path / "a.png") is not None
+    inside, words = seen[0]
+    assert inside
+    assert ("a run failed" in words) == (rows is ROWS and len(gpus) == 1)
+
+
+def test_an_option_has_one_colour_in_all_layouts() -> None:
+    many = [
+        {**ROWS[0], "layout_asked": layout, "options": options}
+        for layout in ("tp1", "tp2")
+        for options in ("plain", "other", "third")
+    ]
+    looks = picture._variants(cells(many))
+    assert len({colour for _, colour, _ in looks.values()}) == 3
+    assert len({(key[2], colour) for key, (_, colour, _) in looks.items()}) == 3
+    assert len({look[1:] for look in looks.values()}) == 6
 
 
 def test_columns_have_types(tmp_path: Path) -> None:
