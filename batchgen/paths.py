@@ -159,3 +159,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except (IsADirectoryError, PermissionError):  # macOS says the latter of a folder
         shutil.rmtree(path, ignore_errors=True)
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads, through links; a loop of them stays as it is (`resolve` would raise)."""
+    return Path(os.path.realpath(path))

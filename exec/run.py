@@ -26,7 +26,7 @@ from batchgen.job.forecast import Forecast
 from batchgen.job.inputs import form_of
 from batchgen.job.retry import failed_requests
 from batchgen.job.snapshot import Snapshot
-from batchgen.paths import check_new_output, check_output, shown_path
+from batchgen.paths import check_new_output, check_output, real_path, shown_path
 from batchgen.report.record import RunRecord
 from batchgen.report.rundir import write_json
 
@@ -196,11 +196,11 @@ def _check_apart(job: ExecJob, model: Path) -> None:
     ):
         if path is None:
             continue
-        place = path.resolve()
+        place = real_path(path)
         with suppress(OSError):
             if place.samefile(job.input):
                 raise UserError(f"{path} is the input", remedy=f"give another {name}")
-        if any(place.is_relative_to(folder) for folder in (model.absolute(), model.resolve())):
+        if any(place.is_relative_to(folder) for folder in (model.absolute(), real_path(model))):
             raise UserError(
                 f"{path} lies in the folder of the model", remedy=f"give another {name}"
             )

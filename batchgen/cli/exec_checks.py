@@ -8,7 +8,7 @@ from pathlib import Path
 from batchgen.errors import UserError
 from batchgen.job.final import OUTPUT_FORMS, form_of_name
 from batchgen.job.folder import JOB, default_folder
-from batchgen.paths import check_new_output, check_output, check_result
+from batchgen.paths import check_new_output, check_output, check_result, real_path
 
 
 def check_options(
@@ -75,17 +75,17 @@ def check_outputs(
         # A killed process may have left them: who goes on replaces its own.
         if path is not None:
             check_result(path, force=force or goes_on)
-            if output.resolve() == path.resolve():
+            if real_path(output) == real_path(path):
                 raise UserError(f"{path} is the output", remedy="give another file")
-    if error_file and manifest and error_file.resolve() == manifest.resolve():
+    if error_file and manifest and real_path(error_file) == real_path(manifest):
         raise UserError(f"{manifest} is the --error-file too", remedy="give another --manifest")
     if job_dir is not None or str(output) != "-":
-        own = begun.parent.resolve()
+        own = real_path(begun.parent)
         for path in (output, error_file, manifest, out):
-            if path is not None and path.resolve().is_relative_to(own):
+            if path is not None and real_path(path).is_relative_to(own):
                 raise UserError(f"{path} lies in the folder of the job", remedy="give another name")
     if out is not None:
-        if out.resolve() == output.resolve():
+        if real_path(out) == real_path(output):
             raise UserError(f"{out} is the output", remedy="give another --out")
         from batchgen.report.rundir import check_target
 
