@@ -9,6 +9,9 @@ import numpy as np
 from batchgen.cost.api import FloatArray
 from batchgen.cost.expert_placement import rank_loads
 
+_BLOCK = 1024  # numbers of tokens at once: a table of them has hundreds of thousands
+_NOTHING = 2.0**-60  # less than this leaves 1.0 as it is
+
 
 def touched_experts(
     tokens: FloatArray,
@@ -27,7 +30,15 @@ def touched_experts(
     chance = popularity(int(num_experts), int(top_k), skew)  # type: ignore[arg-type]
     # Passes of one step mostly have as many tokens as each other.
     different, place = np.unique(tokens, return_inverse=True)
-    distinct = (1.0 - np.power(1.0 - chance[None, :], different[:, None])).sum(1)
+    distinct = np.full(len(different), float(len(chance)))
+    for begin in range(0, len(different), _BLOCK):
+        some = different[begin : begin + _BLOCK]
+        # The popular come first, and those that all of the block touch need no power.
+        surely = int((np.power(1.0 - chance, some[0]) < _NOTHING).sum())
+        if surely < len(chance):
+            terms = np.ones((len(some), len(chance)))
+            terms[:, surely:] -= np.power(1.0 - chance[None, surely:], some[:, None])
+            distinct[begin : begin + _BLOCK] = terms.sum(1)
     found: FloatArray = distinct[place].reshape(np.shape(tokens))
     return found
 
