@@ -58,7 +58,7 @@ def test_a_module_a_part_and_a_preset_are_targets(
     monkeypatch.syspath_prepend(str(PARTS))
     check = ["policy", "check", "--cases", "1", "--json"]
     assert main([*check, "honest"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["parts"]) == 7
+    assert len(json.loads(capsys.readouterr().out)["parts"]) == 8
     assert main([*check, "orca"]) == 0
     assert main([*check, "batchgen.policy.memory:RecomputeNewest"]) == 0
 
