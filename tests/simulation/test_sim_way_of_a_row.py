@@ -62,9 +62,11 @@ def test_a_row_enters_few_files_before_its_first_token(preset: str) -> None:
     core, around = files_entered(preset)
     assert {"runtime/core.py", "runtime/engine/decide.py", "runtime/engine/rank.py"} <= core
     core -= PLANS  # once for all rows, before any of them moves
-    assert len(core) <= 16, sorted(core)
+    # Rows that are dealt from a deck, and prompts that are paced, are an idea and a file each.
+    more = len(core & {"runtime/engine/deck.py", "policy/batching.py"})
+    assert len(core) <= 16 + more, sorted(core)
     overlaps = "attention_theta" in PRESETS[preset].costs  # passes are no sums: rows' detail
     advised = PRESETS[preset].parts["tail"] == "partition"  # it asks what passes should take
-    most = 6 + 3 * overlaps + 2 * advised
+    most = 7 + 3 * overlaps + 2 * advised  # setup.py gives arrivals one after the other
     assert len(around) <= most, sorted(around)
     print(preset, len(core), sorted(core), len(around), sorted(around))

@@ -142,8 +142,8 @@ def wait_for_lines(path: Path, number: int) -> None:
     raise AssertionError("no run was finished in 30 s")
 
 
-LONG_RUNS = 360
-LONG = SMALL.replace("seeds: 2", "seeds: 30").replace("layouts: [rule, tp4]\n", "")
+LONG_RUNS = 720
+LONG = SMALL.replace("seeds: 2", "seeds: 60").replace("layouts: [rule, tp4]\n", "")
 
 
 @pytest.fixture(scope="module")
