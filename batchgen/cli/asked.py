@@ -13,13 +13,13 @@ from batchgen.cli.load_options import DEFAULTS
 from batchgen.errors import UserError
 
 if TYPE_CHECKING:
-    from batchgen.cli.exec_options import ExecOptions
-    from batchgen.cli.plan_options import PlanOptions
-    from batchgen.cli.serve_options import ServeOptions
-    from batchgen.cli.sim_options import SimOptions
+    from batchgen.cli.exec_flags import ExecFlags
+    from batchgen.cli.plan_flags import PlanFlags
+    from batchgen.cli.serve_flags import ServeFlags
+    from batchgen.cli.sim_flags import SimFlags
 
 
-def of_engine(asked: ExecOptions | ServeOptions) -> dict[str, Any]:
+def of_engine(asked: ExecFlags | ServeFlags) -> dict[str, Any]:
     """Fields of an `ExecJob`: the model, and how an engine runs rows. Loads torch.
     Raises UserError."""
     from batchgen.exec.devices import usual_dtype
@@ -40,7 +40,7 @@ def of_engine(asked: ExecOptions | ServeOptions) -> dict[str, Any]:
     }
 
 
-def of_load(asked: SimOptions | PlanOptions) -> dict[str, Any]:
+def of_load(asked: SimFlags | PlanFlags) -> dict[str, Any]:
     """Fields of a `SimJob`: the load, the model, the machines and the costs. Raises UserError."""
     return {
         "trace": asked.trace,
@@ -61,7 +61,7 @@ def of_load(asked: SimOptions | PlanOptions) -> dict[str, Any]:
     }
 
 
-def check_machines(asked: SimOptions | PlanOptions) -> None:
+def check_machines(asked: SimFlags | PlanFlags) -> None:
     """Raises UserError for two kinds of machines."""
     if asked.cluster is not None and asked.gpu is not None:
         raise UserError("--gpu and --cluster are both given", remedy="give one of them")

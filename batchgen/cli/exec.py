@@ -22,7 +22,7 @@ from batchgen.cli.exec_checks import (
     parse_shard,
 )
 from batchgen.cli.exec_ending import report, say_ended
-from batchgen.cli.exec_options import ExecOptions
+from batchgen.cli.exec_flags import ExecFlags
 from batchgen.cli.forecasting import check_profile, predictor
 from batchgen.cli.live import Talk, mode_of, shown
 from batchgen.cli.options import command
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, ExecOptions, name="exec")
-def exec_(asked: ExecOptions) -> int:
+@command(app, ExecFlags, name="exec")
+def exec_(asked: ExecFlags) -> int:
     """Answer a file of prompts. Broken rows become error rows; the others are finished."""
     check_options(asked)
     check_numbers(asked)
@@ -78,7 +78,7 @@ def exec_(asked: ExecOptions) -> int:
 
 
 def _job(
-    asked: ExecOptions,
+    asked: ExecFlags,
     rows: Path,
     file: Path,
     *,
@@ -113,7 +113,7 @@ def _job(
     )
 
 
-def _answer(asked: ExecOptions, job: ExecJob, mode: str, talk: Talk, *, to_stdout: bool) -> Ended:
+def _answer(asked: ExecFlags, job: ExecJob, mode: str, talk: Talk, *, to_stdout: bool) -> Ended:
     """Runs the job under a display, until its end or a signal. to_stdout: the answers are printed
     as soon as they are there."""
     from batchgen.exec.run import execute

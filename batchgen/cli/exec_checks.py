@@ -12,10 +12,10 @@ from batchgen.job.folder import JOB, default_folder
 from batchgen.paths import check_new_output, check_output, check_result, real_path
 
 if TYPE_CHECKING:
-    from batchgen.cli.exec_options import ExecOptions
+    from batchgen.cli.exec_flags import ExecFlags
 
 
-def check_options(asked: ExecOptions) -> None:
+def check_options(asked: ExecFlags) -> None:
     """Raises UserError that names the option and what it may be."""
     if asked.log not in ("off", "steps", "full"):
         raise UserError(f"--log is '{asked.log}'", remedy="choose one of off, steps, full")
@@ -30,7 +30,7 @@ def check_options(asked: ExecOptions) -> None:
             raise UserError(f"--{name} is {value}", remedy="give at least 1")
 
 
-def check_numbers(asked: ExecOptions) -> None:
+def check_numbers(asked: ExecFlags) -> None:
     """Raises UserError for numbers that mean nothing."""
     timeout, price = asked.row_timeout, asked.price_per_hour
     if timeout is not None and not 0 < timeout < 1e9:
@@ -41,7 +41,7 @@ def check_numbers(asked: ExecOptions) -> None:
         raise UserError(f"--price-per-hour is {price:g}", remedy="give 0 or more")
 
 
-def check_outputs(asked: ExecOptions) -> Path:
+def check_outputs(asked: ExecFlags) -> Path:
     """All that will be written can be; returns the output. Raises UserError before a long run, not
     after it."""
     output, out = asked.output, asked.out
@@ -68,7 +68,7 @@ def check_outputs(asked: ExecOptions) -> Path:
     return output
 
 
-def _check_beside(asked: ExecOptions, output: Path) -> None:
+def _check_beside(asked: ExecFlags, output: Path) -> None:
     """The files beside the output are apart from it, from each other and from the job's folder."""
     error_file, manifest = asked.error_file, asked.manifest
     begun = (default_folder(output) if asked.job_dir is None else asked.job_dir) / JOB

@@ -22,7 +22,7 @@ from batchgen.cli.common import (
     users_code,
 )
 from batchgen.cli.options import command
-from batchgen.cli.plan_options import PlanOptions
+from batchgen.cli.plan_flags import PlanFlags
 from batchgen.cli.sim import simulator
 from batchgen.cores import num_cores
 from batchgen.errors import UserError
@@ -40,8 +40,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-@command(app, PlanOptions)
-def plan(asked: PlanOptions) -> int:
+@command(app, PlanFlags)
+def plan(asked: PlanFlags) -> int:
     """Find the fastest plan for a trace on a cluster, or the cheapest cluster for a deadline."""
     check_input("trace", asked.trace, remedy="give a JSONL file, plain or gzip")
     if asked.profile is not None and kind_of(asked.profile) != "folder":

@@ -13,7 +13,7 @@ import typer
 from batchgen.cli.asked import extra_needed, of_engine
 from batchgen.cli.common import say
 from batchgen.cli.options import command
-from batchgen.cli.serve_options import ServeOptions
+from batchgen.cli.serve_flags import ServeFlags
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import Unfinished, UserError
 
@@ -31,8 +31,8 @@ DRAIN_S = 30.0
 INTERRUPTED = 3
 
 
-@command(app, ServeOptions)
-def serve(asked: ServeOptions) -> int:
+@command(app, ServeFlags)
+def serve(asked: ServeFlags) -> int:
     """Serve batches to the openai package and others, on this machine, until a signal."""
     import python_multipart  # noqa: F401  # starlette asks for it when the first file comes
     import starlette  # noqa: F401  # what is not installed is told before torch loads
@@ -72,7 +72,7 @@ def serve(asked: ServeOptions) -> int:
 
 
 def _until_signal(
-    asked: ServeOptions,
+    asked: ServeFlags,
     store: Store,
     batches: Batches,
     names: tuple[str, ...],
@@ -113,7 +113,7 @@ def _until_signal(
             os._exit(INTERRUPTED)
 
 
-def _limits(asked: ServeOptions) -> Limits:
+def _limits(asked: ServeFlags) -> Limits:
     from batchgen.serve.limits import Limits
 
     return Limits(

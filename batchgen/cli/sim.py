@@ -23,7 +23,7 @@ from batchgen.cli.common import (
 )
 from batchgen.cli.load_options import DEFAULTS
 from batchgen.cli.options import command
-from batchgen.cli.sim_options import SimOptions
+from batchgen.cli.sim_flags import SimFlags
 from batchgen.cores import num_cores
 from batchgen.errors import UserError
 from batchgen.paths import check_input, kind_of
@@ -50,8 +50,8 @@ def simulator() -> Simulate:
     return cast(Simulate, import_module("batchgen.sim.run").simulate)
 
 
-@command(app, SimOptions)
-def sim(asked: SimOptions) -> int:
+@command(app, SimFlags)
+def sim(asked: SimFlags) -> int:
     """Simulate a trace on a cluster, under one policy or several."""
     policies = _policies(asked.policy, asked.compare)
     _check_files(asked.trace, asked.faults, asked.profile)

@@ -1,4 +1,4 @@
-"""The options of `batchgen exec`."""
+"""The flags of `batchgen exec`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from batchgen.cli.input_options import Chat, InputFormat, PromptColumn, PromptTe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExecOptions:
+class ExecFlags:
     """As typer has read them: types and given ranges hold, nothing else is checked."""
 
     model: Annotated[

@@ -1,4 +1,4 @@
-"""The options of `batchgen sim`."""
+"""The flags of `batchgen sim`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from batchgen.simjob import LOGS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimOptions:
+class SimFlags:
     """As typer has read them: types hold, nothing else is checked."""
 
     trace: Annotated[str, typer.Option(help="Trace to run: JSONL, plain or gzip.")]

@@ -1,4 +1,4 @@
-"""The options of `batchgen serve`."""
+"""The flags of `batchgen serve`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from batchgen.cli.engine_options import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)  # an API key is never printed
-class ServeOptions:
+class ServeFlags:
     """As typer has read them: types and given ranges hold, nothing else is checked."""
 
     model: Annotated[

@@ -1,4 +1,4 @@
-"""The options of `batchgen plan`."""
+"""The flags of `batchgen plan`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from batchgen.cli.load_options import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanOptions:
+class PlanFlags:
     """As typer has read them: types and given ranges hold, nothing else is checked."""
 
     trace: Annotated[str, typer.Option(help="Load to plan for: JSONL, plain or gzip.")]
