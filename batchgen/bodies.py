@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -195,13 +197,27 @@ def close(body: Body) -> None:
         raise
     except BaseException as error:
         if inspect.getgeneratorstate(body) != inspect.GEN_CLOSED:
-            _stubborn.append(body)
+            _keep(body)
         raise _broken(error) from None
 
 
 _stubborn: list[Body] = []
 """Bodies that yield when they are closed. Python would close them again, and complain, as soon as
-nobody has them; at the end of the process it does (the command line mutes that)."""
+nobody has them."""
+
+
+def _keep(body: Body) -> None:
+    """Until the process ends."""
+    if not _stubborn:
+        atexit.register(_let_go)
+    _stubborn.append(body)
+
+
+def _let_go() -> None:
+    """Python's complaints go nowhere: each of these bodies has failed its row by name."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    _stubborn.clear()
+    sys.unraisablehook = hook
 
 
 def _broken(error: BaseException) -> BodyError:

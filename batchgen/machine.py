@@ -78,7 +78,7 @@ def resolve(job: SimJob, expert_skew: float) -> Machine:
         layout,
         preset,
         gpus_per_node=per_node,
-        max_context=model.max_context,
+        max_context=options.context_of(model),
         options=options,
     )
     home = build_cost(

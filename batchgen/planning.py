@@ -49,6 +49,11 @@ class PlanOptions:
     disk_share: float = option(1.0, least=0, most=1)
     attention: str = one_of(*ATTENTION)
     row_bytes: int = option(0, least=0, most=1 << 40)
+    max_context: int | None = option(None, least=2, most=MOST_SIZE)
+
+    def context_of(self, model: ModelSpec) -> int:
+        """Tokens that a row of the model may come to, its prompt and its outputs together."""
+        return self.max_context or model.max_context
 
     @property
     def residency(self) -> Residency:

@@ -10,7 +10,6 @@ the field `question` of JSON lines.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -23,8 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import machine
-from serve_job import requests
+from questions import options, requests, tell
 
 from batchgen.errors import UserError
 from batchgen.job.looking import look_at
@@ -95,32 +93,24 @@ def check(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
-    parser.add_argument("questions", nargs="+", type=Path)
-    parser.add_argument("--model", required=True, type=Path)
-    parser.add_argument("--kills", default=2, type=int)
-    parser.add_argument("--max-tokens", default=64, type=int)
-    parser.add_argument("--limit", type=int, help="only the first rows")
+    parser = options(__doc__)
     parser.add_argument("--undisturbed", action="store_true", help="compare with a job not killed")
-    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    rows = requests(args.questions, args.max_tokens)[: args.limit]
-    load = [os.getloadavg()[0]]
+    rows = requests(args)
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="batchgen-exec-") as name:
         folder = Path(name)
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        options = ["--exact"] if args.undisturbed else []
-        job = argv_of(args.model, folder / "killed", options)
+        mode = ["--exact"] if args.undisturbed else []
+        job = argv_of(args.model, folder / "killed", mode)
         found = run(job, folder / "killed", len(rows), args.kills)
         found |= check(folder / "killed", rows)
         if args.undisturbed:
-            job = argv_of(args.model, folder / "whole", options)
+            job = argv_of(args.model, folder / "whole", mode)
             found["undisturbed_wall_s"] = run(job, folder / "whole", len(rows), 0)["wall_s"]
             both = [undated(folder / one / "out.jsonl") for one in ("killed", "whole")]
             found["same_bytes"] = both[0] == both[1]
-    load.append(os.getloadavg()[0])
-    found |= {"machine": machine.describe(), **machine.commit(), "load_average": load}
-    machine.publish(found, args.output)
+    tell(found, load, args)
     wanted = ("each_once", "in_order", "manifest_agrees", "same_bytes")
     is_good = all(found.get(name, True) for name in wanted)
     return 0 if is_good and found["exit_code"] in (0, 1) else 1

@@ -8,7 +8,6 @@ Questions are the field `question` of JSON lines.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -20,11 +19,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import machine
 from openai import OpenAI
 from openai.types import Batch
+from questions import URL, options, requests, tell
 
-URL = "/v1/chat/completions"
 POLL_S = 0.5
 
 
@@ -48,18 +46,6 @@ class Server:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-
-
-def requests(paths: list[Path], max_tokens: int) -> list[dict[str, Any]]:
-    """One request per question."""
-    found = []
-    for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            messages = [{"role": "user", "content": json.loads(line)["question"]}]
-            body = {"model": "m", "messages": messages, "max_tokens": max_tokens}
-            name = f"row-{len(found)}"
-            found.append({"custom_id": name, "method": "POST", "url": URL, "body": body})
-    return found
 
 
 def ended(batch: Batch) -> int:
@@ -121,22 +107,14 @@ def run(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("questions", nargs="+", type=Path)
-    parser.add_argument("--model", required=True, type=Path)
-    parser.add_argument("--kills", default=2, type=int)
-    parser.add_argument("--max-tokens", default=64, type=int)
-    parser.add_argument("--limit", type=int, help="only the first rows")
+    parser = options(__doc__)
     parser.add_argument("--server", default="", help="more options of the server")
-    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    rows = requests(args.questions, args.max_tokens)[: args.limit]
-    load = [os.getloadavg()[0]]
+    rows = requests(args)
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="batchgen-serve-") as folder:
         found = run(args.model, rows, args.kills, Path(folder) / "state", args.server.split())
-    load.append(os.getloadavg()[0])
-    found |= {"machine": machine.describe(), **machine.commit(), "load_average": load}
-    machine.publish(found, args.output)
+    tell(found, load, args)
     wanted = ("each_once", "in_order", "counts_agree", "usage_agrees")
     return 0 if found["status"] == "completed" and all(found[name] for name in wanted) else 1
 

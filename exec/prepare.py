@@ -252,6 +252,12 @@ def check_options(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
             remedy="leave them out",
             code="capability",
         )
+    if options.max_context is not None:
+        raise UserError(
+            "--set plan.max_context: exec keeps to the context of the checkpoint",
+            remedy="leave it out; --max-tokens bounds what rows produce",
+            code="capability",
+        )
     if "plan.memory_fraction" in overrides:
         raise UserError(
             "--set plan.memory_fraction: exec does not size its memory by it",

@@ -77,9 +77,9 @@ def set_up(
         if fault.kind == "skew":
             skewed(fault.speed)  # what it refuses, it refuses now
     budgets = output_budgets(trace, job.max_output_tokens)
-    check_contexts(trace, model.max_context, model.name, job.trace)
-    check_conversations(trace, budgets, model.max_context, model.name, job.trace)
-    further = further_stages(trace, budgets, model.max_context, job.body)
+    check_contexts(trace, plan.max_context, model.name, job.trace)
+    check_conversations(trace, budgets, plan.max_context, model.name, job.trace)
+    further = further_stages(trace, budgets, plan.max_context, job.body)
     true_output = np.minimum(trace.output_tokens, budgets).astype(np.int32)
     table = Table(trace.prompt_tokens, budgets, group=trace.group)
     if job.oracle:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from batchgen.catalog.tail_batching import Rounds
+from batchgen.simcommand import overrides_of
 from batchgen.simjob import SimJob
 
 BAR = 0.25
@@ -171,24 +172,9 @@ def job_of(load: RolloutLoad, setting: Setting, trace: Path) -> SimJob:
         gpus=load.gpus,
         layout=load.layout,
         policy=setting.policy,
-        overrides=tuple((key, _text(value)) for key, value in setting.changes.items()),
+        overrides=overrides_of(setting.changes),
         oracle=setting.oracle,
     )
-
-
-def command_of(load: RolloutLoad, setting: Setting, trace: Path) -> str:
-    """The command that simulates a load under a setting, given its trace."""
-    job = job_of(load, setting, trace)
-    words = [
-        f"batchgen sim --trace {job.trace} --model {job.model} --gpu {job.gpu} --gpus {job.gpus}",
-        f"--layout {job.layout} --policy {job.policy}",
-        *(f"--set {key}={value}" for key, value in job.overrides),
-    ]
-    return " ".join([*words, "--oracle"] if job.oracle else words)
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def missed(found: Sequence[Found]) -> list[str]:

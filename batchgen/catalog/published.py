@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import combinations
@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from batchgen.simcommand import overrides_of
 from batchgen.simjob import SimJob
 
 BAR = 0.15
@@ -138,11 +139,6 @@ def mean_error(outcomes: Sequence[Outcome]) -> float:
     return sum(abs(one.error) for one in outcomes) / len(outcomes)
 
 
-def overrides_of(cell: Cell) -> tuple[tuple[str, str], ...]:
-    """Its `set` as the options of a simulation."""
-    return tuple((key, str(value)) for key, value in cell.changes.items())
-
-
 def write_trace(name: str, load: Load, folder: Path, *, seed: int = 0) -> Path:
     """The trace of a load as `folder`/`name`.jsonl, made once."""
     from batchgen.trace.generate import GenerateOptions, Part, generate
@@ -199,16 +195,5 @@ def job_of(cell: Cell, load: Load, trace: Path) -> SimJob:
         gpus=cell.gpus,
         layout=cell.layout,
         policy=cell.system,
-        overrides=overrides_of(cell),
+        overrides=overrides_of(cell.changes),
     )
-
-
-def command_of(cell: Cell, loads: Mapping[str, Load]) -> str:
-    """The command that simulates a cell, given a trace of its load."""
-    parts = [
-        f"batchgen sim --trace {cell.load}.jsonl --model {loads[cell.load].model}",
-        f"--cluster {cell.cluster} --gpus {cell.gpus} --layout {cell.layout}",
-        f"--policy {cell.system}",
-        *(f"--set {key}={value}" for key, value in overrides_of(cell)),
-    ]
-    return " ".join(parts)

@@ -111,7 +111,8 @@ def trace_of(
 def commands(sources: Mapping[str, Source], wanted: Chosen, folder: Path) -> Iterator[str]:
     """Writes the traces of the first draw; the command of each load under each setting, but for
     those whose rounds depend on each other."""
-    from batchgen.catalog.mitigation import command_of
+    from batchgen.catalog.mitigation import job_of
+    from batchgen.simcommand import command
 
     settings = {
         (name, one.load, how): None
@@ -122,7 +123,7 @@ def commands(sources: Mapping[str, Source], wanted: Chosen, folder: Path) -> Ite
     for name, rollout, how in settings:
         source = sources[name]
         path = trace_of(sources, name, rollout, 0, folder)
-        yield command_of(source.loads[rollout], source.settings[how], path)
+        yield command(job_of(source.loads[rollout], source.settings[how], path))
 
 
 def document(sources: Mapping[str, Source], found: Sequence[Found]) -> dict[str, Any]:

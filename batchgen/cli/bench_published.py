@@ -203,7 +203,8 @@ def _wider(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> Itera
 
 def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> None:
     """Writes the traces and prints, for each cell, the command that simulates it."""
-    from batchgen.catalog.published import command_of, write_trace
+    from batchgen.catalog.published import job_of, write_trace
+    from batchgen.simcommand import command
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +215,7 @@ def _commands(cells: Sequence[Cell], loads: dict[str, Load], folder: Path) -> No
         ) from None
     for cell in cells:
         path = write_trace(cell.load, loads[cell.load], folder)
-        print(command_of(cell, loads).replace(f"{cell.load}.jsonl", str(path), 1))
+        print(command(job_of(cell, loads[cell.load], path)))
 
 
 def _print(

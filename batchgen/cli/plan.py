@@ -9,32 +9,20 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from batchgen.cli.asked import check_machines, of_load
 from batchgen.cli.common import (
     JSON_SCHEMA,
     PLAIN_EVERY_S,
     parse_names,
-    parse_overrides,
     say,
     users_code,
 )
-from batchgen.cli.load_options import (
-    DEFAULTS,
-    Arrivals,
-    Cluster,
-    Costs,
-    Gpu,
-    GpusPerNode,
-    Limit,
-    MaxOutputTokens,
-    Model,
-    Oracle,
-    Profile,
-    Seed,
-)
+from batchgen.cli.options import command
+from batchgen.cli.plan_flags import PlanFlags
 from batchgen.cli.sim import simulator
 from batchgen.cores import num_cores
 from batchgen.errors import UserError
@@ -52,103 +40,33 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-@app.command()
-def plan(
-    trace: Annotated[str, typer.Option(help="Load to plan for: JSONL, plain or gzip.")],
-    model: Model = DEFAULTS["model"],
-    gpus: Annotated[
-        int, typer.Option(help="GPUs in the cluster; with --deadline the most there may be.")
-    ] = DEFAULTS["gpus"],
-    gpu: Gpu = None,
-    gpus_per_node: GpusPerNode = None,
-    cluster: Cluster = None,
-    deadline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Find the cheapest cluster that ends by then: 90s, 45min, 2h, 1d.",
-        ),
-    ] = None,
-    among: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="GPUs and clusters that --deadline considers; default: the whole catalog.",
-        ),
-    ] = None,
-    prices: Annotated[
-        list[str] | None,
-        typer.Option("--price", metavar="NAME=USD", help="Price of a GPU-hour; may be repeated."),
-    ] = None,
-    policy: Annotated[str, typer.Option(help="Preset to plan for.")] = DEFAULTS["policy"],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PART.OPTION=VALUE",
-            help="Fix one option; what is set of the plan is not searched.",
-        ),
-    ] = None,
-    arrivals: Arrivals = DEFAULTS["arrivals"],
-    max_output_tokens: MaxOutputTokens = None,
-    oracle: Oracle = False,
-    profile: Profile = None,
-    costs: Costs = DEFAULTS["costs"],
-    seed: Seed = DEFAULTS["seed"],
-    limit: Limit = None,
-    body: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:FUNCTION", help="Body of every row."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Processes; default: one per core.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-    progress: Annotated[str, typer.Option(metavar="auto|off", help="Progress on stderr.")] = "auto",
-) -> int:
+@command(app, PlanFlags)
+def plan(asked: PlanFlags) -> int:
     """Find the fastest plan for a trace on a cluster, or the cheapest cluster for a deadline."""
-    check_input("trace", trace, remedy="give a JSONL file, plain or gzip")
-    if profile is not None and kind_of(profile) != "folder":
-        check_input("--profile", profile, remedy="give an existing file")
-    if progress not in ("auto", "off"):
-        raise UserError(f"--progress is '{progress}'", remedy="choose one of auto, off")
-    if cluster is not None and gpu is not None:
-        raise UserError("--gpu and --cluster are both given", remedy="give one of them")
-    if deadline is None and (among is not None or prices):
+    check_input("trace", asked.trace, remedy="give a JSONL file, plain or gzip")
+    if asked.profile is not None and kind_of(asked.profile) != "folder":
+        check_input("--profile", asked.profile, remedy="give an existing file")
+    if asked.progress not in ("auto", "off"):
+        raise UserError(f"--progress is '{asked.progress}'", remedy="choose one of auto, off")
+    check_machines(asked)
+    if asked.deadline is None and (asked.among is not None or asked.prices):
         raise UserError("--among and --price choose a cluster", remedy="add --deadline TIME")
-    job = SimJob(
-        trace=trace,
-        model=model,
-        gpu=gpu or DEFAULTS["gpu"],
-        cluster=cluster,
-        gpus=gpus,
-        gpus_per_node=gpus_per_node,
-        policy=policy,
-        overrides=parse_overrides(overrides or ()),
-        arrivals=arrivals,
-        max_output_tokens=max_output_tokens,
-        oracle=oracle,
-        profile=profile,
-        costs=costs,
-        seed=seed,
-        limit=limit,
-        body=body,
-    )
-    seconds = None if deadline is None else seconds_of(deadline)
-    tell = _Tell(progress == "auto")
+    job = SimJob(**of_load(asked), policy=asked.policy)
+    seconds = None if asked.deadline is None else seconds_of(asked.deadline)
+    tell = _Tell(asked.progress == "auto")
     with users_code():
         from batchgen.trace.schema import load
 
         rows = load(job.trace, max_rows=job.limit)
         if not len(rows):
-            raise UserError(f"{trace} has no rows", remedy="give a trace with some")
-        planner = _Planner(rows, workers or num_cores(), tell)
+            raise UserError(f"{asked.trace} has no rows", remedy="give a trace with some")
+        planner = _Planner(rows, asked.workers or num_cores(), tell)
         if seconds is None:
             answer = planner.answer(job)
         else:
-            names = _names(among, gpu, cluster)
-            answer = planner.cheapest(job, names, _prices(prices or ()), seconds)
-    if as_json:
+            names = _names(asked.among, asked.gpu, asked.cluster)
+            answer = planner.cheapest(job, names, _prices(asked.prices or ()), seconds)
+    if asked.as_json:
         print(json.dumps({"schema": JSON_SCHEMA, **answer}, indent=2, allow_nan=False))
     else:
         _show(answer)

@@ -8,38 +8,27 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from batchgen.cli.asked import check_machines, of_load
 from batchgen.cli.common import (
     parse_names,
-    parse_overrides,
     print_runs_json,
     print_table,
     progress_bar,
     say,
     users_code,
 )
-from batchgen.cli.load_options import (
-    DEFAULTS,
-    Arrivals,
-    Cluster,
-    Costs,
-    Gpu,
-    GpusPerNode,
-    Limit,
-    MaxOutputTokens,
-    Model,
-    Oracle,
-    Profile,
-    Seed,
-)
+from batchgen.cli.load_options import DEFAULTS
+from batchgen.cli.options import command
+from batchgen.cli.sim_flags import SimFlags
 from batchgen.cores import num_cores
 from batchgen.errors import UserError
 from batchgen.paths import check_input, kind_of
 from batchgen.policy.presets import label_of
-from batchgen.simjob import LOGS, Progress, SimJob, Simulate
+from batchgen.simjob import Progress, SimJob, Simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,109 +50,33 @@ def simulator() -> Simulate:
     return cast(Simulate, import_module("batchgen.sim.run").simulate)
 
 
-@app.command()
-def sim(
-    trace: Annotated[str, typer.Option(help="Trace to run: JSONL, plain or gzip.")],
-    model: Model = DEFAULTS["model"],
-    gpus: Annotated[int, typer.Option(help="GPUs in the cluster.")] = DEFAULTS["gpus"],
-    gpu: Gpu = None,
-    gpus_per_node: GpusPerNode = None,
-    cluster: Cluster = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="Parallel layout, or 'rule' for one by rule of thumb; default: the best for each "
-            "policy, found by simulating."
-        ),
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help=f"Preset to run; default: {DEFAULTS['policy']}.")
-    ] = None,
-    compare: Annotated[
-        str | None, typer.Option(help="Several presets instead, with commas between.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PART.OPTION=VALUE", help="Change one option; may be repeated."
-        ),
-    ] = None,
-    arrivals: Arrivals = DEFAULTS["arrivals"],
-    faults: Annotated[
-        str | None,
-        typer.Option(
-            "--devices", "--faults", help="Device trace: slow, lost and reclaimed GPUs (JSONL)."
-        ),
-    ] = None,
-    without_faults: Annotated[
-        bool,
-        typer.Option(
-            "--without-faults",
-            help="Run again without them, and say what they cost; twice the time.",
-        ),
-    ] = False,
-    max_output_tokens: MaxOutputTokens = None,
-    oracle: Oracle = False,
-    profile: Profile = None,
-    costs: Costs = DEFAULTS["costs"],
-    seed: Seed = DEFAULTS["seed"],
-    limit: Limit = None,
-    body: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION",
-            help="Body of every row; default: the stages that the trace has for it.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write run directories DIR/<policy> and plots here.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace run directories that exist.")
-    ] = False,
-    log: Annotated[
-        str, typer.Option(metavar="|".join(LOGS), help="Decision log in the run directory.")
-    ] = DEFAULTS["log"],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
-    progress: Annotated[str, typer.Option(metavar="auto|off", help="Progress on stderr.")] = "auto",
-) -> int:
+@command(app, SimFlags)
+def sim(asked: SimFlags) -> int:
     """Simulate a trace on a cluster, under one policy or several."""
-    policies = _policies(policy, compare)
-    _check_files(trace, faults, profile)
-    if without_faults and faults is None:
+    policies = _policies(asked.policy, asked.compare)
+    _check_files(asked.trace, asked.faults, asked.profile)
+    if asked.without_faults and asked.faults is None:
         raise UserError("--without-faults has nothing to leave out", remedy="add --devices FILE")
-    if log != "off" and out is None:
-        raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
-    if cluster is not None and gpu is not None:
-        raise UserError("--gpu and --cluster are both given", remedy="give one of them")
+    if asked.log != "off" and asked.out is None:
+        raise UserError(f"--log {asked.log} has nowhere to go", remedy="add --out DIR")
+    check_machines(asked)
     job = SimJob(
-        trace=trace,
-        model=model,
-        gpu=gpu or DEFAULTS["gpu"],
-        cluster=cluster,
-        gpus=gpus,
-        gpus_per_node=gpus_per_node,
-        layout=None if layout == RULE else layout,
+        **of_load(asked),
+        layout=None if asked.layout == RULE else asked.layout,
         policy=policies[0],
-        overrides=parse_overrides(overrides or ()),
-        arrivals=arrivals,
-        faults=faults,
-        max_output_tokens=max_output_tokens,
-        oracle=oracle,
-        profile=profile,
-        costs=costs,
-        seed=seed,
-        log=log,
-        limit=limit,
-        body=body,
+        faults=asked.faults,
+        log=asked.log,
     )
     runs = Runs(
-        job, searched=layout is None, healthy=without_faults, out=out, force=force, how=progress
+        job,
+        searched=asked.layout is None,
+        healthy=asked.without_faults,
+        out=asked.out,
+        force=asked.force,
+        how=asked.progress,
     )
     summaries = runs.of(policies)
-    if as_json:
+    if asked.as_json:
         print_runs_json(summaries)
     else:
         print_table(summaries)

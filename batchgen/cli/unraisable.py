@@ -28,8 +28,8 @@ def leave(taker: Callable[[BaseException], bool]) -> None:
 
 
 def quiet_bodies() -> None:
-    """A body that will not be closed has failed its row by name; Python need not complain as well,
-    at the end of the process least of all."""
+    """A run that was cut leaves bodies behind, which Python closes: it need not complain of those
+    that refuse. (Where a body is closed in a run, its row fails by name: `batchgen.bodies`.)"""
     if _is_of_a_body not in _takers:
         take(_is_of_a_body)
 

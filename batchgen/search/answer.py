@@ -1,8 +1,7 @@
-"""A found plan as data, as text, and as the command that runs it. It searches nothing."""
+"""A found plan as data and as text. It searches nothing."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,34 +10,10 @@ from batchgen.report.metrics import summary
 from batchgen.report.record import RunRecord
 from batchgen.search.find import Found
 from batchgen.search.space import Candidate
+from batchgen.simcommand import command
 from batchgen.simjob import SimJob
 
-FLAGS = (
-    *("trace", "model", "gpu", "cluster", "gpus", "gpus_per_node", "layout", "policy"),
-    *("arrivals", "faults", "max_output_tokens", "profile", "costs", "seed", "limit", "body"),
-)
-"""Fields of a job that `batchgen sim` has a flag for, in the order in which one reads them."""
-ALWAYS = ("trace", "model", "gpus", "layout", "policy")
-WORDS = {"faults": "devices"}
 ROLES = "{prefill} engines prefill, {decode} decode"
-
-
-def command(job: SimJob) -> str:
-    """The line of `batchgen sim` that runs a job."""
-    words = ["batchgen", "sim"]
-    defaults = {name: field.default for name, field in SimJob.__dataclass_fields__.items()}
-    for name in FLAGS:
-        value = getattr(job, name)
-        is_gpu = name == "gpu" and job.cluster is None
-        if value is None or (name == "gpu" and not is_gpu):
-            continue
-        if name in ALWAYS or is_gpu or value != defaults[name]:
-            words += [f"--{WORDS.get(name, name).replace('_', '-')}", str(value)]
-    if job.oracle:
-        words.append("--oracle")
-    for key, value in job.overrides:
-        words += ["--set", f"{key}={value}"]
-    return shlex.join(words)
 
 
 def document(job: SimJob, found: Found, record: RunRecord) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import pytest
 
 from batchgen.catalog.published import (
     Outcome,
-    command_of,
     job_of,
     load_published,
     mean_error,
@@ -26,6 +25,7 @@ from batchgen.cli import main
 from batchgen.layout import parse_layout
 from batchgen.model import load_model
 from batchgen.policy.presets import find_preset
+from batchgen.simcommand import command
 from batchgen.trace.lengths import parse_lengths
 
 DATA = load_published()
@@ -119,7 +119,7 @@ def test_each_cell_has_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_job_is_what_the_command_of_its_cell_says() -> None:
     for cell in DATA.cells:
         job = job_of(cell, DATA.loads[cell.load], Path("x.jsonl"))
-        words = command_of(cell, DATA.loads).replace(f"{cell.load}.jsonl", "x.jsonl").split()
+        words = command(job).split()
         given = [
             *("--trace", job.trace, "--model", job.model, "--cluster", job.cluster),
             *("--gpus", str(job.gpus), "--layout", job.layout, "--policy", job.policy),

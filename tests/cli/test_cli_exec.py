@@ -1,11 +1,9 @@
-"""`batchgen exec` and `model init`: rows in, answers out, in order; bad rows; run files."""
+"""`batchgen exec`: rows in, answers out, in order; bad rows; its run directory."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,7 @@ from exec_files import read, run, write
 from typer.main import get_command
 
 from batchgen.cli import main
-from batchgen.exec import worker as workers
 from batchgen.exec.prepare import prepare
-from batchgen.report import rundir
 
 EXEC_FLAGS = {
     "--model",
@@ -67,6 +63,8 @@ EXEC_FLAGS = {
     "--price-per-hour",
     "--shard",
 }
+
+
 CHAT = "/v1/chat/completions"
 
 
@@ -274,212 +272,6 @@ def test_the_run_directory_and_its_replay(
     assert {"schema": 1, **summary} == json.loads((folder / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EIO])
-def test_a_run_directory_that_cannot_be_written_costs_no_answer(
-    code: int,
-    model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(rundir, "write_json", refuse)
-    path = tmp_path / "in.jsonl"
-    path.write_text('{"prompt": "a", "max_tokens": 2}\n')
-    arguments = ["exec", "--model", str(model), "-i", str(path), "-o", str(tmp_path / "o")]
-    assert main([*arguments, "--out", str(tmp_path / "run"), "--progress", "off"]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said[-2].startswith(f"wrote {tmp_path / 'o'}: 1 rows answered")
-    assert said[-1] == f"error: cannot write {tmp_path / 'run'}: {os.strerror(code)}; check it"
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl", "o"]
-
-
-@pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
-)
-def test_short_memory_is_no_bug(
-    error: Exception,
-    model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def short(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(workers, "load_model", short)
-    path = tmp_path / "in.jsonl"
-    path.write_text('{"prompt": "a", "max_tokens": 2}\n')
-    assert main(["exec", "--model", str(model), "-i", str(path), "-o", str(tmp_path / "o")]) == 2
-    assert capsys.readouterr().err.startswith("error: memory is short; ")
-
-
-def test_model_init(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "m"
-    assert main(["model", "init", str(folder), "--arch", "qwen3-moe", "--seed", "4"]) == 0
-    assert f"wrote {folder}: a random tiny qwen3-moe checkpoint, seed 4" in capsys.readouterr().err
-    assert main(["model", "show", str(folder), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["num_experts"] == 8
-    before = (folder / "model.safetensors").read_bytes()
-    assert main(["model", "init", str(folder)]) == 2
-    assert "exists and is not empty" in capsys.readouterr().err
-    assert main(["model", "init", str(folder), "--force", "--size", "huge"]) == 2
-    assert "unknown size 'huge'; choose one of tiny, small" in capsys.readouterr().err
-    assert main(["model", "init", str(tmp_path / "no"), "--arch", "gpt"]) == 2
-    assert "unknown arch 'gpt'" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["m"]
-    assert (folder / "model.safetensors").read_bytes() == before
-    assert main(["model", "init", str(folder), "--force"]) == 0
-    assert (folder / "model.safetensors").read_bytes() != before
-    assert [path.name for path in tmp_path.iterdir()] == ["m"]
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.tex").write_text("years of work")
-    assert main(["model", "init", str(other), "--force"]) == 2
-    assert "is not a checkpoint (no config.json)" in capsys.readouterr().err
-    assert main(["model", "init", str(other / "thesis.tex"), "--force"]) == 2
-    assert (other / "thesis.tex").read_text() == "years of work"
-
-
-def test_the_threads_are_calm_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import os
-
-    from batchgen.cli.torch_threads import calm_threads
-
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    calm_threads()
-    assert "GOMP_SPINCOUNT" not in os.environ
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    calm_threads()
-    assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 100_000
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    calm_threads()
-    assert os.environ["GOMP_SPINCOUNT"] == "7"
-
-
-BODIES = """
-from batchgen.coroutine import DECODE, Extend, Outcome
-
-def twice(sequence):
-    outcome = yield DECODE
-    while outcome is not Outcome.FINISHED or not sequence.stage:
-        if outcome is Outcome.FINISHED and sequence.request.get("breaks"):
-            raise ValueError("no\\nmore")
-        if outcome is Outcome.FINISHED:
-            ids = sequence.request.get("ids", "and then?")
-            outcome = yield Extend(ids, 4)
-        else:
-            outcome = yield DECODE
-
-def shortest(sequence):
-    outcome = yield DECODE
-    while outcome is not Outcome.PROMPT_DONE:
-        outcome = yield DECODE
-
-def plain(sequence):
-    return None
-"""
-
-
-def test_bodies_extend_end_early_and_break(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "cli_bodies.py").write_text(BODIES)
-    (tmp_path / "cli_broken.py").write_text("import nothing_of_this_name\n")
-    short = {"prompt": "hello", "max_tokens": 3, "ignore_eos": True}
-    rows = write(
-        tmp_path / "in.jsonl",
-        [short, {**short, "breaks": 1}, {**short, "ids": [1, 999_999]}, {**short, "ids": []}],
-    )
-    assert run(model, rows, tmp_path / "o", "--body", "cli_bodies:twice", "--out", "d") == 1
-    good, *bad = [json.loads(line) for line in (tmp_path / "o").read_text().splitlines()]
-    body = good["response"]["body"]
-    stages = body["batchgen"]["stages"]
-    assert [stage["completion_tokens"] for stage in stages] == [3, 4]
-    assert stages[1]["follow_up"] == "and then?"
-    assert body["choices"][0]["text"] == stages[1]["text"]
-    counts = [sum(stage[name] for stage in stages) for name in body["usage"] if name in stages[0]]
-    assert [body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]] == counts
-    assert [line["error"]["code"] for line in bad] == ["body"] * 3
-    messages = [line["error"]["message"] for line in bad]
-    assert messages[0] == "its body raised ValueError: no more"
-    assert "extends by 999999, which is no id" in messages[1]
-    assert "both need at least 1 token" in messages[2]
-    assert run(model, rows, tmp_path / "p", "--body", "cli_bodies:shortest") == 0
-    for line in (tmp_path / "p").read_text().splitlines():
-        value = json.loads(line)["response"]["body"]
-        assert value["choices"][0]["finish_reason"] in ("stop", "length")
-        assert 1 <= value["usage"]["completion_tokens"] <= 3
-    capsys.readouterr()
-    for name, message in {
-        "cli_bodies": "--body is 'cli_bodies'; give module:function",
-        "cli_bodies:gone": "gone is missing in",
-        "cli_bodies:plain": "plain is no generator function",
-        "cli_broken:f": "cannot be imported (ModuleNotFoundError: No module named 'nothing_of",
-    }.items():
-        assert run(model, rows, tmp_path / "q", "--body", name) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert message in error
-
-
-def test_standard_output_that_is_full_loses_no_answer(
-    model: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    rows = write(tmp_path / "in.jsonl", [{"prompt": f"row {n}", "max_tokens": 4} for n in range(3)])
-    whole = tmp_path / "whole.jsonl"
-    assert run(model, rows, whole, "--exact", "--progress", "off") == 0
-    manifest = tmp_path / "manifest.json"
-    more = ("--exact", "--job-dir", str(tmp_path / "job"), "--manifest", str(manifest))
-    capfdbinary.readouterr()
-
-    def refuses(*args: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("batchgen.cli.spooling.shutil.copyfileobj", refuses)
-        assert run(model, rows, Path("-"), *more) == 3
-    assert b"cannot write standard output: No space left" in capfdbinary.readouterr().err
-    assert run(model, rows, Path("-"), *more, "--resume", "always") == 0
-    out, err = capfdbinary.readouterr()
-    created = [line["response"]["body"]["created"] for line in map(json.loads, out.splitlines())]
-    texts = [line["response"]["body"]["choices"] for line in map(json.loads, out.splitlines())]
-    assert texts == [line["response"]["body"]["choices"] for line in read(whole)]
-    assert len(set(created)) == 1
-    assert b"3 of them earlier" in err
-    assert json.loads(manifest.read_text())["attempts"] == 2
-    assert not (tmp_path / "job").exists()
-
-
-def test_a_manifest_that_cannot_be_written_can_be_later(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}])
-    output, manifest = tmp_path / "out.jsonl", tmp_path / "manifest.json"
-
-    def refuses(path: Path, value: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr("batchgen.exec.run.write_json", refuses)
-        assert run(model, rows, output, "--manifest", str(manifest)) == 3
-    assert "go on with --resume always" in capsys.readouterr().err
-    before = output.read_bytes()
-    assert run(model, rows, output, "--manifest", str(manifest), "--resume", "always") == 0
-    assert output.read_bytes() == before
-    told = json.loads(manifest.read_text())
-    assert told["output_sha256"] == hashlib.sha256(before).hexdigest()
-
-
 def test_an_input_that_changes_while_it_is_read(
     model: Path,
     tmp_path: Path,
@@ -501,43 +293,3 @@ def test_an_input_that_changes_while_it_is_read(
     assert sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl"]
     assert run(model, rows, output) == 0
     assert len(read(output)) == 3
-
-
-@pytest.mark.parametrize("option", ["--manifest", "--error-file"])
-def test_no_result_replaces_what_the_job_is_made_of(
-    option: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """--force is for results of an earlier run; who goes on with nothing has no results yet."""
-    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}, {"prompt": ""}])
-    output, link, thesis = (tmp_path / name for name in ("out.jsonl", "link.jsonl", "thesis"))
-    os.link(rows, link)
-    thesis.write_text("years of work")
-    kept = {path: path.read_bytes() for path in (rows, link, thesis, model / "config.json")}
-    for extra, why in (
-        ((str(rows), "--force"), f"in.jsonl is the input; give another {option}"),
-        ((str(link), "--force"), f"link.jsonl is the input; give another {option}"),
-        ((str(model / "config.json"), "--force"), "lies in the folder of the model"),
-        ((str(thesis), "--resume", "if-possible"), "thesis exists"),
-    ):
-        assert run(model, rows, output, option, *extra) == 2
-        assert why in capsys.readouterr().err
-        assert {path: path.read_bytes() for path in kept} == kept
-        assert not output.exists()
-    both = str(tmp_path / "both")
-    assert run(model, rows, output, "--manifest", both, "--error-file", both) == 2
-    assert "both is the --error-file too" in capsys.readouterr().err
-
-
-def test_results_have_places_of_their_own(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Said before the run: the folder of the job is in the way, or will not be there."""
-    rows = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}, {"prompt": ""}])
-    output, folder = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job"
-    for option in ("--error-file", "--manifest", "--out"):
-        assert run(model, rows, output, option, str(folder)) == 2
-        assert "lies in the folder of the job" in capsys.readouterr().err
-    assert run(model, rows, output, "--out", str(output)) == 2
-    assert "out.jsonl is the output; give another --out" in capsys.readouterr().err
-    assert run(model, rows, output, "--job-dir", str(output)) == 2
-    assert [one.name for one in tmp_path.iterdir()] == ["in.jsonl"]

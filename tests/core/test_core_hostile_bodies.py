@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import core_hostile
 import pytest
 from core_cases import Case, Row, run
@@ -27,6 +30,32 @@ def test_only_its_own_row_fails(name: str, depth: int) -> None:
         assert len(why) < 400
     assert outcome.runtime.bodies is not None
     assert outcome.runtime.bodies.live() == []
+
+
+def test_a_process_with_bodies_that_do_not_close_ends_in_silence() -> None:
+    """Python closes generators once more when it ends, and would complain of each that refuses."""
+    code = """
+from batchgen.bodies import close
+
+def refuses():
+    while True:
+        try:
+            yield
+        except GeneratorExit:
+            continue
+
+for _ in range(3):
+    body = refuses()
+    next(body)
+    try:
+        close(body)
+    except Exception as error:
+        print(type(error).__name__)
+del body
+"""
+    words = [sys.executable, "-P", "-c", code]
+    ended = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert (ended.stdout.split(), ended.stderr) == (["BodyError"] * 3, "")
 
 
 def test_a_body_may_poll() -> None:

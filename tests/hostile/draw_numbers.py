@@ -1,11 +1,12 @@
-"""Numbers of every option and field, far out of range."""
+"""Numbers of every option, far out of range, or a file with some."""
 
 from __future__ import annotations
 
 import dataclasses
 from random import Random
 
-from drawing import NUMBERS, SIM, damaged, dumps
+from draw_files import in_files
+from drawing import NUMBERS, OUT, RUN, SIM, TRACE
 from trying import Case, Place
 
 from batchgen.cost.efficiency import Efficiency
@@ -13,8 +14,6 @@ from batchgen.planning import PlanOptions
 from batchgen.policy.presets import PARTS, part_class
 
 NONE = ("--progress", "off")
-TRACE = ("sim", "--trace", "t.jsonl")
-RUN = ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.jsonl", "--threads", "1")
 MAKE = ("trace", "generate", "-o", "o.jsonl", "-n", "9", "--part", "1 / constant:9 / constant:3")
 LOST = ("trace", "devices", "generate", "-o", "o.jsonl")
 AGREE = ("validate", "agreement", "--model", "m", "-i", "in.jsonl", "--policies", "vllm")
@@ -173,7 +172,6 @@ def option_names() -> list[str]:
 SETTINGS = option_names()
 RATES = ("failures.mtbf_gpu_h", "slow.gpu_per_h", "spot.node_per_h", "host.mean_s", "skew.step_s")
 RATES += ("failures.repair_sigma", "spread.sd", "spot.burst_nodes", "spot.most_nodes", "skew.sd")
-OUT = ("o.jsonl",)
 
 
 def draw(rng: Random, place: Place) -> Case:
@@ -251,133 +249,3 @@ def draw(rng: Random, place: Place) -> Case:
             ),
         )
     return in_files(rng, place)
-
-
-def in_files(rng: Random, place: Place) -> Case:
-    """A row, a line or a field of a file."""
-    at = place.folder
-    which = rng.randrange(5)
-    if which == 0:
-        row = {
-            "prompt_tokens": 9,
-            "output_tokens": 3,
-            "max_output_tokens": 5,
-            "arrival_s": 0.1,
-            "group": 1,
-        }
-        row |= {
-            "prefix": [1, 2],
-            "stages": [{"prompt_tokens": 3, "output_tokens": 2, "wait_s": 0.1}],
-        }  # type: ignore[dict-item]
-        for name in ("prefix", "stages"):
-            if rng.random() < 0.5:
-                del row[name]
-        head = {"batchgen_trace": 1, "name": "x", "prefix_block_tokens": 16, "expert_skew": 0.0}
-        lines = [dumps(damaged(row, rng))]
-        if rng.random() < 0.4:
-            lines.insert(0, dumps(damaged(head, rng)))
-        (at / "t.jsonl").write_bytes("\n".join(lines).encode("utf-8", "surrogatepass") + b"\n")
-        return Case(
-            argv=rng.choice(
-                (
-                    (*TRACE, *SIM, "--arrivals", rng.choice(("batch", "trace"))),
-                    ("trace", "stats", "t.jsonl"),
-                    ("trace", "import", "t.jsonl", "-o", "o.jsonl", "--skip-bad"),
-                    ("plan", "--trace", "t.jsonl", *SIM[:6], "--workers", "1"),
-                )
-            ),
-            outputs=OUT,
-        )
-    if which == 1:
-        row = {
-            "at_s": 0.01,
-            "kind": rng.choice(("slow", "lost", "notice", "skew", "host")),
-            "gpu": 0,
-        }  # type: ignore[dict-item]
-        row |= {"factor": 2, "for_s": 0.1, "deadline_s": 0.2}
-        (at / "d.jsonl").write_bytes(
-            (dumps(damaged(row, rng)) + "\n").encode("utf-8", "surrogatepass")
-        )
-        return Case(
-            argv=rng.choice(
-                (
-                    (*TRACE, *SIM, "--devices", "d.jsonl"),
-                    ("trace", "devices", "stats", "d.jsonl"),
-                    ("trace", "devices", "import", "d.jsonl", "-o", "o.jsonl"),
-                )
-            ),
-            outputs=OUT,
-        )
-    if which == 2:
-        row = {
-            "custom_id": "a",
-            "prompt": "hello",
-            "max_tokens": 3,
-            "temperature": 0.5,
-            "top_p": 0.9,
-        }  # type: ignore[dict-item]
-        row |= {"top_k": 5, "seed": 3, "n": 1, "logprobs": 2, "stop": ["x"], "logit_bias": {"5": 1}}  # type: ignore[dict-item]
-        row |= {"presence_penalty": 0.5, "repetition_penalty": 1.1, "min_tokens": 1, "min_p": 0.1}
-        for name in rng.sample(sorted(row), 7):
-            if name != "prompt":
-                del row[name]
-        extra = ("messages", "stream", "response_format", "tools", "ignore_eos", "stop_token_ids")
-        lines = [dumps(damaged(row, rng, extra)), '{"prompt": "b", "max_tokens": 2}']
-        (at / "in.jsonl").write_bytes("\n".join(lines).encode("utf-8", "surrogatepass") + b"\n")
-        return Case(
-            argv=rng.choice((RUN, ("validate", "input", "in.jsonl"), (*RUN[:5], "--dry-run"))),
-            outputs=OUT,
-        )
-    if which == 3:
-        document = {
-            "trace": "t.jsonl",
-            "model": "llama-3.1-8b",
-            "gpu": "h100",
-            "gpus": [2],
-            "policies": ["vllm"],
-            "layouts": ["tp1"],
-            "seeds": 1,
-            "rows": 5,
-            "options": {"a": {"plan.depth": 2}},
-            "devices": {
-                "slow": [{"at_s": 0.01, "kind": "slow", "gpu": "a", "factor": 2, "for_s": 0.1}]
-            },
-        }
-        known = (
-            "limit",
-            "arrivals",
-            "max_output_tokens",
-            "oracle",
-            "costs",
-            "cluster",
-            "gpus_per_node",
-            "name",
-            "profile",
-            "body",
-        )
-        (at / "s.yaml").write_bytes(
-            dumps(damaged(document, rng, known)).encode("utf-8", "surrogatepass")
-        )
-        return Case(argv=("sweep", "s.yaml", "--out", "o.jsonl", "--workers", "1"), outputs=OUT)
-    constants = {"network": {"value": 0.4, "range": [0.05, 1.0], "meaning": "m", "source": "s"}}
-    document = {
-        "name": "mine",
-        "source": "s",
-        "gpu": "h20",
-        "gpus_per_node": 8,
-        "constants": constants,
-    }
-    (at / "c.yaml").write_bytes(dumps(damaged(document, rng)).encode("utf-8", "surrogatepass"))
-    return Case(
-        argv=(
-            *TRACE,
-            "--model",
-            "llama-3.1-8b",
-            "--gpus",
-            "8",
-            "--cluster",
-            "c.yaml",
-            "--layout",
-            "tp1",
-        )
-    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import socket
+from pathlib import Path
 from random import Random
 
 from drawing import lines
@@ -132,65 +134,110 @@ INPUT_FILES = (
 )
 
 
-def put(kind: str, rng: Random, place: Place) -> str:
-    """Makes something of this kind; its path as an argument."""
-    at = place.folder
-    name = rng.choice(
-        ("x", "x.jsonl", "x.json", "x.yaml", "x.png", "x.jsonl.gz", "x.parquet", "x.csv")
-    )
-    path = at / name
+# Paths that are there already, or nowhere: one of them is given as it stands.
+WORDS: dict[str, tuple[str, ...]] = {
+    "below a file": ("t.jsonl/x", "folder/a/b/c", "t.jsonl/", "old.jsonl/x.jsonl"),
+    "itself": INPUT_FILES,
+    "device": ("/dev/null", "/dev/zero", "/dev/tty", "/dev/urandom"),
+    "stdin": ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"),
+    "descriptor": (
+        *("/dev/fd/63", "/dev/fd/1", "/dev/stdout", "/dev/stderr", "/dev/fd/999999", "/dev/fd/x"),
+    ),
+    "closed folder": ("closed", "closed/x", "closed/none/x"),
+    "read-only folder": ("still", "still/x", "still/none", "still/none/x"),
+    "keep": ("keep", "keep/thesis.txt"),
+    "model file": ("m/config.json", "m/new.jsonl", "m/new", "m/model.safetensors", "m"),
+    "word": ("", ".", "..", "/", "//", "./.", "~", "none", "/nonexistent/x", "\u0007"),
+    "proc": (
+        *("/proc/self/mem", "/proc/self/environ", "/proc/self", "/proc/1/mem", "/sys", "/dev"),
+    ),
+}
+ONE_WORD = {
+    "folder": "folder",
+    "below nothing": "nothing/at/all.jsonl",
+    "bytes": "x\udcff\udc80.jsonl",
+    "full": "/dev/full",
+}
+JSON = ("{}", "[]", "5", '"x"', "null", '{"a": {}}', "[[1]]", "{}\n{}\n")
+LINKED = {
+    "hard link": ("t.jsonl", "in.jsonl", "m/config.json", "d.jsonl", "s.yaml"),
+    "link": ("t.jsonl", "in.jsonl", "m/config.json", "m", "d.jsonl"),
+}
+CLOSED = {"closed folder": {"closed": 0}, "read-only folder": {"still": 0o555}}
+NAMES = ("x", "x.jsonl", "x.json", "x.yaml", "x.png", "x.jsonl.gz", "x.parquet", "x.csv")
+
+
+def data_of(kind: str, rng: Random, trace: Path) -> bytes | None:
+    """What a file of this kind holds; None: it is no file."""
+    match kind:
+        case "empty file":
+            return b""
+        case "binary":
+            return rng.randbytes(rng.choice((1, 10, 5000)))
+        case "gzip":
+            return b"\x1f\x8b" + rng.randbytes(100)
+        case "cut gzip":
+            return gzip.compress(trace.read_bytes() * 50)[:60]
+        case "json":
+            return rng.choice(JSON).encode()
+        case "long line":
+            return b"x" * 200_000 + b"\n"
+        case "nul":
+            return b"\0" * 4096
+        case "utf-16":
+            return trace.read_text().encode("utf-16")
+        case "old":
+            return b"old\n"
+        case "unreadable":
+            return trace.read_bytes()
+    return None
+
+
+def make_folder(kind: str, at: Path) -> None:
+    """The folder that paths of this kind lie in, if they do."""
     if kind in ("folder", "link to folder", "below a file"):
         (at / "folder").mkdir()
         (at / "folder" / "a").write_text("a\n")
+    for name, mode in CLOSED.get(kind, {}).items():
+        (at / name).mkdir()
+        (at / name / "x").write_bytes((at / "t.jsonl").read_bytes())
+        (at / name).chmod(mode)
+
+
+def make_socket(at: Path, name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as end:
+        here = os.getcwd()
+        os.chdir(at)  # the path of a socket has 107 bytes at most
+        try:
+            end.bind(name)
+        finally:
+            os.chdir(here)
+
+
+def make_special(kind: str, path: Path, rng: Random) -> None:
+    """What is no plain file, at a path."""
     match kind:
-        case "folder":
-            return "folder"
         case "link to folder":
             path.symlink_to("folder")
+        case "broken link":
+            path.symlink_to("nowhere")
+        case "loop":
+            path.symlink_to(path.name)
+        case "link":
+            path.symlink_to(rng.choice(LINKED[kind]))
+        case "hard link":
+            os.link(path.parent / rng.choice(LINKED[kind]), path)
         case "empty folder":
             path.mkdir()
         case "pipe":
             os.mkfifo(path)
         case "socket":
-            with socket.socket(socket.AF_UNIX) as end:
-                here = os.getcwd()
-                os.chdir(at)  # the path of a socket has 107 bytes at most
-                try:
-                    end.bind(name)
-                finally:
-                    os.chdir(here)
-        case "broken link":
-            path.symlink_to("nowhere")
-        case "loop":
-            path.symlink_to(name)
-        case "empty file":
-            path.write_bytes(b"")
-        case "binary":
-            path.write_bytes(rng.randbytes(rng.choice((1, 10, 5000))))
-        case "gzip":
-            path.write_bytes(b"\x1f\x8b" + rng.randbytes(100))
-        case "cut gzip":
-            import gzip
+            make_socket(path.parent, path.name)
 
-            path.write_bytes(gzip.compress((at / "t.jsonl").read_bytes() * 50)[:60])
-        case "json":
-            path.write_text(
-                rng.choice(("{}", "[]", "5", '"x"', "null", '{"a": {}}', "[[1]]", "{}\n{}\n"))
-            )
-        case "long line":
-            path.write_text("x" * 200_000 + "\n")
-        case "nul":
-            path.write_bytes(b"\0" * 4096)
-        case "utf-16":
-            path.write_text((at / "t.jsonl").read_text(), encoding="utf-16")
-        case "old":
-            path.write_text("old\n")
-        case "none":
-            pass
-        case "below a file":
-            return rng.choice(("t.jsonl/x", "folder/a/b/c", "t.jsonl/", "old.jsonl/x.jsonl"))
-        case "below nothing":
-            return "nothing/at/all.jsonl"
+
+def odd_path(kind: str, rng: Random, at: Path) -> str | None:
+    """A path that is odd for its name alone."""
+    match kind:
         case "long name":
             return "x" * rng.choice((200, 250, 255, 256, 300, 4000)) + rng.choice(("", ".jsonl"))
         case "long path":
@@ -200,66 +247,29 @@ def put(kind: str, rng: Random, place: Place) -> str:
             if rng.random() < 0.5:
                 (at / name).write_bytes((at / rng.choice(("t.jsonl", "in.jsonl"))).read_bytes())
             return name
-        case "bytes":
-            return "x\udcff\udc80.jsonl"
-        case "itself":
-            return rng.choice(INPUT_FILES)
-        case "device":
-            return rng.choice(("/dev/null", "/dev/zero", "/dev/tty", "/dev/urandom"))
-        case "full":
-            return "/dev/full"
-        case "stdin":
-            return rng.choice(("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"))
-        case "descriptor":
-            return rng.choice(
-                (
-                    "/dev/fd/63",
-                    "/dev/fd/1",
-                    "/dev/stdout",
-                    "/dev/stderr",
-                    "/dev/fd/999999",
-                    "/dev/fd/x",
-                )
-            )
-        case "unreadable":
-            path.write_bytes((at / "t.jsonl").read_bytes())
-            path.chmod(0)
-        case "closed folder":
-            (at / "closed").mkdir()
-            (at / "closed" / "x").write_bytes((at / "t.jsonl").read_bytes())
-            (at / "closed").chmod(0)
-            return rng.choice(("closed", "closed/x", "closed/none/x"))
-        case "read-only folder":
-            (at / "still").mkdir()
-            (at / "still" / "x").write_bytes((at / "t.jsonl").read_bytes())
-            (at / "still").chmod(0o555)
-            return rng.choice(("still", "still/x", "still/none", "still/none/x"))
-        case "keep":
-            return rng.choice(("keep", "keep/thesis.txt"))
-        case "model file":
-            return rng.choice(("m/config.json", "m/new.jsonl", "m/new", "m/model.safetensors", "m"))
-        case "hard link":
-            os.link(
-                at / rng.choice(("t.jsonl", "in.jsonl", "m/config.json", "d.jsonl", "s.yaml")), path
-            )
-        case "link":
-            path.symlink_to(rng.choice(("t.jsonl", "in.jsonl", "m/config.json", "m", "d.jsonl")))
-        case "word":
-            return rng.choice(
-                ("", ".", "..", "/", "//", "./.", "~", "none", "/nonexistent/x", "\u0007")
-            )
-        case "proc":
-            return rng.choice(
-                (
-                    "/proc/self/mem",
-                    "/proc/self/environ",
-                    "/proc/self",
-                    "/proc/1/mem",
-                    "/sys",
-                    "/dev",
-                )
-            )
-    return name
+    return None
+
+
+def put(kind: str, rng: Random, place: Place) -> str:
+    """Makes something of this kind; its path as an argument."""
+    at = place.folder
+    path = at / rng.choice(NAMES)
+    make_folder(kind, at)
+    if kind in ONE_WORD:
+        return ONE_WORD[kind]
+    if kind in WORDS:
+        return rng.choice(WORDS[kind])
+    odd = odd_path(kind, rng, at)
+    if odd is not None:
+        return odd
+    data = data_of(kind, rng, at / "t.jsonl")
+    if data is None:
+        make_special(kind, path, rng)
+    else:
+        path.write_bytes(data)
+    if kind == "unreadable":
+        path.chmod(0)
+    return path.name
 
 
 def draw(rng: Random, place: Place) -> Case:

@@ -10,6 +10,9 @@ from typing import Any
 
 LLAMA = ("--model", "llama-3.1-8b", "--gpu", "h100", "--gpus", "2")
 SIM = (*LLAMA, "--layout", "tp1")
+TRACE = ("sim", "--trace", "t.jsonl")
+RUN = ("exec", "--model", "m", "-i", "in.jsonl", "-o", "o.jsonl", "--threads", "1")
+OUT = ("o.jsonl",)
 
 NUMBERS = (
     *("0", "1", "2", "3", "7", "64", "100", "-1", "-0", "+1", "00012", "0.5", "1.5", "0.999999"),

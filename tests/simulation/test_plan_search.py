@@ -22,7 +22,6 @@ from batchgen.layout import Layout
 from batchgen.machine import resolve
 from batchgen.report.metrics import bct_s
 from batchgen.report.record import STATUS_DONE
-from batchgen.search.answer import command
 from batchgen.search.crew import Ask, Crew
 from batchgen.search.estimate import Estimate, Estimator
 from batchgen.search.find import Finder
@@ -31,6 +30,7 @@ from batchgen.search.offers import cheapest, flops_bound_s, offers
 from batchgen.search.space import PLANS, Candidate, Space
 from batchgen.sim.floors import floors_of, rows_of
 from batchgen.sim.run import simulate
+from batchgen.simcommand import command
 from batchgen.simjob import SimJob
 from batchgen.trace.table import Trace, make_trace
 
