@@ -336,7 +336,7 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
                 continue
             return
         lane.pop()
-        left = _begin(engine, rank, lane, row, pages, hits, out)
+        left = _begin(engine, rank, lane, row, known, pages, hits, out)
         free -= need
         planned += left
         if policy.paces and table.v_side[row] == REAR:
@@ -350,12 +350,13 @@ def _begin(
     rank: Rank,
     lane: Lane,
     row: int,
+    known: int,
     pages: int,
     hits: int,
     out: list[act.Action],
 ) -> int:
-    """The row, taken from its lane, leases its pages, of which `hits` are there already. Returns
-    the tokens that it is to prefill."""
+    """A row of `known` tokens, taken from its lane, leases its pages, of which `hits` are there
+    already. Returns the tokens that it is to prefill."""
     table = engine.table
     rank.waiting -= 1
     if isinstance(lane, Deck):
@@ -372,7 +373,6 @@ def _begin(
         out.append(act.Adopt(row, engine.id, hits))
     table.v_status[row] = PREFILL
     rank.prefilling[row] = None
-    known = table.v_prompt[row] + table.v_produced[row]
     left = known - table.v_computed[row]
     rank.prompt_left += left
     if rank.prefix is not None:
