@@ -20,6 +20,7 @@ from batchgen.exec.compiled import why_not
 from batchgen.exec.drive import Ran
 from batchgen.exec.driver import Driver
 from batchgen.exec.free_memory import peak_resident_bytes
+from batchgen.exec.job import ExecJob
 from batchgen.exec.prepare import Prepared
 from batchgen.exec.sizing import itemsize, weight_bytes
 from batchgen.exec.transformer import DTYPES
@@ -35,17 +36,62 @@ SPEC_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog | None) -> RunRecord:
     """The run as columns, the same as the simulator's."""
-    job, table, plan, driver = prepared.job, prepared.table, prepared.plan, ran.driver
+    job, plan, driver = prepared.job, prepared.plan, ran.driver
     steps: dict[str, Any] = {
         name: np.array(values, dtype=np.int64) for name, values in driver.record.steps.items()
     }
     steps |= _work(prepared, driver)
     memory = _memory(prepared)  # before the ceilings, which take some
+    ceilings = _ceilings(job)
+    config = _circumstances(prepared) | {
+        "machine": asdict(ceilings),
+        "memory": memory,
+        "copied_bytes": {
+            f"{source} to {target}": moved
+            for (source, target), moved in prepared.worker.copier.moved_bytes.items()
+        },
+    }
+    return RunRecord(
+        policy=job.policy,
+        backend="exec",
+        model=job.model.name,
+        gpu=job.device,
+        layout="tp1",
+        num_gpus=1,
+        config=config,
+        rows=_rows(prepared, driver),
+        row_reasons=[ran.reasons.get(row, "") for row in range(len(prepared.table))],
+        steps=steps,
+        marks=[],
+        engines=[
+            {
+                "engine": 0,
+                "node": 0,
+                "num_gpus": 1,
+                "hbm_pages_total": plan.engines[0].hbm_pages,
+                "page_tokens": plan.page_tokens,
+                "peak_flops": ceilings.matmul_flops,
+                "peak_bw": ceilings.memory_bytes_s,
+            }
+        ],
+        wall_s=wall_s,
+        gpu_price_per_hour=0.0,
+        decisions=log.packed() if log is not None else None,
+    )
+
+
+def _ceilings(job: ExecJob) -> Ceilings:
+    """Zeros where there is no room to measure: the answers are written all the same."""
     try:
-        ceilings = measure_ceilings(DTYPES[job.dtype], job.device)
-    except (RuntimeError, MemoryError):  # no room for it; the answers are written all the same
-        ceilings = Ceilings(matmul_flops=0.0, memory_bytes_s=0.0)
-    config: dict[str, Any] = {
+        return measure_ceilings(DTYPES[job.dtype], job.device)
+    except (RuntimeError, MemoryError):
+        return Ceilings(matmul_flops=0.0, memory_bytes_s=0.0)
+
+
+def _circumstances(prepared: Prepared) -> dict[str, Any]:
+    """What was asked for, what ran it, and what was read."""
+    job, plan = prepared.job, prepared.plan
+    return {
         "job": {key: _plain(value) for key, value in asdict(job).items()},
         "plan": {
             "page_tokens": plan.page_tokens,
@@ -75,56 +121,29 @@ def build_record(prepared: Prepared, ran: Ran, wall_s: float, log: DecisionLog |
         # Of rows that say nothing else: the command line's, the checkpoint's, or OpenAI's.
         "sampling_defaults": asdict(prepared.sampling),
         "load_s": prepared.load_s,
-        "machine": asdict(ceilings),
-        "memory": memory,
-        "copied_bytes": {
-            f"{source} to {target}": moved
-            for (source, target), moved in prepared.worker.copier.moved_bytes.items()
-        },
     }
-    return RunRecord(
-        policy=job.policy,
-        backend="exec",
-        model=job.model.name,
-        gpu=job.device,
-        layout="tp1",
-        num_gpus=1,
-        config=config,
-        rows={
-            "row": np.arange(len(table), dtype=np.int64),
-            "prompt_tokens": table.prompt,
-            "output_tokens": table.produced,
-            "engine": table.engine,
-            "rank": table.rank,
-            "arrival_ps": np.zeros(len(table), dtype=np.int64),
-            "first_token_ps": driver.record.first_token_ps,
-            "end_ps": driver.record.end_ps,
-            "preemptions": table.preemptions,
-            "recomputed_tokens": table.recomputed,
-            "adopted_tokens": table.adopted,
-            "migrations": table.migrations,
-            "suspensions": table.suspensions,
-            "status": (table.status != Status.DONE).astype(np.int64),
-        }
-        | ({} if prepared.body is None else {"stages": table.stage + 1}),
-        row_reasons=[ran.reasons.get(row, "") for row in range(len(table))],
-        steps=steps,
-        marks=[],
-        engines=[
-            {
-                "engine": 0,
-                "node": 0,
-                "num_gpus": 1,
-                "hbm_pages_total": plan.engines[0].hbm_pages,
-                "page_tokens": plan.page_tokens,
-                "peak_flops": ceilings.matmul_flops,
-                "peak_bw": ceilings.memory_bytes_s,
-            }
-        ],
-        wall_s=wall_s,
-        gpu_price_per_hour=0.0,
-        decisions=log.packed() if log is not None else None,
-    )
+
+
+def _rows(prepared: Prepared, driver: Driver) -> dict[str, Any]:
+    """The columns of rows; `stages` only where rows have bodies."""
+    table = prepared.table
+    rows = {
+        "row": np.arange(len(table), dtype=np.int64),
+        "prompt_tokens": table.prompt,
+        "output_tokens": table.produced,
+        "engine": table.engine,
+        "rank": table.rank,
+        "arrival_ps": np.zeros(len(table), dtype=np.int64),
+        "first_token_ps": driver.record.first_token_ps,
+        "end_ps": driver.record.end_ps,
+        "preemptions": table.preemptions,
+        "recomputed_tokens": table.recomputed,
+        "adopted_tokens": table.adopted,
+        "migrations": table.migrations,
+        "suspensions": table.suspensions,
+        "status": (table.status != Status.DONE).astype(np.int64),
+    }
+    return rows if prepared.body is None else rows | {"stages": table.stage + 1}
 
 
 def _work(prepared: Prepared, driver: Driver) -> dict[str, FloatArray]:

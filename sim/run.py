@@ -24,6 +24,7 @@ from batchgen.simjob import SimJob
 from batchgen.trace.schema import load
 
 if TYPE_CHECKING:
+    from batchgen.outputs import Outputs
     from batchgen.plan import Plan
     from batchgen.trace.table import Trace
 
@@ -71,6 +72,7 @@ def simulate(
             "seed": job.seed,
             "events": simulation.events,
             "why_failed": recorder.why_failed(),
+            **cut_at_context(ready.outputs),
             "tail_causes_s": {} if part else tail_of(ready, rows, steps),
             "resources_s": {} if part else resources_s(ready, gpu),
             "barrier_s": {} if part else barrier_of(ready, steps),
@@ -102,6 +104,13 @@ def simulate(
         gpu_price_per_hour=gpu.price_per_hour_usd,
         decisions=ready.log.packed() if ready.log is not None else None,
     )
+
+
+def cut_at_context(outputs: Outputs) -> dict[str, Any]:
+    """Rows that the context has ended; empty if there is none."""
+    if not outputs.num_cut:
+        return {}
+    return {"cut_at_context": {"cut_rows": outputs.num_cut, "context_tokens": outputs.max_context}}
 
 
 def tail_of(ready: Setup, rows: dict[str, Any], steps: Any) -> dict[str, float]:

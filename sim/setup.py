@@ -14,6 +14,7 @@ from batchgen.events import Arrived, Event, InputClosed
 from batchgen.log import Header
 from batchgen.logbook import DecisionLog
 from batchgen.machine import Machine, resolve, with_way_out
+from batchgen.outputs import Outputs, outputs_of
 from batchgen.planning import plan_options
 from batchgen.policy.presets import CAPABILITIES, Policy, build_policy, find_preset
 from batchgen.runtime.core import Runtime
@@ -22,7 +23,6 @@ from batchgen.sim.cluster import Simulation
 from batchgen.sim.faults import NORMAL_SPEED, OWN_SKEW, Fault, check_faults, load_faults
 from batchgen.sim.stages import check_conversations, further_stages, total_outputs
 from batchgen.simjob import SimJob
-from batchgen.trace.table import output_budgets
 
 if TYPE_CHECKING:
     from batchgen.cost.capacity import Capacity
@@ -36,6 +36,7 @@ class Setup:
     times; staged: rows have bodies."""
 
     machine: Machine
+    outputs: Outputs
     policy: Policy
     sizes: Capacity
     simulation: Simulation
@@ -76,11 +77,10 @@ def set_up(
     for fault in faults:
         if fault.kind == "skew":
             skewed(fault.speed)  # what it refuses, it refuses now
-    budgets = output_budgets(trace, job.max_output_tokens)
-    check_contexts(trace, plan.max_context, model.name, job.trace)
+    outputs = outputs_of(job, trace, model, options)
+    budgets = outputs.budgets
     check_conversations(trace, budgets, plan.max_context, model.name, job.trace)
     further = further_stages(trace, budgets, plan.max_context, job.body)
-    true_output = np.minimum(trace.output_tokens, budgets).astype(np.int32)
     table = Table(trace.prompt_tokens, budgets, group=trace.group)
     if job.oracle:
         table.predicted[:] = total_outputs(trace, budgets)
@@ -101,7 +101,7 @@ def set_up(
         table,
         plan,
         planner.home,
-        true_output,
+        outputs.tokens,
         stages=None if further is None else further.outputs,
         layout_cost=planner.cost,
         skewed=skewed,
@@ -113,6 +113,7 @@ def set_up(
     schedule_arrivals(simulation, arrival_ps)
     return Setup(
         machine=machine,
+        outputs=outputs,
         policy=policy,
         sizes=sizes,
         simulation=simulation,
@@ -186,19 +187,6 @@ def decision_log(
     )
     log.listen(runtime.bodies)
     return log
-
-
-def check_contexts(trace: Trace, max_context: int, model: str, path: str) -> None:
-    """Refuse a prompt that leaves the model no room for a token; names the first such row."""
-    too_long = np.flatnonzero(trace.prompt_tokens >= max_context)
-    if len(too_long):
-        row = int(too_long[0])
-        raise UserError(
-            f"{path}: row {row} has {trace.prompt_tokens[row]} prompt tokens, {model} takes "
-            f"{max_context} in all ({len(too_long)} such rows)",
-            remedy="drop those rows or choose a model with a longer context",
-            code="context_length_exceeded",
-        )
 
 
 def schedule_arrivals(simulation: Simulation, arrival_ps: np.ndarray[Any, Any]) -> None:

@@ -26,7 +26,8 @@ range."""
 class RolloutLoad(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rows on GPUs: `samples` of each prompt, their outputs `alike` (see
     `batchgen.trace.generate`). outputs: weights of kinds of prompts by their distribution; limit:
-    the output budget of every row."""
+    the output budget of every row. context: tokens that a row may come to, where the paper runs the
+    model beyond its own."""
 
     model: str
     gpu: str
@@ -38,6 +39,7 @@ class RolloutLoad(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt: str
     outputs: dict[str, float]
     limit: int
+    context: int | None = None
 
 
 class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"changes": "set"}):
@@ -165,6 +167,7 @@ def write_trace(load: RolloutLoad, path: Path, *, seed: int = 0) -> Path:
 
 def job_of(load: RolloutLoad, setting: Setting, trace: Path) -> SimJob:
     """The simulation of a load under a setting."""
+    context = {} if load.context is None else {"plan.max_context": load.context}
     return SimJob(
         trace=str(trace),
         model=load.model,
@@ -172,7 +175,7 @@ def job_of(load: RolloutLoad, setting: Setting, trace: Path) -> SimJob:
         gpus=load.gpus,
         layout=load.layout,
         policy=setting.policy,
-        overrides=overrides_of(setting.changes),
+        overrides=overrides_of(setting.changes | context),
         oracle=setting.oracle,
     )
 

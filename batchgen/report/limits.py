@@ -3,6 +3,7 @@ the simulator counts the seconds."""
 
 from __future__ import annotations
 
+from batchgen.report import text
 from batchgen.report.metrics import bct_s, bound_s, busy_fraction, tail10_s
 from batchgen.report.record import RunRecord
 
@@ -76,4 +77,6 @@ def remarks(record: RunRecord, kv_peak: float | None) -> list[str]:
         found.append(f"the last 10 % of the rows take {100 * tail / bct:.0f} % of it")
     if kv_peak is not None and kv_peak >= FULL:
         found.append("memory for KV is full at the peak")
+    if cut := text.cut_line(record.config.get("cut_at_context", {})):
+        found.append(cut)
     return found

@@ -352,6 +352,8 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "finished_rows": int((rows["status"] == STATUS_DONE).sum()),
         "failed_rows": int((rows["status"] == STATUS_FAILED).sum()),
         "failed_by_code": failed_by_code(record),
+        # `cut_rows` and `context_tokens`, only of a simulation that has some.
+        **record.config.get("cut_at_context", {}),
         "bct_s": bct,
         "output_tokens_per_s": out / bct if bct else None,
         "total_tokens_per_s": (prompt + out) / bct if bct else None,

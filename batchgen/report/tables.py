@@ -230,7 +230,8 @@ def why_lines(summaries: Sequence[Summary]) -> list[str]:
     guessed = sorted({str(run.get("guessed_kernels", "")) for run in summaries} - {""})
     told = "not measured on this GPU, guessed by its peaks from others"
     lines += [f"{told}: {kernels}" for kernels in guessed]
-    known = [text.residual_line(run.get("residual")) for run in summaries]
+    known = [text.cut_line(run) for run in summaries]
+    known += [text.residual_line(run.get("residual")) for run in summaries]
     return lines + [line for line in dict.fromkeys(known) if line is not None]
 
 

@@ -79,3 +79,11 @@ def spread(least: float | None, most: float | None) -> str:
     if least is None or most is None:
         return ""
     return f"{100 * (least - 1):+.0f} to {100 * (most - 1):+.0f} %"
+
+
+def cut_line(found: Mapping[str, Any]) -> str | None:
+    """How many rows a simulation has ended at the context; None: none."""
+    if not found.get("cut_rows"):
+        return None
+    most = count(int(found["context_tokens"]))
+    return f"rows cut at the context of {most} tokens (length): {count(int(found['cut_rows']))}"

@@ -15,6 +15,7 @@ from batchgen.errors import DataError, UserError
 from batchgen.layout import MAX_INSTANCE_GPUS, default_layout
 from batchgen.machine import Machine, gpus_of, resolve, with_way_out
 from batchgen.model import load_model
+from batchgen.outputs import outputs_of
 from batchgen.plan import Plan
 from batchgen.planning import plan_options
 from batchgen.policy.presets import find_preset, part_class
@@ -33,7 +34,7 @@ from batchgen.search.space import (
     too_large,
 )
 from batchgen.simjob import SimJob
-from batchgen.trace.table import Trace, output_budgets
+from batchgen.trace.table import Trace
 
 PROBES = ((1, 0), (7, 0), (64, 0), (256, 0), (0, 100), (0, 2000), (64, 512))
 """Decodes and prompt tokens per rank of passes by which candidates are told apart."""
@@ -76,7 +77,7 @@ class Fitter:
 
     def __init__(self, job: SimJob, trace: Trace, space: Space) -> None:
         preset = find_preset(job.policy)
-        plan_options(dict(job.overrides), preset.plan)  # mistakes of all candidates
+        options = plan_options(dict(job.overrides), preset.plan)  # mistakes of all of them
         self.job, self.trace, self.space = job, trace, space
         self.model = load_model(job.model)
         self.gpu, self.per_node = gpus_of(job)
@@ -86,15 +87,15 @@ class Fitter:
         for name in ("token_budget", "max_num_seqs"):
             if getattr(preset, name):  # part of what the policy is
                 self.fixed.setdefault(f"plan.{name}", getattr(preset, name))
-        budgets = output_budgets(trace, job.max_output_tokens)
+        outputs = outputs_of(job, trace, self.model, options)
         self._prompts = trace.prompt_tokens.astype(float)
-        room = self.model.max_context - trace.prompt_tokens
-        outputs = np.minimum(np.minimum(trace.output_tokens, budgets), room)
-        self._outputs = np.maximum(outputs, 0).astype(float)
+        self._outputs = outputs.tokens.astype(float)
         part = dict(job.overrides).get("admission.part", preset.parts["admission"])
         # Room for the longest answer that every row may give, or for what it does give.
         keeps = getattr(part_class("admission", part), "reserves", False)
-        self._most = float(self._prompts.sum() + (budgets if keeps else self._outputs).sum())
+        self._most = float(
+            self._prompts.sum() + (outputs.budgets if keeps else self._outputs).sum()
+        )
         self._ends = _ends_of(self._outputs)
         self._alone: dict[tuple[Any, ...], int] = {}
         self._short: set[str] = set()  # refused for want of memory

@@ -18,11 +18,13 @@ from batchgen.catalog.systems import cluster_names, find_cluster
 from batchgen.errors import UserError
 from batchgen.hardware import gpu_names, gpu_price, load_gpu
 from batchgen.model import load_model
+from batchgen.outputs import outputs_of
+from batchgen.planning import plan_options
 from batchgen.policy.presets import find_preset
 from batchgen.search.fit import Fitter
 from batchgen.search.space import Space
 from batchgen.simjob import SimJob
-from batchgen.trace.table import Trace, output_budgets
+from batchgen.trace.table import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +94,9 @@ def flops_bound_s(job: SimJob, trace: Trace) -> float:
     prompts = trace.prompt_tokens.astype(np.int64)
     if trace.prefix_blocks.size:
         prompts = prompts - np.diff(trace.prefix_offsets) * trace.prefix_block_tokens
-    outputs = np.minimum(trace.output_tokens, output_budgets(trace, job.max_output_tokens))
-    outputs = np.minimum(outputs, model.max_context - trace.prompt_tokens)
-    tokens = float(np.maximum(prompts, 1).sum() + np.maximum(outputs - 1, 0).sum())
-    flops = tokens * sum(per_token.values()) + float(np.maximum(outputs, 0).sum()) * head
+    outputs = outputs_of(job, trace, model, plan_options(dict(job.overrides), preset.plan)).tokens
+    tokens = float(np.maximum(prompts, 1).sum() + (outputs - 1).sum())
+    flops = tokens * sum(per_token.values()) + float(outputs.sum()) * head
     own = {"cost.grouped"} & {*dict(job.overrides), *(f"cost.{k}" for k in preset.costs)}
     most = MOST_OF_PEAK if own else 1.0
     return flops / (job.gpus * max(gpu.peak_flops.values()) * most)

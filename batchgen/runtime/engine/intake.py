@@ -22,6 +22,7 @@ from batchgen.runtime.engine.streams import drop_streams
 from batchgen.sequence import Status
 
 if TYPE_CHECKING:
+    from batchgen.runtime.engine.lane import Lane
     from batchgen.runtime.engine.machine import EngineMachine
     from batchgen.runtime.engine.rank import Rank
 
@@ -289,7 +290,7 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
     deck = lanes[0] if policy.two_ended else None
     refused = -1  # the end of the deck whose row found no room
     reserves, page_tokens = policy.reserves, rank.page_tokens
-    prompt, produced, status = table.v_prompt, table.v_produced, table.v_status
+    prompt, produced = table.v_prompt, table.v_produced
     if policy.whole_batch:  # it ends with its last row, so it takes all that memory holds
         budget = paced = FOREVER
     while rank.waiting and (several or planned < budget):
@@ -335,35 +336,52 @@ def admit(engine: EngineMachine, rank: Rank, out: list[act.Action]) -> None:
                 continue
             return
         lane.pop()
-        rank.waiting -= 1
-        refused = -1
-        if isinstance(lane, Deck):
-            if row in lane.units:
-                table.v_expected[row] = max(round(lane.units[row].output_tokens), 1)
-            table.v_side[row] = lane.side
-        table.v_computed[row] = 0
-        rank.lease(row, pages)
-        if reserves:
-            table.v_reserved[row] = 1
-        if hits:
-            rank.adopt(row, hits)
-            table.v_adopted[row] += table.v_computed[row]
-            out.append(act.Adopt(row, engine.id, hits))
+        left = _begin(engine, rank, lane, row, known, pages, hits, out)
         free -= need
-        status[row] = PREFILL
-        rank.prefilling[row] = None
-        left = known - table.v_computed[row]
-        rank.prompt_left += left
-        if rank.prefix is not None:
-            schedule_prompts(engine, rank, out)
         planned += left
         if policy.paces and table.v_side[row] == REAR:
             paced = min(budget, paced + left)
         resident += 1
-        if engine.streaming:
-            _stream(engine, row, -(-known // page_tokens))
-        if engine.up.bodies is not None:
-            engine.up.start_body(engine, row)
+        refused = -1
+
+
+def _begin(
+    engine: EngineMachine,
+    rank: Rank,
+    lane: Lane,
+    row: int,
+    known: int,
+    pages: int,
+    hits: int,
+    out: list[act.Action],
+) -> int:
+    """A row of `known` tokens, taken from its lane, leases its pages, of which `hits` are there
+    already. Returns the tokens that it is to prefill."""
+    table = engine.table
+    rank.waiting -= 1
+    if isinstance(lane, Deck):
+        if row in lane.units:
+            table.v_expected[row] = max(round(lane.units[row].output_tokens), 1)
+        table.v_side[row] = lane.side
+    table.v_computed[row] = 0
+    rank.lease(row, pages)
+    if engine.policy.reserves:
+        table.v_reserved[row] = 1
+    if hits:
+        rank.adopt(row, hits)
+        table.v_adopted[row] += table.v_computed[row]
+        out.append(act.Adopt(row, engine.id, hits))
+    table.v_status[row] = PREFILL
+    rank.prefilling[row] = None
+    left = known - table.v_computed[row]
+    rank.prompt_left += left
+    if rank.prefix is not None:
+        schedule_prompts(engine, rank, out)
+    if engine.streaming:
+        _stream(engine, row, -(-known // rank.page_tokens))
+    if engine.up.bodies is not None:
+        engine.up.start_body(engine, row)
+    return left
 
 
 def _turn(engine: EngineMachine, rank: Rank, deck: Deck, refused: int) -> bool:
