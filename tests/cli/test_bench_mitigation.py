@@ -43,10 +43,9 @@ def test_every_comparison_names_what_there_is() -> None:
             parse_layout(rollout.layout, rollout.gpus)
         for setting in source.settings.values():
             job = job_of(next(iter(source.loads.values())), setting, Path("x.jsonl"))
-            overrides = dict(job.overrides)
-            build_policy(find_preset(setting.policy), overrides)
+            build_policy(find_preset(setting.policy), dict(job.overrides))
             # Parts and their options alone: no constant is fitted to an outcome.
-            assert not any(key.startswith(("cost.", "plan.")) for key in overrides)
+            assert not any(key.startswith(("cost.", "plan.")) for key in setting.changes)
         assert source.comparisons or source.left_out
         assert bool(source.comparisons) == bool(source.assumed)
     assert len(chosen(SOURCES, None)) == sum(len(one.comparisons) for one in SOURCES.values())

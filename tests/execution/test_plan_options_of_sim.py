@@ -1,0 +1,28 @@
+"""Options of the plan that only the simulator knows are refused by name, never ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchgen.errors import UserError
+from batchgen.exec.job import ExecJob
+from batchgen.exec.prepare import check_options
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("plan.max_context", "100"),
+        ("plan.row_bytes", "5"),
+        ("plan.weights", "spill"),
+        ("plan.kv", "host"),
+        ("plan.prefill_engines", "1"),
+        ("plan.memory_fraction", "0.5"),
+    ],
+)
+def test_it_is_refused_by_name(name: str, value: str) -> None:
+    job = ExecJob(model=Path("m"), input=Path("i"), output=Path("o"), overrides=((name, value),))
+    with pytest.raises(UserError, match=name):
+        check_options(job)
