@@ -28,7 +28,8 @@ class ExecJob:
     "always" or "if-possible". `order` of the output: "input" or "completion". `form` of the input:
     one of `job.inputs.FORMS` or "auto"; `shape`: how its rows get their prompts; `strict`: fields
     that are not known make error rows; `models`: names that rows may give, none: any;
-    `some_must_run`: an input of bad rows alone is refused.
+    `log`: decisions go to the job's folder ("auto"), also to the run's record ("steps", "full"), or
+    nowhere ("off"). `some_must_run`: an input of bad rows alone is refused.
     """
 
     model: Path
@@ -47,7 +48,7 @@ class ExecJob:
     host_pages: int | None = None
     threads: int | None = None
     force: bool = False
-    log: str = "off"
+    log: str = "auto"
     body: str | None = None
     folder: Path | None = None
     resume: str = "never"

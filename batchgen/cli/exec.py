@@ -158,8 +158,13 @@ def exec_(
         float | None, typer.Option(help="Of the machine; --dry-run then says what a job costs.")
     ] = None,
     log: Annotated[
-        str, typer.Option(metavar="off|steps|full", help="Decision log in the run directory.")
-    ] = "off",
+        str,
+        typer.Option(
+            metavar="auto|off|steps|full",
+            help="Decision log; auto: in the job's folder only, which goes with it. steps, full: "
+            "in --out too.",
+        ),
+    ] = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of the table.")
     ] = False,

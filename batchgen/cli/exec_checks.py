@@ -21,9 +21,9 @@ def check_options(
     threads: int | None,
 ) -> None:
     """Raises UserError that names the option and what it may be."""
-    if log not in ("off", "steps", "full"):
-        raise UserError(f"--log is '{log}'", remedy="choose one of off, steps, full")
-    if log != "off" and out is None:
+    if log not in ("auto", "off", "steps", "full"):
+        raise UserError(f"--log is '{log}'", remedy="choose one of auto, off, steps, full")
+    if log in ("steps", "full") and out is None:
         raise UserError(f"--log {log} has nowhere to go", remedy="add --out DIR")
     if order not in ("input", "completion"):
         raise UserError(f"--order is '{order}'", remedy="choose one of input, completion")

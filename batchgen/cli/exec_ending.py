@@ -42,7 +42,13 @@ def report(ended: Ended, out: Path | None, *, force: bool, as_json: bool, quiet:
     if out is not None:
         from batchgen.report.rundir import write_run
 
-        summary = write_run(ended.record, out, force=force, more={"manifest.json": ended.manifest})
+        summary = write_run(
+            ended.record,
+            out,
+            force=force,
+            more={"manifest.json": ended.manifest},
+            files=ended.earlier_logs,
+        )
     else:
         from batchgen.report.metrics import summary as summarise
 
