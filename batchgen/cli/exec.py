@@ -32,7 +32,7 @@ from batchgen.cli.exec_checks import (
     parse_shard,
 )
 from batchgen.cli.exec_ending import report, say_ended
-from batchgen.cli.forecasting import check_profile, predictor
+from batchgen.cli.forecasting import check_prediction, predictor
 from batchgen.cli.input_options import Chat, InputFormat, PromptColumn, PromptTemplate, Strict
 from batchgen.cli.live import Talk, mode_of, shown
 from batchgen.cli.spooling import placed, print_file, spooled
@@ -150,6 +150,10 @@ def exec_(
         Path | None,
         typer.Option(help="Profile of this machine: the simulator's prediction beside the truth."),
     ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Predict for this GPU of the catalog, not for this machine: --dry-run."),
+    ] = None,
     expected_tokens: Annotated[
         int | None,
         typer.Option(help="What it takes for a row's length; default: all it may produce."),
@@ -188,8 +192,7 @@ def exec_(
     errors = parse_error_limit(max_errors, on_error)
     mode = mode_of(progress, quiet=quiet, json_events=json_events)
     shape = make_shape(prompt_column, prompt_template, chat=chat, system=system)
-    if profile is not None:
-        check_profile(profile, body=body)
+    check_prediction(profile, gpu, body=body, dry_run=dry_run)
     if dry_run:
         output = Path(os.devnull)
     else:
@@ -252,6 +255,7 @@ def exec_(
             return look(
                 job,
                 profile=profile,
+                gpu=gpu,
                 expected_tokens=expected_tokens,
                 price_per_hour=price_per_hour,
                 as_json=as_json,

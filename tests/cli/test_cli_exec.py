@@ -63,6 +63,7 @@ EXEC_FLAGS = {
     "--row-timeout",
     "--dry-run",
     "--profile",
+    "--gpu",
     "--expected-tokens",
     "--price-per-hour",
     "--shard",
