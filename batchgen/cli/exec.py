@@ -31,7 +31,7 @@ from batchgen.cli.exec_checks import (
     form_of_output,
     parse_shard,
 )
-from batchgen.cli.exec_ending import report, say_ended
+from batchgen.cli.exec_ending import report, say_ended, say_interrupted
 from batchgen.cli.forecasting import check_prediction, predictor
 from batchgen.cli.input_options import Chat, InputFormat, PromptColumn, PromptTemplate, Strict
 from batchgen.cli.live import Talk, mode_of, shown
@@ -40,6 +40,7 @@ from batchgen.cli.stopping import stopped_by_signals
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import Unfinished, UserError
 from batchgen.job.error_limit import parse_error_limit
+from batchgen.job.folder import default_folder
 from batchgen.job.shape import make_shape
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -289,6 +290,9 @@ def exec_(
                 if to_stdout and job_dir is None:
                     remedy = "give --job-dir or -o FILE to be able to go on"
                     raise Unfinished(error.message, remedy=remedy, code=error.code) from None
+                raise
+            except KeyboardInterrupt:
+                say_interrupted(job_dir or default_folder(output), talk)
                 raise
     say_ended(ended, output, error_file, talk)
     report(ended, out, force=force, as_json=as_json, quiet=to_stdout or quiet)

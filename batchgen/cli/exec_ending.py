@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.cli.common import print_runs_json, print_table
 from batchgen.cli.live import Talk, event
+from batchgen.job.folder import JOB
 
 if TYPE_CHECKING:
     from batchgen.exec.run import Ended
@@ -30,6 +31,14 @@ def say_ended(ended: Ended, output: Path, error_file: Path | None, talk: Talk) -
         codes = ", ".join(f"{code} {n}" for code, n in ended.by_code.items() if code)
         again = "" if error_file is None else f"; their requests are in {error_file}"
         talk.say(f"errors by code: {codes}{again}")
+
+
+def say_interrupted(folder: Path, talk: Talk) -> None:
+    """Before the first pass a signal ends a job at once: whether anything is kept."""
+    if (folder / JOB).is_file():
+        talk.say(f"what is answered is in {folder}: go on by the same command with --resume always")
+    else:
+        talk.say("no row has run and nothing is kept: the same command begins anew")
 
 
 def report(ended: Ended, out: Path | None, *, force: bool, as_json: bool, quiet: bool) -> None:

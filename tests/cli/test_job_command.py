@@ -288,3 +288,34 @@ def test_options_that_mean_nothing_are_one_line(
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
     assert [one.name for one in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_interrupted_before_a_row_runs_it_says_what_is_kept(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = write(tmp_path / "in.jsonl", ROWS)
+    argv = ["exec", "--model", str(model), "-i", str(rows), "-o", str(tmp_path / "out.jsonl")]
+    before = sorted(tmp_path.rglob("*"))
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("batchgen.exec.attempt.prepare", interrupted)
+        assert main(argv) == 3
+        err = capsys.readouterr().err
+        assert (
+            err == "no row has run and nothing is kept: the same command begins anew\ninterrupted\n"
+        )
+        assert sorted(tmp_path.rglob("*")) == before
+    assert main([*argv, "--max-errors", "0"]) == 3
+    folder = tmp_path / "out.jsonl.job"
+    assert folder.is_dir()
+    capsys.readouterr()
+    monkeypatch.setattr("batchgen.exec.attempt.prepare", interrupted)
+    assert main([*argv, "--resume", "always"]) == 3
+    assert capsys.readouterr().err.startswith(f"what is answered is in {folder}: go on by the same")
+    assert folder.is_dir()
