@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchgen.errors import UserError
-from batchgen.job.error_limit import ErrorLimit
+from batchgen.job.error_limit import ErrorLimit, check_row_timeout
 from batchgen.job.journal import ORDERS
 from batchgen.job.sampling import check_range
 from batchgen.job.shape import Shape
@@ -69,6 +69,7 @@ class ExecJob:
         for name, value in (("max-tokens", self.max_tokens), ("limit", self.limit)):
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value}", remedy="give at least 1")
+        check_row_timeout(self.row_timeout_s)
         if self.order not in ORDERS:
             remedy = f"choose one of {', '.join(ORDERS)}"
             raise UserError(f"--order is '{self.order}'", remedy=remedy)

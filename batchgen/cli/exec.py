@@ -29,7 +29,6 @@ from batchgen.cli.exec_checks import (
     check_options,
     check_outputs,
     form_of_output,
-    parse_shard,
 )
 from batchgen.cli.exec_ending import report, say_ended, say_interrupted
 from batchgen.cli.forecasting import check_prediction, predictor
@@ -42,6 +41,7 @@ from batchgen.errors import Unfinished, UserError
 from batchgen.job.error_limit import parse_error_limit
 from batchgen.job.folder import default_folder
 from batchgen.job.shape import make_shape
+from batchgen.job.shard import parse_shard
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from batchgen.errors import UserError
+from batchgen.job.error_limit import check_row_timeout
 from batchgen.job.final import OUTPUT_FORMS, form_of_name
 from batchgen.job.folder import JOB, default_folder
 from batchgen.paths import check_new_output, check_output, check_result, real_path
@@ -38,8 +39,7 @@ def check_numbers(
     *, row_timeout: float | None, expected_tokens: int | None, price_per_hour: float | None
 ) -> None:
     """Raises UserError for numbers that mean nothing."""
-    if row_timeout is not None and not 0 < row_timeout < 1e9:
-        raise UserError(f"--row-timeout is {row_timeout:g}", remedy="give seconds above 0")
+    check_row_timeout(row_timeout)
     if expected_tokens is not None and expected_tokens < 1:
         raise UserError(f"--expected-tokens is {expected_tokens}", remedy="give at least 1")
     if price_per_hour is not None and not (price_per_hour >= 0 and math.isfinite(price_per_hour)):
@@ -102,16 +102,3 @@ def form_of_output(output: Path, wanted: str) -> str:
             remedy=f"choose one of auto, {', '.join(OUTPUT_FORMS)}",
         )
     return wanted
-
-
-def parse_shard(text: str | None) -> tuple[int, int] | None:
-    """ "2/4" as (2, 4). Raises UserError."""
-    if text is None:
-        return None
-    first, slash, second = text.partition("/")
-    numbers = [one.strip() for one in (first, second)]
-    if slash and all(one.isascii() and one.isdecimal() and len(one) < 10 for one in numbers):
-        part, parts = map(int, numbers)
-        if 1 <= part <= parts:
-            return part, parts
-    raise UserError(f"--shard is '{text:.40}'", remedy="for instance 2/4: I of N, I from 1")
