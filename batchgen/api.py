@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     from batchgen.exec.job import ExecJob
     from batchgen.exec.run import Ended
 
+MOST_HELD = 256
+"""Rows that wait for a listener of `iter_batch`; then the job waits for him."""
+LOOK_S = 0.1
+
 Rows = str | Path | Iterable[Mapping[str, Any]]
 
 
 class BatchOptions(TypedDict, total=False):
     """What may be said of a job, with the names and defaults of `batchgen exec`; `overrides` are
-    those of `--set`, `folder` is its `--job-dir`."""
+    those of `--set`, `folder` is its `--job-dir`. `max_errors`: rows, or a part such as "5%";
+    `shard`: "I/N"; `input_format` is of rows that are a file."""
 
     policy: str
     overrides: Mapping[str, str]
@@ -48,6 +53,17 @@ class BatchOptions(TypedDict, total=False):
     resume: str
     order: str
     strict: bool
+    input_format: str
+    prompt_column: str | None
+    prompt_template: str | None
+    chat: bool
+    system: str | None
+    served_model_name: Sequence[str]
+    shard: str | None
+    row_timeout: float | None
+    max_errors: int | str | None
+    error_file: str | Path | None
+    manifest: str | Path | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +137,8 @@ def iter_batch(
     **options: Unpack[BatchOptions],
 ) -> RowStream:
     """Rows as they finish, in any order, each once; those that an earlier process answered come
-    first. The job runs in a thread. Who stops listening stops it: with `output` it can go on
-    later."""
+    first. The job runs in a thread, and waits where its listener is slower than it, by more than
+    256 rows. Who stops listening stops it: with `output` it can go on later."""
     return RowStream(lambda: _job(model, rows, output, options))
 
 
@@ -138,6 +154,7 @@ class RowStream:
         self._job = job
         self._stop = threading.Event()
         self._finished: asyncio.Queue[RowResult | BaseException | None] = asyncio.Queue()
+        self._room = threading.Semaphore(MOST_HELD)  # rows that may still wait there
         self._thread: threading.Thread | None = None
 
     def __aiter__(self) -> RowStream:
@@ -158,6 +175,7 @@ class RowStream:
         if item is None:
             await self.aclose()
             raise StopAsyncIteration
+        self._room.release()
         return item
 
     async def aclose(self) -> None:
@@ -181,6 +199,7 @@ class RowStream:
     def _begin(self) -> None:
         # The thread must not hold this object, else nobody could drop it.
         loop, finished, stop = asyncio.get_running_loop(), self._finished, self._stop
+        room = self._room
         opened = ExitStack()
         job = opened.enter_context(self._job())
 
@@ -188,14 +207,20 @@ class RowStream:
             with suppress(RuntimeError):  # the loop is closed: nobody listens
                 loop.call_soon_threadsafe(finished.put_nowait, value)
 
+        def is_left() -> bool:
+            return stop.is_set() or loop.is_closed()
+
+        def told(line: bytes) -> None:
+            """Its answer is in the journal: where nobody listens any more it may be dropped."""
+            while not room.acquire(timeout=LOOK_S):
+                if is_left():
+                    return
+            tell(row_result(line))
+
         def run() -> None:
             try:
                 with opened:
-                    _execute(
-                        job,
-                        on_line=lambda line: tell(row_result(line)),
-                        stopping=lambda: stop.is_set() or loop.is_closed(),
-                    )
+                    _execute(job, on_line=told, stopping=is_left)
             except BaseException as error:
                 tell(error)
             else:
@@ -260,6 +285,7 @@ def _job(
         from batchgen.exec.devices import usual_dtype
         from batchgen.exec.job import ExecJob
         from batchgen.job.final import form_of_name
+        from batchgen.job.targets import check_targets
     except ModuleNotFoundError as error:
         raise UserError(
             f"run_batch needs {error.name}", remedy="pip install 'batchgen[exec]'"
@@ -270,16 +296,47 @@ def _job(
             f"run_batch has no option '{unknown[0]}'",
             remedy=f"choose among {', '.join(sorted(BatchOptions.__annotations__))}",
         )
-    more: dict[str, Any] = dict(options)
-    more["overrides"] = tuple(dict(more.get("overrides", {})).items())
-    if more.get("folder") is not None:
-        more["folder"] = Path(more["folder"])
+    more = _values(options)
     more.setdefault("dtype", usual_dtype(more.get("device", "cpu")))
     with aside("rows") as folder:
         path = Path(rows) if isinstance(rows, str | Path) else _written(rows, folder)
         answers = folder / "answers.jsonl" if output is None else Path(output)
         more["output_form"] = form_of_name(answers)
+        check_targets(
+            answers,
+            resume=more.get("resume", "never"),
+            folder=more.get("folder"),
+            force=more.get("force", False),
+            error_file=more.get("error_file"),
+            manifest=more.get("manifest"),
+        )
         yield ExecJob(model=Path(model), input=path, output=answers, **more)
+
+
+def _values(options: BatchOptions) -> dict[str, Any]:
+    """Options as a job has them. Raises UserError for those that cannot be."""
+    from batchgen.job.error_limit import parse_error_limit
+    from batchgen.job.shape import make_shape
+    from batchgen.job.shard import parse_shard
+
+    more: dict[str, Any] = dict(options)
+    more["overrides"] = tuple(dict(more.get("overrides", {})).items())
+    for name in ("folder", "error_file", "manifest"):
+        if more.get(name) is not None:
+            more[name] = Path(more[name])
+    more["shape"] = make_shape(
+        more.pop("prompt_column", None),
+        more.pop("prompt_template", None),
+        chat=more.pop("chat", False),
+        system=more.pop("system", None),
+    )
+    more["form"] = more.pop("input_format", "auto")
+    more["models"] = tuple(more.pop("served_model_name", ()))
+    more["shard"] = parse_shard(more.get("shard"))
+    more["row_timeout_s"] = more.pop("row_timeout", None)
+    most = more.get("max_errors")
+    more["max_errors"] = parse_error_limit(None if most is None else str(most), "row")
+    return more
 
 
 def _written(rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
-from zlib import DEFLATED, compressobj, crc32, decompressobj
+from zlib import DEFLATED, Z_SYNC_FLUSH, compressobj, crc32, decompressobj
 
 import msgspec
 
@@ -27,10 +27,18 @@ gives the same bytes."""
 
 class DecisionLog:
     """Collects entries as encoded lines, packed by the block: about a fifth of their 300 bytes an
-    event stays in memory."""
+    event stays in memory, nothing unless `keep`. `sink` gets the packed bytes as they come."""
 
-    def __init__(self, header: Header) -> None:
+    def __init__(
+        self,
+        header: Header,
+        *,
+        sink: Callable[[bytes], None] = lambda packed: None,
+        keep: bool = True,
+    ) -> None:
         self._full = header.full
+        self._sink, self._keep = sink, keep
+        self._is_closed = False
         first = encode(header)
         self._gzip = compressobj(1, DEFLATED, GZIP)
         self._packed: list[bytes] = []
@@ -71,8 +79,14 @@ class DecisionLog:
                 self._pack()
 
     def _pack(self) -> None:
-        packed = self._gzip.compress(self._lines())
-        self._packed.append(packed)
+        self._give(self._gzip.compress(self._lines()))
+
+    def _give(self, packed: bytes) -> None:
+        """To the sink, and to memory; what it was made of goes."""
+        if packed:
+            self._sink(packed)
+            if self._keep:
+                self._packed.append(packed)
         self._block.clear()
         self._steps.clear()
 
@@ -80,12 +94,25 @@ class DecisionLog:
         """What is not packed yet."""
         return bytes(self._block) + encode_lines(self._steps)
 
+    def flush(self) -> None:
+        """The sink has all that was observed, readable to its last line."""
+        if self._block or self._steps:
+            self._give(self._gzip.compress(self._lines()) + self._gzip.flush(Z_SYNC_FLUSH))
+
+    def close(self) -> None:
+        """The sink has a whole file. Nothing may be observed afterwards."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._give(self._gzip.compress(self._lines()) + self._gzip.flush())
+
     def __len__(self) -> int:
         return self._count
 
     def packed(self) -> Iterator[bytes]:
-        """The bytes of a gzip file of the lines."""
+        """The bytes of a gzip file of the lines. Only of a log that keeps them."""
         yield from self._packed
+        if self._is_closed:
+            return
         rest = self._gzip.copy()
         yield rest.compress(self._lines()) + rest.flush()
 

@@ -1,6 +1,6 @@
 """Time what a batch job costs beside its tokens: reading rows, the journal, looks at how it goes.
 
-    python benchmarks/batch_job.py [--only validate|journal|watch] [--rows N] [--output PATH]
+    python benchmarks/batch_job.py [--only validate|journal|watch|log] [--rows N] [--output PATH]
 
 Prints one JSON object.
 
@@ -15,6 +15,11 @@ nothing else is done.
 
 watch: one look at a table of `--rows` sequences, one estimate of what is left, and the part of a
 run that they take with the rests between them.
+
+log: a job of 100 short rows and 16 tokens on `models/sums-moe`, without a decision log, with the
+one that every job's folder has, and with `--log full` in memory too, in turns.
+`processor_overhead` is the median of the ratios of neighbours less one, of processor time; beside
+it the size of a log per row.
 
 Other programs stretch all times: `load_average` says how busy the machine was.
 """
@@ -39,10 +44,13 @@ ROW_BYTES = 200
 ROWS_PER_S = 1000
 TURN_ROWS = 5000
 TURNS = 5
+LOG_ROWS = 100
+ROOT = Path(__file__).parents[1]
 TARGETS = {
     "validate": {"wall_s": 30.0, "peak_bytes": 300_000_000},
     "journal": {"overhead": 0.05},
     "watch": {"part_of_run": 0.01},
+    "log": {"processor_overhead": 0.02},
 }
 
 
@@ -59,6 +67,7 @@ def main() -> int:
         "validate": validate,
         "journal": lambda rows: journal(),
         "watch": watch,
+        "log": lambda rows: decisions(),
     }
     result = {
         "benchmark": "batch_job",
@@ -237,6 +246,56 @@ def watch(rows: int) -> dict[str, Any]:
         "estimate_s": estimate_s,
         "estimate_every_s": max(EVERY_S, LEAST_REST * estimate_s),
         "part_of_run": part,
+    }
+
+
+# -- the decision log -----------------------------------------------------------------------------
+
+
+def decisions() -> dict[str, Any]:
+    """Processor seconds of whole jobs with a model that is in memory already."""
+    from batchgen.exec.job import ExecJob
+    from batchgen.exec.kept import KeptModel
+    from batchgen.exec.run import Ended, execute
+    from batchgen.job.folder import logs_in
+
+    used: dict[str, list[float]] = {"off": [], "auto": [], "full": []}
+    sizes: dict[str, float] = {}
+    kept = KeptModel()
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(TURNS + 1):
+            for log in used:
+                output = Path(folder) / "out.jsonl"
+
+                def look(ended: Ended, log: str = log, output: Path = output) -> None:
+                    for path in logs_in(output.with_name("out.jsonl.job")):
+                        sizes[log] = path.stat().st_size / LOG_ROWS
+
+                job = ExecJob(
+                    model=ROOT / "models" / "sums-moe",
+                    input=ROOT / "examples" / "prompts" / "short-400.jsonl",
+                    output=output,
+                    limit=LOG_ROWS,
+                    max_tokens=16,
+                    threads=1,
+                    force=True,
+                    log=log,
+                )
+                began = time.process_time()
+                execute(job, kept=kept, deliver=look)
+                if turn:  # the first is for what is new
+                    used[log].append(time.process_time() - began)
+    ratios = {
+        log: statistics.median(one / off for one, off in zip(used[log], used["off"], strict=True))
+        for log in ("auto", "full")
+    }
+    return {
+        "rows": LOG_ROWS,
+        "turns": TURNS,
+        "processor_s": used,
+        "processor_overhead": ratios["auto"] - 1,
+        "processor_overhead_in_memory_too": ratios["full"] - 1,
+        "log_bytes_per_row": sizes,
     }
 
 

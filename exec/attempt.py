@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from batchgen.job.output import bad_row_object, line_of
 from batchgen.job.rows import BadRow
 from batchgen.job.snapshot import Snapshot
 from batchgen.logbook import DecisionLog
+from batchgen.logfile import LogFile
 from batchgen.oneline import escaped
 from batchgen.report.record import RunRecord
 
@@ -86,8 +88,15 @@ class Attempt:
         if not prepared.jobs:
             self._journal.sync()
             return None
-        log = prepared.log() if self._job.log != "off" else None
-        ran = self._drive(prepared, log)
+        log: DecisionLog | None = None
+        with ExitStack() as files:
+            file: LogFile | None = None
+            if self._job.log != "off":
+                path = self._folder.log_path(alone=self._alone)
+                file = files.enter_context(LogFile(path, self._calls.say))
+                log = prepared.log(sink=file.write, keep=self._job.log != "auto")
+                file.follow(log)
+            ran = self._drive(prepared, log, file)
         if ran.driver.stopped:
             num_rows = prepared.read.num_rows
             self._check_limit(num_rows)
@@ -97,6 +106,7 @@ class Attempt:
                 remedy="go on by the same command with --resume always",
                 code="stopped",
             )
+        log = log if self._job.log != "auto" else None
         return build_record(prepared, ran, time.perf_counter() - began, log)
 
     # -- before it runs ---------------------------------------------------------------------------
@@ -149,8 +159,9 @@ class Attempt:
 
     # -- while it runs ----------------------------------------------------------------------------
 
-    def _drive(self, prepared: Prepared, log: DecisionLog | None) -> Ran:
-        """Answers come into the journal, tokens of unfinished rows too; watchers are told."""
+    def _drive(self, prepared: Prepared, log: DecisionLog | None, file: LogFile | None) -> Ran:
+        """Answers come into the journal, tokens of unfinished rows too; watchers are told; `file`
+        has what `log` hears."""
         calls, tally, limit = self._calls, self._tally, self._limit
         num_rows, jobs = prepared.read.num_rows, prepared.jobs
         answers = Answers(self._keep, prepared.tokenizer, self._name, self._folder.created)
@@ -178,6 +189,8 @@ class Attempt:
         def reported(now_ps: int, rows_done: int, rows_total: int) -> None:
             if keeps_tokens:
                 saving.now_and_then()
+            if file is not None:
+                file.now_and_then()
             for watcher in watchers:
                 watcher.now_and_then(now_ps)
             if calls.progress is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchgen.errors import UserError
-from batchgen.job.error_limit import ErrorLimit
+from batchgen.job.error_limit import ErrorLimit, check_row_timeout
 from batchgen.job.journal import ORDERS
 from batchgen.job.sampling import check_range
 from batchgen.job.shape import Shape
@@ -28,7 +28,8 @@ class ExecJob:
     "always" or "if-possible". `order` of the output: "input" or "completion". `form` of the input:
     one of `job.inputs.FORMS` or "auto"; `shape`: how its rows get their prompts; `strict`: fields
     that are not known make error rows; `models`: names that rows may give, none: any;
-    `some_must_run`: an input of bad rows alone is refused.
+    `log`: decisions go to the job's folder ("auto"), also to the run's record ("steps", "full"), or
+    nowhere ("off"). `some_must_run`: an input of bad rows alone is refused.
     """
 
     model: Path
@@ -47,7 +48,7 @@ class ExecJob:
     host_pages: int | None = None
     threads: int | None = None
     force: bool = False
-    log: str = "off"
+    log: str = "auto"
     body: str | None = None
     folder: Path | None = None
     resume: str = "never"
@@ -68,6 +69,7 @@ class ExecJob:
         for name, value in (("max-tokens", self.max_tokens), ("limit", self.limit)):
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value}", remedy="give at least 1")
+        check_row_timeout(self.row_timeout_s)
         if self.order not in ORDERS:
             remedy = f"choose one of {', '.join(ORDERS)}"
             raise UserError(f"--order is '{self.order}'", remedy=remedy)

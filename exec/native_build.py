@@ -50,7 +50,7 @@ def library_path() -> Path:
     )
     key = _digest(b"\0".join(parts))
     try:
-        folder = _cache_folder()
+        folder = cache_folder()
         if (found := _whole(folder, key)) is not None:
             return found
         with tempfile.TemporaryDirectory(dir=folder) as aside:
@@ -119,7 +119,7 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """A folder of this user that can be written."""
     try:
         given = os.environ.get("XDG_CACHE_HOME", "")

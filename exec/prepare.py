@@ -48,6 +48,8 @@ from batchgen.policy.presets import Preset, build_policy, find_preset
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
 
+MOST_REPLAYED = 200_000
+"""Sequences and keys of their pages up to which a log that nobody asked for can be replayed."""
 ASK_ROWS = 64
 """Rows that are read between two questions whether to give up."""
 
@@ -120,13 +122,24 @@ class Prepared:
         """What the body of a row sees."""
         return TextView(table, row, self.jobs[row], self.worker, self.tokenizer)
 
-    def log(self, backend: str = "exec", *, reference: bool = False) -> DecisionLog:
+    def log(
+        self,
+        backend: str = "exec",
+        *,
+        reference: bool = False,
+        sink: Callable[[bytes], None] = lambda packed: None,
+        keep: bool = True,
+    ) -> DecisionLog:
         """A fresh decision log with this run's header."""
         table = self.fresh_table()
+        full = self.job.log != "steps"
+        if self.job.log == "auto":  # replayed in full, but a header of millions of keys is too much
+            keys = 0 if self.page_keys is None else sum(map(len, self.page_keys))
+            full = len(table) + keys <= MOST_REPLAYED
         return DecisionLog(
             Header(
                 backend=backend,
-                full=self.job.log != "steps",
+                full=full,
                 plan=self.plan,
                 preset=self.preset.name,
                 overrides=self.overrides,
@@ -134,10 +147,12 @@ class Prepared:
                 prompt_tokens=table.prompt.tolist(),
                 budget_tokens=table.budget.tolist(),
                 produced_tokens=self.produced,
-                page_keys=self.page_keys,
+                page_keys=self.page_keys if full else None,
                 reference=reference,
                 bodies=self.job.body or "",
-            )
+            ),
+            sink=sink,
+            keep=keep,
         )
 
 

@@ -47,6 +47,24 @@ QUICK = Grid(
     rounds=1,
 )
 
+LOOK = Grid(
+    tokens=(1, 16, 128),
+    rows=(1, 16),
+    contexts=(16, 256),
+    chunks=(16, 128),
+    starts=(0, 128),
+    pages=(1, 8),
+    seconds=0.005,
+    max_kv_tokens=1 << 13,
+    prompts=16,
+    outputs=32,
+    seats=(4, 32),
+    max_prefill_tokens=1 << 11,
+    rounds=1,
+    patience_s=4.0,
+)
+"""Seconds in all, for a prediction that nobody has prepared."""
+
 CUDA = Grid(
     tokens=(1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
     rows=(1, 4, 16, 64, 128, 256, 512),

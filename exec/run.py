@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from batchgen.exec.prepare import Prepared, check_job
 from batchgen.exec.templates import time_of_job
 from batchgen.job.final import write_final
 from batchgen.job.fingerprint import file_digest
-from batchgen.job.folder import JobFolder, check_resume, default_folder, open_folder
+from batchgen.job.folder import JobFolder, check_resume, default_folder, logs_in, open_folder
 from batchgen.job.forecast import Forecast
 from batchgen.job.inputs import form_of
 from batchgen.job.retry import failed_requests
@@ -35,12 +35,14 @@ from batchgen.report.rundir import write_json
 class Ended:
     """A job whose output is in place. `record`: of the rows that this process ran, None if an
     earlier one had answered all of them. `by_code`: answers by the code of their error, "" without
-    one. `earlier`: rows that an earlier process had answered. `manifest`: JSON of the whole job."""
+    one. `earlier`: rows that an earlier process had answered. `manifest`: JSON of the whole job.
+    `earlier_logs`: where decisions are kept, packed logs beside that of `record`, by file name."""
 
     record: RunRecord | None
     by_code: dict[str, int]
     earlier: int
     manifest: dict[str, Any]
+    earlier_logs: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -144,12 +146,23 @@ def execute(
             by_code=by_code,
             earlier=earlier,
             manifest=_manifest(folder, by_code, digest),
+            earlier_logs=_earlier_logs(folder) if job.log in ("steps", "full") else {},
         )
         if job.manifest is not None:
             _write_manifest(job.manifest, ended.manifest)
         deliver(ended)
         folder.done()
         return ended
+
+
+def _earlier_logs(folder: JobFolder) -> dict[str, bytes]:
+    """The logs of other processes, and of rows that ran alone. What cannot be read is left out."""
+    found = {}
+    for path in logs_in(folder.path):
+        with suppress(OSError):
+            if path != folder.log_path():
+                found[path.name] = path.read_bytes()
+    return found
 
 
 def _write_failed(job: ExecJob, folder: JobFolder, path: Path) -> None:

@@ -1,5 +1,5 @@
-"""`batchgen exec --dry-run`: what a job would be, as text or JSON. Loads no weights, leaves nothing
-behind."""
+"""`batchgen exec --dry-run`: what a job would be, as text or JSON. It runs no row, and leaves
+nothing behind but what it measured of the machine, in the user's cache."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from batchgen.cli.common import say
 from batchgen.cli.input_file import print_bad
-from batchgen.oneline import escaped
+from batchgen.errors import UserError
+from batchgen.oneline import escaped, one_line
 from batchgen.report.text import count, dollars, duration
 
 if TYPE_CHECKING:
+    from batchgen.cli.time_source import TimeSource
     from batchgen.exec.job import ExecJob
     from batchgen.exec.survey import Survey
     from batchgen.job.forecast import Forecast
 
+MANY = 100_000
 MOST_PROMPT = 2000
 """Characters of the first prompt that are shown; JSON has all of it."""
 
@@ -25,6 +28,7 @@ def dry_run(
     job: ExecJob,
     *,
     profile: Path | None,
+    gpu: str | None,
     expected_tokens: int | None,
     price_per_hour: float | None,
     as_json: bool,
@@ -35,12 +39,15 @@ def dry_run(
     found = survey(job)
     told = None
     notes: list[str] = []
-    if profile is not None and found.plan is not None:
-        from batchgen.cli.forecasting import differences, forecast
+    times = None if found.plan is None else _times(found, profile, gpu, notes)
+    if times is not None:
+        from batchgen.cli.forecasting import forecast
 
-        told = forecast(found, profile, expected_tokens)
-        notes = differences(found, profile)
-    document = as_object(found, told, price_per_hour)
+        if len(found.prompt_tokens) > MANY:
+            say(f"simulating {count(len(found.prompt_tokens))} sequences, which takes a while")
+        told = forecast(found, times, expected_tokens)
+        notes += times.notes
+    document = as_object(found, told, times, price_per_hour)
     if as_json:
         print(json.dumps(document | {"notes": notes}, indent=2, allow_nan=False))
     else:
@@ -53,7 +60,33 @@ def dry_run(
     return 1 if found.bad.counts else 0
 
 
-def as_object(found: Survey, told: Forecast | None, price_per_hour: float | None) -> dict[str, Any]:
+def _times(
+    found: Survey, profile: Path | None, gpu: str | None, notes: list[str]
+) -> TimeSource | None:
+    """None, with a note, where nothing is known. What was asked for is a UserError if it does not
+    fit; what nobody asked for is no reason to fail."""
+    from batchgen.cli.time_source import of_catalog, of_profile, of_this_machine
+
+    if profile is not None:
+        return of_profile(found, profile)
+    if gpu is not None:
+        return of_catalog(found, gpu)
+    if found.job.body is not None:
+        notes.append("no prediction: nobody knows what a body will ask for")
+        return None
+    try:
+        times = of_this_machine(found, say)
+    except (UserError, MemoryError) as error:
+        notes.append(f"no prediction: {one_line(str(error), 200)}")
+        return None
+    if times is None:
+        notes.append("no prediction: the catalog does not know this GPU; give --gpu or --profile")
+    return times
+
+
+def as_object(
+    found: Survey, told: Forecast | None, times: TimeSource | None, price_per_hour: float | None
+) -> dict[str, Any]:
     """All that is known before a run, as JSON has it."""
     plan = found.plan
     prompts, budgets = found.prompt_tokens, found.max_output
@@ -85,7 +118,7 @@ def as_object(found: Survey, told: Forecast | None, price_per_hour: float | None
             "host_pages": plan.engines[0].host_pages,
             "depth": plan.depth,
         }
-    if told is not None:
+    if told is not None and times is not None:
         hours = told.total_s / 3600
         document["predicted"] = {
             "total_s": round(told.total_s, 3),
@@ -93,6 +126,8 @@ def as_object(found: Survey, told: Forecast | None, price_per_hour: float | None
             "kv_peak_pages": told.kv_peak_pages,
             "guess": told.guess,
             "cost": None if price_per_hour is None else round(hours * price_per_hour, 4),
+            "times_of": times.origin,
+            "error": times.error,
         }
     return document
 
@@ -137,6 +172,7 @@ def _print(found: Survey, document: dict[str, Any]) -> None:
             f"the simulator says {duration(told['total_s'])}{bar}{price}, KV peak "
             f"{count(told['kv_peak_pages'])} pages, if {told['guess']}"
         )
+        print(escaped(f"its times are of {told['times_of']}; {told['error']}"))
     text = found.first_prompt
     cut = "" if len(text) <= MOST_PROMPT else f" (its first {MOST_PROMPT} characters)"
     print(f"first prompt{cut}:")

@@ -19,11 +19,10 @@ from batchgen.cli.exec_checks import (
     check_options,
     check_outputs,
     form_of_output,
-    parse_shard,
 )
-from batchgen.cli.exec_ending import report, say_ended
+from batchgen.cli.exec_ending import report, say_ended, say_interrupted
 from batchgen.cli.exec_flags import ExecFlags
-from batchgen.cli.forecasting import check_profile, predictor
+from batchgen.cli.forecasting import check_prediction, predictor
 from batchgen.cli.live import Talk, mode_of, shown
 from batchgen.cli.options import command
 from batchgen.cli.spooling import placed, print_file, spooled
@@ -31,7 +30,9 @@ from batchgen.cli.stopping import stopped_by_signals
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import Unfinished
 from batchgen.job.error_limit import parse_error_limit
+from batchgen.job.folder import default_folder
 from batchgen.job.shape import make_shape
+from batchgen.job.shard import parse_shard
 
 if TYPE_CHECKING:
     from batchgen.exec.job import ExecJob
@@ -52,8 +53,7 @@ def exec_(asked: ExecFlags) -> int:
     shape = make_shape(
         asked.prompt_column, asked.prompt_template, chat=asked.chat, system=asked.system
     )
-    if asked.profile is not None:
-        check_profile(asked.profile, body=asked.body)
+    check_prediction(asked.profile, asked.gpu, body=asked.body, dry_run=asked.dry_run)
     output = Path(os.devnull) if asked.dry_run else check_outputs(asked)
     calm_threads()
     with extra_needed("exec", "exec"):
@@ -65,14 +65,14 @@ def exec_(asked: ExecFlags) -> int:
             return look(
                 job,
                 profile=asked.profile,
+                gpu=asked.gpu,
                 expected_tokens=asked.expected_tokens,
                 price_per_hour=asked.price_per_hour,
                 as_json=asked.as_json,
             )
-        to_stdout = str(output) == "-"
-        ended = _answer(asked, job, mode, talk, to_stdout=to_stdout)
+        ended = _answer(asked, job, output, mode, talk)
     say_ended(ended, output, asked.error_file, talk)
-    quiet = to_stdout or asked.quiet
+    quiet = str(output) == "-" or asked.quiet
     report(ended, asked.out, force=asked.force, as_json=asked.as_json, quiet=quiet)
     return 1 if ended.errors else 0
 
@@ -113,11 +113,12 @@ def _job(
     )
 
 
-def _answer(asked: ExecFlags, job: ExecJob, mode: str, talk: Talk, *, to_stdout: bool) -> Ended:
-    """Runs the job under a display, until its end or a signal. to_stdout: the answers are printed
-    as soon as they are there."""
+def _answer(asked: ExecFlags, job: ExecJob, output: Path, mode: str, talk: Talk) -> Ended:
+    """Runs the job under a display, until its end or a signal. output: as it was asked for; where
+    it is standard output, the answers are printed as soon as they are there."""
     from batchgen.exec.run import execute
 
+    to_stdout = str(output) == "-"
     stdout = sys.stdout  # while code of the user's may run that is another one
     profile = asked.profile
     predict = None if profile is None else predictor(profile, asked.expected_tokens, talk.say)
@@ -144,4 +145,7 @@ def _answer(asked: ExecFlags, job: ExecJob, mode: str, talk: Talk, *, to_stdout:
             if to_stdout and asked.job_dir is None:
                 remedy = "give --job-dir or -o FILE to be able to go on"
                 raise Unfinished(error.message, remedy=remedy, code=error.code) from None
+            raise
+        except KeyboardInterrupt:
+            say_interrupted(asked.job_dir or default_folder(output), talk)
             raise

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.errors import UserError
+from batchgen.job.error_limit import check_row_timeout
 from batchgen.job.final import OUTPUT_FORMS, form_of_name
-from batchgen.job.folder import JOB, default_folder
-from batchgen.paths import check_new_output, check_output, check_result, real_path
+from batchgen.job.targets import check_targets
 
 if TYPE_CHECKING:
     from batchgen.cli.exec_flags import ExecFlags
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def check_options(asked: ExecFlags) -> None:
     """Raises UserError that names the option and what it may be."""
-    if asked.log not in ("off", "steps", "full"):
-        raise UserError(f"--log is '{asked.log}'", remedy="choose one of off, steps, full")
-    if asked.log != "off" and asked.out is None:
+    if asked.log not in ("auto", "off", "steps", "full"):
+        raise UserError(f"--log is '{asked.log}'", remedy="choose one of auto, off, steps, full")
+    if asked.log in ("steps", "full") and asked.out is None:
         raise UserError(f"--log {asked.log} has nowhere to go", remedy="add --out DIR")
     if asked.order not in ("input", "completion"):
         raise UserError(f"--order is '{asked.order}'", remedy="choose one of input, completion")
@@ -32,9 +32,8 @@ def check_options(asked: ExecFlags) -> None:
 
 def check_numbers(asked: ExecFlags) -> None:
     """Raises UserError for numbers that mean nothing."""
-    timeout, price = asked.row_timeout, asked.price_per_hour
-    if timeout is not None and not 0 < timeout < 1e9:
-        raise UserError(f"--row-timeout is {timeout:g}", remedy="give seconds above 0")
+    price = asked.price_per_hour
+    check_row_timeout(asked.row_timeout)
     if asked.expected_tokens is not None and asked.expected_tokens < 1:
         raise UserError(f"--expected-tokens is {asked.expected_tokens}", remedy="give at least 1")
     if price is not None and not (price >= 0 and math.isfinite(price)):
@@ -54,38 +53,20 @@ def check_outputs(asked: ExecFlags) -> Path:
             raise UserError(
                 f"-o - with --resume {asked.resume} keeps nothing", remedy="add --job-dir"
             )
-    else:
-        check_output(output)
-        if asked.resume == "never":
-            check_new_output(output, force=asked.force)
-    _check_beside(asked, output)
+    check_targets(
+        output,
+        resume=asked.resume,
+        folder=asked.job_dir,
+        force=asked.force,
+        error_file=asked.error_file,
+        manifest=asked.manifest,
+        out=out,
+    )
     if out is not None:
-        if real_path(out) == real_path(output):
-            raise UserError(f"{out} is the output", remedy="give another --out")
         from batchgen.report.rundir import check_target
 
         check_target(out, force=asked.force)
     return output
-
-
-def _check_beside(asked: ExecFlags, output: Path) -> None:
-    """The files beside the output are apart from it, from each other and from the job's folder."""
-    error_file, manifest = asked.error_file, asked.manifest
-    begun = (default_folder(output) if asked.job_dir is None else asked.job_dir) / JOB
-    goes_on = asked.resume == "always" or (asked.resume == "if-possible" and begun.is_file())
-    for path in (error_file, manifest):
-        # A killed process may have left them: who goes on replaces its own.
-        if path is not None:
-            check_result(path, force=asked.force or goes_on)
-            if real_path(output) == real_path(path):
-                raise UserError(f"{path} is the output", remedy="give another file")
-    if error_file and manifest and real_path(error_file) == real_path(manifest):
-        raise UserError(f"{manifest} is the --error-file too", remedy="give another --manifest")
-    if asked.job_dir is not None or str(output) != "-":
-        own = real_path(begun.parent)
-        for path in (output, error_file, manifest, asked.out):
-            if path is not None and real_path(path).is_relative_to(own):
-                raise UserError(f"{path} lies in the folder of the job", remedy="give another name")
 
 
 def form_of_output(output: Path, wanted: str) -> str:
@@ -98,16 +79,3 @@ def form_of_output(output: Path, wanted: str) -> str:
             remedy=f"choose one of auto, {', '.join(OUTPUT_FORMS)}",
         )
     return wanted
-
-
-def parse_shard(text: str | None) -> tuple[int, int] | None:
-    """ "2/4" as (2, 4). Raises UserError."""
-    if text is None:
-        return None
-    first, slash, second = text.partition("/")
-    numbers = [one.strip() for one in (first, second)]
-    if slash and all(one.isascii() and one.isdecimal() and len(one) < 10 for one in numbers):
-        part, parts = map(int, numbers)
-        if 1 <= part <= parts:
-            return part, parts
-    raise UserError(f"--shard is '{text:.40}'", remedy="for instance 2/4: I of N, I from 1")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.cli.common import print_runs_json, print_table
 from batchgen.cli.live import Talk, event
+from batchgen.job.folder import JOB
 
 if TYPE_CHECKING:
     from batchgen.exec.run import Ended
@@ -32,6 +33,14 @@ def say_ended(ended: Ended, output: Path, error_file: Path | None, talk: Talk) -
         talk.say(f"errors by code: {codes}{again}")
 
 
+def say_interrupted(folder: Path, talk: Talk) -> None:
+    """Before the first pass a signal ends a job at once: whether anything is kept."""
+    if (folder / JOB).is_file():
+        talk.say(f"what is answered is in {folder}: go on by the same command with --resume always")
+    else:
+        talk.say("no row has run and nothing is kept: the same command begins anew")
+
+
 def report(ended: Ended, out: Path | None, *, force: bool, as_json: bool, quiet: bool) -> None:
     """The run directory, and the table or JSON of the run; of no run where an earlier process had
     answered all rows."""
@@ -42,7 +51,13 @@ def report(ended: Ended, out: Path | None, *, force: bool, as_json: bool, quiet:
     if out is not None:
         from batchgen.report.rundir import write_run
 
-        summary = write_run(ended.record, out, force=force, more={"manifest.json": ended.manifest})
+        summary = write_run(
+            ended.record,
+            out,
+            force=force,
+            more={"manifest.json": ended.manifest},
+            files=ended.earlier_logs,
+        )
     else:
         from batchgen.report.metrics import summary as summarise
 

@@ -129,6 +129,10 @@ class ExecFlags:
         Path | None,
         typer.Option(help="Profile of this machine: the simulator's prediction beside the truth."),
     ] = None
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Predict for this GPU of the catalog, not for this machine: --dry-run."),
+    ] = None
     expected_tokens: Annotated[
         int | None,
         typer.Option(help="What it takes for a row's length; default: all it may produce."),
@@ -137,8 +141,13 @@ class ExecFlags:
         float | None, typer.Option(help="Of the machine; --dry-run then says what a job costs.")
     ] = None
     log: Annotated[
-        str, typer.Option(metavar="off|steps|full", help="Decision log in the run directory.")
-    ] = "off"
+        str,
+        typer.Option(
+            metavar="auto|off|steps|full",
+            help="Decision log; auto: in the job's folder only, which goes with it. steps, full: "
+            "in --out too.",
+        ),
+    ] = "auto"
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = (
         False
     )

@@ -1,5 +1,5 @@
-"""What the simulator thinks of a job of the executor: its rows, plan and policy, the times of a
-profile. Only the command line knows both backends."""
+"""What the simulator thinks of a job of the executor: its rows, plan and policy, times from a
+`TimeSource`. Only the command line knows both backends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from batchgen.cli.time_source import TimeSource, of_profile
 from batchgen.errors import UserError
 from batchgen.job.forecast import Forecast, forecast_of
 from batchgen.report.text import duration
@@ -38,10 +39,24 @@ class Planned(Protocol):
     def runtime(self, *, table: Table) -> Runtime: ...
 
 
-def check_profile(profile: Path, *, body: str | None) -> None:
-    """Refuse before the model is loaded what is no profile."""
+def check_prediction(
+    profile: Path | None, gpu: str | None, *, body: str | None, dry_run: bool
+) -> None:
+    """Refuse before the model is loaded what is no profile, and no GPU of the catalog."""
     from batchgen.cost.profile import load_profile
+    from batchgen.hardware import load_gpu
 
+    if gpu is not None:
+        load_gpu(gpu)
+        if profile is not None or not dry_run:
+            why = "--profile and --gpu exclude each other" if profile else "--gpu only predicts"
+            raise UserError(why, remedy="leave --gpu out" if profile else "add --dry-run")
+        if body is not None:
+            raise UserError(
+                "--gpu and --body: nobody knows what a body will ask for", remedy="leave one out"
+            )
+    if profile is None:
+        return
     load_profile(profile)
     if body is not None:
         raise UserError(
@@ -49,22 +64,15 @@ def check_profile(profile: Path, *, body: str | None) -> None:
         )
 
 
-def forecast(planned: Planned, profile: Path, expected_tokens: int | None) -> Forecast:
+def forecast(planned: Planned, times: TimeSource, expected_tokens: int | None) -> Forecast:
     """Simulates the job. `expected_tokens`: what rows produce that may produce more; None: every
-    row produces all it may. Raises UserError where the profile does not fit the model."""
+    row produces all it may."""
     import numpy as np
 
-    from batchgen.cost.build import build_cost
-    from batchgen.cost.profile import load_profile
-    from batchgen.hardware import load_gpu
-    from batchgen.layout import Layout
-    from batchgen.model import load_model
     from batchgen.sim.cluster import Simulation
 
-    plan = planned.plan
+    plan, cost = planned.plan, times.cost
     assert plan is not None
-    # The GPU only fills a slot of the signature: with a profile no number of it is used.
-    cost = build_cost(load_model(planned.folder), load_gpu("h100"), Layout(), profile=profile)
     table = planned.fresh_table()
     lengths = table.budget.astype(np.int64)
     guess = "every row produces its max_tokens"
@@ -78,14 +86,13 @@ def forecast(planned: Planned, profile: Path, expected_tokens: int | None) -> Fo
     simulation.close_input(0)
     simulation.run()
     steps = simulation.recorder.steps(cost)
-    spread = load_profile(profile).spread
     return forecast_of(
         simulation.recorder.end_ps,
         steps["start_ps"] + steps["duration_ps"],
         steps["output_tokens"],
         kv_peak_pages=int(max(steps["kv_pages"], default=0)),
         guess=guess,
-        spread=None if spread is None else (spread.least, spread.most),
+        spread=times.spread,
     )
 
 
@@ -95,9 +102,10 @@ def predictor(
     """`forecast` of a job that is about to run; says what it says."""
 
     def predict(planned: Planned) -> Forecast:
-        for line in differences(planned, profile):
+        times = of_profile(planned, profile)
+        for line in times.notes:
             say(f"note: {line}")
-        found = forecast(planned, profile, expected_tokens)
+        found = forecast(planned, times, expected_tokens)
         say(f"the simulator says {duration(found.total_s)}, if {found.guess}")
         return found
 

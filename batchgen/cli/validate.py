@@ -10,7 +10,6 @@ input      structure and ids of a file of rows; no model, no torch.
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import subprocess
@@ -27,6 +26,9 @@ from batchgen.cli.input_file import check_input_file
 from batchgen.cli.prediction import prediction
 from batchgen.cli.torch_threads import calm_threads
 from batchgen.errors import ReplayMismatch, UserError
+from batchgen.job.folder import logs_in
+from batchgen.logfile import PackedLines
+from batchgen.oneline import escaped
 from batchgen.paths import check_input, kind_of
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -45,35 +47,53 @@ def _before_any() -> None:
 
 @app.command()
 def replay(
-    run: Annotated[Path, typer.Argument(help="Run directory, or its decisions.jsonl.gz.")],
+    run: Annotated[
+        Path, typer.Argument(help="Run directory, folder of a job, or a decisions.jsonl.gz.")
+    ],
     fresh: Annotated[
         bool, typer.Option(help="Start a new process with another hash seed (the default).")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, a line for each log.")
+    ] = False,
 ) -> int:
-    """(a) Replay a decision log and compare every action."""
-    path = run / "decisions.jsonl.gz" if kind_of(run) == "folder" else run
-    check_input("log", path, remedy="make the run with --out DIR --log full")
-    if fresh:
-        seed = REPLAY_HASH_SEED if os.environ.get("PYTHONHASHSEED") != REPLAY_HASH_SEED else "54321"
+    """(a) Replay decision logs and compare every action."""
+    paths = [run]
+    if kind_of(run) == "folder":
+        paths = logs_in(run) or [run / "decisions.jsonl.gz"]
+    for path in paths:
+        check_input("log", path, remedy="make the run with --out DIR --log full")
+    if not fresh:
+        return max(_replay_one(path, as_json=as_json) for path in paths)
+    seed = REPLAY_HASH_SEED if os.environ.get("PYTHONHASHSEED") != REPLAY_HASH_SEED else "54321"
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    codes = []
+    for path in paths:
         command = [sys.executable, "-P", "-m", "batchgen.cli", "validate", "replay", str(path)]
         command += ["--no-fresh", *(["--json"] if as_json else [])]
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        return subprocess.run(command, env=environment, check=False).returncode
+        codes.append(subprocess.run(command, env=environment, check=False).returncode)
+    return max(codes)
+
+
+def _replay_one(path: Path, *, as_json: bool) -> int:
+    """The exit code of a log: 0 if it is equal to its end."""
     from batchgen.replay import replay as replay_lines
 
-    result: dict[str, Any]
+    lines = PackedLines(path)
     try:
-        with gzip.open(path, "rb") as lines:
-            report = replay_lines(lines, source=str(path), advisor=_advisor(path))
-    except gzip.BadGzipFile:
+        report = replay_lines(lines, source=str(path), advisor=_advisor(path))
+    except zlib.error as error:
         raise UserError(
-            f"{path} is not gzip", remedy="give the decisions.jsonl.gz of a run"
+            f"{path} is damaged ({error})", remedy="make the run again with --log full"
         ) from None
-    except (EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path} is cut or damaged ({error})", remedy="make the run again with --log full"
-        ) from None
+    except UserError:
+        if not (lines.is_cut and lines.num_lines == 1):  # else it is the header of a killed process
+            raise
+        if as_json:
+            print(json.dumps({"schema": 1, "equal": False, "stops_early": True, "events": 0}))
+        else:
+            say(f"{escaped(path.name)} stops early, before its first decision")
+        return 1
     except ReplayMismatch as error:
         if as_json:
             print(json.dumps({"schema": 1, "equal": False, "first_difference": str(error)}))
@@ -82,8 +102,8 @@ def replay(
             hint = " (no run.json beside the log: changes of layout cannot be replayed)" * bare
             say(f"not equal: {' '.join(str(error).split())}{hint}")
         return 1
-    stops_early = report.unfinished_rows > 0
-    result = {
+    stops_early = report.unfinished_rows > 0 or lines.is_cut
+    result: dict[str, Any] = {
         "schema": 1,
         "equal": not stops_early,
         "stops_early": stops_early,
@@ -96,18 +116,17 @@ def replay(
     }
     if as_json:
         print(json.dumps(result))
-    else:
-        if stops_early:
-            say(
-                f"not whole: the log stops with {report.unfinished_rows} rows unfinished; it was "
-                "cut, or its run did not end"
-            )
-        word = "equal so far" if stops_early else "equal"
-        text = (
-            f"{word}: {report.events} events and {report.actions} actions of {report.preset} on "
-            f"{report.backend} came again (hash seed {result['hash_seed']})"
-        )
-        print(" ".join(text.split()))  # names in a log may hold anything
+        return 1 if stops_early else 0
+    name = escaped(path.name)
+    if stops_early:
+        why = "its process was killed" if lines.is_cut else "it was cut, or its run did not end"
+        say(f"not whole: {name} stops early, with {report.unfinished_rows} rows unfinished: {why}")
+    word = "equal so far" if stops_early else "equal"
+    text = (
+        f"{word}: {report.events} events and {report.actions} actions of {report.preset} on "
+        f"{report.backend} came again (hash seed {result['hash_seed']})"
+    )
+    print(" ".join(text.split()))  # names in a log may hold anything
     return 1 if stops_early else 0
 
 

@@ -39,6 +39,12 @@ class ErrorLimit:
             )
 
 
+def check_row_timeout(seconds: float | None) -> None:
+    """Raises UserError for what is no time that a row may take."""
+    if seconds is not None and not 0 < seconds < 1e9:
+        raise UserError(f"--row-timeout is {seconds:g}", remedy="give seconds above 0")
+
+
 def parse_error_limit(max_errors: str | None, on_error: str) -> ErrorLimit | None:
     """From `--max-errors N|P%` and `--on-error row|stop`; None: any number. Raises UserError."""
     if on_error not in ("row", "stop"):

@@ -1,15 +1,17 @@
 """The folder of a job that runs: journal, owner, status, and what the job is. It runs nothing.
 
-    OUTPUT.job/  job.json  journal.sqlite  owner.json  status.json
+    OUTPUT.job/  job.json  journal.sqlite  owner.json  status.json  decisions-N.jsonl.gz
 
 `job.json` says what the job is and when it was begun: all that a later process needs to go on with
-it. The folder goes when the output is in place.
+it. `decisions-1.jsonl.gz` has the decisions of the first process, as far as it came. The folder
+goes when the output is in place.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +30,7 @@ from batchgen.paths import beside, kind_of, temporary_name
 FORM = 1
 RESUME = ("never", "always", "if-possible")
 JOB, JOURNAL, STATUS = "job.json", "journal.sqlite", "status.json"
+LOG_END = ".jsonl.gz"
 
 
 def default_folder(output: Path) -> Path:
@@ -77,6 +80,11 @@ class JobFolder:
                 remedy="make room, then go on with --resume always",
             ) from None
 
+    def log_path(self, *, alone: bool = False) -> Path:
+        """Where the decisions of this process go; `alone`: those about rows that run one by one
+        after the others, for memory was short."""
+        return self.path / f"decisions-{self.attempts}{'-alone' * alone}{LOG_END}"
+
     def status(self, value: Mapping[str, Any]) -> None:
         """Replace the status file. What the disk refuses stops no job."""
         with suppress(OSError):
@@ -120,7 +128,7 @@ def check_resume(path: Path, resume: str, *, force: bool) -> None:
 def check_files(path: Path) -> None:
     """Raises UserError for what is no regular file under a name of ours: a pipe would be waited
     for."""
-    for name in (JOB, JOURNAL, STATUS, OWNER):
+    for name in (JOB, JOURNAL, STATUS, OWNER, *(one.name for one in logs_in(path))):
         kind = kind_of(path / name)
         if kind not in ("", "file"):
             raise UserError(
@@ -135,7 +143,25 @@ OURS = {JOB, *BOOKS, OWNER, "input"}
 
 def _is_ours(path: Path) -> bool:
     """A file of a job's folder, or what a killed process left of one."""
-    return path.name in OURS or path.name.startswith(tuple(f".{name}." for name in (JOB, STATUS)))
+    return (
+        path.name in OURS
+        or _is_log(path)
+        or path.name.startswith(tuple(f".{name}." for name in (JOB, STATUS)))
+    )
+
+
+def _is_log(path: Path) -> bool:
+    return path.name.startswith("decisions") and path.name.endswith(LOG_END)
+
+
+def logs_in(path: Path) -> list[Path]:
+    """The decision logs of a job's folder or of a run directory, in the order of their runs."""
+
+    def turn(log: Path) -> tuple[int, str]:
+        number = log.name.removesuffix(LOG_END).partition("-")[2].partition("-")[0]
+        return (int(number) if number.isdecimal() else sys.maxsize, log.name)
+
+    return sorted(filter(_is_log, path.iterdir()), key=turn)
 
 
 def write_whole(path: Path, value: object, *, durable: bool = True) -> None:
@@ -227,7 +253,11 @@ def _take_away(path: Path) -> None:
         with beside(path) as aside:
             os.rename(path, aside)
         return
-    for name in (JOB, *BOOKS):  # one that cannot be renamed, as where a disk is mounted
+    for name in (
+        JOB,
+        *BOOKS,
+        *(one.name for one in logs_in(path)),
+    ):  # one that cannot be renamed, as where a disk is mounted
         with suppress(OSError):
             (path / name).unlink()
 

@@ -11,10 +11,11 @@ import gzip
 import io
 import json
 import zlib
+from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from batchgen.errors import UserError
 from batchgen.job.fingerprint import file_digest
@@ -192,45 +193,74 @@ def _decoded(line: bytes) -> str | BadLine:
 
 
 class _Texts:
-    """Lines for the CSV reader; remembers what was wrong with those of the row that it reads."""
+    """Lines for the CSV reader; remembers those of the row that it reads, and what was wrong with
+    them. No generator: after the last line it can give some again."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
+        self._again: deque[tuple[int, bytes | BadLine]] = deque()
+        self._held: list[tuple[int, bytes | BadLine]] = []
         self.bad: BadLine | None = None
         self.number = 0
 
-    def __iter__(self) -> Iterator[str]:
-        for number, line in self._lines:
-            self.number = number
-            text = line if isinstance(line, BadLine) else _decoded(line)
-            if isinstance(text, BadLine):
-                self.bad = text
-                yield "\n"  # a row without fields
-            else:
-                yield text + "\n"
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        number, line = self._again.popleft() if self._again else next(self._lines)
+        self.number = number
+        self._held.append((number, line))
+        text = line if isinstance(line, BadLine) else _decoded(line)
+        if isinstance(text, BadLine):
+            self.bad = text
+            return "\n"  # a row without fields
+        return text + "\n"
+
+    def next_row(self) -> None:
+        """The lines that come are another row's."""
+        self._held.clear()
+        self.bad = None
+
+    @property
+    def first(self) -> int:
+        """The number of the line on which the row begins."""
+        return self._held[0][0] if self._held else self.number
+
+    def only_first(self) -> None:
+        """All lines of the row but its first come again."""
+        self._again.extendleft(reversed(self._held[1:]))
 
 
 def _csv(path: Path, lines: Lines, most: int, typed: Collection[str]) -> Iterator[Item]:
     """Rows below a header. A field may hold newlines in quotes. Rows are counted by the line on
-    which they end."""
+    which they end. Where quotes do not close as they should, only the line on which they were
+    opened is lost: those after it are read anew, as rows."""
     source = _Texts(lines)
     csv.field_size_limit(most)
     delimiter = "\t" if ".tsv" in (one.lower() for one in path.suffixes) else ","
-    reader = csv.reader(iter(source), delimiter=delimiter, strict=True)
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
     header = _header(path, reader, source)
     while True:
+        source.next_row()
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield source.number, BadLine(code="invalid_csv", message=f"{error!s:.120}")
+            first, last = source.first, source.number
+            message = f"{error!s:.120}"
+            if last > first:
+                message = f"a quote that opens here is not closed as it should be: {message}, on "
+                message += f"line {last}; close it, or double it if it is part of a text"
+            source.only_first()
+            yield first, BadLine(code="invalid_csv", message=message)
             continue
         if source.bad is not None:
             yield source.number, source.bad
-            source.bad = None
         elif len(fields) not in (0, len(header)):
             message = f"the row has {len(fields)} fields, the header {len(header)}"
+            if source.first < source.number:
+                message += f"; it goes from line {source.first} to line {source.number}"
             yield source.number, BadLine(code="invalid_csv", message=message)
         elif fields:
             yield source.number, _row(dict(zip(header, fields, strict=True)), typed)

@@ -5,7 +5,7 @@ the same answers give the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,19 +100,26 @@ def _stage_object(row: JobRow, stage: StageAnswer) -> dict[str, Any]:
     }
 
 
-def error_object(index: int, custom_id: str | None, code: str, message: str) -> dict[str, Any]:
-    """The output object of a row without an answer."""
+def error_object(
+    index: int,
+    custom_id: str | None,
+    code: str,
+    message: str,
+    numbers: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """The output object of a row without an answer; `numbers` stand beside the message, by name."""
     return {
         "id": f"batch_req_{index}",
         "custom_id": custom_id,
         "response": None,
-        "error": {"code": code, "message": message},
+        "error": {"code": code, "message": message, **(numbers or {})},
     }
 
 
 def bad_row_object(row: BadRow) -> dict[str, Any]:
     """The output object of a row that could not be read; the message names its line."""
-    return error_object(row.index, row.custom_id, row.code, f"line {row.line}: {row.message}")
+    message = f"line {row.line}: {row.message}"
+    return error_object(row.index, row.custom_id, row.code, message, row.numbers)
 
 
 def line_of(value: dict[str, Any]) -> bytes:

@@ -10,10 +10,10 @@ PART_KEYS = frozenset({"type", "text", "cache_control"})
 
 
 class RowError(Exception):
-    """Why a row cannot run: a stable code, and one line."""
+    """Why a row cannot run: a stable code, one line, and the numbers of that line by name."""
 
-    def __init__(self, code: str, message: str) -> None:
-        self.code, self.message = code, message
+    def __init__(self, code: str, message: str, **numbers: int) -> None:
+        self.code, self.message, self.numbers = code, message, numbers
         super().__init__(message)
 
 

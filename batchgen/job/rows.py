@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -36,6 +36,7 @@ from batchgen.oneline import shown
 PROMPTS = {"chat": "messages", "completion": "prompt", "response": "messages"}
 MOST_OPTIONS = 1000
 MOST_UNKNOWN = 100
+MOST_INTEGER = 2**63 - 1  # that all readers of JSON have
 """Names of unknown fields that are counted; others may be data."""
 
 TokenIds = Sequence[int] | npt.NDArray[np.int32]
@@ -98,13 +99,15 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """A row that cannot run and why. `custom_id` is None if the row has no usable one."""
+    """A row that cannot run and why. `custom_id` is None if the row has no usable one; `numbers`:
+    those of the message, by name."""
 
     index: int
     line: int
     custom_id: str | None
     code: str
     message: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,9 +228,7 @@ def _draft(
             raise RowError("missing_field", f"field '{name}' is missing")
         prompt = body[name] if kind == "completion" else messages_of(body[name])
     except RowError as error:
-        return BadRow(
-            index=index, line=line, custom_id=custom_id, code=error.code, message=error.message
-        )
+        return _bad(index, line, custom_id, error)
     return _Draft(
         index=index,
         line=line,
@@ -273,13 +274,18 @@ def _encoded(
             given = token_ids(row.prompt, vocab_size) if found is None else found
             yield _row(row, given, vocab_size, limits)
         except RowError as error:
-            yield BadRow(
-                index=row.index,
-                line=row.line,
-                custom_id=row.custom_id,
-                code=error.code,
-                message=error.message,
-            )
+            yield _bad(row.index, row.line, row.custom_id, error)
+
+
+def _bad(index: int, line: int, custom_id: str | None, error: RowError) -> BadRow:
+    return BadRow(
+        index=index,
+        line=line,
+        custom_id=custom_id,
+        code=error.code,
+        message=error.message,
+        numbers=error.numbers,
+    )
 
 
 def _custom_id(value: dict[str, Any], line: int) -> str:
@@ -393,15 +399,19 @@ def _check_known(body: dict[str, Any], more: frozenset[str], limits: RowLimits) 
 
 def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> int:
     room = limits.max_context - prompt_tokens
+    given = body.get("max_completion_tokens")
+    name = "max_tokens" if given is None else "max_completion_tokens"
+    given = body.get(name)
+    numbers = {"limit": limits.max_context, "prompt_tokens": prompt_tokens}
+    if type(given) is int and 0 < given <= MOST_INTEGER:
+        numbers["max_tokens"] = given
     if room < 1:
         raise RowError(
             "context_length_exceeded",
             f"the prompt has {prompt_tokens} tokens and leaves no room in a context of "
             f"{limits.max_context}",
+            **numbers,
         )
-    given = body.get("max_completion_tokens")
-    name = "max_tokens" if given is None else "max_completion_tokens"
-    given = body.get(name)
     if given is None:
         return room if limits.default_max_output is None else min(room, limits.default_max_output)
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
@@ -411,5 +421,6 @@ def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> 
             "context_length_exceeded",
             f"{prompt_tokens} prompt tokens and {name} {shown(given)} exceed a context of "
             f"{limits.max_context}",
+            **numbers,
         )
     return given

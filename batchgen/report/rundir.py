@@ -64,9 +64,10 @@ def write_run(
     force: bool = False,
     plots: bool = True,
     more: Mapping[str, object] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write the run directory of `record` and return its summary. Consumes `record.decisions`;
-    `more`: JSON files that go along, by name.
+    `more`: JSON files that go along, by name; `files`: others, as they are.
 
     Raises UserError if `path` is taken (see `check_target`) or cannot be written.
     """
@@ -79,6 +80,8 @@ def write_run(
             _fill(record, result, temporary, plots)
             for name, value in (more or {}).items():
                 write_json(temporary / name, value)
+            for name, content in (files or {}).items():
+                (temporary / name).write_bytes(content)
             _swap(temporary, path)
         except OSError as error:  # a full disk, a limit of size: none is a bug of ours
             why = error.strerror or error

@@ -221,6 +221,8 @@ def test_a_prompt_longer_than_the_context_is_an_error_row_among_others(
     bad, good = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
     assert bad["error"]["code"] == "context_length_exceeded"
     assert "line 1: the prompt has 5000 tokens" in bad["error"]["message"]
+    assert (bad["error"]["prompt_tokens"], bad["error"]["max_tokens"]) == (5000, 3)
+    assert f"a context of {bad['error']['limit']}" in bad["error"]["message"]
     assert good["error"] is None
 
 

@@ -59,6 +59,7 @@ EXEC_FLAGS = {
     "--row-timeout",
     "--dry-run",
     "--profile",
+    "--gpu",
     "--expected-tokens",
     "--price-per-hour",
     "--shard",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from exec_files import read, run, write
 
 from batchgen.cli import main
+from batchgen.exec import look
+from batchgen.exec.native_build import CannotBuildError
 from batchgen.exec.profile import measure
 from batchgen.exec.profile_grid import Grid
 
@@ -116,13 +119,98 @@ TINY = Grid(
 )
 
 
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where looks are kept, empty. The machine is measured once, in few points."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(look, "cache_folder", lambda: folder)
+    documents: list[dict[str, Any]] = []
+
+    def measured(model: Path, **options: Any) -> dict[str, Any]:
+        if not documents:
+            documents.append(measure(model, **(options | {"grid": TINY})))
+        return documents[0]
+
+    monkeypatch.setattr(look, "measure", measured)
+    return folder
+
+
+MANY = [{"prompt": "one", "max_tokens": 60}] * 100
+
+
+def test_a_dry_run_predicts_and_says_by_what(
+    model: Path,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = write(tmp_path / "in.jsonl", MANY)
+    base = ["exec", "--model", str(model), "-i", str(rows), "--dry-run", "--threads", "1", "--json"]
+
+    def told(*more: str) -> tuple[dict[str, Any], str]:
+        assert main([*base, *more]) == 0
+        out, err = capsys.readouterr()
+        return json.loads(out)["predicted"], err
+
+    def refuse() -> Path:
+        raise CannotBuildError("others can write it")
+
+    first, err = told()
+    assert first["total_s"] > 0
+    assert first["cost"] is None
+    assert first["times_of"].startswith("a short look at this machine with this model (in ")
+    assert "is not known" in first["error"]
+    assert "measuring this machine" in err
+    (kept,) = cache.glob("look-*.json")
+    again, err = told("--price-per-hour", "3.6e6")
+    assert (again["total_s"], "ago, kept" in again["times_of"]) == (first["total_s"], True)
+    assert again["cost"] == pytest.approx(1000 * again["total_s"], rel=0.1)
+    assert "measuring" not in err
+    assert "ago, kept" in told("--limit", "1")[0]["times_of"]
+    assert "measuring this machine" in told("--set", "plan.page_tokens=16")[1]  # another shape
+    os.utime(kept, (1, 1))  # of long ago
+    assert "measuring this machine" in told()[1]
+    kept.write_text("{}")
+    assert "measuring this machine" in told()[1]
+    monkeypatch.setattr(look, "cache_folder", lambda: cache / "none")
+    assert "cannot be kept" in told()[1]
+    monkeypatch.setattr(look, "cache_folder", refuse)  # others could write there
+    assert "measuring this machine" in told()[1]
+
+
+def test_a_dry_run_of_what_cannot_be_looked_at(
+    model: Path,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = write(tmp_path / "in.jsonl", MANY)
+    base = ["exec", "--model", str(model), "-i", str(rows), "--dry-run", "--threads", "1"]
+    assert main([*base, "--gpu", "h200"]) == 0
+    assert "the published numbers of h200 (roofline)" in capsys.readouterr().out
+    assert main([*base, "--limit", "9"]) == 0
+    out, err = capsys.readouterr()
+    assert "the simulator says" not in out
+    assert "note: no prediction: so small a job is done before this machine is measured" in err
+    monkeypatch.setattr(look, "MOST_WEIGHT_BYTES", 0)
+    assert main(base) == 0
+    assert "of a product and a copy on this machine (roofline)" in capsys.readouterr().out
+    assert main([*base, "--body", "json:dumps"]) == 0
+    out, err = capsys.readouterr()
+    assert "the simulator says" not in out
+    assert "note: no prediction: nobody knows what a body will ask for" in err
+    assert not list(cache.glob("look-*"))
+
+
 def test_a_dry_run_says_what_would_be_and_leaves_nothing(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write(tmp_path / "in.jsonl", ROWS)
     profile = tmp_path / "p.json"
-    profile.write_text(json.dumps(measure(model, grid=TINY, page_tokens=16)))
-    base = ["exec", "--model", str(model), "-i", str(rows)]
+    profile.write_text(json.dumps(measure(model, grid=TINY, page_tokens=16, threads=1)))
+    base = ["exec", "--model", str(model), "--threads", "1", "-i", str(rows)]
     before = sorted(tmp_path.rglob("*"))
     assert main([*base, "--dry-run"]) == 1
     out, _ = capsys.readouterr()
@@ -156,16 +244,19 @@ def test_a_dry_run_says_what_would_be_and_leaves_nothing(
     assert events[-1]["failed_by_code"] == {"duplicate_custom_id": 1, "invalid_json": 1}
 
     (tmp_path / "bad.jsonl").write_text("nonsense\n")
-    assert main([*base[:3], "-i", str(tmp_path / "bad.jsonl"), "--dry-run"]) == 2
+    assert main([*base[:5], "-i", str(tmp_path / "bad.jsonl"), "--dry-run"]) == 2
     assert "no row can run" in capsys.readouterr().out
     (tmp_path / "good.jsonl").write_text('{"prompt": "a"}\n')
-    assert main([*base[:3], "-i", str(tmp_path / "good.jsonl"), "--dry-run"]) == 0
+    assert main([*base[:5], "-i", str(tmp_path / "good.jsonl"), "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ([], "--output is missing"),
+        (["-o", "x", "--gpu", "h100"], "--gpu only predicts; add --dry-run"),
+        (["--dry-run", "--gpu", "h1000"], "unknown GPU 'h1000'"),
+        (["--dry-run", "--gpu", "h100", "--body", "a:b"], "nobody knows what a body will ask"),
         (["-o", "x", "--row-timeout", "0"], "--row-timeout is 0"),
         (["-o", "x", "--row-timeout", "nan"], "--row-timeout is nan"),
         (["-o", "x", "--max-errors", "many"], "--max-errors is 'many'"),
@@ -197,3 +288,34 @@ def test_options_that_mean_nothing_are_one_line(
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
     assert [one.name for one in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_interrupted_before_a_row_runs_it_says_what_is_kept(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = write(tmp_path / "in.jsonl", ROWS)
+    argv = ["exec", "--model", str(model), "-i", str(rows), "-o", str(tmp_path / "out.jsonl")]
+    before = sorted(tmp_path.rglob("*"))
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("batchgen.exec.attempt.prepare", interrupted)
+        assert main(argv) == 3
+        err = capsys.readouterr().err
+        assert (
+            err == "no row has run and nothing is kept: the same command begins anew\ninterrupted\n"
+        )
+        assert sorted(tmp_path.rglob("*")) == before
+    assert main([*argv, "--max-errors", "0"]) == 3
+    folder = tmp_path / "out.jsonl.job"
+    assert folder.is_dir()
+    capsys.readouterr()
+    monkeypatch.setattr("batchgen.exec.attempt.prepare", interrupted)
+    assert main([*argv, "--resume", "always"]) == 3
+    assert capsys.readouterr().err.startswith(f"what is answered is in {folder}: go on by the same")
+    assert folder.is_dir()

@@ -213,3 +213,80 @@ def test_who_leaves_the_loop_stops_the_job_in_silence(
     assert not output.exists()
     result = batchgen.run_batch(model, rows, output, exact=True, threads=1, resume="always")
     assert result.counts == {"rows": 8, "done": 8, "failed": 0}
+
+
+def test_a_slow_listener_holds_the_job_up_and_not_the_memory(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more results are made than fit; who leaves then can go on later."""
+    monkeypatch.setattr(batchgen.api, "MOST_HELD", 4)
+    made: list[int] = []
+    make = batchgen.api.row_result
+
+    def counted(line: bytes) -> Any:
+        made.append(1)
+        return make(line)
+
+    monkeypatch.setattr(batchgen.api, "row_result", counted)
+    rows = [{"prompt": f"row {n}", "max_tokens": 2, "ignore_eos": True} for n in range(40)]
+    output = tmp_path / "out.jsonl"
+    options: dict[str, Any] = {"threads": 1, "overrides": {"plan.max_num_seqs": "2"}}
+
+    async def slow() -> None:
+        got = 0
+        async for _ in batchgen.iter_batch(model, rows, output, **options):
+            got += 1
+            while len(made) < got + 4:  # the job goes on until it is full
+                await asyncio.sleep(0.01)
+            for _ in range(10):
+                await asyncio.sleep(0.01)
+                assert len(made) == got + 4
+            if got == 3:
+                break
+
+    asyncio.run(slow())
+    assert not output.exists()
+    result = batchgen.run_batch(model, rows, output, resume="always", **options)
+    assert result.counts == {"rows": 40, "done": 40, "failed": 0}
+    assert [row.index for row in result.rows] == list(range(40))
+
+
+def test_options_of_files_and_limits(model: Path, tmp_path: Path) -> None:
+    table = tmp_path / "in.csv"
+    table.write_text("id,q,x\n" + "".join(f"r{n},text {n},y\n" for n in range(6)) + "bad\n")
+    result = batchgen.run_batch(
+        model,
+        str(table),
+        tmp_path / "out.jsonl",
+        prompt_template="{q} {x}",
+        shard="1/2",
+        max_tokens=3,
+        row_timeout=600.0,
+        max_errors=5,
+        error_file=str(tmp_path / "failed.jsonl"),
+        manifest=tmp_path / "manifest.json",
+        served_model_name=["m"],
+        threads=1,
+    )
+    assert [row.custom_id for row in result.rows] == ["r0", "r2", "r4", None]
+    assert [row.code for row in result.rows] == ["", "", "", "invalid_csv"]
+    assert json.loads((tmp_path / "manifest.json").read_text()) == result.manifest
+    wrong: list[tuple[batchgen.api.BatchOptions, str]] = [
+        ({"shard": "3/2"}, "--shard is '3/2'"),
+        ({"row_timeout": 0}, "--row-timeout is 0"),
+        ({"max_errors": "x"}, "--max-errors is 'x'"),
+        ({"prompt_column": "q", "prompt_template": "{q}"}, "exclude each other"),
+        ({"input_format": "xml"}, "--input-format is 'xml'"),
+        ({"error_file": tmp_path / "failed.jsonl"}, "failed.jsonl exists"),
+    ]
+    for options, why in wrong:
+        with pytest.raises(UserError, match=why):
+            batchgen.run_batch(model, table, tmp_path / "other.jsonl", **options)
+    with pytest.raises(Unfinished):
+        batchgen.run_batch(model, [{"prompt": ""}], tmp_path / "c.jsonl", max_errors=0)
+
+
+def test_a_row_that_takes_too_long_is_an_error_row(model: Path) -> None:
+    rows = [{"prompt": "a", "max_tokens": 100, "ignore_eos": True}]
+    result = batchgen.run_batch(model, rows, threads=1, row_timeout=1e-9)
+    assert [row.code for row in result.rows] == ["timeout"]

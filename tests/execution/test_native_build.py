@@ -15,7 +15,7 @@ import pytest
 
 from batchgen.cli import main
 from batchgen.exec import compiled
-from batchgen.exec.native_build import CannotBuildError, _cache_folder, library_path
+from batchgen.exec.native_build import CannotBuildError, cache_folder, library_path
 
 # Writes its output in two halves, so that a reader between them would see the first.
 GOOD = """echo built >> {log}
@@ -160,10 +160,10 @@ def test_nothing_is_loaded_from_where_others_write(
     monkeypatch.setenv("XDG_CACHE_HOME", str(base))
     if is_refused:
         with pytest.raises(CannotBuildError, match=r"others can write .*chmod go-w"):
-            _cache_folder()
+            cache_folder()
     else:
-        assert _cache_folder() == base / "batchgen"
+        assert cache_folder() == base / "batchgen"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir(mode=0o700)
-    assert _cache_folder() == tmp_path / "home/.cache/batchgen"
+    assert cache_folder() == tmp_path / "home/.cache/batchgen"

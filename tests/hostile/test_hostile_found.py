@@ -140,7 +140,7 @@ def test_a_log_that_stops_early_is_not_equal(place: Place) -> None:
         path.write_bytes(gzip.compress(b"".join(lines[: len(lines) // 2])))
         ended = place.check("validate", "replay", run, "--no-fresh")
         assert ended.code == 1
-        assert "not whole: the log stops with" in ended.err
+        assert "not whole: decisions.jsonl.gz stops early, with" in ended.err
         assert ended.out.startswith("equal so far: ")
         ended = place.check("validate", "replay", run, "--no-fresh", "--json")
         told = json.loads(ended.out)

@@ -218,3 +218,87 @@ def test_a_typed_field_is_one_value(tmp_path: Path) -> None:
     path.write_text('prompt,max_tokens\na,5\nb,"5,""n"":2"\n')
     good = [row for row in read(path) if not isinstance(row, BadLine)]
     assert [row["max_tokens"] for row in good] == [5, '5,"n":2']
+
+
+@settings(
+    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    table=st.lists(
+        st.lists(st.text("ab 1.", min_size=1, max_size=6), min_size=2, max_size=2),
+        min_size=1,
+        max_size=30,
+    ),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    place=st.integers(0, 29),
+    opens=st.booleans(),
+)
+def test_a_quote_that_is_not_closed_costs_one_row(
+    tmp_path: Path, table: list[list[str]], quoting: Any, place: int, opens: bool
+) -> None:
+    """Wherever it stands, and whether what follows has quotes or not."""
+    place %= len(table)
+    text = io.StringIO()
+    csv.writer(text, quoting=quoting, lineterminator="\n").writerows([["id", "prompt"], *table])
+    lines = text.getvalue().splitlines()
+    stray = ",".join(table[place])
+    lines[1 + place] = f'"{stray}' if opens else stray.replace(",", ',"')
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(lines) + "\n")
+    found = list(read_input(path, "csv"))
+    assert [line for line, _ in found] == list(range(2, len(table) + 2))
+    for number, (row, (_, value)) in enumerate(zip(table, found, strict=True)):
+        if number == place:
+            assert isinstance(value, BadLine)
+            assert value.code == "invalid_csv"
+        else:
+            assert value == {"id": row[0], "prompt": row[1]}
+
+
+@settings(
+    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    before=st.lists(st.tuples(TEXT, TEXT), max_size=6),
+    after=st.lists(st.text('a",\n', max_size=8), max_size=12),
+)
+def test_whatever_follows_rows_before_are_unharmed_and_no_line_is_lost(
+    tmp_path: Path, before: list[tuple[str, str]], after: list[str]
+) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("id", "prompt"), *before])
+    path = tmp_path / "a.csv"
+    path.write_bytes((text.getvalue() + '"a,b\n' + "\n".join(after)).encode())
+    found = list(read_input(path, "csv"))
+    assert [value for _, value in found[: len(before)]] == [
+        {name: text for name, text in (("id", id_), ("prompt", prompt)) if text}
+        for id_, prompt in before
+    ]
+    numbers = [line for line, _ in found]
+    assert numbers == sorted(set(numbers))  # no line ends two rows
+
+
+def test_where_a_quote_opens_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('id,prompt\na,b\nc,"d\n' + "e,f\n" * 2000)
+    found = list(read_input(path, "csv"))
+    assert len(found) == 2002
+    line, bad = found[1]
+    assert (line, isinstance(bad, BadLine) and bad.message) == (
+        3,
+        "a quote that opens here is not closed as it should be: unexpected end of data, on line "
+        "2003; close it, or double it if it is part of a text",
+    )
+    path.write_text('id,prompt\na,"b\nc,d\n","e"\n')
+    ((_, bad),) = read_input(path, "csv")
+    assert isinstance(bad, BadLine)
+    assert bad.message.endswith("the header 2; it goes from line 2 to line 4")
+
+
+def test_a_row_that_never_ends_is_looked_for_no_further_than_a_line_may_be(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('id,prompt\na,"b\n' + "c,d\n" * 1000)
+    found = list(read_input(path, "csv", 100))
+    assert len(found) == 1001
+    assert isinstance(found[0][1], BadLine)
+    assert "field larger than field limit (100), on line 27" in found[0][1].message

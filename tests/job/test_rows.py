@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from batchgen.errors import UserError
 from batchgen.job.jsonl import BadLine, InputDigest, _no_duplicates, parse_object
+from batchgen.job.output import bad_row_object, line_of
 from batchgen.job.rows import BATCH_ROWS, BadRow, JobRow, RowLimits, read_job, read_rows
 from batchgen.job.samples import SamplesOfRows, samples
 from batchgen.job.sampling import Sampling, SamplingDefaults
@@ -151,6 +152,35 @@ def test_a_bad_row_has_its_code_and_hurts_no_other(code: str, line: bytes, tmp_p
     assert "\n" not in bad.message
     assert (first.custom_id, last.custom_id) == ("good", "after")
     assert first.prompt_ids == last.prompt_ids == (104, 105)
+
+
+@given(
+    size=st.integers(1, 130),
+    name=st.sampled_from(["max_tokens", "max_completion_tokens"]),
+    given_tokens=st.none() | st.integers(1, 130) | st.sampled_from([2**63 - 1, 2**63, 10**40]),
+)
+def test_a_row_that_is_too_long_says_so_in_numbers(
+    size: int, name: str, given_tokens: int | None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    row: dict[str, Any] = {"prompt": "x" * size}
+    if given_tokens is not None:
+        row[name] = given_tokens
+    limits = RowLimits(max_context=64, default_max_output=16)
+    folder = tmp_path_factory.mktemp("long")
+    (found,) = read(folder / "in.jsonl", json.dumps(row).encode(), limits)
+    fits = size < 64 and size + (given_tokens or 0) <= 64
+    assert isinstance(found, JobRow) is fits
+    if isinstance(found, BadRow):
+        numbers = {"limit": 64, "prompt_tokens": size}
+        if given_tokens is not None and given_tokens < 2**63:
+            numbers["max_tokens"] = given_tokens
+        error = json.loads(line_of(bad_row_object(found)))["error"]
+        assert error == {
+            "code": "context_length_exceeded",
+            "message": f"line 1: {found.message}",
+            **numbers,
+        }
+        assert all(str(n) in found.message for n in (64, size))
 
 
 def test_the_openai_form_is_read(tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ def test_rows_that_fail_are_in_a_file_of_their_own(client: OpenAI) -> None:
         "tools": "unsupported_field",
     }
     assert all(one["response"] is None for one in bad.values())
+    error = bad["long"]["error"]
+    assert error["max_tokens"] == 10**6
+    assert 0 < error["prompt_tokens"] < error["limit"]
 
 
 def test_rows_that_all_fail_are_a_batch_too(client: OpenAI) -> None:

@@ -278,7 +278,6 @@ def test_unusable_logs_are_one_line(
     text = gzip.compress(b"hello\n")
     steps = json.dumps({**json.loads(log[0]), "full": False})
     files = {
-        "cut": (whole[: len(whole) // 2], "is cut or damaged"),
         "damaged": (whole[:200] + bytes(100) + whole[300:], ""),  # what breaks first may vary
         "plain": ("\n".join(log).encode(), "is not gzip"),
         "empty": (b"", "is empty"),
@@ -300,6 +299,22 @@ def test_unusable_logs_are_one_line(
         (tmp_path / "run.json").write_text(content)
         assert main(["validate", "replay", str(tmp_path), "--no-fresh"]) == 2
         assert "run.json is not the run.json of a run" in capsys.readouterr().err
+
+
+def test_a_cut_log_is_equal_so_far(
+    log: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = write_log(tmp_path / "whole.gz", log).read_bytes()
+    path = tmp_path / "cut.gz"
+    path.write_bytes(whole[:-9])  # without the end of its gzip: all lines, and no more
+    assert main(["validate", "replay", str(path), "--no-fresh"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"equal so far: {len(log) - 1} events")
+    assert "not whole: cut.gz stops early, with 0 rows unfinished: its process was killed" in err
+    header = gzip.compress((log[0] + "\n").encode())
+    path.write_bytes(header[:-8])
+    assert main(["validate", "replay", str(path), "--no-fresh"]) == 1
+    assert "cut.gz stops early, before its first decision" in capsys.readouterr().err
 
 
 def simulated(job: SimJob, folder: Path) -> tuple[Path, list[str]]:
