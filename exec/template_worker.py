@@ -5,7 +5,9 @@ system ends this process when it does, and `exec.templates` starts another.
 
 Requests are lines of JSON: first `{"source", "variables", "now", "cpu_s"}`, then lists of
 conversations. Each conversation has one reply, and so has the first line: a byte `TEXT` or `ERROR`,
-the length of what follows in 4 bytes, little endian, and that in UTF-8.
+the length of what follows in 4 bytes, little endian, and that in UTF-8. Replies of a line may come
+late, but all are sent before the next line is read: what a process has kept to itself when it is
+ended is lost, and only a line with one conversation says which one it was.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import os
 import resource
 import signal
 import sys
+import time
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, BinaryIO
 
 import jinja2
 
-from batchgen.exec.template_jinja import environment
+from batchgen.exec.template_jinja import template_of
 from batchgen.oneline import name_of, one_line
 
 TEXT, ERROR = b"t", b"e"
@@ -29,6 +32,7 @@ HEADER_BYTES = 5
 MEMORY_BYTES = 1 << 30  # address space of the process, Python included
 MAX_TEXT_BYTES = 32 << 20  # twice the longest line of an input
 MEMORY_EXIT = 3
+LATEST_S = 0.1  # that a reply may wait for others
 MOST_ERROR = 300  # characters of a template's error
 
 
@@ -42,17 +46,24 @@ def main() -> None:
         job = json.loads(requests.readline())
         try:
             signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
-            template = environment(datetime.fromisoformat(job["now"])).from_string(job["source"])
+            template = template_of(job["source"], datetime.fromisoformat(job["now"]))
             signal.setitimer(signal.ITIMER_PROF, 0.0)
         except MemoryError:
             raise
         except Exception as error:
             _reply(replies, ERROR, _text_of(error))
+            replies.flush()
             return
         _reply(replies, TEXT, "")
+        replies.flush()
         for line in requests:
+            sent_s = time.monotonic()
             for messages in json.loads(line):
                 _reply(replies, *_render(template, messages, job))
+                if time.monotonic() - sent_s > LATEST_S:
+                    replies.flush()
+                    sent_s = time.monotonic()
+            replies.flush()
     except MemoryError:
         os._exit(MEMORY_EXIT)
 
@@ -94,4 +105,3 @@ def _text_of(error: Exception) -> str:
 def _reply(replies: BinaryIO, kind: bytes, text: str) -> None:
     data = text.encode()
     replies.write(kind + len(data).to_bytes(HEADER_BYTES - 1, "little") + data)
-    replies.flush()

@@ -96,20 +96,24 @@ class ChatTemplate:
         return [next(texts) if isinstance(request, bytes) else request for request in requests]
 
     def _rendered(self, requests: Sequence[bytes]) -> list[str | TemplateError]:
+        """All in one line; once a process has ended at one of them, each in a line of its own."""
         answers: list[str | TemplateError] = []
+        num_sent = max(len(requests), 1)
         while len(answers) < len(requests):
-            waiting = requests[len(answers) :]
+            waiting = requests[len(answers) : len(answers) + num_sent]
             if self._process is None and not self._broken:
                 self._start()
             if self._broken:
-                return answers + [TemplateError(self._broken) for _ in waiting]
+                return answers + [TemplateError(self._broken) for _ in requests[len(answers) :]]
             self._send(b"[" + b",".join(waiting) + b"]")
             for _ in waiting:
-                answers.append(self._receive())
+                answer = self._receive()
                 if self._is_cancelled:
                     raise Cancelled
-                if self._process is None:  # it has ended at this one
+                if self._process is None and num_sent > 1:
+                    num_sent = 1
                     break
+                answers.append(answer)
         return answers
 
     def close(self) -> None:

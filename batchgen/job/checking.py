@@ -13,7 +13,7 @@ from typing import Any
 
 from batchgen.job.inputs import form_of
 from batchgen.job.jsonl import InputDigest
-from batchgen.job.rows import BadRow, RowLimits, read_rows
+from batchgen.job.rows import BadRow, RowLimits, read_chunks
 from batchgen.job.shape import Shape
 
 FIRST_ROWS = 3
@@ -82,7 +82,7 @@ def check_rows(
     """All rows of a file, or the first `limit`. Raises UserError for one that cannot be read."""
     found, digest = Checked(), InputDigest()
     limits = RowLimits(max_context=LARGEST, strict=strict, unknown=found.unknown)
-    rows = read_rows(
+    chunks = read_chunks(
         path,
         _NoTokenizer(),
         limits,
@@ -91,9 +91,9 @@ def check_rows(
         form=form_of(path, form),
         shape=shape,
     )
-    for row in rows:
-        found.num_rows += 1
-        if isinstance(row, BadRow):
+    for chunk in chunks:
+        found.num_rows += len(chunk)
+        for row in chunk.bad:
             found.bad.add(row)
     found.num_bytes, found.sha256 = digest.num_bytes, digest.hexdigest()
     return found

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -27,3 +31,24 @@ class ByteEncoder:
             else self.encode("".join(message["content"] for message in messages))
             for messages in conversations
         ]
+
+
+class Troubled(ByteEncoder):
+    """Leaves PID.pid in a folder for each process that is not the one that made it. There, or
+    anywhere: some prompts are trouble."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, os.getpid()
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
+        if os.getpid() != self.home:
+            (self.folder / f"{os.getpid()}.pid").touch()
+            if any(text.startswith("die") for text in texts):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "sleep" in texts:
+                time.sleep(1000)
+        if "nap" in texts:
+            time.sleep(0.2)
+        if "raise" in texts:
+            raise RuntimeError("as told")
+        return super().encode_texts(texts)
