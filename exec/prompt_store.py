@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgen.errors import UserError
-from batchgen.job.rows import TokenIds
 
 PIECE_TOKENS = 1 << 20
 MEMORY_BYTES = 256 << 20

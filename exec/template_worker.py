@@ -54,7 +54,7 @@ def main() -> None:
             _reply(replies, ERROR, _text_of(error))
             replies.flush()
             return
-        _reply(replies, TEXT, "")
+        _reply(replies, TEXT, b"")
         replies.flush()
         for line in requests:
             sent_s = time.monotonic()
@@ -76,18 +76,19 @@ def _limit(what: int, most: int) -> None:
 
 def _render(
     template: jinja2.Template, messages: list[dict[str, Any]], job: dict[str, Any]
-) -> tuple[bytes, str]:
-    pieces: list[str] = []
+) -> tuple[bytes, bytes]:
+    pieces: list[bytes] = []
     num_bytes = 0
     signal.setitimer(
         signal.ITIMER_PROF, job["cpu_s"]
     )  # no handler: the signal ends us, in C code too
     try:
         values = job["variables"] | {"messages": messages, "add_generation_prompt": True}
-        for piece in template.generate(values):
-            num_bytes += len(piece.encode())
+        for text in template.generate(values):
+            piece = text.encode()
+            num_bytes += len(piece)
             if num_bytes > MAX_TEXT_BYTES:
-                return ERROR, f"makes a text of more than {MAX_TEXT_BYTES >> 20} MiB"
+                return ERROR, b"makes a text of more than %d MiB" % (MAX_TEXT_BYTES >> 20)
             pieces.append(piece)
     except MemoryError:
         raise
@@ -95,13 +96,12 @@ def _render(
         return ERROR, _text_of(error)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
-    return TEXT, "".join(pieces)
+    return TEXT, b"".join(pieces)
 
 
-def _text_of(error: Exception) -> str:
-    return one_line(error, MOST_ERROR) or name_of(error)
+def _text_of(error: Exception) -> bytes:
+    return (one_line(error, MOST_ERROR) or name_of(error)).encode()
 
 
-def _reply(replies: BinaryIO, kind: bytes, text: str) -> None:
-    data = text.encode()
+def _reply(replies: BinaryIO, kind: bytes, data: bytes) -> None:
     replies.write(kind + len(data).to_bytes(HEADER_BYTES - 1, "little") + data)

@@ -136,10 +136,11 @@ def _known(draft: Draft, ids: list[int] | ValueError | None, vocab_size: int) ->
         raise RowError(code, f"{ids!s:.200}")
     if not ids:
         raise RowError("empty_prompt", "the prompt has no tokens")
-    if max(ids) >= vocab_size:
+    top = max(ids)
+    if top >= vocab_size:
         raise RowError(
             "token_out_of_vocabulary",
-            f"the prompt encodes to token {max(ids)}, the model knows those below {vocab_size}",
+            f"the prompt encodes to token {top}, the model knows those below {vocab_size}",
         )
     return ids
 
@@ -157,7 +158,7 @@ class _Rows:
     common: array[int] = field(default_factory=lambda: array("i"))
     commons: list[JobRow] = field(default_factory=list)
     number_of: dict[Any, int] = field(default_factory=dict)
-    tokens: array[int] = field(default_factory=lambda: array("i"))
+    tokens: list[int] = field(default_factory=list)
     num_tokens: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, place: int, draft: Draft, ids: list[int]) -> None:
@@ -182,7 +183,7 @@ class _Rows:
         self.common.append(self._common_of(key, draft, options, -1 if seed < 0 else 1))
         self.seeds.append(abs(seed))
         self.max_output.append(most)
-        self.tokens.extend(ids)
+        self.tokens += ids
         self.num_tokens.append(len(ids))
         self.places.append(place)
         self.ids.append(draft.custom_id.encode())

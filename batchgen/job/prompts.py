@@ -56,9 +56,10 @@ def messages_of(value: object) -> list[dict[str, Any]]:
         content = message.get("content")
         if isinstance(content, list):
             content = "".join(_part(part, number) for part in content)
+            message = message | {"content": content}
         if not isinstance(content, str):
             raise RowError("invalid_field", f"messages[{number}].content must be text")
-        messages.append(message | {"content": content})
+        messages.append(message)
     return messages
 
 

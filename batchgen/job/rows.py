@@ -23,7 +23,7 @@ from batchgen.job.columns import Columns
 from batchgen.job.crew import Crew
 from batchgen.job.encoding import ANSWERED, ID_BYTES, OTHERS, OURS, Chunk, Encoded, Maker
 from batchgen.job.fields import TYPED
-from batchgen.job.inputs import read_raw, value_of
+from batchgen.job.inputs import Raw, read_raw, value_of
 from batchgen.job.jsonl import InputDigest
 from batchgen.job.prompts import PromptEncoder
 from batchgen.job.row import Answered, BadRow, JobRow, RowLimits, TokenIds
@@ -180,26 +180,36 @@ def _chunks(
     answered: Callable[[int], bool] | None,
     shard: tuple[int, int] | None,
 ) -> Iterator[Chunk]:
-    """The file in chunks; an empty one is the last of a file without rows, so that it is known."""
+    """The file in chunks; the last may be empty."""
     raws = read_raw(path, form, limits.max_line_bytes, digest, TYPED)
-    first, num_bytes, began = 0, 0, 0
-    chunk = Chunk(first=0, lines=[], items=[], states=b"")
+    first, num_bytes, until = 0, 0, BATCH_BYTES
+    lines: list[int] = []
+    items: list[Raw] = []
+
+    def chunk() -> Chunk:
+        indices = range(first, first + len(items))
+        return Chunk(
+            first=first, lines=lines, items=items, states=_states(indices, answered, shard)
+        )
+
     for line, item in islice(raws, None if limit is None else min(limit, sys.maxsize)):
-        chunk.lines.append(line)
-        chunk.items.append(item)
-        num_bytes += len(item) if isinstance(item, bytes) else 0
-        read = max(num_bytes, digest.num_bytes - began)
-        if len(chunk) >= BATCH_ROWS or read >= BATCH_BYTES:
-            chunk.states = _states(chunk, answered, shard)
-            yield chunk
-            first, num_bytes, began = first + len(chunk), 0, digest.num_bytes
-            chunk = Chunk(first=first, lines=[], items=[], states=b"")
-    chunk.states = _states(chunk, answered, shard)
-    yield chunk
+        lines.append(line)
+        items.append(item)
+        if isinstance(item, bytes):
+            num_bytes += len(item)
+        if (
+            len(items) >= BATCH_ROWS
+            or num_bytes >= BATCH_BYTES  # of lines, which may have been packed in the file
+            or digest.num_bytes >= until
+        ):
+            yield chunk()
+            first, num_bytes, until = first + len(items), 0, digest.num_bytes + BATCH_BYTES
+            lines, items = [], []
+    yield chunk()
 
 
 def _states(
-    chunk: Chunk, answered: Callable[[int], bool] | None, shard: tuple[int, int] | None
+    indices: range, answered: Callable[[int], bool] | None, shard: tuple[int, int] | None
 ) -> bytes:
     if answered is None and shard is None:
         return b""
@@ -210,7 +220,7 @@ def _states(
         else ANSWERED
         if answered is not None and answered(index)
         else OURS
-        for index in range(chunk.first, chunk.first + len(chunk))
+        for index in indices
     )
 
 
