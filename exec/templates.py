@@ -185,25 +185,19 @@ class ChatTemplate:
 
     def _receive(self) -> str | TemplateError:
         """The next reply. If none comes, why; then the process is over."""
-        deadline = time.monotonic() + WALL_S
-        header = self._read(HEADER_BYTES, deadline)
-        data = header and self._read(int.from_bytes(header[1:], "little"), deadline)
-        if header is None or data is None:
+        held, size = self._read_ahead, HEADER_BYTES
+        if len(held) < size and not self._fill(size):
             return TemplateError(f"chat template: {self._why_it_ended()}")
-        text = data.decode()
-        return text if header[:1] == TEXT else TemplateError(f"chat template: {text}")
+        size += int.from_bytes(held[1:size], "little")
+        if len(held) < size and not self._fill(size):
+            return TemplateError(f"chat template: {self._why_it_ended()}")
+        is_text, text = held.startswith(TEXT), held[HEADER_BYTES:size].decode()
+        del held[:size]
+        return text if is_text else TemplateError(f"chat template: {text}")
 
-    def _read(self, num_bytes: int, deadline: float) -> bytes | None:
-        """So many bytes of the process, or None if it ends or hangs before."""
-        held = self._read_ahead
-        if len(held) < num_bytes and not self._fill(num_bytes, deadline):
-            return None
-        found = bytes(held[:num_bytes])
-        del held[:num_bytes]
-        return found
-
-    def _fill(self, num_bytes: int, deadline: float) -> bool:
-        """Read ahead until so many bytes are there. False if they do not come."""
+    def _fill(self, num_bytes: int) -> bool:
+        """Read ahead until so many bytes are there. False if the process ends or hangs before."""
+        deadline = time.monotonic() + WALL_S
         assert self._process is not None
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()

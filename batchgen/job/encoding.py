@@ -5,7 +5,6 @@ chunks can be made anywhere, in threads or in other processes, with the same res
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from batchgen.oneline import shown
 OURS, ANSWERED, OTHERS = range(3)
 ID_BYTES = 16
 MOST_OPTIONS = 1000
+NONE: tuple[tuple[Any, ...], ...] = ((),) * 6
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class Encoded:
     unknown: dict[tuple[str, ...], list[int]]
     bad: list[tuple[int, str | None, str, str]]
     good: Columns
-    places: array[int]
+    places: list[int]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class Maker:
             unknown=unknown,
             bad=bad,
             good=rows.columns(),
-            places=rows.places,
+            places=[row[0] for row in rows.rows],
         )
 
     def _ids(self, drafts: Sequence[Draft]) -> list[list[int] | ValueError | None]:
@@ -151,27 +151,22 @@ class _Rows:
 
     maker: Maker
     chunk: Chunk
-    places: array[int] = field(default_factory=lambda: array("q"))
-    ids: list[bytes] = field(default_factory=list)
-    max_output: array[int] = field(default_factory=lambda: array("q"))
-    seeds: array[int] = field(default_factory=lambda: array("Q"))
-    common: array[int] = field(default_factory=lambda: array("i"))
+    rows: list[tuple[int, bytes, int, int, int, int]] = field(default_factory=list)
     commons: list[JobRow] = field(default_factory=list)
     number_of: dict[Any, int] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
-    num_tokens: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, place: int, draft: Draft, ids: list[int]) -> None:
         """A row with its prompt. Raises RowError, and then nothing has changed."""
         assert draft.custom_id is not None
-        limits = self.maker.limits
-        most = _max_output(draft.body, len(ids), limits)
+        limits, body = self.maker.limits, draft.body
+        most = _max_output(body, len(ids), limits)
         kind = "completion" if draft.kind == "completion" else "chat"
-        key = options_key(draft.body, kind)
+        key = options_key(body, kind)
         options = None if key is None else limits.options.get(key)
         if options is None:
             options = generation_of(
-                draft.body,
+                body,
                 kind,
                 defaults=limits.sampling,
                 vocab_size=self.maker.encoder.vocab_size,
@@ -179,52 +174,50 @@ class _Rows:
             )
             if key is not None and len(limits.options) < MOST_OPTIONS:
                 limits.options[key] = options
-        seed = seed_of(draft.body, draft.custom_id, limits.run_seed)
-        self.common.append(self._common_of(key, draft, options, -1 if seed < 0 else 1))
-        self.seeds.append(abs(seed))
-        self.max_output.append(most)
-        self.tokens += ids
-        self.num_tokens.append(len(ids))
-        self.places.append(place)
-        self.ids.append(draft.custom_id.encode())
-
-    def _common_of(self, key: object, draft: Draft, options: Generation, sign: int) -> int:
-        model = draft.body.get("model")
-        whole = (options if key is None else key, draft.kind, model, sign)
+        seed = seed_of(body, draft.custom_id, limits.run_seed)
+        sign = -1 if seed < 0 else 1
+        whole = (options if key is None else key, draft.kind, body.get("model"), sign)
         number = self.number_of.get(whole)
         if number is None:
             number = self.number_of[whole] = len(self.commons)
-            common = JobRow(
-                index=0,
-                line=0,
-                custom_id="",
-                kind=draft.kind,
-                model=model,
-                prompt_ids=(),
-                max_output=0,
-                sampling=options.sampling.with_seed(sign),
-                ignore_eos=options.ignore_eos,
-                stop=options.stop,
-                stop_token_ids=options.stop_token_ids,
-                num_samples=options.num_samples,
-            )
-            self.commons.append(common)
-        return number
+            self.commons.append(_common(draft, options, sign))
+        self.rows.append((place, draft.custom_id.encode(), most, abs(seed), number, len(ids)))
+        self.tokens += ids
 
     def columns(self) -> Columns:
-        chunk, places = self.chunk, np.array(self.places, dtype=np.int64)
+        places, ids, most, seeds, common, sizes = (
+            zip(*self.rows, strict=True) if self.rows else NONE
+        )
+        at = np.array(places, dtype=np.int64)
         return Columns(
-            index=places + chunk.first,
-            line=np.array(chunk.lines, dtype=np.int64)[places],
-            ids=b"".join(self.ids),
-            id_ends=np.cumsum([len(one) for one in self.ids], dtype=np.int64),
-            max_output=np.array(self.max_output, dtype=np.int64),
-            seeds=np.array(self.seeds, dtype=np.uint64),
-            common=np.array(self.common, dtype=np.int32),
+            index=at + self.chunk.first,
+            line=np.array(self.chunk.lines, dtype=np.int64)[at],
+            ids=b"".join(ids),
+            id_ends=np.cumsum([len(one) for one in ids], dtype=np.int64),
+            max_output=np.array(most, dtype=np.int64),
+            seeds=np.array(seeds, dtype=np.uint64),
+            common=np.array(common, dtype=np.int32),
             commons=self.commons,
             tokens=np.array(self.tokens, dtype=np.int32),
-            num_tokens=np.array(self.num_tokens, dtype=np.int64),
+            num_tokens=np.array(sizes, dtype=np.int64),
         )
+
+
+def _common(draft: Draft, options: Generation, sign: int) -> JobRow:
+    return JobRow(
+        index=0,
+        line=0,
+        custom_id="",
+        kind=draft.kind,
+        model=draft.body.get("model"),
+        prompt_ids=(),
+        max_output=0,
+        sampling=options.sampling.with_seed(sign),
+        ignore_eos=options.ignore_eos,
+        stop=options.stop,
+        stop_token_ids=options.stop_token_ids,
+        num_samples=options.num_samples,
+    )
 
 
 def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> int:

@@ -112,7 +112,7 @@ def parse_object(line: bytes) -> dict[str, Any] | BadLine:
     try:
         if text.startswith("\ufeff"):  # a second mark; the decoder's own words for it mislead
             return BadLine(code="invalid_json", message="not valid JSON: a byte order mark")
-        value = _DECODER.decode(text)
+        value = _decoded(text)
         # How deep Python itself can read depends on who asks.
         if len(line) > 2 * MOST_NESTING and _is_deep(line, value):
             raise RecursionError
@@ -127,6 +127,15 @@ def parse_object(line: bytes) -> dict[str, Any] | BadLine:
     if not isinstance(value, dict):
         return BadLine(code="not_an_object", message="the line is not a JSON object")
     return value
+
+
+def _decoded(text: str) -> Any:
+    """As `_DECODER.decode`, which looks for blanks around the value before anything else."""
+    try:
+        value, end = _DECODER.scan_once(text, 0)
+    except StopIteration:
+        end = -1
+    return value if end == len(text) else _DECODER.decode(text)
 
 
 def _is_deep(line: bytes, value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -105,6 +106,36 @@ def test_rows_made_in_processes_are_those_made_here(
         patch.setattr(batchgen.job.rows, "BATCH_ROWS", size)
         patch.setattr(Maker, "encoded", refuse)
         assert told(path, more, ways | {"threads": 2, "here_rows": 0}) == want
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.frozensets(st.sampled_from("abcdefgh"), max_size=4)),
+        max_size=30,
+    ),
+    st.integers(1, 9),
+)
+def test_unknown_fields_are_counted_as_if_row_by_row(
+    tmp_path: Path, rows: list[tuple[int, frozenset[str]]], size: int
+) -> None:
+    """Up to so many names, in the order in which they come; rows whose id came before have none."""
+    lines, want, seen = [], Counter[str](), set()
+    for custom_id, names in rows:
+        lines.append(json.dumps({"id": f"{custom_id}", "prompt": "x", **dict.fromkeys(names, 1)}))
+        for name in sorted(names) if custom_id not in seen else ():
+            if name in want or len(want) < 3:
+                want[name] += 1
+        seen.add(custom_id)
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(lines))
+    limits = replace(LIMITS, unknown=Counter(), options={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batchgen.job.rows, "MOST_UNKNOWN", 3)
+        patch.setattr(batchgen.job.rows, "BATCH_ROWS", size)
+        found = list(read_rows(path, ByteEncoder(), limits))
+    assert list(limits.unknown.items()) == list(want.items())
+    assert sum(isinstance(one, JobRow) for one in found) == len(seen)
 
 
 def prompts(path: Path, texts: Sequence[str]) -> Path:
