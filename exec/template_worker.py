@@ -56,13 +56,17 @@ def main() -> None:
             return
         _reply(replies, TEXT, b"")
         replies.flush()
+        variables = {**template.globals, **job["variables"], "add_generation_prompt": True}
         for line in requests:
             sent_s = time.monotonic()
             for messages in json.loads(line):
-                _reply(replies, *_render(template, messages, job))
+                # No handler: the signal ends us, in C code too.
+                signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
+                _reply(replies, *_render(template, variables, messages))
                 if time.monotonic() - sent_s > LATEST_S:
                     replies.flush()
                     sent_s = time.monotonic()
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
             replies.flush()
     except MemoryError:
         os._exit(MEMORY_EXIT)
@@ -75,16 +79,14 @@ def _limit(what: int, most: int) -> None:
 
 
 def _render(
-    template: jinja2.Template, messages: list[dict[str, Any]], job: dict[str, Any]
+    template: jinja2.Template, variables: dict[str, Any], messages: list[dict[str, Any]]
 ) -> tuple[bytes, bytes]:
     pieces: list[bytes] = []
     num_bytes = 0
-    signal.setitimer(
-        signal.ITIMER_PROF, job["cpu_s"]
-    )  # no handler: the signal ends us, in C code too
     try:
-        values = job["variables"] | {"messages": messages, "add_generation_prompt": True}
-        for text in template.generate(values):
+        # As `generate`, in three quarters of the time: `variables` have Jinja's own names already.
+        context = template.new_context(variables | {"messages": messages}, shared=True)
+        for text in template.root_render_func(context):
             piece = text.encode()
             num_bytes += len(piece)
             if num_bytes > MAX_TEXT_BYTES:
@@ -94,8 +96,6 @@ def _render(
         raise
     except Exception as error:  # the template is a foreign program and may raise anything
         return ERROR, _text_of(error)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
     return TEXT, b"".join(pieces)
 
 
