@@ -40,7 +40,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--rows", type=int, default=150_000, help="of 200 bytes; fewer longer ones")
+    parser.add_argument("--rows", type=int, default=100_000, help="of 200 bytes; fewer longer ones")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     options = parser.parse_args()
     if options.rows < 1000:

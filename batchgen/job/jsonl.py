@@ -132,7 +132,7 @@ def parse_object(line: bytes) -> dict[str, Any] | BadLine:
 def _decoded(text: str) -> Any:
     """As `_DECODER.decode`, which looks for blanks around the value before anything else."""
     try:
-        value, end = _DECODER.scan_once(text, 0)
+        value, end = _SCAN(text, 0)
     except StopIteration:
         end = -1
     return value if end == len(text) else _DECODER.decode(text)
@@ -182,3 +182,4 @@ _DECODER = json.JSONDecoder(
     object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
 )
 """Made once: that takes as long as a short line."""
+_SCAN: Any = _DECODER.scan_once  # type: ignore[attr-defined]
