@@ -44,8 +44,8 @@ def environment(now: datetime) -> jinja2.Environment:
 def template_of(source: str, now: datetime) -> jinja2.Template:
     """A template that can be rendered. Compiling runs parts of it; raises what it pleases."""
     made = environment(now).from_string(source)
-    # Jinja puts these together anew for each text, from layers that nobody changes any more: that
-    # takes longer than a short conversation.
+    # Jinja looks through these for each text, and they are layers that nobody changes any more:
+    # that takes longer than a short conversation.
     made.globals = dict(made.globals)
     return made
 

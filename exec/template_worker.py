@@ -84,7 +84,7 @@ def _render(
     pieces: list[bytes] = []
     num_bytes = 0
     try:
-        # As `generate`, in three quarters of the time: `variables` have Jinja's own names already.
+        # As `generate`, with less around it: `variables` have Jinja's own names already.
         context = template.new_context(variables | {"messages": messages}, shared=True)
         for text in template.root_render_func(context):
             piece = text.encode()

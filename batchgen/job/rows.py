@@ -50,7 +50,7 @@ MOST_UNKNOWN = 100
 BATCH_ROWS = 512
 BATCH_BYTES = 1 << 20
 
-# A process takes a third of a second to start, in which threads make 5,000 short rows or more.
+# To start processes takes as long as threads take for some thousands of short rows.
 HERE_ROWS = 8192
 
 
