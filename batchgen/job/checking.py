@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from batchgen.cores import num_cores
 from batchgen.job.inputs import form_of
 from batchgen.job.jsonl import InputDigest
 from batchgen.job.rows import BadRow, RowLimits, read_chunks
@@ -18,6 +20,8 @@ from batchgen.job.shape import Shape
 
 FIRST_ROWS = 3
 """Bad rows of a code that are named."""
+MOST_PROCESSES = 2
+"""That make the rows of a long file: a check shall stay small on a machine of many cores too."""
 LARGEST = 1 << 31
 """No vocabulary is larger, no context longer."""
 
@@ -90,10 +94,12 @@ def check_rows(
         digest=digest,
         form=form_of(path, form),
         shape=shape,
+        threads=min(num_cores(), MOST_PROCESSES),
     )
-    for chunk in chunks:
-        found.num_rows += len(chunk)
-        for row in chunk.bad:
-            found.bad.add(row)
+    with closing(chunks):
+        for chunk in chunks:
+            found.num_rows += len(chunk)
+            for row in chunk.bad:
+                found.bad.add(row)
     found.num_bytes, found.sha256 = digest.num_bytes, digest.hexdigest()
     return found
