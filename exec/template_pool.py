@@ -19,10 +19,6 @@ class TemplatePool:
         self._busy: list[ChatTemplate] = []
         self._lock = Lock()
 
-    def __reduce__(self) -> tuple[type[TemplatePool], tuple[Any, ...]]:
-        """In another process: the same template, with processes of its own."""
-        return TemplatePool, self._given
-
     def render(self, conversations: Sequence[list[dict[str, Any]]]) -> list[str | TemplateError]:
         """The text of each conversation, or what is wrong with it. Raises Cancelled when another
         thread closes the pool meanwhile."""

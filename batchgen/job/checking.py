@@ -66,6 +66,13 @@ class _NoTokenizer:
 
     vocab_size = LARGEST
 
+    def recipe(self) -> tuple[str, list[str]]:
+        return f"{__name__}:{type(self).__name__}", []
+
+    @classmethod
+    def made(cls) -> _NoTokenizer:
+        return cls()
+
     def encode_texts(self, texts: Sequence[str]) -> Sequence[list[int] | ValueError]:
         return [[0]] * len(texts)
 

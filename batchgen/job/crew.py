@@ -6,18 +6,15 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import subprocess
 import sys
-from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
 from threading import Lock
 from types import TracebackType
 from typing import Self
 
-from batchgen.job.crew_worker import read_message, write_message
 from batchgen.job.encoding import Chunk, Encoded, Maker
+from batchgen.job.wire import pack_chunk, read_message, setup_of, unpack_encoded, write_message
 
 START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -38,7 +35,7 @@ class Crew:
     """Starts a process when a thread asks and none is idle; `close` ends all, whatever they do.
 
     Processes are fresh interpreters, without torch, that hear no Ctrl-C and end with this one. What
-    they need is pickled, on a pipe of our own; where that cannot be, all is made here.
+    they need goes over a pipe; an encoder without a `recipe` makes all here.
     """
 
     def __init__(self, maker: Maker) -> None:
@@ -71,13 +68,15 @@ class Crew:
             if self._num_lost >= MOST_LOST:
                 return None
             if not self._idle:
+                setup = self._made_setup()
                 try:
-                    self._idle.append(_Process(self._made_setup()))
-                # Nothing that has no name in a module can be pickled, and no more processes than
-                # the system allows can be started.
-                except (pickle.PicklingError, TypeError, AttributeError, RecursionError, OSError):
+                    process = None if setup is None else _Process(setup)
+                except OSError:  # no more than the system allows
+                    process = None
+                if process is None:
                     self._num_lost = MOST_LOST
                     return None
+                self._idle.append(process)
             process = self._idle.pop()
             self._busy.append(process)
             return process
@@ -93,10 +92,9 @@ class Crew:
             else:
                 self._idle.append(process)
 
-    def _made_setup(self) -> bytes:
+    def _made_setup(self) -> bytes | None:
         if self._setup is None:
-            limits = replace(self._maker.limits, unknown=Counter(), options={})
-            self._setup = pickle.dumps(replace(self._maker, limits=limits))
+            self._setup = setup_of(self._maker)
         return self._setup
 
     def close(self) -> None:
@@ -145,20 +143,21 @@ class _Process:
         assert requests is not None
         assert replies is not None
         try:
+            request = pack_chunk(chunk)
+        except (OverflowError, RecursionError, TypeError, ValueError):  # has no place in msgpack
+            return None
+        try:
             if self._setup is not None:
                 write_message(requests, self._setup)
                 self._setup = None
-            write_message(requests, pickle.dumps(chunk))
+            write_message(requests, request)
             reply = read_message(replies)
-        except RecursionError:  # an object of the input is nested too deep: nothing was sent
-            return None
         except (OSError, ValueError):  # ValueError: its pipes are closed
             reply = None
         if reply is None:
             self.is_lost = True
             return None
-        found: Encoded | None = pickle.loads(reply) if reply else None
-        return found
+        return unpack_encoded(reply) if reply else None
 
     def leave(self) -> None:
         """Tell one that is idle that no more will come, so that it ends what it has started."""

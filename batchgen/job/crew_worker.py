@@ -1,20 +1,27 @@
 """A process of a `Crew`: makes the chunks that come on stdin, until that ends.
 
-Messages are a length in 8 bytes, little endian, and so many bytes: first a pickled `Maker`, then
+Messages are a length in 8 bytes, little endian, and so many bytes (`job.wire`): first a setup, then
 chunks. Each chunk has a reply, which is empty where it could not be made.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import sys
-from typing import IO
+from importlib import import_module
+
+import msgspec
 
 from batchgen.job.encoding import Maker
-
-HEADER_BYTES = 8
+from batchgen.job.wire import (
+    Setup,
+    maker_of,
+    pack_encoded,
+    read_message,
+    unpack_chunk,
+    write_message,
+)
 
 
 def main() -> None:
@@ -23,10 +30,12 @@ def main() -> None:
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     # What code of others prints must not come between our replies.
     sys.stdout = sys.stderr
-    setup = read_message(requests)
-    if setup is None:
+    data = read_message(requests)
+    if data is None:
         return
-    maker: Maker = pickle.loads(setup)
+    setup = msgspec.msgpack.decode(data, type=Setup)
+    module, name = setup.recipe[0].split(":")
+    maker = maker_of(setup, getattr(import_module(module), name).made(*setup.recipe[1]))
     while (request := read_message(requests)) is not None:
         try:
             write_message(replies, _reply(maker, request))
@@ -36,23 +45,6 @@ def main() -> None:
 
 def _reply(maker: Maker, request: bytes) -> bytes:
     try:
-        return pickle.dumps(maker.encoded(pickle.loads(request)))
+        return pack_encoded(maker.encoded(unpack_chunk(request)))
     except Exception:  # the encoder's; whoever sent the chunk makes it again and meets it there
         return b""
-
-
-def write_message(file: IO[bytes], data: bytes) -> None:
-    """Raises OSError if nobody reads."""
-    file.write(len(data).to_bytes(HEADER_BYTES, "little"))
-    file.write(data)
-    file.flush()
-
-
-def read_message(file: IO[bytes]) -> bytes | None:
-    """The next one; None at the end."""
-    header = file.read(HEADER_BYTES)
-    if len(header) < HEADER_BYTES:
-        return None
-    size = int.from_bytes(header, "little")
-    data = file.read(size)
-    return data if len(data) == size else None

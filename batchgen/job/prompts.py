@@ -22,7 +22,8 @@ class PromptEncoder(Protocol):
 
     `vocab_size` is the model's: a tokenizer may know more ids than that. Both calls give a
     ValueError in the place of ids of a text that cannot be encoded, or of messages that the chat
-    template does not accept. Several threads may call at once.
+    template does not accept. Several threads may call at once. One that has `recipe()` too, which
+    gives "module:class" and texts for `made(*texts)` of it, can be made in other processes.
     """
 
     vocab_size: int

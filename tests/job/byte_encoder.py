@@ -16,6 +16,13 @@ class ByteEncoder:
 
     vocab_size = 0xF8
 
+    def recipe(self) -> tuple[str, list[str]]:
+        return "byte_encoder:ByteEncoder", []
+
+    @classmethod
+    def made(cls) -> ByteEncoder:
+        return cls()
+
     def encode(self, text: str) -> list[int]:
         return [0xFF if letter == "\0" else byte for letter in text for byte in letter.encode()]
 
@@ -39,6 +46,15 @@ class Troubled(ByteEncoder):
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.home = folder, os.getpid()
+
+    def recipe(self) -> tuple[str, list[str]]:
+        return "byte_encoder:Troubled", [str(self.folder), str(self.home)]
+
+    @classmethod
+    def made(cls, folder: str, home: str) -> Troubled:  # type: ignore[override]
+        found = cls(Path(folder))
+        found.home = int(home)
+        return found
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
         if os.getpid() != self.home:

@@ -171,7 +171,7 @@ def test_what_the_encoder_raises_comes_through(tmp_path: Path) -> None:
 
 def test_an_encoder_without_a_way_to_others_is_used_here(tmp_path: Path) -> None:
     class Local(ByteEncoder):
-        pass
+        recipe = None  # type: ignore[assignment]
 
     path = prompts(tmp_path / "in.jsonl", [f"{n}" for n in range(30)])
     assert read_far(path, Local()) == list(read_rows(path, ByteEncoder(), LIMITS))
