@@ -5,9 +5,11 @@
 Prints one JSON object. The tokenizer is a byte-level BPE of 8,000 merges trained on the project's
 own docs; rows are chats of 200 bytes, and of 2,000. For each size, in turns: the tokenizer alone,
 in one thread, text by text (`alone`), and a job's reading of the
-file (`read`: JSON, checks, the chat template in its processes, tokens, columns). `share` is the
-second rate over the first times the cores: 1 would be a reading that takes no time beside the
-tokenizer. Other programs stretch all times: `load_average` says how busy the machine was.
+file (`read`: JSON, checks, the chat template in its processes, tokens, columns, and the start of
+the processes that do it). `share` is the second rate over the first times the cores: 1 would be a
+reading that takes no time beside the tokenizer. Other programs stretch all times: `load_average`
+says how busy the machine was, and `cpu_share` is the same by the time of processors (user and
+system, of all processes; `cpu_us_per_row`), which is what `share` is where nobody else wants them.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +34,13 @@ from batchgen.cores import num_cores
 
 TARGET = 0.7
 SIZES = (200, 2000)
-TURNS = 5
+TURNS = 3
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--rows", type=int, default=60_000, help="of 200 bytes; fewer longer ones")
+    parser.add_argument("--rows", type=int, default=100_000, help="of 200 bytes; fewer longer ones")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     options = parser.parse_args()
     if options.rows < 1000:
@@ -108,33 +112,63 @@ def measure(model: Path, folder: Path, size: int, rows: int) -> dict[str, Any]:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     tokenizer = Tokenizer(model)
     library = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
-    alone: list[float] = []
-    read: list[float] = []
+    alone: list[Spent] = []
+    read: list[Spent] = []
     for turn in range(TURNS + 1):
-        once, tokens = time_alone(library, contents)
-        again, counted = time_read(tokenizer, path)
+        once, again = time_alone(library, contents), time_read(tokenizer, path)
         if turn:  # the first is for what is new
-            alone.append(tokens / once)
-            read.append(counted / again)
-    rates = {"alone": statistics.median(alone), "read": statistics.median(read)}
+            alone.append(once)
+            read.append(again)
+    tokens = read[0].tokens
+    rates = {
+        name: statistics.median(one.tokens / one.wall_s for one in turns)
+        for name, turns in (("alone", alone), ("read", read))
+    }
+    cpu_rates = {
+        name: statistics.median(one.tokens / one.cpu_s for one in turns)
+        for name, turns in (("alone", alone), ("read", read))
+    }
     return {
         "rows": rows,
-        "tokens": counted,
+        "tokens": tokens,
         "tokens_per_s": rates,
-        "rows_per_s": rates["read"] * rows / counted,
+        "rows_per_s": rates["read"] * rows / tokens,
         "share": rates["read"] / rates["alone"] / num_cores(),
+        "tokens_per_cpu_s": cpu_rates,
+        "cpu_us_per_row": tokens / rows / cpu_rates["read"] * 1e6,
+        "cpu_share": cpu_rates["read"] / cpu_rates["alone"],
     }
 
 
-def time_alone(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> tuple[float, int]:
-    """Seconds of one thread over plain texts, one after the other, and tokens."""
-    began = time.perf_counter()
+@dataclass(frozen=True)
+class Spent:
+    """What some tokens took: seconds, and seconds of processors of this process and its own."""
+
+    tokens: int
+    wall_s: float
+    cpu_s: float
+
+
+def now() -> tuple[float, float]:
+    """Seconds, and seconds of processors; those of other processes count when they have ended."""
+    spent = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(one.ru_utime + one.ru_stime for one in spent)
+
+
+def time_alone(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> Spent:
+    """One thread over plain texts, one after the other."""
+    wall_s, cpu_s = now()
     tokens = sum(len(tokenizer.encode(text).ids) for text in texts)
-    return time.perf_counter() - began, tokens
+    return _spent(tokens, wall_s, cpu_s)
 
 
-def time_read(tokenizer: Any, path: Path) -> tuple[float, int]:
-    """Seconds until a job has all its rows in columns, and their tokens."""
+def _spent(tokens: int, wall_s: float, cpu_s: float) -> Spent:
+    again = now()
+    return Spent(tokens=tokens, wall_s=again[0] - wall_s, cpu_s=again[1] - cpu_s)
+
+
+def time_read(tokenizer: Any, path: Path) -> Spent:
+    """Until a job has all its rows in columns."""
     from batchgen.exec.job import ExecJob
     from batchgen.exec.past import Past
     from batchgen.exec.prepare import read_all
@@ -143,9 +177,9 @@ def time_read(tokenizer: Any, path: Path) -> tuple[float, int]:
 
     job = ExecJob(model=path.parent / "model", input=path, output=path.with_suffix(".out"))
     limits = RowLimits(max_context=1 << 20)
-    began = time.perf_counter()
+    wall_s, cpu_s = now()
     read = read_all(job, tokenizer, limits, InputDigest(), Past(), lambda row: None)
-    return time.perf_counter() - began, int(read.jobs.prompt_tokens().sum())
+    return _spent(int(read.jobs.prompt_tokens().sum()), wall_s, cpu_s)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgen.exec.prompt_store import PromptStore
+from batchgen.job.columns import Columns
 from batchgen.job.rows import JobRow
 from batchgen.job.samples import sample_of
 
@@ -38,30 +39,34 @@ class JobRows(Sequence[JobRow]):
         self._row_of = array("q")  # of each sample
         self._first = array("q")  # sample of each row
 
-    def add(self, row: JobRow) -> None:
-        """All samples of a row of the input; rows come in the order of their index."""
-        number = len(self._index)
-        self._index.append(row.index)
-        self._line.append(row.line)
-        self._ids += row.custom_id.encode()
-        self._id_end.append(len(self._ids))
-        self._max_output.append(row.max_output)
-        self._seed.append(abs(row.sampling.seed))
-        self.prompts.add(row.prompt_ids)
-        if row.request:
-            self._requests[number] = row.request
-        self._common.append(self._common_of(row))
-        self._first.append(len(self._row_of))
-        self._row_of.extend([number] * row.num_samples)
+    def extend(self, rows: Columns) -> None:
+        """All samples of rows of the input, behind those that are there; rows come in the order of
+        their index."""
+        if not len(rows):
+            return
+        number, first = len(self._index), len(self._row_of)
+        self._index.frombytes(rows.index.tobytes())
+        self._line.frombytes(rows.line.tobytes())
+        self._id_end.frombytes((rows.id_ends + len(self._ids)).astype(np.uint64).tobytes())
+        self._ids += rows.ids
+        self._max_output.frombytes(rows.max_output.tobytes())
+        self._seed.frombytes(rows.seeds.tobytes())
+        self.prompts.extend(rows.tokens, rows.num_tokens)
+        for place, request in enumerate(rows.requests):
+            self._requests[number + place] = request
+        common = np.array([self._common_of(one) for one in rows.commons], dtype=np.int32)
+        self._common.frombytes(common[rows.common].tobytes())
+        samples = np.array([one.num_samples for one in rows.commons])[rows.common]
+        self._first.frombytes((first + np.cumsum(samples) - samples).astype(np.int64).tobytes())
+        row_of = np.repeat(np.arange(number, number + len(rows), dtype=np.int64), samples)
+        self._row_of.frombytes(row_of.tobytes())
 
     def _common_of(self, row: JobRow) -> int:
-        # The sign of a seed is common: a column of 64 bits holds the rest of any.
-        sampling = row.sampling.with_seed(-1 if row.sampling.seed < 0 else 1)
         ends = row.ignore_eos, row.stop, row.stop_token_ids
-        key = (row.kind, row.model, sampling, ends, row.num_samples)
+        key = (row.kind, row.model, row.sampling, ends, row.num_samples)
         number = self._number_of.setdefault(key, len(self._commons))
         if number == len(self._commons):
-            self._commons.append(replace(row, sampling=sampling, prompt_ids=(), request={}))
+            self._commons.append(row)
         return number
 
     def __len__(self) -> int:

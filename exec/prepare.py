@@ -37,7 +37,7 @@ from batchgen.exec.transformer import check_mode
 from batchgen.exec.worker import Worker
 from batchgen.job.inputs import form_of
 from batchgen.job.jsonl import InputDigest
-from batchgen.job.rows import Answered, BadRow, JobRow, RowLimits, read_rows
+from batchgen.job.rows import BadRow, RowLimits, read_chunks
 from batchgen.job.sampling import SamplingDefaults
 from batchgen.log import Header
 from batchgen.logbook import DecisionLog
@@ -50,8 +50,6 @@ from batchgen.sequence import Table
 
 MOST_REPLAYED = 200_000
 """Sequences and keys of their pages up to which a log that nobody asked for can be replayed."""
-ASK_ROWS = 64
-"""Rows that are read between two questions whether to give up."""
 
 
 @dataclass(slots=True)
@@ -306,7 +304,7 @@ def read_all(
     """The rows of the input that have no answer yet, up to the job's limit. Raises UserError for an
     input without any."""
     read = ReadRows(unknown=limits.unknown)
-    rows = read_rows(
+    chunks = read_chunks(
         job.input,
         tokenizer,
         limits,
@@ -314,27 +312,23 @@ def read_all(
         digest=digest,
         form=form_of(job.input, job.form),
         shape=job.shape,
-        answered=past.has_answered,
+        answered=past.has_answered if len(past.answered) else None,
         shard=job.shard,
         threads=num_cores(),
     )
     try:
-        for row in rows:
-            read.num_rows += 1
-            if read.num_rows % ASK_ROWS == 0 and giving_up():
-                raise Unfinished(
-                    "stopped while the input was read", remedy="begin again", code="stopped"
-                )
-            if isinstance(row, Answered):
-                read.num_answered += 1
-            elif isinstance(row, JobRow):
-                read.jobs.add(row)
-            else:
+        for chunk in chunks:
+            _check_wanted(giving_up)
+            read.num_rows += len(chunk)
+            read.num_answered += len(chunk.answered)
+            read.jobs.extend(chunk.good)
+            for row in chunk.bad:
                 read.first_bad = read.first_bad or row
                 read.refused[row.code] += 1
                 on_bad(row)
+        _check_wanted(giving_up)
     finally:
-        rows.close()
+        chunks.close()
         tokenizer.release()
     if not read.num_rows and job.shard is not None:
         part, parts = job.shard
@@ -342,6 +336,11 @@ def read_all(
     if not read.num_rows:
         raise UserError(f"{job.input} holds no rows", remedy="put one JSON object on each line")
     return read
+
+
+def _check_wanted(giving_up: Callable[[], bool]) -> None:
+    if giving_up():
+        raise Unfinished("stopped while the input was read", remedy="begin again", code="stopped")
 
 
 def check_any(job: ExecJob, read: ReadRows) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgen.errors import UserError
-from batchgen.job.rows import TokenIds
 
 PIECE_TOKENS = 1 << 20
 MEMORY_BYTES = 256 << 20
@@ -30,16 +29,25 @@ class PromptStore:
         self.held_bytes = 0
         self.mapped_bytes = 0
 
-    def add(self, ids: TokenIds) -> None:
-        """Keep a copy."""
-        if self._used + len(ids) > len(self._pieces[-1]):
-            self._pieces.append(self._new_piece(max(PIECE_TOKENS, len(ids))))
-            self._used = 0
-        self._pieces[-1][self._used : self._used + len(ids)] = ids
-        self._piece_of.append(len(self._pieces) - 1)
-        self._begin.append(self._used)
-        self._size.append(len(ids))
-        self._used += len(ids)
+    def extend(self, tokens: npt.NDArray[np.int32], sizes: npt.NDArray[np.int64]) -> None:
+        """Keep copies of many: `sizes` [prompts] in tokens, `tokens` one behind the other."""
+        ends = np.cumsum(sizes)
+        first, begin = 0, 0
+        while first < len(sizes):
+            room = len(self._pieces[-1]) - self._used
+            last = int(np.searchsorted(ends, begin + room, side="right"))
+            if last == first:  # not even one: none lies in two pieces
+                self._pieces.append(self._new_piece(max(PIECE_TOKENS, int(sizes[first]))))
+                self._used = 0
+                continue
+            end = int(ends[last - 1])
+            self._pieces[-1][self._used : self._used + end - begin] = tokens[begin:end]
+            begins = ends[first:last] - sizes[first:last] + (self._used - begin)
+            self._piece_of.extend([len(self._pieces) - 1] * (last - first))
+            self._begin.frombytes(begins.astype(np.int64).tobytes())
+            self._size.frombytes(sizes[first:last].astype(np.int64).tobytes())
+            self._used += end - begin
+            first, begin = last, end
 
     def __len__(self) -> int:
         return len(self._size)

@@ -41,6 +41,15 @@ def environment(now: datetime) -> jinja2.Environment:
     return made
 
 
+def template_of(source: str, now: datetime) -> jinja2.Template:
+    """A template that can be rendered. Compiling runs parts of it; raises what it pleases."""
+    made = environment(now).from_string(source)
+    # Jinja looks through these for each text, and they are layers that nobody changes any more:
+    # that takes longer than a short conversation.
+    made.globals = dict(made.globals)
+    return made
+
+
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,

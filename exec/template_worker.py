@@ -5,7 +5,9 @@ system ends this process when it does, and `exec.templates` starts another.
 
 Requests are lines of JSON: first `{"source", "variables", "now", "cpu_s"}`, then lists of
 conversations. Each conversation has one reply, and so has the first line: a byte `TEXT` or `ERROR`,
-the length of what follows in 4 bytes, little endian, and that in UTF-8.
+the length of what follows in 4 bytes, little endian, and that in UTF-8. Replies of a line may come
+late, but all are sent before the next line is read: what a process has kept to itself when it is
+ended is lost, and only a line with one conversation says which one it was.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import os
 import resource
 import signal
 import sys
+import time
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, BinaryIO
 
 import jinja2
 
-from batchgen.exec.template_jinja import environment
+from batchgen.exec.template_jinja import template_of
 from batchgen.oneline import name_of, one_line
 
 TEXT, ERROR = b"t", b"e"
@@ -29,6 +32,7 @@ HEADER_BYTES = 5
 MEMORY_BYTES = 1 << 30  # address space of the process, Python included
 MAX_TEXT_BYTES = 32 << 20  # twice the longest line of an input
 MEMORY_EXIT = 3
+LATEST_S = 0.1  # that a reply may wait for others
 MOST_ERROR = 300  # characters of a template's error
 
 
@@ -42,17 +46,28 @@ def main() -> None:
         job = json.loads(requests.readline())
         try:
             signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
-            template = environment(datetime.fromisoformat(job["now"])).from_string(job["source"])
+            template = template_of(job["source"], datetime.fromisoformat(job["now"]))
             signal.setitimer(signal.ITIMER_PROF, 0.0)
         except MemoryError:
             raise
         except Exception as error:
             _reply(replies, ERROR, _text_of(error))
+            replies.flush()
             return
-        _reply(replies, TEXT, "")
+        _reply(replies, TEXT, b"")
+        replies.flush()
+        variables = {**template.globals, **job["variables"], "add_generation_prompt": True}
         for line in requests:
+            sent_s = time.monotonic()
             for messages in json.loads(line):
-                _reply(replies, *_render(template, messages, job))
+                # No handler: the signal ends us, in C code too.
+                signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
+                _reply(replies, *_render(template, variables, messages))
+                if time.monotonic() - sent_s > LATEST_S:
+                    replies.flush()
+                    sent_s = time.monotonic()
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+            replies.flush()
     except MemoryError:
         os._exit(MEMORY_EXIT)
 
@@ -64,34 +79,29 @@ def _limit(what: int, most: int) -> None:
 
 
 def _render(
-    template: jinja2.Template, messages: list[dict[str, Any]], job: dict[str, Any]
-) -> tuple[bytes, str]:
-    pieces: list[str] = []
+    template: jinja2.Template, variables: dict[str, Any], messages: list[dict[str, Any]]
+) -> tuple[bytes, bytes]:
+    pieces: list[bytes] = []
     num_bytes = 0
-    signal.setitimer(
-        signal.ITIMER_PROF, job["cpu_s"]
-    )  # no handler: the signal ends us, in C code too
     try:
-        values = job["variables"] | {"messages": messages, "add_generation_prompt": True}
-        for piece in template.generate(values):
-            num_bytes += len(piece.encode())
+        # As `generate`, with less around it: `variables` have Jinja's own names already.
+        context = template.new_context(variables | {"messages": messages}, shared=True)
+        for text in template.root_render_func(context):
+            piece = text.encode()
+            num_bytes += len(piece)
             if num_bytes > MAX_TEXT_BYTES:
-                return ERROR, f"makes a text of more than {MAX_TEXT_BYTES >> 20} MiB"
+                return ERROR, b"makes a text of more than %d MiB" % (MAX_TEXT_BYTES >> 20)
             pieces.append(piece)
     except MemoryError:
         raise
     except Exception as error:  # the template is a foreign program and may raise anything
         return ERROR, _text_of(error)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
-    return TEXT, "".join(pieces)
+    return TEXT, b"".join(pieces)
 
 
-def _text_of(error: Exception) -> str:
-    return one_line(error, MOST_ERROR) or name_of(error)
+def _text_of(error: Exception) -> bytes:
+    return (one_line(error, MOST_ERROR) or name_of(error)).encode()
 
 
-def _reply(replies: BinaryIO, kind: bytes, text: str) -> None:
-    data = text.encode()
+def _reply(replies: BinaryIO, kind: bytes, data: bytes) -> None:
     replies.write(kind + len(data).to_bytes(HEADER_BYTES - 1, "little") + data)
-    replies.flush()

@@ -87,30 +87,57 @@ class ChatTemplate:
 
     def render(self, conversations: Sequence[list[dict[str, Any]]]) -> list[str | TemplateError]:
         """The text of each conversation, or what is wrong with it. Raises Cancelled."""
-        requests = [_request(messages) for messages in conversations]
         try:
-            texts = iter(self._rendered([r for r in requests if isinstance(r, bytes)]))
+            texts = self._rendered_at_once(conversations)
+            texts += [self._rendered(one) for one in conversations[len(texts) :]]
         except BaseException:  # a signal: what is on its way belongs to nobody
             self.close()
             raise
-        return [next(texts) if isinstance(request, bytes) else request for request in requests]
+        return texts
 
-    def _rendered(self, requests: Sequence[bytes]) -> list[str | TemplateError]:
-        answers: list[str | TemplateError] = []
-        while len(answers) < len(requests):
-            waiting = requests[len(answers) :]
-            if self._process is None and not self._broken:
-                self._start()
-            if self._broken:
-                return answers + [TemplateError(self._broken) for _ in waiting]
-            self._send(b"[" + b",".join(waiting) + b"]")
-            for _ in waiting:
-                answers.append(self._receive())
-                if self._is_cancelled:
-                    raise Cancelled
-                if self._process is None:  # it has ended at this one
-                    break
-        return answers
+    def _rendered_at_once(
+        self, conversations: Sequence[list[dict[str, Any]]]
+    ) -> list[str | TemplateError]:
+        """The texts up to the first at which the process may have ended: it may have kept some."""
+        texts: list[str | TemplateError] = []
+        if len(conversations) < 2:
+            return texts
+        try:
+            request = json.dumps(list(conversations)).encode()
+        except RecursionError:
+            return texts
+        if not self._is_ready():
+            return texts
+        self._send(request)
+        for _ in conversations:
+            text = self._answer()
+            if self._process is None:
+                break
+            texts.append(text)
+        return texts
+
+    def _rendered(self, messages: list[dict[str, Any]]) -> str | TemplateError:
+        """The text of one conversation."""
+        try:
+            request = json.dumps([messages]).encode()
+        except RecursionError:
+            return TemplateError("the messages are nested too deep")
+        if not self._is_ready():
+            return TemplateError(self._broken)
+        self._send(request)
+        return self._answer()
+
+    def _is_ready(self) -> bool:
+        """Whether there is a process; `_broken` says why there is none."""
+        if self._process is None and not self._broken:
+            self._start()
+        return not self._broken
+
+    def _answer(self) -> str | TemplateError:
+        answer = self._receive()
+        if self._is_cancelled:
+            raise Cancelled
+        return answer
 
     def close(self) -> None:
         """End the process, if there is one; the next `render` starts another."""
@@ -158,32 +185,32 @@ class ChatTemplate:
 
     def _receive(self) -> str | TemplateError:
         """The next reply. If none comes, why; then the process is over."""
-        deadline = time.monotonic() + WALL_S
-        header = self._read(HEADER_BYTES, deadline)
-        data = header and self._read(int.from_bytes(header[1:], "little"), deadline)
-        if header is None or data is None:
+        held, size = self._read_ahead, HEADER_BYTES
+        if len(held) < size and not self._fill(size):
             return TemplateError(f"chat template: {self._why_it_ended()}")
-        text = data.decode()
-        return text if header[:1] == TEXT else TemplateError(f"chat template: {text}")
+        size += int.from_bytes(held[1:size], "little")
+        if len(held) < size and not self._fill(size):
+            return TemplateError(f"chat template: {self._why_it_ended()}")
+        is_text, text = held.startswith(TEXT), held[HEADER_BYTES:size].decode()
+        del held[:size]
+        return text if is_text else TemplateError(f"chat template: {text}")
 
-    def _read(self, num_bytes: int, deadline: float) -> bytes | None:
-        """So many bytes of the process, or None if it ends or hangs before."""
+    def _fill(self, num_bytes: int) -> bool:
+        """Read ahead until so many bytes are there. False if the process ends or hangs before."""
+        deadline = time.monotonic() + WALL_S
         assert self._process is not None
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         ready = select.poll()
         ready.register(descriptor, select.POLLIN)
-        held = self._read_ahead
-        while len(held) < num_bytes:
+        while len(self._read_ahead) < num_bytes:
             if not ready.poll(max(deadline - time.monotonic(), 0.0) * 1e3):
-                return None
+                return False
             piece = os.read(descriptor, PIECE_BYTES)
             if not piece:
-                return None
-            held += piece
-        found = bytes(held[:num_bytes])
-        del held[:num_bytes]
-        return found
+                return False
+            self._read_ahead += piece
+        return True
 
     def _why_it_ended(self) -> str:
         assert self._process is not None
@@ -197,13 +224,6 @@ class ChatTemplate:
         if code == MEMORY_EXIT:
             return f"needs more than {MEMORY_BYTES >> 20} MiB of memory"
         return f"ended its process with {code}"
-
-
-def _request(messages: list[dict[str, Any]]) -> bytes | TemplateError:
-    try:
-        return json.dumps(messages).encode()
-    except RecursionError:
-        return TemplateError("the messages are nested too deep")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -5,6 +5,7 @@ The template is a program from the checkpoint: `exec.templates` runs it in a pro
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,7 @@ class Tokenizer:
     """
 
     def __init__(self, directory: Path, *, now: datetime | None = None) -> None:
-        directory = Path(directory)
+        directory = self._directory = Path(directory)
         path = directory / "tokenizer.json"
         if not has_file(path):
             raise UserError(
@@ -67,6 +68,14 @@ class Tokenizer:
                     path=str(directory),
                     field="chat_template",
                 ) from None
+
+    def recipe(self) -> tuple[str, list[str]]:
+        """How another process makes the same: by `made`."""
+        return f"{__name__}:Tokenizer", [os.path.abspath(self._directory), self.now.isoformat()]
+
+    @classmethod
+    def made(cls, directory: str, now: str) -> Tokenizer:
+        return cls(Path(directory), now=datetime.fromisoformat(now))
 
     @property
     def has_chat_template(self) -> bool:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from batchgen.cores import num_cores
 from batchgen.job.inputs import form_of
 from batchgen.job.jsonl import InputDigest
-from batchgen.job.rows import BadRow, RowLimits, read_rows
+from batchgen.job.rows import BadRow, RowLimits, read_chunks
 from batchgen.job.shape import Shape
 
 FIRST_ROWS = 3
 """Bad rows of a code that are named."""
+MOST_PROCESSES = 2
+"""That make the rows of a long file: a check shall stay small on a machine of many cores too."""
 LARGEST = 1 << 31
 """No vocabulary is larger, no context longer."""
 
@@ -62,6 +66,13 @@ class _NoTokenizer:
 
     vocab_size = LARGEST
 
+    def recipe(self) -> tuple[str, list[str]]:
+        return f"{__name__}:{type(self).__name__}", []
+
+    @classmethod
+    def made(cls) -> _NoTokenizer:
+        return cls()
+
     def encode_texts(self, texts: Sequence[str]) -> Sequence[list[int] | ValueError]:
         return [[0]] * len(texts)
 
@@ -82,7 +93,7 @@ def check_rows(
     """All rows of a file, or the first `limit`. Raises UserError for one that cannot be read."""
     found, digest = Checked(), InputDigest()
     limits = RowLimits(max_context=LARGEST, strict=strict, unknown=found.unknown)
-    rows = read_rows(
+    chunks = read_chunks(
         path,
         _NoTokenizer(),
         limits,
@@ -90,10 +101,12 @@ def check_rows(
         digest=digest,
         form=form_of(path, form),
         shape=shape,
+        threads=min(num_cores(), MOST_PROCESSES),
     )
-    for row in rows:
-        found.num_rows += 1
-        if isinstance(row, BadRow):
-            found.bad.add(row)
+    with closing(chunks):
+        for chunk in chunks:
+            found.num_rows += len(chunk)
+            for row in chunk.bad:
+                found.bad.add(row)
     found.num_bytes, found.sha256 = digest.num_bytes, digest.hexdigest()
     return found

@@ -45,6 +45,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 PARQUET_ROWS = 1024
 
+Raw = bytes | dict[str, Any] | BadLine
+"""A row as it lies in its file: a line, where making an object of it can wait."""
 Item = tuple[int, dict[str, Any] | BadLine]
 Lines = Iterator[tuple[int, bytes | BadLine]]
 
@@ -70,7 +72,19 @@ def read_input(
     digest: InputDigest | None = None,
     typed: Collection[str] = (),
 ) -> Iterator[Item]:
-    """The rows of a file.
+    """The rows of a file; arguments and errors as of `read_raw`."""
+    for number, raw in read_raw(path, form, max_line_bytes, digest, typed):
+        yield number, value_of(raw, form)
+
+
+def read_raw(
+    path: Path,
+    form: str = "jsonl",
+    max_line_bytes: int = MAX_LINE_BYTES,
+    digest: InputDigest | None = None,
+    typed: Collection[str] = (),
+) -> Iterator[tuple[int, Raw]]:
+    """The rows of a file, for `value_of`.
 
     `digest` takes the bytes of the file as they are on the disk, up to where it was read. `typed`:
     columns of CSV that are what JSON says of them; others are texts. Raises UserError for a file
@@ -80,20 +94,28 @@ def read_input(
     if form == "parquet":
         yield from _parquet(path, digest)
         return
-    with _lines_of(path, max_line_bytes, digest) as checked:
+    with _lines_of(path, max_line_bytes, digest) as lines:
         if form == "csv":
-            yield from _csv(path, checked, max_line_bytes, typed)
+            yield from _csv(path, lines, max_line_bytes, typed)
         else:
-            yield from (_text if form == "text" else _jsonl)(checked)
+            yield from _filled(lines)
+
+
+def value_of(raw: Raw, form: str) -> dict[str, Any] | BadLine:
+    """The object of a row, or what is wrong with it."""
+    if not isinstance(raw, bytes):
+        return raw
+    if form != "text":
+        return parse_object(raw)
+    text = _decoded(raw)
+    return {"prompt": text} if isinstance(text, str) else text
 
 
 def filled_lines(path: Path) -> Iterator[tuple[int, bytes | BadLine]]:
     """(number from 1, bytes) of the lines of JSON or text that are rows: all that are not blank.
     Raises UserError as `read_input`."""
     with _lines_of(path, MAX_LINE_BYTES, InputDigest()) as lines:
-        for number, line in lines:
-            if isinstance(line, BadLine) or line.strip():
-                yield number, line
+        yield from _filled(lines)
 
 
 @contextmanager
@@ -155,21 +177,10 @@ def _unpacked(path: Path, file: BinaryIO, digest: InputDigest) -> BinaryIO:
     return gzip.GzipFile(fileobj=hashing)  # type: ignore[return-value]
 
 
-def _jsonl(lines: Lines) -> Iterator[Item]:
+def _filled(lines: Lines) -> Lines:
     for number, line in lines:
-        if isinstance(line, BadLine):
+        if isinstance(line, BadLine) or line.strip():
             yield number, line
-        elif line.strip():
-            yield number, parse_object(line)
-
-
-def _text(lines: Lines) -> Iterator[Item]:
-    for number, line in lines:
-        if isinstance(line, BadLine):
-            yield number, line
-        elif line.strip():
-            text = _decoded(line)
-            yield number, {"prompt": text} if isinstance(text, str) else text
 
 
 def _checked(lines: Iterator[bytes], most: int) -> Lines:

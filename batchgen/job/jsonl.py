@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from typing import Any, NoReturn, Protocol
 from batchgen.errors import UserError
 
 MAX_LINE_BYTES = 16 << 20
+WAITING_BYTES = 1 << 16
+MOST_NESTING = 500
+"""Objects and lists one in the other."""
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, or of two
 BOM = b"\xef\xbb\xbf"
 
 
@@ -38,19 +43,30 @@ class InputDigest:
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
         self._known = ""
+        self._waiting: list[bytes] = []  # many short pieces are digested faster as one
+        self._begin = 0  # of these, in the file
         self.num_bytes = 0
 
     def take(self, piece: bytes) -> None:
         """The next bytes of the file."""
-        self._sha256.update(piece)
+        self._waiting.append(piece)
         self.num_bytes += len(piece)
+        if self.num_bytes - self._begin > WAITING_BYTES:
+            self._digest()
+
+    def _digest(self) -> None:
+        self._sha256.update(b"".join(self._waiting))
+        self._waiting.clear()
+        self._begin = self.num_bytes
 
     def is_whole_file(self, hexdigest: str, num_bytes: int) -> None:
         """The file was read in no order: its digest was taken of it as a whole."""
         self._known, self.num_bytes = hexdigest, num_bytes
+        self._waiting.clear()
 
     def hexdigest(self) -> str:
         """Of the bytes so far."""
+        self._digest()
         return self._known or self._sha256.hexdigest()
 
 
@@ -72,18 +88,16 @@ def bounded_lines(
     """Lines of bounded size; the rest of an over-long one is read and thrown away in pieces. The
     digest takes every byte up to the end of the line that was given last."""
 
-    def read(size: int) -> bytes:
-        piece = file.readline(size)
+    while line := file.readline(max_line_bytes + 2):
         if digest is not None:
-            digest.take(piece)
-        return piece
-
-    while line := read(max_line_bytes + 2):
+            digest.take(line)
         piece = line
         while not piece.endswith(b"\n"):
-            piece = read(1 << 20)
+            piece = file.readline(1 << 20)
             if not piece:
                 break
+            if digest is not None:
+                digest.take(piece)
             if len(line) <= max_line_bytes:
                 line += piece
         yield line.removesuffix(b"\n").removesuffix(b"\r")
@@ -98,8 +112,11 @@ def parse_object(line: bytes) -> dict[str, Any] | BadLine:
     try:
         if text.startswith("\ufeff"):  # a second mark; the decoder's own words for it mislead
             return BadLine(code="invalid_json", message="not valid JSON: a byte order mark")
-        value = _DECODER.decode(text)
-        if "\\u" in text:  # only an escape can smuggle in a lone surrogate
+        value = _decoded(text)
+        # How deep Python itself can read depends on who asks.
+        if len(line) > 2 * MOST_NESTING and _is_deep(line, value):
+            raise RecursionError
+        if "\\u" in text and HALF.search(text):  # only an escape can smuggle in a lone surrogate
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         return BadLine(code="invalid_json", message="a string holds half of a surrogate pair")
@@ -110,6 +127,33 @@ def parse_object(line: bytes) -> dict[str, Any] | BadLine:
     if not isinstance(value, dict):
         return BadLine(code="not_an_object", message="the line is not a JSON object")
     return value
+
+
+def _decoded(text: str) -> Any:
+    """As `_DECODER.decode`, which looks for blanks around the value before anything else."""
+    try:
+        value, end = _SCAN(text, 0)
+    except StopIteration:
+        end = -1
+    return value if end == len(text) else _DECODER.decode(text)
+
+
+def _is_deep(line: bytes, value: object) -> bool:
+    """Whether it has more than `MOST_NESTING` objects and lists one in the other."""
+    if line.count(b"[") + line.count(b"{") <= MOST_NESTING:
+        return False
+    level: list[Any] = [value]
+    for _ in range(MOST_NESTING):
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+        if not below:
+            return False
+        level = below
+    return any(isinstance(one, dict | list) for one in level)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,3 +182,4 @@ _DECODER = json.JSONDecoder(
     object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
 )
 """Made once: that takes as long as a short line."""
+_SCAN: Any = _DECODER.scan_once  # type: ignore[attr-defined]

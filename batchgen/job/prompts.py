@@ -22,7 +22,8 @@ class PromptEncoder(Protocol):
 
     `vocab_size` is the model's: a tokenizer may know more ids than that. Both calls give a
     ValueError in the place of ids of a text that cannot be encoded, or of messages that the chat
-    template does not accept. Several threads may call at once.
+    template does not accept. Several threads may call at once. One that has `recipe()` too, which
+    gives "module:class" and texts for `made(*texts)` of it, can be made in other processes.
     """
 
     vocab_size: int
@@ -56,9 +57,10 @@ def messages_of(value: object) -> list[dict[str, Any]]:
         content = message.get("content")
         if isinstance(content, list):
             content = "".join(_part(part, number) for part in content)
+            message = message | {"content": content}
         if not isinstance(content, str):
             raise RowError("invalid_field", f"messages[{number}].content must be text")
-        messages.append(message | {"content": content})
+        messages.append(message)
     return messages
 
 

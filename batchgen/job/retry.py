@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from batchgen.job.drafting import line_id
 from batchgen.job.fields import TYPED
 from batchgen.job.inputs import filled_lines, read_input
 from batchgen.job.jsonl import BadLine, parse_object
 from batchgen.job.output import line_of
-from batchgen.job.rows import line_id
 
 
 def failed_requests(path: Path, form: str, failed: Collection[int]) -> Iterator[bytes]:

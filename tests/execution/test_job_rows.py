@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.exec.job_rows import JobRows
+from batchgen.job.columns import Columns
 from batchgen.job.rows import JobRow
 from batchgen.job.samples import samples
 from batchgen.job.sampling import Sampling
@@ -38,6 +42,28 @@ ROWS = st.builds(
 )
 
 
+def columns_of(rows: Sequence[JobRow]) -> Columns:
+    """What encoding would have made of them; each has a common row of its own."""
+    ids = [row.custom_id.encode() for row in rows]
+    signs = [-1 if row.sampling.seed < 0 else 1 for row in rows]
+    return Columns(
+        index=np.array([row.index for row in rows], dtype=np.int64),
+        line=np.array([row.line for row in rows], dtype=np.int64),
+        ids=b"".join(ids),
+        id_ends=np.cumsum([len(one) for one in ids], dtype=np.int64),
+        max_output=np.array([row.max_output for row in rows], dtype=np.int64),
+        seeds=np.array([abs(row.sampling.seed) for row in rows], dtype=np.uint64),
+        common=np.arange(len(rows), dtype=np.int32),
+        commons=[
+            replace(row, sampling=row.sampling.with_seed(sign), prompt_ids=(), request={})
+            for row, sign in zip(rows, signs, strict=True)
+        ],
+        tokens=np.array([one for row in rows for one in row.prompt_ids], dtype=np.int32),
+        num_tokens=np.array([len(row.prompt_ids) for row in rows], dtype=np.int64),
+        requests=[row.request for row in rows] if any(row.request for row in rows) else [],
+    )
+
+
 def same(one: JobRow, other: JobRow) -> bool:
     fields = JobRow.__dataclass_fields__
     return all(
@@ -51,12 +77,10 @@ def same(one: JobRow, other: JobRow) -> bool:
 @settings(deadline=None, max_examples=60)
 @given(st.lists(ROWS, max_size=8))
 def test_what_came_is_what_is_there(rows: list[JobRow]) -> None:
-    from dataclasses import replace
-
     rows = [replace(row, index=3 * number) for number, row in enumerate(rows)]
     columns = JobRows()
-    for row in rows:
-        columns.add(row)
+    for begin in range(0, len(rows), 3):
+        columns.extend(columns_of(rows[begin : begin + 3]))
     want = samples(rows)
     assert len(columns) == len(want)
     assert all(same(one, other) for one, other in zip(columns, want, strict=True))
@@ -80,10 +104,22 @@ def test_a_row_takes_its_ids_and_little_more() -> None:
         ignore_eos=False,
     )
     columns = JobRows()
-    columns.add(row)
+    many = columns_of([row] * 100)
+    columns.extend(many)
     tracemalloc.start()
-    for _ in range(20_000):
-        columns.add(row)
+    for _ in range(200):
+        columns.extend(many)
     took, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert took < 20_000 * 160
+
+
+@given(st.lists(ROWS, max_size=6), st.data())
+def test_columns_are_rows_and_some_of_them_are_those(
+    rows: list[JobRow], data: st.DataObject
+) -> None:
+    kept = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+    columns = columns_of(rows)
+    assert list(columns.rows()) == rows
+    some = columns.only(np.array(kept, dtype=np.bool_))
+    assert list(some.rows()) == [row for row, keep in zip(rows, kept, strict=True) if keep]

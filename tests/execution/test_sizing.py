@@ -77,8 +77,12 @@ def test_prompts_are_kept_as_they_were() -> None:
     lengths = [1, 2, PIECE_TOKENS + 5, *generator.integers(1, 400_000, 12).tolist()]
     prompts = [generator.integers(0, 1 << 31, n, dtype=np.int64) for n in lengths]
     store = PromptStore(memory_bytes=PIECE_TOKENS * 8)
-    for ids in prompts:
-        store.add(ids)
+    first = 0
+    for many in (1, 4, 2, 8):
+        some = prompts[first : first + many]
+        store.extend(np.concatenate(some).astype(np.int32), np.array([len(one) for one in some]))
+        first += many
+    assert len(store) == len(prompts) == first
     assert store.sizes().tolist() == lengths
     for number, ids in enumerate(prompts):
         view = store[number]
@@ -97,7 +101,7 @@ def test_a_full_disk_is_met_before_prompts_are_written(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(UserError, match=r"no room for the prompts in .*TMPDIR"):
-        PromptStore(memory_bytes=0).add([1])
+        PromptStore(memory_bytes=0).extend(np.ones(1, dtype=np.int32), np.ones(1, dtype=np.int64))
 
 
 def test_arenas_do_not_grow_with_the_job(model: Path, tmp_path: Path) -> None:

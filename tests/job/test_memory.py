@@ -9,7 +9,7 @@ from pathlib import Path
 from byte_encoder import ByteEncoder
 
 from batchgen.exec.job_rows import JobRows
-from batchgen.job.rows import JobRow, RowLimits, read_rows
+from batchgen.job.rows import RowLimits, read_chunks
 
 
 def test_memory_grows_by_the_columns_of_rows(tmp_path: Path) -> None:
@@ -27,9 +27,10 @@ def test_memory_grows_by_the_columns_of_rows(tmp_path: Path) -> None:
         jobs = JobRows()
         tracemalloc.start()
         try:
-            for one in read_rows(path, ByteEncoder(), RowLimits(max_context=99), threads=2):
-                assert isinstance(one, JobRow)
-                jobs.add(one)
+            limits = RowLimits(max_context=99)
+            for chunk in read_chunks(path, ByteEncoder(), limits, threads=2, here_rows=1 << 60):
+                assert not chunk.bad
+                jobs.extend(chunk.good)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()

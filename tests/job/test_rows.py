@@ -382,6 +382,19 @@ def test_twice_the_same_key_is_found_in_linear_time() -> None:
     assert "'c' appears twice" in twice.message
 
 
+def test_how_deep_json_may_be_does_not_depend_on_who_reads() -> None:
+    def line(depth: int, inner: bytes) -> bytes:
+        return b'{"a": ' + b"[" * (depth - 1) + inner + b"]" * (depth - 1) + b"}"
+
+    def read_below(frames: int, depth: int) -> bool:
+        if frames:
+            return read_below(frames - 1, depth)
+        return isinstance(parse_object(line(depth, b'"[[[{"')), dict)
+
+    assert [read_below(0, depth) for depth in (1, 499, 500, 501, 700)] == [True] * 3 + [False] * 2
+    assert [read_below(300, depth) for depth in (500, 501, 700, 5000)] == [True] + [False] * 3
+
+
 def test_the_seed_depends_on_the_id_and_not_on_the_place(tmp_path: Path) -> None:
     one, two = (b'{"custom_id": "x", "prompt": "a"}', b'{"custom_id": "y", "prompt": "a"}')
     forward = read(tmp_path / "a.jsonl", one + b"\n" + two)
