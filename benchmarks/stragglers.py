@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from batchgen.events import DeviceLost
+from batchgen.runtime.engine.machine import EngineMachine
 from batchgen.sim.faults import Fault
 from batchgen.sim.floors import run_bounds
 from batchgen.sim.setup import Setup, set_up
@@ -68,7 +69,8 @@ class Load:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a run took. `idle_while_rows_wait`: times and engines at which one had nothing to do
-    while another had rows waiting from which it would have gained."""
+    while another had rows waiting (in its lanes, or suspended on its host) from which it would
+    have gained."""
 
     bct_s: float
     busy_s: float
@@ -130,19 +132,25 @@ class Watch:
 
     def _look(self, now: int) -> None:
         cluster = self.runtime.cluster
-        most = max(cluster.engines, key=lambda one: one.num_waiting)
-        if most.num_waiting < 2:
+        most = max(cluster.engines, key=_waiting)
+        if _waiting(most) < 2:
             return
         for engine in cluster.engines:
             if engine is most or not engine.alive or engine.draining or engine.launched is not None:
                 continue
-            if engine.num_resident or engine.num_waiting or engine.flying or engine.requests:
+            if engine.num_resident or _waiting(engine) or engine.flying or engine.requests:
                 continue
             # A slow one gains when it ends its row before the other would have ended all.
             slowness = cluster.pace.slowness(engine) + cluster.pace.slowness(most)
-            rows = most.num_resident + most.num_waiting
+            rows = most.num_resident + _waiting(most)
             if rows * cluster.pace.slowness(most) >= slowness and engine.roomiest >= most.roomiest:
-                self.idle.append((now / 1e12, engine.id, most.num_waiting))
+                self.idle.append((now / 1e12, engine.id, _waiting(most)))
+
+
+def _waiting(engine: EngineMachine) -> int:
+    """Rows that wait for pages: those in lanes, and those that were suspended to the host. Under
+    `batchgen` hardly any other waits: rows are admitted early and yield."""
+    return engine.num_waiting + engine.num_ready
 
 
 def run(load: Load, faults: Sequence[Fault] = (), *, watch: bool = True) -> Outcome:

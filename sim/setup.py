@@ -61,7 +61,7 @@ def set_up(
     preset = find_preset(job.policy)
     if job.oracle:
         overrides.setdefault("predictor.part", "oracle")
-    policy = build_policy(preset, overrides, CAPABILITIES)
+    policy = build_policy(preset, overrides, capabilities_of(job))
     options = plan_options(overrides, preset.plan)
     try:
         machine = resolve(job, trace.expert_skew)
@@ -164,6 +164,11 @@ def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int
     return keys
 
 
+def capabilities_of(job: SimJob) -> frozenset[str]:
+    """What the simulator has for a job: everything, but true lengths with --oracle only."""
+    return CAPABILITIES if job.oracle else CAPABILITIES - {"lengths"}
+
+
 def decision_log(
     job: SimJob, runtime: Runtime, preset: str, overrides: dict[str, str], bodies: str
 ) -> DecisionLog:
@@ -176,7 +181,7 @@ def decision_log(
             plan=runtime.plan,
             preset=preset,
             overrides=overrides,
-            capabilities=sorted(CAPABILITIES),
+            capabilities=sorted(capabilities_of(job)),
             prompt_tokens=table.prompt.tolist(),
             budget_tokens=table.budget.tolist(),
             groups=table.group.tolist(),

@@ -44,7 +44,7 @@ boundaries only need not care what happens between them."""
 
 class Part:
     """Base of all parts. `needs` names backend capabilities without which the part cannot work:
-    "host", "switch", "prefix", "padding"."""
+    "host", "switch", "prefix", "padding", "lengths"."""
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:

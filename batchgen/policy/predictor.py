@@ -83,3 +83,5 @@ class OwnLength(PredictorPart):
 class Oracle(PredictorPart):
     """Perfect lengths, given by the backend in `predicted` before arrival (--oracle): an upper
     bound."""
+
+    needs = frozenset({"lengths"})

@@ -216,8 +216,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-CAPABILITIES = frozenset({"host", "switch", "prefix", "padding"})
-"""All that a backend may have; the simulator has it."""
+CAPABILITIES = frozenset({"host", "switch", "prefix", "padding", "lengths"})
+"""All that a backend may have; the simulator has it, true lengths of outputs with --oracle only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,11 +362,12 @@ def build_policy(
             options[slot] = {}
         missing = cls.needs - capabilities
         if missing:
+            told = "lengths" in missing
+            give = "give --oracle to `batchgen sim`" if told else "choose a backend that has it"
             raise UserError(
                 f"policy {preset.name}: {slot} part {chosen[slot]} needs "
                 + ", ".join(sorted(missing)),
-                remedy="choose a backend that has it or another part with --set "
-                f"{slot}.part={NEUTRAL[slot]}",
+                remedy=f"{give} or another part with --set {slot}.part={NEUTRAL[slot]}",
                 code="capability",
             )
         config = part_config(slot, chosen[slot], cls, options[slot], texts[slot])

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import batchgen.catalog
@@ -21,6 +22,9 @@ from batchgen.errors import DataError, UserError
 from batchgen.hardware import load_gpu
 from batchgen.planning import plan_options
 from batchgen.policy.presets import PRESETS, build_policy, find_preset, preset_names
+from batchgen.report.record import RunRecord
+from batchgen.sim.run import simulate
+from batchgen.simjob import SimJob
 
 CATALOG = Path(batchgen.catalog.__file__).parent
 
@@ -60,6 +64,39 @@ def test_a_cluster_is_machines_and_at_most_three_constants(name: str) -> None:
     for key, constant in cluster.constants.items():
         assert constant.range[0] < constant.value < constant.range[1]
         assert getattr(efficiency, key) == constant.value
+
+
+def _run(tmp_path: Path, policy: str, gpus: int, **changes: str) -> RunRecord:
+    """Sixty rows of 300 to 713 prompt tokens on engines of one GPU."""
+    path = tmp_path / "load.jsonl"
+    rows = [{"prompt_tokens": 300 + 7 * n, "output_tokens": 40 + n} for n in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    machine = {"model": "llama-3.1-8b", "gpu": "h100", "gpus": gpus, "layout": "tp1"}
+    options = tuple((key.replace("__", "."), value) for key, value in changes.items())
+    return simulate(SimJob(trace=str(path), policy=policy, overrides=options, **machine))
+
+
+def test_disagg_prefills_on_one_engine_and_decodes_on_the_others(tmp_path: Path) -> None:
+    record = _run(tmp_path, "disagg", 3)
+    steps, rows = record.steps, record.rows
+    first = steps["engine"] == 0
+    assert steps["prompt_tokens"][~first].sum() == 0
+    assert steps["prompt_tokens"][first].sum() == rows["prompt_tokens"].sum()
+    # The last pass of a prompt gives its first token; every other comes after the hand-over.
+    assert steps["output_tokens"][first].sum() == len(rows["engine"])
+    assert set(rows["engine"].tolist()) == {1, 2}
+    assert (rows["migrations"] == 1).all()
+
+
+def test_nanoflow_fills_passes_of_fixed_size_and_overlaps(tmp_path: Path) -> None:
+    record = _run(tmp_path, "nanoflow", 1)
+    steps, rows = record.steps, record.rows
+    tokens = (steps["prompt_tokens"] + steps["output_tokens"]) / steps["passes"]
+    assert tokens.max() <= 2048 + 60  # a prompt's last chunk counts its first token too
+    prompts = np.flatnonzero(steps["prompt_tokens"])
+    assert (tokens[prompts[:-1]] >= 2048).all()  # prompts fill exactly what decodes leave
+    serial = _run(tmp_path, "nanoflow", 1, cost__attention_theta="1", cost__theta="1")
+    assert rows["end_ps"].max() < serial.rows["end_ps"].max()
 
 
 def test_a_system_on_a_base_differs_in_what_it_says() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from batchgen.catalog.systems import system_names
 from batchgen.check import sweep as sweeping
 from batchgen.check.again import Target, disagreements
 from batchgen.check.case import Case, Row
@@ -207,7 +208,7 @@ def test_our_parts_pass(slot: str) -> None:
         assert sweep(subject_of(f"{slot}.{name}"), 4, 1) is None, name
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, *system_names()])
 def test_our_presets_pass(preset: str) -> None:
     assert sweep(subject_of(preset), 4, 2) is None
 

@@ -1,7 +1,8 @@
 """All compositions: every property of the core holds for every accepted composition.
 
-Pairs are the presets with any two slots swapped: all of them run, twice in `make test`. Swaps are
-the presets with one slot swapped, products all parts of all slots: those are drawn at random.
+Pairs are four presets with any two slots swapped: all of them run, twice in `make test`. Swaps are
+all presets with one slot swapped: all of them run once, and more are drawn at random, as products
+are, all parts of all slots.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from core_verify import random_cases, random_load, verify_backends, verify_core
 from batchgen.policy.presets import PARTS, build_policy, find_preset
 
 PAIRS = pairs()
+SWAPS = swaps()
 LOADS = 2
 PER_TEST = 50
 CHUNKS = range(10)
@@ -39,6 +41,13 @@ def test_every_pair(chunk: int) -> None:
     """1,446 pairs, two random loads each."""
     for number in range(chunk, LOADS * len(PAIRS), len(CHUNKS)):
         random_load(PAIRS[number // LOADS], number, verify_core)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_every_swap(chunk: int) -> None:
+    """Every preset with every single slot swapped: 279, one random load each."""
+    for number in range(chunk, len(SWAPS), len(CHUNKS)):
+        random_load(SWAPS[number], 300_000 + number, verify_core)
 
 
 @pytest.mark.parametrize("seed", CHUNKS)

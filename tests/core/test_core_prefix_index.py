@@ -117,6 +117,33 @@ def test_a_prompt_that_is_wholly_cached_computes_its_last_page() -> None:
     assert [(1, 12, 4, True)] in [chunks for *_, chunks, _ in outcome.passes()[0]]
 
 
+@pytest.mark.parametrize("most", [0, 5, 128])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_longest_cached_prefix_goes_first(seed: int, most: int) -> None:
+    """One row at a time and nothing is forgotten: the next is the one that shares the most pages
+    with all before it, the earlier of two; in the order of coming while more than `most` wait."""
+    rng = random.Random(seed)
+    rows = tuple(
+        Row(prompt=rng.randint(9, 40), budget=2, output=2, group=rng.randint(-1, 2), shared=shared)
+        for shared in (rng.choice((0, 4, 8, 16, 32)) for _ in range(12))
+    )
+    overrides = {"order.most_waiting": str(most)}
+    case = Case(preset="sglang", rows=rows, prefix=True, hbm_pages=500, seqs=1, budget=200)
+    case = replace(case, overrides=overrides)
+    keys, seen, waiting, wanted = case.page_keys(), set[int](), list(range(12)), []
+    while waiting:
+        hits = dict.fromkeys(waiting, 0)
+        for row in waiting if 1 < len(waiting) <= most else ():
+            pages = keys(row)[: (rows[row].prompt - 1) // case.page]
+            hits[row] = next((at for at, key in enumerate(pages) if key not in seen), len(pages))
+        wanted.append(max(waiting, key=lambda row: (hits[row], -row)))
+        waiting.remove(wanted[-1])
+        seen |= set(keys(wanted[-1]))
+    begun = [row for *_, chunks, _ in run(case).passes()[0] for row, *_ in chunks]
+    assert begun == wanted
+    assert most < 128 or wanted != list(range(12))
+
+
 def test_prefixes_never_change_outcomes() -> None:
     """With and without sharing the same rows end for the same reasons, and no page leaks."""
     compositions = [(name, swap) for name, swap in swaps() if name in ("vllm", "batchgen")]

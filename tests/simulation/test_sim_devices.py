@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batchgen.catalog.systems import system_names
 from batchgen.cli import main
 from batchgen.errors import DataError, UserError
-from batchgen.policy.presets import PRESETS
+from batchgen.policy.presets import PRESETS, find_preset
 from batchgen.report.record import RunRecord
 from batchgen.sim.run import simulate
 from batchgen.simjob import SimJob
@@ -153,13 +154,21 @@ HARSH = (
 )
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("policy", list(PRESETS))
+@pytest.mark.parametrize(
+    ("policy", "seed"),
+    [
+        *((name, seed) for name in PRESETS for seed in range(4)),
+        *((name, seed) for name in system_names() for seed in (0, 2)),
+    ],
+)
 def test_all_kinds_at_once_lose_no_row(tmp_path: Path, policy: str, seed: int) -> None:
     """Whatever is drawn, on engines of one GPU, of several, and on pipelines."""
     rng = random.Random(seed)
     layout, node = rng.choice((("dpa2+ep2", 4), ("tp2", 2), ("tp1+pp2", 4), ("tp4", 4)))
-    options = DrawOptions(gpus=8, gpus_per_node=node, hours=0.02, kinds=KINDS, seed=seed)
+    # Passes that read weights or KV on the host know nothing of a busy one, and it is refused.
+    reads_host = not {"weights", "kv"}.isdisjoint(find_preset(policy).plan)
+    kinds = tuple(kind for kind in KINDS if not (reads_host and kind == "host"))
+    options = DrawOptions(gpus=8, gpus_per_node=node, hours=0.02, kinds=kinds, seed=seed)
     save(draw(options, rates(HARSH)), tmp_path / "d.jsonl")
     job = moe(
         tmp_path,

@@ -337,3 +337,12 @@ def test_passes_of_a_slow_machine_are_exact_up_to_the_end_of_the_clock(tmp_path:
     small = job(tmp_path, rows_of(3), model="mixtral-8x7b", gpu="h200", gpus=1, overrides=disk)
     slow = lines(tmp_path / "slow.jsonl", [{"at_s": 0, "kind": "slow", "gpu": 0, "factor": 1000}])
     assert bct_ps(simulate(replace(small, faults=slow))) == 1000 * bct_ps(simulate(small))
+
+
+def test_a_part_that_knows_lengths_is_refused_where_nobody_tells_them(tmp_path: Path) -> None:
+    """`--set predictor.part=oracle` ran, and knew nothing."""
+    small = job(tmp_path, rows_of(3, 9), overrides=(("predictor.part", "oracle"),))
+    with pytest.raises(UserError, match="part oracle needs lengths; give --oracle") as caught:
+        simulate(small)
+    assert "\n" not in str(caught.value)
+    assert set(simulate(replace(small, oracle=True)).row_reasons) <= ENDED

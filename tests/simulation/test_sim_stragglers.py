@@ -61,6 +61,16 @@ def test_all_bars_hold_at_length(seed: int) -> None:
     assert not missed
 
 
+@pytest.mark.parametrize("steal", [True, False])
+def test_engines_that_idle_beside_suspended_rows_are_seen(steal: bool) -> None:
+    """Rows of `batchgen` that have no pages lie on the host, not in a lane. Nobody takes them where
+    stealing is off, so that the bar of idle engines can be missed."""
+    overrides = () if steal else (("placement.steal", "false"),)
+    load = bench.Load(engines=4, rows=2000, overrides=overrides)
+    outcome = bench.run(load, [Fault(0, "slow", 0, 6000)])
+    assert bool(outcome.idle_while_rows_wait) != steal
+
+
 def test_capacity_is_that_of_a_plain_sum() -> None:
     assert bench.capacity_time_s(10, [(0, 2)]) == 5
     assert bench.capacity_time_s(10, [(0, 2), (3, 4)]) == 4
