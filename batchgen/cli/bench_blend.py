@@ -30,20 +30,27 @@ def blend(
         str | None, typer.Option(help="One mix, as density:sharing, for instance 1.4:0.35.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the lengths.")] = 0,
+    same_overlap: Annotated[
+        bool,
+        typer.Option(
+            "--same-overlap", help="vllm and sglang with blendserve's overlap as well: no bar."
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
     force: Annotated[bool, typer.Option(help="Replace the JSON.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON.")] = False,
 ) -> int:
     """Depth-first order and blendserve against vllm and sglang on mixes of requests that compute
     and requests that read memory; exit code 1 when a bar is missed."""
-    from batchgen.catalog.blend import MIXES, missed, rates
+    from batchgen.catalog.blend import MIXES, OVERLAPPED, SYSTEMS, missed, rates
 
     if out is not None:
         check_result(out, force=force)
     mixes = MIXES if only is None else (_mix(only),)
+    labels = [*SYSTEMS, *(OVERLAPPED if same_overlap else ())]
     machine, outcomes = rates(), []
     for density, sharing in mixes:
-        outcomes.append(measure(density, sharing, machine, rows, video_tokens, seed))
+        outcomes.append(measure(density, sharing, machine, rows, video_tokens, seed, labels))
     lines = missed(outcomes)
     document = {
         "schema": 1,
@@ -57,6 +64,7 @@ def blend(
                 "of_optimum": one.of_optimum,
                 "of_practical": one.of_practical,
                 "speedup": one.speedup,
+                "order_speedup": one.order_speedup,
                 "lost_sharing": one.lost_sharing,
             }
             for one in outcomes
@@ -75,10 +83,16 @@ def _mix(text: str) -> tuple[float, float]:
 
 
 def measure(
-    density: float, sharing: float, machine: Rates, rows: int, video_tokens: int, seed: int
+    density: float,
+    sharing: float,
+    machine: Rates,
+    rows: int,
+    video_tokens: int,
+    seed: int,
+    labels: Sequence[str],
 ) -> Outcome:
-    """All systems on one mix."""
-    from batchgen.catalog.blend import SYSTEMS, THETA, Outcome, job_of
+    """Systems of these labels on one mix."""
+    from batchgen.catalog.blend import THETA, Outcome, job_of
     from batchgen.report.metrics import summary
     from batchgen.trace.mixes import Mix, mix, optimum_s, overlapped_s, shared_tokens
     from batchgen.trace.schema import save
@@ -92,7 +106,7 @@ def measure(
     with aside("mix") as folder:
         path = str(folder / "mix.jsonl")
         save(trace, path)
-        for label in SYSTEMS:
+        for label in labels:
             found[label] = summary(simulate(job_of(label, path), trace=trace, part=True))
             say(f"{label}, density {density:g}, sharing {sharing:g}: {found[label]['bct_s']:.0f} s")
     return Outcome(
@@ -114,7 +128,9 @@ def _print(outcomes: Sequence[Outcome]) -> None:
     from batchgen.catalog.blend import SYSTEMS
 
     table = Table(title="Mixes of BlendServe, Llama-3-8B on an A100", title_justify="left")
-    for name in ("mix", "T_o", *SYSTEMS, "depth first / T_o", "/ practical", "speed-up", "lost"):
+    same = any(one.order_speedup is not None for one in outcomes)
+    names = ["DFS / T_o", "/ practical", "speed-up", *["order alone"] * same, "sharing lost"]
+    for name in ("mix", "T_o", *SYSTEMS, *names):
         table.add_column(name, justify="right", no_wrap=True)
     for one in outcomes:
         table.add_row(
@@ -124,6 +140,7 @@ def _print(outcomes: Sequence[Outcome]) -> None:
             f"{one.of_optimum:.3f}",
             f"{one.of_practical:.3f}",
             f"{one.speedup:.2f} x",
-            f"{100 * one.lost_sharing:.1f} points",
+            *(() if one.order_speedup is None else (f"{one.order_speedup:.2f} x",)),
+            f"{100 * one.lost_sharing:.1f} %",
         )
-    Console(width=120, highlight=False).print(table)
+    Console(width=132, highlight=False).print(table)

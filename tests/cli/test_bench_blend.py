@@ -7,14 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.catalog.blend import BLEND, DEPTH_FIRST, SYSTEMS, Outcome, missed, rates
+from batchgen.catalog.blend import (
+    BLEND,
+    DEPTH_FIRST,
+    OVERLAPPED,
+    SYSTEMS,
+    Outcome,
+    missed,
+    rates,
+)
 from batchgen.cli.bench_blend import measure
 
 
 def test_a_small_mix(tmp_path: Path) -> None:
-    one = measure(1.4, 0.35, rates(), rows=1500, video_tokens=4096, seed=0)
-    assert set(one.seconds) == set(SYSTEMS)
-    assert one.failed == dict.fromkeys(SYSTEMS, 0)
+    one = measure(1.4, 0.35, rates(), 1500, 4096, 0, [*SYSTEMS, *OVERLAPPED])
+    assert set(one.seconds) == {*SYSTEMS, *OVERLAPPED}
+    assert one.failed == dict.fromkeys(one.seconds, 0)
+    for label in OVERLAPPED:  # overlap alone is worth something, and BlendServe's order the rest
+        assert one.seconds[label] < one.seconds[label.partition(",")[0]]
+    assert one.order_speedup == min(map(one.seconds.get, OVERLAPPED)) / one.seconds[BLEND]
     assert one.optimum_s < one.practical_s < min(one.seconds.values())
     assert one.seconds[BLEND] < min(one.seconds["vllm"], one.seconds["sglang"])
     assert one.shared[DEPTH_FIRST] == pytest.approx(one.possible, abs=0.02)
@@ -39,6 +50,7 @@ def outcome(**changes: float) -> Outcome:
 
 def test_bars() -> None:
     assert missed([outcome()]) == []
+    assert outcome().order_speedup is None
     assert "blendserve 1.08 x" in missed([outcome(blend=130.0)])[0]
     assert "0.500 of the optimum" in missed([outcome(depth=200.0)])[0]
     assert json.dumps(missed([outcome()])) == "[]"
