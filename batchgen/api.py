@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from batchgen.errors import UserError
+from batchgen.errors import Unfinished, UserError
 from batchgen.paths import aside
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Rows = str | Path | Iterable[Mapping[str, Any]]
 class BatchOptions(TypedDict, total=False):
     """What may be said of a job, with the names and defaults of `batchgen exec`; `overrides` are
     those of `--set`, `folder` is its `--job-dir`. `max_errors`: rows, or a part such as "5%";
-    `shard`: "I/N"; `input_format` is of rows that are a file."""
+    `shard`: "I/N" or (I, N); `input_format` is of rows that are a file."""
 
     policy: str
     overrides: Mapping[str, str]
@@ -58,8 +58,8 @@ class BatchOptions(TypedDict, total=False):
     prompt_template: str | None
     chat: bool
     system: str | None
-    served_model_name: Sequence[str]
-    shard: str | None
+    served_model_name: str | Sequence[str]
+    shard: str | tuple[int, int] | None
     row_timeout: float | None
     max_errors: int | str | None
     error_file: str | Path | None
@@ -310,7 +310,18 @@ def _job(
             error_file=more.get("error_file"),
             manifest=more.get("manifest"),
         )
-        yield ExecJob(model=Path(model), input=path, output=answers, **more)
+        job = ExecJob(model=Path(model), input=path, output=answers, **more)
+        try:
+            yield job
+        except Unfinished as error:
+            if output is None and job.folder is None:  # the folder is gone when the caller hears it
+                what = error.message.partition("; all that")[0].partition(", in ")[0]
+                raise Unfinished(
+                    f"{what}; nothing is kept",
+                    remedy="give output or folder to be able to go on",
+                    code=error.code,
+                ) from None
+            raise
 
 
 def _values(options: BatchOptions) -> dict[str, Any]:
@@ -331,7 +342,8 @@ def _values(options: BatchOptions) -> dict[str, Any]:
         system=more.pop("system", None),
     )
     more["form"] = more.pop("input_format", "auto")
-    more["models"] = tuple(more.pop("served_model_name", ()))
+    names = more.pop("served_model_name", ())
+    more["models"] = (names,) if isinstance(names, str) else tuple(names)
     more["shard"] = parse_shard(more.get("shard"))
     more["row_timeout_s"] = more.pop("row_timeout", None)
     most = more.get("max_errors")

@@ -29,8 +29,19 @@ def say_ended(ended: Ended, output: Path, error_file: Path | None, talk: Talk) -
     talk.say(f"wrote {where}: {ended.done} rows answered, {ended.errors} error rows{earlier}")
     if ended.errors:
         codes = ", ".join(f"{code} {n}" for code, n in ended.by_code.items() if code)
-        again = "" if error_file is None else f"; their requests are in {error_file}"
-        talk.say(f"errors by code: {codes}{again}")
+        talk.say(f"errors by code: {codes}{_again(ended.errors, error_file)}")
+
+
+def _again(errors: int, error_file: Path | None) -> str:
+    """Where requests of failed rows are. A broken row of a table or an overlong line has none."""
+    if error_file is None:
+        return ""
+    with error_file.open("rb") as file:
+        found = sum(1 for _ in file)
+    if found >= errors:
+        return f"; their requests are in {error_file}"
+    rest = f"{errors - found} have none that could be copied: mend them in the input"
+    return f"; the requests of {found} are in {error_file}, {rest}"
 
 
 def say_interrupted(folder: Path, talk: Talk) -> None:

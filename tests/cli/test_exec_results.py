@@ -126,3 +126,15 @@ def test_results_have_places_of_their_own(
     assert "out.jsonl is the output; give another --out" in capsys.readouterr().err
     assert run(model, rows, output, "--job-dir", str(output)) == 2
     assert [one.name for one in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_what_cannot_be_copied_to_the_error_file_is_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, failed = tmp_path / "in.csv", tmp_path / "failed.jsonl"
+    table.write_text('id,prompt\na,one\nb,"open\nc,\n')
+    arguments = ["exec", "--model", str(model), "-i", str(table), "-o", str(tmp_path / "o")]
+    arguments += ["--max-tokens", "2", "--threads", "1", "--error-file", str(failed)]
+    assert main([*arguments, "--progress", "off"]) == 1
+    assert [json.loads(line)["id"] for line in failed.read_text().splitlines()] == ["c"]
+    assert f"the requests of 1 are in {failed}, 1 have none" in capsys.readouterr().err

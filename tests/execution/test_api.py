@@ -259,13 +259,13 @@ def test_options_of_files_and_limits(model: Path, tmp_path: Path) -> None:
         str(table),
         tmp_path / "out.jsonl",
         prompt_template="{q} {x}",
-        shard="1/2",
+        shard=(1, 2),
         max_tokens=3,
         row_timeout=600.0,
         max_errors=5,
         error_file=str(tmp_path / "failed.jsonl"),
         manifest=tmp_path / "manifest.json",
-        served_model_name=["m"],
+        served_model_name="m1",
         threads=1,
     )
     assert [row.custom_id for row in result.rows] == ["r0", "r2", "r4", None]
@@ -273,6 +273,7 @@ def test_options_of_files_and_limits(model: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "manifest.json").read_text()) == result.manifest
     wrong: list[tuple[batchgen.api.BatchOptions, str]] = [
         ({"shard": "3/2"}, "--shard is '3/2'"),
+        ({"shard": (3, 2)}, "--shard is '3/2'"),
         ({"row_timeout": 0}, "--row-timeout is 0"),
         ({"max_errors": "x"}, "--max-errors is 'x'"),
         ({"prompt_column": "q", "prompt_template": "{q}"}, "exclude each other"),
@@ -284,6 +285,12 @@ def test_options_of_files_and_limits(model: Path, tmp_path: Path) -> None:
             batchgen.run_batch(model, table, tmp_path / "other.jsonl", **options)
     with pytest.raises(Unfinished):
         batchgen.run_batch(model, [{"prompt": ""}], tmp_path / "c.jsonl", max_errors=0)
+    rows = [{"prompt": "a", "model": name} for name in ("m1", "m")]
+    named = batchgen.run_batch(model, rows, served_model_name="m1", max_tokens=2, threads=1)
+    assert [row.code for row in named.rows] == ["", "model_not_found"]
+    with pytest.raises(Unfinished, match="nothing is kept") as found:
+        batchgen.run_batch(model, [{"prompt": "a"}, {"prompt": ""}], max_errors=0, threads=1)
+    assert "/" not in found.value.message
 
 
 def test_a_row_that_takes_too_long_is_an_error_row(model: Path) -> None:
