@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import gpu_tables
 import plan_tables
 
+from batchgen.catalog.systems import system_names
 from batchgen.policy.base import SLOTS
 from batchgen.policy.options import range_of
-from batchgen.policy.presets import PARTS, PRESETS, part_class
+from batchgen.policy.presets import PARTS, PRESETS, find_preset, part_class
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -69,6 +70,27 @@ def parts() -> str:
     return "\n".join(lines)
 
 
+def ablations() -> str:
+    """Systems of the catalog that are `batchgen` but for one thing, and that as `--set`."""
+    lines = [
+        "| system | what is taken away | as `--set` beside `batchgen` |",
+        "| --- | --- | --- |",
+    ]
+    for name in system_names():
+        if name.startswith(("batchgen-no-", "batchgen-in-")):
+            found = find_preset(name)
+            pairs = [
+                f"{slot}.part={part}"
+                for slot, part in found.parts.items()
+                if part != PRESETS["batchgen"].parts[slot]
+            ]
+            for slot, options in (*found.options.items(), ("plan", found.plan)):
+                pairs += [f"{slot}.{key}={value}".lower() for key, value in options.items()]
+            text = found.source.removeprefix("batchgen without ")
+            lines.append(f"| `{name}` | {text} | `{' '.join(pairs)}` |")
+    return "\n".join(lines)
+
+
 def modules() -> str:
     """Every module with the first sentence of its docstring, by folder."""
     lines = []
@@ -99,6 +121,7 @@ def _first_sentence(path: Path) -> str:
 TABLES = {
     "docs/writing-a-policy-part.md": {"presets": presets, "parts": parts},
     "docs/architecture.md": {"modules": modules},
+    "docs/stragglers.md": {"ablation systems": ablations},
     **gpu_tables.marks(),
     **plan_tables.marks(),
 }

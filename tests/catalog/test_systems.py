@@ -21,9 +21,17 @@ from batchgen.cost.efficiency import efficiency_of
 from batchgen.errors import DataError, UserError
 from batchgen.hardware import load_gpu
 from batchgen.planning import plan_options
-from batchgen.policy.presets import PRESETS, build_policy, find_preset, preset_names
+from batchgen.policy.presets import (
+    NEUTRAL,
+    PARTS,
+    PRESETS,
+    Preset,
+    build_policy,
+    find_preset,
+    preset_names,
+)
 from batchgen.report.record import RunRecord
-from batchgen.sim.run import simulate
+from batchgen.sim.run import describe_policy, simulate
 from batchgen.simjob import SimJob
 
 CATALOG = Path(batchgen.catalog.__file__).parent
@@ -114,6 +122,47 @@ def test_a_system_on_a_base_differs_in_what_it_says() -> None:
         for cluster in map(find_cluster, ("h20-ib", "h200-ib"))
     ]
     assert rates[0] == pytest.approx(rates[1])
+
+
+ABLATIONS = [name for name in system_names() if name.startswith(("batchgen-no-", "batchgen-in-"))]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_batchgen_but_for_one_thing(name: str) -> None:
+    """One part, one option of a part, or one size of the plan; a run says its own name."""
+    whole, without = PRESETS["batchgen"], find_preset(name)
+    assert len(_differences(whole, without)) == 1
+    same = ("page_tokens", "boundary", "token_budget", "max_num_seqs", "prefix_cache", "costs")
+    assert all(getattr(without, field) == getattr(whole, field) for field in same)
+    assert without.fallback == whole.fallback
+    if without.parts == whole.parts and not without.plan:  # an option: not what it is by default
+        assert describe_policy(build_policy(without)) != describe_policy(build_policy(whole))
+
+
+def test_each_part_that_batchgen_chose_has_an_ablation() -> None:
+    whole = PRESETS["batchgen"]
+    found = {next(iter(_differences(whole, find_preset(name)))) for name in ABLATIONS}
+    chosen = {slot for slot, part in whole.parts.items() if part != NEUTRAL[slot]}
+    assert found == {*chosen, "placement.steal", "plan.b_moe"}
+    assert len(found) == len(ABLATIONS)
+
+
+def _differences(one: Preset, other: Preset) -> set[str]:
+    """Slots with another part, options of parts and of the plan with other values."""
+    slots = {slot for slot in PARTS if one.parts[slot] != other.parts[slot]}
+    pairs = [
+        (f"{where}.", ours, theirs)
+        for where, ours, theirs in (
+            *((slot, one.options.get(slot, {}), other.options.get(slot, {})) for slot in PARTS),
+            ("plan", one.plan, other.plan),
+        )
+    ]
+    return slots | {
+        where + key
+        for where, ours, theirs in pairs
+        for key in ours.keys() | theirs.keys()
+        if ours.get(key) != theirs.get(key)
+    }
 
 
 def test_a_copy_of_a_file_is_the_same_system(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
+from batchgen.catalog.systems import system_names
 from batchgen.cli import main
 from batchgen.sweep import picture
 from batchgen.sweep.picture import draw
+from batchgen.sweep.read import read_sweep
 from batchgen.sweep.table import cells, lines, markdown, slowdown, trouble_lines, write_parquet
 
 ROOT = Path(__file__).parents[2]
@@ -129,10 +131,19 @@ def test_columns_have_types(tmp_path: Path) -> None:
     assert kinds["bct_s"] == "double"
 
 
+@pytest.mark.parametrize("name", ["ablations", "ablations-memory"])
+def test_an_ablation_sweep_takes_each_primitive_away(name: str) -> None:
+    sweep = read_sweep(str(ROOT / "examples" / "sweeps" / f"{name}.yaml"))
+    ablations = {one for one in system_names() if one.startswith(("batchgen-no-", "batchgen-in-"))}
+    assert sweep.policies[0] == "batchgen"  # the first bar of the picture
+    assert set(sweep.policies) == {"batchgen", *ablations}
+
+
 @pytest.mark.slow
-def test_the_page_is_what_the_example_gives(tmp_path: Path) -> None:
-    example = str(ROOT / "examples" / "sweeps" / "stragglers.yaml")
+@pytest.mark.parametrize("name", ["stragglers", "ablations", "ablations-memory"])
+def test_the_page_is_what_the_example_gives(tmp_path: Path, name: str) -> None:
+    example = str(ROOT / "examples" / "sweeps" / f"{name}.yaml")
     assert main(["sweep", example, "--out", str(tmp_path / "out"), "--progress", "off"]) == 0
     page = (ROOT / "docs" / "stragglers.md").read_text(encoding="utf-8")
-    table = page.split("`batchgen sweep examples/sweeps/stragglers.yaml` -->\n")[1]
-    assert table.split("<!-- /stragglers")[0] == (tmp_path / "out" / "table.md").read_text()
+    table = page.split(f"`batchgen sweep examples/sweeps/{name}.yaml` -->\n")[1]
+    assert table.split(f"<!-- /{name} -->")[0] == (tmp_path / "out" / "table.md").read_text()
