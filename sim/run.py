@@ -14,6 +14,7 @@ import batchgen
 from batchgen.catalog.systems import system_names
 from batchgen.cost.residuals import Kind, find
 from batchgen.policy.presets import PRESETS, find_preset, label_of
+from batchgen.report.ranks import kendall_tau_b
 from batchgen.report.record import RunRecord
 from batchgen.sim.barrier import barrier_s
 from batchgen.sim.floors import run_bounds
@@ -77,6 +78,7 @@ def simulate(
             "resources_s": {} if part else resources_s(ready, gpu),
             "barrier_s": {} if part else barrier_of(ready, steps),
             "bounds": {} if part else run_bounds(job, ready, trace, rows),
+            "predictor": {} if part else predictor_of(ready),
             "residual": asdict(find(kind_of_run(job, ready))),
         },
         rows=rows,
@@ -111,6 +113,21 @@ def cut_at_context(outputs: Outputs) -> dict[str, Any]:
     if not outputs.num_cut:
         return {}
     return {"cut_at_context": {"cut_rows": outputs.num_cut, "context_tokens": outputs.max_context}}
+
+
+def predictor_of(ready: Setup) -> dict[str, Any]:
+    """How well predicted lengths order the rows that have any, and how many these are; empty: none.
+
+    tau: Kendall's tau-b against true lengths, all stages of a row together; None: all are alike.
+    """
+    predicted = ready.simulation.table.predicted
+    known = predicted > 0
+    if not known.any():
+        return {}
+    return {
+        "tau": kendall_tau_b(predicted[known], ready.true_tokens[known]),
+        "rows": int(known.sum()),
+    }
 
 
 def tail_of(ready: Setup, rows: dict[str, Any], steps: Any) -> dict[str, float]:

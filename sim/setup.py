@@ -16,7 +16,14 @@ from batchgen.logbook import DecisionLog
 from batchgen.machine import Machine, resolve, with_way_out
 from batchgen.outputs import Outputs, outputs_of
 from batchgen.planning import plan_options
-from batchgen.policy.presets import CAPABILITIES, Policy, build_policy, find_preset
+from batchgen.policy.presets import (
+    CAPABILITIES,
+    Policy,
+    Preset,
+    build_policy,
+    find_preset,
+    part_class,
+)
 from batchgen.runtime.core import Runtime
 from batchgen.sequence import Table
 from batchgen.sim.cluster import Simulation
@@ -33,7 +40,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """A simulation that is ready to run, and what it was made from. faults: in the order of their
-    times; staged: rows have bodies."""
+    times; staged: rows have bodies;
+    true_tokens: of all stages of each row."""
 
     machine: Machine
     outputs: Outputs
@@ -43,6 +51,7 @@ class Setup:
     faults: list[Fault]
     arrival_ps: np.ndarray[Any, np.dtype[np.int64]]
     staged: bool
+    true_tokens: np.ndarray[Any, np.dtype[np.int64]]
     log: DecisionLog | None
 
 
@@ -59,7 +68,7 @@ def set_up(
     """
     overrides = dict(job.overrides)
     preset = find_preset(job.policy)
-    if job.oracle:
+    if job.oracle and not knows_lengths(preset):
         overrides.setdefault("predictor.part", "oracle")
     policy = build_policy(preset, overrides, capabilities_of(job))
     options = plan_options(overrides, preset.plan)
@@ -82,8 +91,10 @@ def set_up(
     check_conversations(trace, budgets, plan.max_context, model.name, job.trace)
     further = further_stages(trace, budgets, plan.max_context, job.body)
     table = Table(trace.prompt_tokens, budgets, group=trace.group)
-    if job.oracle:
-        table.predicted[:] = total_outputs(trace, budgets)
+    true_tokens = total_outputs(trace, budgets)
+    told = "lengths" in policy["predictor"].needs
+    if told:
+        table.predicted[:] = true_tokens
     use_prefix = preset.prefix_cache if options.prefix_cache is None else options.prefix_cache
     runtime = Runtime(
         table,
@@ -95,7 +106,9 @@ def set_up(
         bodies=None if further is None else further.bodies,
     )
     bodies = "" if further is None else further.name
-    log = decision_log(job, runtime, job.policy, overrides, bodies) if job.log != "off" else None
+    log = None
+    if job.log != "off":
+        log = decision_log(job, runtime, job.policy, overrides, bodies, told=told)
     simulation = Simulation(
         runtime,
         table,
@@ -120,6 +133,7 @@ def set_up(
         faults=faults,
         arrival_ps=arrival_ps,
         staged=further is not None,
+        true_tokens=true_tokens,
         log=log,
     )
 
@@ -164,15 +178,26 @@ def page_keys_of(trace: Trace, page_tokens: int) -> Callable[[int], Sequence[int
     return keys
 
 
+def knows_lengths(preset: Preset) -> bool:
+    """Whether the preset's own predictor is there to be told true lengths."""
+    return "lengths" in part_class("predictor", preset.parts["predictor"]).needs
+
+
 def capabilities_of(job: SimJob) -> frozenset[str]:
     """What the simulator has for a job: everything, but true lengths with --oracle only."""
     return CAPABILITIES if job.oracle else CAPABILITIES - {"lengths"}
 
 
 def decision_log(
-    job: SimJob, runtime: Runtime, preset: str, overrides: dict[str, str], bodies: str
+    job: SimJob,
+    runtime: Runtime,
+    preset: str,
+    overrides: dict[str, str],
+    bodies: str,
+    *,
+    told: bool,
 ) -> DecisionLog:
-    """An empty log whose header can make this runtime again."""
+    """An empty log whose header can make this runtime again. told: `predicted` has true lengths."""
     table, keys = runtime.table, runtime.page_keys
     log = DecisionLog(
         Header(
@@ -185,7 +210,7 @@ def decision_log(
             prompt_tokens=table.prompt.tolist(),
             budget_tokens=table.budget.tolist(),
             groups=table.group.tolist(),
-            predicted=table.predicted.tolist() if job.oracle else None,
+            predicted=table.predicted.tolist() if told else None,
             page_keys=None if keys is None else [list(keys(row)) for row in range(len(table))],
             bodies=bodies,
         )

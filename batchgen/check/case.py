@@ -117,11 +117,14 @@ class Case:
     def runtime(self, *, parts: Mapping[str, Part] | None = None, **options: Any) -> Runtime:
         """A runtime at its beginning. parts: see `policy`; options: those of `Runtime`."""
         table = Table([row.prompt for row in self.rows], [row.budget for row in self.rows])
+        policy = self.policy(parts)
+        if "lengths" in policy["predictor"].needs:
+            table.predicted[:] = [row.total for row in self.rows]
         options.setdefault("bodies", self.bodies())
         return Runtime(
             table,
             self.plan(),
-            self.policy(parts),
+            policy,
             page_keys=self.page_keys() if self.prefix else None,
             advisor=self.advisor() if self.advised else None,
             **options,

@@ -58,7 +58,7 @@ def parts_of(composition: Composition) -> dict[str, str]:
 
 @cache
 def products() -> list[Composition]:
-    """Every composition of all parts of all slots. The oracle is a backend's affair."""
+    """Every composition of all parts of all slots. The oracle is the ranker without error."""
     choices = [[part for part in parts if part != "oracle"] for parts in PARTS.values()]
     return [
         ("vllm", {f"{slot}.part": part for slot, part in zip(PARTS, choice, strict=True)})

@@ -72,6 +72,7 @@ PARTS: dict[str, dict[str, str]] = {
         "asked-length": "predictor:AskedLength",
         "own-length": "predictor:OwnLength",
         "oracle": "predictor:Oracle",
+        "ranker": "predictor:Ranker",
     },
 }
 """slot -> part name -> "module:class" under batchgen.policy."""

@@ -308,6 +308,13 @@ def without_faults(record: RunRecord) -> dict[str, float | None]:
     return {f"without_faults_{name}": found.get(name) for name in HEALTHY}
 
 
+def predictor_quality(record: RunRecord) -> dict[str, float | int | None]:
+    """Kendall's tau-b between predicted and true output lengths, and of how many rows lengths were
+    predicted; None: of none, all alike, or nobody has found out, as on a real machine."""
+    found = record.config.get("predictor") or {}
+    return {"predictor_tau": found.get("tau"), "predicted_rows": found.get("rows")}
+
+
 def overrides(record: RunRecord) -> str:
     """What `--set` changed, as "slot.option=value", with spaces between; empty: nothing."""
     job = record.config.get("job")
@@ -365,6 +372,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
         **tail_causes_s(record),
         **barrier_of(record),
         **without_faults(record),
+        **predictor_quality(record),
         **row_statistics(record),
         "preemptions": int(rows["preemptions"].sum()),
         "recomputed_tokens": int(rows["recomputed_tokens"].sum()),

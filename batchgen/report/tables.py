@@ -44,6 +44,7 @@ ROWS: tuple[tuple[str, str, Format, str] | None, ...] = (
     ("idle", "idle_s", text.duration, "low"),
     ("GPU busy", "busy_fraction", text.percent, "high"),
     ("until 99 % are done", "done99_s", text.duration, "low"),
+    ("predicted lengths, Kendall's tau-b", "predictor_tau", text.rank, ""),
     ("last 10 % of the rows take", "tail10_s", text.duration, "low"),
     *((f"  of it {name}", column(cause), text.duration, "") for cause, name in CAUSES.items()),
     ("rows per decoding pass", "mean_decode_batch", text.count, "high"),

@@ -47,6 +47,10 @@ def ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
+def rank(tau: float | None) -> str:
+    return "-" if tau is None else f"{tau:.3f}"
+
+
 def residual(known: Mapping[str, Any] | None) -> str | None:
     """'± 10 % (bench engines, 90th)': an error as it was measured, with its source; of a profile at
     least how steady its machine was; None: the run is itself a measurement."""

@@ -182,6 +182,21 @@ def test_answers_do_not_depend_on_policy_or_memory(model: Path, tmp_path: Path) 
     assert all(text == texts[0] for text in texts)
 
 
+@pytest.mark.parametrize(
+    "chosen", [("--policy", "longest-first"), ("--set", "predictor.part=ranker")]
+)
+def test_a_predictor_of_true_lengths_is_refused(
+    model: Path, tmp_path: Path, chosen: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No executor knows them."""
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "x", "max_tokens": 3}])
+    assert run(model, rows, tmp_path / "out.jsonl", *chosen) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "predictor part ranker needs lengths" in told
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_ample_memory_runs_rows_together(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,14 +38,14 @@ def test_pairs_leave_nothing_out() -> None:
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_every_pair(chunk: int) -> None:
-    """1,446 pairs, two random loads each."""
+    """1,552 pairs, two random loads each."""
     for number in range(chunk, LOADS * len(PAIRS), len(CHUNKS)):
         random_load(PAIRS[number // LOADS], number, verify_core)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_every_swap(chunk: int) -> None:
-    """Every preset with every single slot swapped: 279, one random load each."""
+    """Every preset with every single slot swapped: 288, one random load each."""
     for number in range(chunk, len(SWAPS), len(CHUNKS)):
         random_load(SWAPS[number], 300_000 + number, verify_core)
 
@@ -77,6 +77,6 @@ def test_the_simulator_equals_a_plain_walk_at_length(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", SOAK)
 def test_every_pair_at_length(chunk: int) -> None:
-    """353 x 20 loads."""
+    """1,552 x 20 loads."""
     for number in range(chunk, 20 * len(PAIRS), len(SOAK)):
         random_load(PAIRS[number // 20], 70_000 + number, verify_core)

@@ -100,6 +100,8 @@ def test_every_metric_of_a_hand_made_record(synthetic: ModuleType) -> None:
         "without_faults_bct_s": None,
         "without_faults_done99_s": None,
         "without_faults_tail10_s": None,
+        "predictor_tau": None,  # nobody has looked
+        "predicted_rows": None,
         # Of the rows that finished: first tokens at 2, 2 and 3.5 s, 7, 7 and 10 tokens after them.
         "mean_ttft_s": 4.5 / 3,
         "p50_ttft_s": 1.0,

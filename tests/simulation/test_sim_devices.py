@@ -17,6 +17,7 @@ from batchgen.errors import DataError, UserError
 from batchgen.policy.presets import PRESETS, find_preset
 from batchgen.report.record import RunRecord
 from batchgen.sim.run import simulate
+from batchgen.sim.setup import knows_lengths
 from batchgen.simjob import SimJob
 from batchgen.trace.devices import save
 from batchgen.trace.devices.generate import KINDS, DrawOptions, draw
@@ -177,6 +178,7 @@ def test_all_kinds_at_once_lose_no_row(tmp_path: Path, policy: str, seed: int) -
         gpus_per_node=node,
         policy=policy,
         faults=str(tmp_path / "d.jsonl"),
+        oracle=knows_lengths(find_preset(policy)),
     )
     record = simulate(job)
     assert len(record.marks) > 10
