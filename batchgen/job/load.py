@@ -67,7 +67,9 @@ class Begun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is left. prompt_left: tokens without KV that must be computed before rows can decode.
+    """What is left. prompt_left: tokens without KV that rows must have before they can decode, some
+    of which may be there already as prefixes of others; prompt_done: prompt tokens of rows that
+    had all of theirs.
 
     Of the sequences that have neither produced anything nor ended each that is here, with its
     `fresh_prompt` and `fresh_budget`, stands for `fresh_counts`. waits: some have no place.
@@ -78,6 +80,7 @@ class Load:
     fresh_budget: Ints
     fresh_counts: Ints
     prompt_left: int
+    prompt_done: int
     waits: bool
 
 
@@ -90,6 +93,7 @@ def load_of(table: Table, decode_clock: int) -> Load:
     status = table.status
     is_over = status >= Status.DONE
     has_some = (table.produced > 0) | (status == Status.DECODE)
+    done = (is_over & has_some) | (status == Status.DECODE)
     ended, times_ended = _some(np.flatnonzero(is_over & has_some))
     going, times_going = _some(np.flatnonzero(has_some & ~is_over))
     fresh, times_fresh = _some(np.flatnonzero(~(has_some | is_over)))
@@ -118,6 +122,7 @@ def load_of(table: Table, decode_clock: int) -> Load:
         fresh_prompt=table.prompt[fresh].astype(np.int64),
         fresh_budget=table.budget[fresh].astype(np.int64),
         fresh_counts=np.full(len(fresh), times_fresh, dtype=np.int64),
+        prompt_done=int(table.prompt[done].sum(dtype=np.int64)),
         prompt_left=int(np.maximum(known - have, 0).sum(dtype=np.int64)),
         waits=places_of(table).waiting > 0,
     )

@@ -41,6 +41,7 @@ class Pace:
         self._times = np.zeros(3)
         self.decode_passes = 0
         self._most_decodes = 1
+        self._chunk_tokens = 0.0
 
     def tell(
         self, decodes: Sequence[int], chunk_tokens: Sequence[int], seconds: Sequence[float]
@@ -52,6 +53,7 @@ class Pace:
         loads[:, 1], loads[:, 2] = decodes, chunk_tokens
         self._products = KEPT * self._products + loads.T @ loads
         self._times = KEPT * self._times + loads.T @ np.asarray(seconds, dtype=np.float64)
+        self._chunk_tokens += float(loads[:, 2].sum())
         self.decode_passes += int((loads[:, 1] > 0).sum())
         self._most_decodes = max(self._most_decodes, int(loads[:, 1].max()))
 
@@ -59,6 +61,11 @@ class Pace:
     def seats(self) -> int:
         """The most rows that decoded together."""
         return self._most_decodes
+
+    def computed_part(self, load: Load) -> float:
+        """Of prompt tokens, what had to be computed so far; the rest were prefixes of others. Rows
+        that were computed twice do not make it more than 1."""
+        return min(1.0, self._chunk_tokens / load.prompt_done) if load.prompt_done else 1.0
 
     def pass_time(self) -> PassTime | None:
         """The fit with no negative part and the least squares; None before the first pass. Where
@@ -107,8 +114,10 @@ def left_s(load: Load, pace: Pace) -> tuple[float, float] | None:
     most = float(max((begun.budget / ours).max(initial=1), (budget / units).max(initial=1)))
     soon, late = stops_of(begun.produced / ours, begun.stopped, begun.weight, most)
 
+    prompt_left = load.prompt_left * pace.computed_part(load)
+
     def seconds(passes: float, tokens: float) -> float:
-        work_s = tokens * one.per_decode_s + load.prompt_left * one.per_chunk_token_s
+        work_s = tokens * one.per_decode_s + prompt_left * one.per_chunk_token_s
         return passes * one.fixed_s + work_s
 
     tokens = float((counts * soon.expected(produced, budget, units)).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -30,13 +31,20 @@ def begun(
     )
 
 
-def load(some: Begun, fresh: list[int] = [], prompt_left: int = 0, waits: bool = False) -> Load:  # noqa: B006
+def load(
+    some: Begun,
+    fresh: Sequence[int] = (),
+    prompt_left: int = 0,
+    waits: bool = False,
+    prompt_done: int = 0,
+) -> Load:
     return Load(
         begun=some,
         fresh_prompt=np.full(len(fresh), 10),
         fresh_budget=np.array(fresh, dtype=np.int64),
         fresh_counts=np.ones(len(fresh), dtype=np.int64),
         prompt_left=prompt_left,
+        prompt_done=prompt_done,
         waits=waits,
     )
 
@@ -93,6 +101,18 @@ def test_rows_that_go_to_their_budgets_take_what_the_arithmetic_says() -> None:
     assert 0.85 * found[1] < found[0] <= found[1]
 
 
+@pytest.mark.parametrize("part", [0.1, 0.5, 1.0, 3.0])
+def test_prompts_that_share_prefixes_cost_what_they_did_so_far(part: float) -> None:
+    """part: of the prompts of rows that are done, what was computed; above 1, some of it twice."""
+    pace = Pace()
+    chunks = [100, 0] * 20
+    pace.tell([1] * 40, chunks, [0.01 + tokens * 0.001 for tokens in chunks])
+    ended = begun([1] * 40, [1] * 40, [True] * 40)
+    found = left_s(load(ended, [1], 500, prompt_done=round(sum(chunks) / part)), pace)
+    assert found is not None
+    assert found[0] == pytest.approx(0.01 + min(part, 1.0) * 500 * 0.001, rel=0.02)
+
+
 def test_the_tail_counts_by_its_longest_row_not_by_tokens() -> None:
     pace = pace_of(0.02, 0.0001, 0.0, seats=64)
     ended = begun([100] * 500, [100] * 500, [True] * 500)
@@ -147,6 +167,7 @@ def test_long_rows_are_found_where_lengths_are_in_proportion_to_prompts() -> Non
         fresh_budget=np.full(100, 4096),
         fresh_counts=np.ones(100, dtype=np.int64),
         prompt_left=0,
+        prompt_done=int(prompt[ran].sum()),
         waits=True,
     )
     found = left_s(left, pace_of(0.0, 0.001, 0.0))
@@ -184,6 +205,7 @@ def test_what_a_table_says() -> None:
     assert found.fresh_counts.sum() == len(Status) - 4
     # Eight rows without any KV but for 12 tokens of the one that prefills; the host's lacks one.
     assert found.prompt_left == 30 * 10 - 12 + 1
+    assert found.prompt_done == 3 * 30  # of the one that decodes, and the two that have ended
     before = {name: getattr(table, name).copy() for name in ("status", "produced", "computed")}
     load_of(table, 11)
     assert all((getattr(table, name) == value).all() for name, value in before.items())
