@@ -30,10 +30,18 @@ class Tokenizer:
     """The tokenizer of a checkpoint folder.
 
     `eos_token_ids` are the ids that end an answer. `has_chat_template` says whether messages work;
-    `now` is what a template takes for the time, the same for all conversations.
+    `now` is what a template takes for the time, the same for all conversations. facts: size of the
+    vocabulary and those ids, where they are known; else they are read with the model's config,
+    which loads torch.
     """
 
-    def __init__(self, directory: Path, *, now: datetime | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        now: datetime | None = None,
+        facts: tuple[int, frozenset[int]] | None = None,
+    ) -> None:
         directory = self._directory = Path(directory)
         path = directory / "tokenizer.json"
         if not has_file(path):
@@ -48,9 +56,10 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._token_bytes = TokenBytes(self._tokenizer)
-        config = load_config(directory)
-        self.vocab_size = config.vocab_size
-        self.eos_token_ids = frozenset(config.eos_token_ids)
+        if facts is None:
+            config = load_config(directory)
+            facts = config.vocab_size, frozenset(config.eos_token_ids)
+        self.vocab_size, self.eos_token_ids = facts
         settings_path = directory / "tokenizer_config.json"
         settings = read_json_object(settings_path, "settings") if has_file(settings_path) else {}
         self.now = time_of_job() if now is None else now
@@ -71,11 +80,14 @@ class Tokenizer:
 
     def recipe(self) -> tuple[str, list[str]]:
         """How another process makes the same: by `made`."""
-        return f"{__name__}:Tokenizer", [os.path.abspath(self._directory), self.now.isoformat()]
+        facts = [str(self.vocab_size), *map(str, sorted(self.eos_token_ids))]
+        where = os.path.abspath(self._directory)
+        return f"{__name__}:Tokenizer", [where, self.now.isoformat(), *facts]
 
     @classmethod
-    def made(cls, directory: str, now: str) -> Tokenizer:
-        return cls(Path(directory), now=datetime.fromisoformat(now))
+    def made(cls, directory: str, now: str, vocab_size: str, *eos_ids: str) -> Tokenizer:
+        facts = int(vocab_size), frozenset(map(int, eos_ids))
+        return cls(Path(directory), now=datetime.fromisoformat(now), facts=facts)
 
     @property
     def has_chat_template(self) -> bool:

@@ -4,6 +4,8 @@ away costs its own row."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,23 @@ def test_each_row_has_its_own_end_in_processes_too(
         else:
             assert isinstance(row, JobRow)
             assert tokenizer.written(row.prompt_ids).startswith(f"[{content} ")
+
+
+def test_a_process_needs_no_torch_for_its_tokenizer(tmp_path: Path) -> None:
+    model = init_model(tmp_path / "tiny")
+    tokenizer = Tokenizer(model)
+    name, recipe = tokenizer.recipe()
+    tokenizer.release()
+    code = (
+        "import sys\n"
+        "from batchgen.exec.tokenizer import Tokenizer\n"
+        "made = Tokenizer.made(*sys.argv[1:])\n"
+        "made.release()\n"
+        "print('torch' in sys.modules, made.vocab_size, *sorted(made.eos_token_ids))\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, *recipe], capture_output=True, text=True, check=True
+    )
+    facts = (tokenizer.vocab_size, *sorted(tokenizer.eos_token_ids))
+    assert name.endswith(":Tokenizer")
+    assert said.stdout.split() == ["False", *map(str, facts)]
