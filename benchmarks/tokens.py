@@ -1,6 +1,6 @@
 """Time how fast the rows of a job become tokens, beside what the tokenizer alone does on one core.
 
-    python benchmarks/tokens.py [--rows N] [--output PATH]
+    python benchmarks/tokens.py [--rows N] [--size BYTES] [--output PATH]
 
 Prints one JSON object. The tokenizer is a byte-level BPE of 8,000 merges trained on the project's
 own docs; rows are chats of 200 bytes, and of 2,000. For each size, in turns: the tokenizer alone,
@@ -42,6 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--rows", type=int, default=100_000, help="of 200 bytes; fewer longer ones")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    parser.add_argument("--size", type=int, action="append", choices=SIZES, help="only of these")
     options = parser.parse_args()
     if options.rows < 1000:
         parser.error("rows must be at least 1000")
@@ -50,7 +51,7 @@ def main() -> int:
         model = make_model(Path(folder) / "model")
         found = {
             str(size): measure(model, Path(folder), size, options.rows * SIZES[0] // size)
-            for size in SIZES
+            for size in options.size or SIZES
         }
     result = {
         "benchmark": "tokens",
