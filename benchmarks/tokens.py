@@ -1,12 +1,13 @@
 """Time how fast the rows of a job become tokens, beside what the tokenizer alone does on one core.
 
-    python benchmarks/tokens.py [--rows N] [--size BYTES] [--output PATH]
+    python benchmarks/tokens.py [--rows N] [--only KIND] [--output PATH]
 
 Prints one JSON object. The tokenizer is a byte-level BPE of 8,000 merges trained on the project's
-own docs; rows are chats of 200 bytes, and of 2,000. For each size, in turns: the tokenizer alone,
-in one thread, text by text (`alone`), and a job's reading of the
-file (`read`: JSON, checks, the chat template in its processes, tokens, columns, and the start of
-the processes that do it). `share` is the second rate over the first times the cores: 1 would be a
+own docs; rows are prompts of 200 bytes with all that is around them, and chats of 200 and of 2,000.
+For each kind, in turns: the tokenizer alone, in one thread, over the texts that the job encodes (of
+chats what the template makes of them), one by one (`alone`); and a job's reading of the file
+(`read`: JSON, checks, the chat template in its processes, tokens, columns, and the start of the
+processes that do it). `share` is the second rate over the first times the cores: 1 would be a
 reading that takes no time beside the tokenizer. Other programs stretch all times: `load_average`
 says how busy the machine was, and `cpu_share` is the same by the time of processors (user and
 system, of all processes; `cpu_us_per_row`), which is what `share` is where nobody else wants them.
@@ -23,6 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,8 @@ import tokenizers
 from batchgen.cores import num_cores
 
 TARGET = 0.7
-SIZES = (200, 2000)
+KINDS = {"prompt-200": 200, "chat-200": 200, "chat-2000": 2000}
+"""Bytes of a row."""
 TURNS = 3
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -42,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--rows", type=int, default=100_000, help="of 200 bytes; fewer longer ones")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
-    parser.add_argument("--size", type=int, action="append", choices=SIZES, help="only of these")
+    parser.add_argument("--only", action="append", choices=list(KINDS), help="of these kinds")
     options = parser.parse_args()
     if options.rows < 1000:
         parser.error("rows must be at least 1000")
@@ -50,8 +53,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder) / "model")
         found = {
-            str(size): measure(model, Path(folder), size, options.rows * SIZES[0] // size)
-            for size in options.size or SIZES
+            kind: measure(model, Path(folder), kind, options.rows * 200 // KINDS[kind])
+            for kind in options.only or KINDS
         }
     result = {
         "benchmark": "tokens",
@@ -60,7 +63,7 @@ def main() -> int:
         "load_average": [before, os.getloadavg()[0]],
         "cores": num_cores(),
         "target_share": TARGET,
-        "row_bytes": found,
+        "rows": found,
     }
     machine.publish(result, options.output)
     return 0
@@ -91,32 +94,44 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def measure(model: Path, folder: Path, size: int, rows: int) -> dict[str, Any]:
+def rows_of(kind: str, rows: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """Rows of a kind, and what is said in them."""
+    text = " ".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
+    size = KINDS[kind]
+    for number in range(rows):
+        custom_id = f"request-{number:09d}"
+        begin = number * 997 % (len(text) - size)
+        if kind.startswith("prompt"):
+            row: dict[str, Any] = {"custom_id": custom_id, "prompt": "", "max_tokens": 64}
+            row["prompt"] = content = text[begin : begin + size - len(json.dumps(row)) - 1]
+        else:
+            body: dict[str, Any] = {"model": "m", "messages": [], "max_tokens": 64}
+            row = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions"}
+            row["body"] = body
+            content = text[begin : begin + max(8, size - len(json.dumps(row)) - 31)]
+            body["messages"] = [{"role": "user", "content": content}]
+        yield row, content
+
+
+def measure(model: Path, folder: Path, kind: str, rows: int) -> dict[str, Any]:
     """Rates in tokens/s."""
     from batchgen.exec.tokenizer import Tokenizer
 
-    text = " ".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
-    path = folder / f"{size}.jsonl"
-    contents = []
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(rows):
-            row: dict[str, Any] = {
-                "custom_id": f"request-{number:09d}",
-                "method": "POST",
-                "url": "/v1/chat/completions",
-                "body": {"model": "m", "messages": [], "max_tokens": 64},
-            }
-            begin = number * 997 % (len(text) - size)
-            content = text[begin : begin + max(8, size - len(json.dumps(row)) - 31)]
-            contents.append(content)
-            row["body"]["messages"] = [{"role": "user", "content": content}]
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    path = folder / f"{kind}.jsonl"
     tokenizer = Tokenizer(model)
+    texts = []
+    with path.open("w", encoding="utf-8") as file:
+        for row, content in rows_of(kind, rows):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            texts.append(content)
+    if kind.startswith("chat"):  # what the template makes of them
+        chats = [[{"role": "user", "content": content}] for content in texts]
+        texts = [tokenizer.written(ids) for ids in tokenizer.encode_conversations(chats)]
     library = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
     alone: list[Spent] = []
     read: list[Spent] = []
     for turn in range(TURNS + 1):
-        once, again = time_alone(library, contents), time_read(tokenizer, path)
+        once, again = time_alone(library, texts), time_read(tokenizer, path)
         if turn:  # the first is for what is new
             alone.append(once)
             read.append(again)
