@@ -205,7 +205,7 @@ def test_waiting_for_a_copy_is_no_slowness() -> None:
         assert told < lasted if slow_link else told == lasted
 
 
-MOVED_FROM_A_HOST = (174, 578)
+MOVED_FROM_A_HOST = (139, 583)
 """Cases in which suspended rows go to another engine of the node, since theirs is lost."""
 
 
