@@ -12,7 +12,7 @@ SOURCES := pyproject.toml constraints.txt hatch_build.py $(shell find -L batchge
 
 help:
 	@echo "make demo       a real trace on 128 simulated GPUs, then a small model answers; a few minutes"
-	@echo "make test       the test suite (CPU, under 15 minutes)"
+	@echo "make test       the test suite (CPU, 15 to 35 minutes on 2 cores)"
 	@echo "make check      ruff and mypy"
 	@echo "make soak       slow tests: long property runs and full grids"
 	@echo "make compiled   the scheduler and the simulator as C, in build/compiled; needs a C compiler, 2 minutes"

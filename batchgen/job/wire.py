@@ -4,7 +4,7 @@ nothing that could run. Sends nothing itself.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import msgspec
@@ -127,7 +127,7 @@ def pack_encoded(found: Encoded) -> bytes:
             found.places,
             {name: getattr(good, name).tobytes() for name in ARRAYS},
             good.ids,
-            [asdict(one) for one in commons],
+            commons,
         ]
     )
 
