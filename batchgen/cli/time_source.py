@@ -14,6 +14,7 @@ from batchgen.report.text import duration
 if TYPE_CHECKING:
     from batchgen.cli.forecasting import Planned
     from batchgen.cost.api import CostModel
+    from batchgen.exec.look import Look
     from batchgen.hardware import GpuSpec
     from batchgen.model import ModelSpec
 
@@ -65,20 +66,24 @@ def of_catalog(planned: Planned, name: str) -> TimeSource:
 def of_this_machine(planned: Planned, say: Callable[[str], None]) -> TimeSource | None:
     """A short look, what a look of today has kept, or what a product and a copy take; of a GPU its
     numbers in the catalog, None if it is not there. Raises UserError as `of_catalog`."""
-    from batchgen.exec.look import ceilings_of, look_at_machine
-    from batchgen.hardware import load_gpu
-
-    plan = planned.plan
-    assert plan is not None
     if planned.job.device != "cpu":
         name = _catalog_name()
         return None if name is None else of_catalog(planned, name)
+    look = _look(planned, say)
+    return _of_ceilings(planned) if look is None else _of_look(planned, look)
+
+
+def _look(planned: Planned, say: Callable[[str], None]) -> Look | None:
+    """None for models that are not profiled. Raises UserError where the job is too small."""
+    from batchgen.exec.look import look_at_machine
+
+    assert planned.plan is not None
     try:
         table = planned.fresh_table()
-        look = look_at_machine(
+        return look_at_machine(
             planned.job,
             planned.folder,
-            plan.page_tokens,
+            planned.plan.page_tokens,
             say,
             tokens=int(table.prompt.sum(dtype=int) + table.budget.sum(dtype=int)),
             longest=int(table.budget.max()),
@@ -88,24 +93,33 @@ def of_this_machine(planned: Planned, say: Callable[[str], None]) -> TimeSource 
             raise
         # latent attention is not profiled
         say(f"note: {error.message}")
-        look = None
-    if look is not None:
-        from batchgen.cost.profile import ProfiledCost, parse_profile
-        from batchgen.layout import Layout
-        from batchgen.model import load_model
+        return None
 
-        parsed = parse_profile(look.profile)
-        when = f"{duration(look.age_s)} ago, kept" if look.age_s else f"in {duration(look.took_s)}"
-        return TimeSource(
-            cost=ProfiledCost(load_model(planned.folder), parsed, Layout()),
-            origin=f"a short look at this machine with this model ({when})",
-            error=f"{UNKNOWN}: its own passes were off by {look.pass_error:.0%} in the median; "
-            "`batchgen profile` measures longer",
-            spread=None if parsed.spread is None else (parsed.spread.least, parsed.spread.most),
-        )
+
+def _of_look(planned: Planned, look: Look) -> TimeSource:
+    from batchgen.cost.profile import ProfiledCost, parse_profile
+    from batchgen.layout import Layout
+    from batchgen.model import load_model
+
+    parsed = parse_profile(look.profile)
+    when = f"{duration(look.age_s)} ago, kept" if look.age_s else f"in {duration(look.took_s)}"
+    return TimeSource(
+        cost=ProfiledCost(load_model(planned.folder), parsed, Layout()),
+        origin=f"a short look at this machine with this model ({when})",
+        error=f"{UNKNOWN}: its own passes were off by {look.pass_error:.0%} in the median; "
+        "`batchgen profile` measures longer",
+        spread=None if parsed.spread is None else (parsed.spread.least, parsed.spread.most),
+    )
+
+
+def _of_ceilings(planned: Planned) -> TimeSource:
+    """What a product and a copy take here, in the roofline."""
+    from batchgen.exec.look import ceilings_of
+    from batchgen.hardware import load_gpu
+
     most = ceilings_of(planned.job)
     machine = replace(
-        load_gpu("h100"),
+        load_gpu("h100"),  # for the fields that a job on one CPU does not read: links, memory
         name="this machine",
         peak_flops={"bf16": most.matmul_flops},
         hbm_bytes_per_s=most.memory_bytes_s,

@@ -157,11 +157,17 @@ def test_weights_and_tokens_within_larger_tensors(device: torch.device, wide: to
 
 
 def test_a_token_is_the_same_wherever_it_stands(device: torch.device, wide: torch.dtype) -> None:
-    """Within one bucket of sizes, nothing depends on the other tokens: rows are summed alone."""
+    """Within one bucket of sizes, nothing depends on the other tokens: rows are summed alone.
+
+    Bit by bit on a GPU. The interpreter multiplies tiles by NumPy, whose library sums a row in
+    another order at the edge of a tile on some processors: there, to the last bits.
+    """
     (x, weights, chosen, *matrices), _ = draw(4, 24, 3, 4, 64, 48, wide, device)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1)).to(device)
     found = experts(x[order], weights[order], chosen[order], *matrices)
-    assert torch.equal(found, experts(x, weights, chosen, *matrices)[order])
+    rtol, atol = (0.0, 0.0) if device.type == "cuda" else (1e-5, 1e-6)
+    expected = experts(x, weights, chosen, *matrices)[order]
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("full", [False, True])
