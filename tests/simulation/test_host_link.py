@@ -11,25 +11,23 @@ import random
 from dataclasses import replace
 
 import pytest
-from core_cases import Case, Row, parts_of, products, random_case, swaps
+from core_cases import Case, Row, random_case
 from core_sim import simulate_case
+from core_steady import steady_composition
 from core_verify import verify_backends, verify_core
 
 from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.check.loads import scarcer
 from batchgen.check.toy import ToyCost
+from batchgen.cost.api import CostModel
 from batchgen.sim.cluster import Simulation
 from batchgen.sim.hostlink import DOWN, IN, OUT, UP, HostLink, copy_over
+from batchgen.sim.passtimes import PassTimes
 from batchgen.step import Step
 
-SUSPENDING = [
-    one for one in swaps() + products()[::37] if parts_of(one)["memory"] == "suspend-most-decoded"
-]
-
-
-MOVING = [*swaps(), *products()[::37]]
-CHANGED_BEFORE_BEGIN = (2192, 5735)
+SUSPEND = "suspend-most-decoded"
+CHANGED_BEFORE_BEGIN = (192, 784)
 """Cases in which an engine's speed changes while a launched step still waits for the link."""
 
 
@@ -37,7 +35,7 @@ def contended(seed: int) -> Case:
     """Scarce pages, so that rows are suspended and restored, on links that passes use too."""
     rng = random.Random(seed)
     kinds = rng.choice(((), ("slow",), ("slow", "lost", "back", "cancel", "plan")))
-    case = random_case(rng, rng.choice(SUSPENDING), kinds=kinds)
+    case = random_case(rng, steady_composition(seed, memory=SUSPEND), kinds=kinds)
     if kinds == ("slow",):  # so many that some fall between a launch and its first pass
         often = tuple(
             ("slow", rng.randint(0, 600_000), rng.randint(0, 63), rng.randint(0, 63))
@@ -54,8 +52,24 @@ def contended(seed: int) -> Case:
 
 
 def test_links_serve_as_in_the_plain_walk() -> None:
-    for seed in (*range(150), *CHANGED_BEFORE_BEGIN):
+    for seed in range(150):
         verify_backends(contended(seed))
+
+
+@pytest.mark.parametrize("seed", CHANGED_BEFORE_BEGIN)
+def test_a_speed_that_changes_before_a_step_begins(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = []
+    change = PassTimes.change
+
+    def watched(self: PassTimes, speed: int, cost: CostModel, begun: int, kept: int) -> None:
+        waiting.append(begun == 0 and 0 in self.waits)
+        change(self, speed, cost, begun, kept)
+
+    monkeypatch.setattr(PassTimes, "change", watched)
+    verify_backends(contended(seed))
+    assert any(waiting), "this seed shows it no more: look for another"
 
 
 def test_any_split_of_a_step_gives_the_same_waits() -> None:
@@ -132,7 +146,7 @@ def among_engines(seed: int) -> Case:
     kinds = rng.choice(
         ((), ("slow",), ("notice", "lost", "back"), ("slow", "lost", "back", "plan"))
     )
-    case = random_case(rng, rng.choice(MOVING), kinds=kinds)
+    case = random_case(rng, steady_composition(seed), kinds=kinds)
     return replace(
         scarcer(case, rng.choice((0.2, 0.4, 0.7, 1.0))),
         stream_ps=rng.choice((0, 1000, 4900)),
@@ -205,7 +219,7 @@ def test_waiting_for_a_copy_is_no_slowness() -> None:
         assert told < lasted if slow_link else told == lasted
 
 
-MOVED_FROM_A_HOST = (139, 583)
+MOVED_FROM_A_HOST = (31, 350)
 """Cases in which suspended rows go to another engine of the node, since theirs is lost."""
 
 
@@ -221,7 +235,8 @@ def test_what_another_host_holds_comes_at_the_rate_of_the_host_link(
     moved = 0
     for seed in MOVED_FROM_A_HOST:
         rng = random.Random(seed)
-        case = random_case(rng, rng.choice(SUSPENDING), kinds=("notice", "lost", "back"))
+        composition = steady_composition(seed, memory=SUSPEND)
+        case = random_case(rng, composition, kinds=("notice", "lost", "back"))
         case = scarcer(case, rng.choice((0.2, 0.4)))
         case = replace(case, host_pages=10_000, ranks=1, bad_copies=0)
         verify_backends(case)
@@ -237,4 +252,4 @@ def test_what_another_host_holds_comes_at_the_rate_of_the_host_link(
                     nodes = {engines[one].node for one in (action.engine, action.to_engine)}
                     if action.engine != action.to_engine and len(nodes) == 1:
                         copies[action.copy_id] = entry.t, sum(action.tokens)
-    assert moved
+    assert moved, "these seeds show it no more: look for others"
