@@ -13,7 +13,7 @@ from batchgen import actions as act
 from batchgen import events as ev
 from batchgen.runtime.cluster.homes import Homes
 from batchgen.runtime.engine.copies import give_ready
-from batchgen.runtime.engine.intake import fits_ever
+from batchgen.runtime.engine.granting import fits_ever
 from batchgen.runtime.engine.lane import reclaim
 from batchgen.runtime.engine.leaving import lost
 from batchgen.sequence import Status

@@ -31,7 +31,7 @@ from batchgen.runtime.engine.copies import (
     took_in,
     ungrant,
 )
-from batchgen.runtime.engine.intake import fits_ever
+from batchgen.runtime.engine.granting import fits_ever
 from batchgen.runtime.engine.lane import enqueue
 from batchgen.sequence import Status
 

@@ -23,14 +23,8 @@ from batchgen.runtime.engine.giving import (
     release_dead,
     settle_doubt,
 )
-from batchgen.runtime.engine.intake import (
-    admit_all,
-    extend_now,
-    holds_back,
-    hunger,
-    join_arrived,
-    take_in,
-)
+from batchgen.runtime.engine.granting import extend_now, join_arrived, take_in
+from batchgen.runtime.engine.intake import admit_all, holds_back, hunger
 from batchgen.runtime.engine.leaving import begin_switch, only_decodes
 from batchgen.runtime.engine.streams import drop_streams, pause, resume
 from batchgen.sequence import Status

@@ -3,8 +3,9 @@
 Only files of this folder write them. This one holds the state, the small moves that every concern
 shares, and the calls of the cluster about the engine itself; those about its rows are in `lane` and
 `copies`. Calls of the cluster never decide: it puts the engine on its agenda and `kick`s it after
-the event. The verbs are files too: `landing` (what passes did), `decide` (the next step), `intake`
-(who gets pages), `giving` (who gives them back), `leaving` (loss and layouts), `streams`.
+the event. The verbs are files too: `landing` (what passes did), `decide` (the next step),
+`granting` and `intake` (who gets pages), `giving` (who gives them back), `leaving` (loss and
+layouts), `streams`.
 """
 
 from __future__ import annotations

@@ -30,6 +30,17 @@ def resume(engine: EngineMachine, rank: Rank) -> None:
             engine.stream_growth.add(engine.table.v_offset[row] + rank.k - engine.k)
 
 
+def lease_stream(engine: EngineMachine, row: int, pages: int) -> None:
+    """Lease `pages` in all for the stream of a row; when the host share is full no row streams any
+    more."""
+    more = pages - engine.table.v_host_pages[row]
+    if engine.host_used + engine.stream_used + more > engine.host_size:
+        drop_streams(engine)
+        return
+    engine.stream_used += more
+    engine.table.v_host_pages[row] = pages
+
+
 def drop_streams(engine: EngineMachine) -> None:
     """Checkpoints of resident rows yield; streaming begins again when the engine is empty."""
     engine.streaming = False
