@@ -180,5 +180,5 @@ def tell_result(
     else:
         show()
     for line in missed:
-        say(line)
+        say(f"missed: {line}")
     return 1 if missed else 0

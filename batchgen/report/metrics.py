@@ -344,7 +344,8 @@ def summary(record: RunRecord) -> dict[str, Any]:
     bct = bct_s(record)
     split = time_split_s(record)
     out, prompt = output_tokens(record), prompt_tokens(record)
-    gpu_hours = record.num_gpus * bct / 3600
+    gpu_hours = None if record.gpu == "cpu" else record.num_gpus * bct / 3600
+    price = record.gpu_price_per_hour
     kv_peak, kv_mean = _kv(record)
     return {
         "policy": record.policy,
@@ -385,7 +386,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "mean_running": mean_running(record),
         "mean_decode_batch": mean_decode_batch(record),
         "gpu_hours": gpu_hours,
-        "cost_usd": gpu_hours * record.gpu_price_per_hour if record.gpu_price_per_hour else None,
+        "cost_usd": gpu_hours * price if gpu_hours is not None and price else None,
         "passes": int(steps["passes"].sum()),
         "steps": len(steps["q0"]),
         "decode_s": split[KIND_NAMES[KIND_DECODE]],

@@ -32,7 +32,7 @@ def test_a_missed_bar_is_told(
     monkeypatch.setitem(assess.BARS, "gemm", Bar(median=0.001, p90=0.2))
     assert main(["bench", "costs"]) == 1
     said = capsys.readouterr()
-    assert said.err == "gemm: above its bar\n"
+    assert said.err == "missed: gemm: above its bar\n"
     assert "prefill attention" in said.out
 
 

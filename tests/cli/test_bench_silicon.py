@@ -63,7 +63,7 @@ def test_other_data_and_a_missed_bar(
     assert main(["bench", "silicon", "--data", str(data), "--json"]) == 1
     said = capsys.readouterr()
     assert json.loads(said.out)["missed"] == ["physics"]
-    assert said.err.startswith("physics: ")
+    assert said.err.startswith("missed: physics: ")
     assert said.err.endswith("% is above its bar, 0.0 / 30.0 %\n")
 
 
