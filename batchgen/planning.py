@@ -49,6 +49,8 @@ class PlanOptions:
     disk_share: float = option(1.0, least=0, most=1)
     attention: str = one_of(*ATTENTION)
     row_bytes: int = option(0, least=0, most=1 << 40)
+    resident_share: float = option(0.0, least=0, most=1)
+    gpu_batches: int = option(1, least=1, most=1024)
     max_context: int | None = option(None, least=2, most=MOST_SIZE)
 
     def context_of(self, model: ModelSpec) -> int:
@@ -64,6 +66,8 @@ class PlanOptions:
             attention=self.attention,
             row_bytes=self.row_bytes,
             disk_share=self.disk_share,
+            resident_share=self.resident_share,
+            gpu_batches=self.gpu_batches,
         )
 
 
@@ -113,10 +117,13 @@ def build_plan(
     large = gpu.hbm_bytes >= LARGE_GPU_BYTES and not gpu.name.lower().startswith(("a100", "a800"))
     machine = LARGE if large else SMALL
     page_tokens = options.page_tokens or preset.page_tokens
-    token_budget = options.token_budget or preset.token_budget or machine["token_budget"]
+    # The default of a pass is that of each GPU batch.
+    block = options.gpu_batches * (preset.token_budget or machine["token_budget"])
+    token_budget = options.token_budget or min(block, MOST_SIZE)
     if options.engine_token_budget is not None and options.token_budget is None:
         token_budget = max(1, options.engine_token_budget // layout.attention_dp)
-    max_num_seqs = options.max_num_seqs or preset.max_num_seqs or machine["max_num_seqs"]
+    seats = options.gpu_batches * (preset.max_num_seqs or machine["max_num_seqs"])
+    max_num_seqs = options.max_num_seqs or min(seats, MOST_SIZE)
     sizes = capacity(
         model,
         gpu,

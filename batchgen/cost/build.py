@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.cost.api import CostModel
+from batchgen.cost.api import PS_PER_S, CostModel
+from batchgen.cost.block import BlockSchedule
 from batchgen.cost.efficiency import Efficiency
-from batchgen.cost.residency import Residency, check_places
+from batchgen.cost.residency import HIDDEN_BYTES, Residency, check_places
 from batchgen.cost.roofline import RooflineCost
 from batchgen.cost.terms import Terms
 from batchgen.cost.tiers import tier_rates
@@ -189,10 +190,20 @@ def _streamed(
     from batchgen.cost.profile import ProfiledCost
     from batchgen.cost.streamed import StreamedCost
 
+    if efficiency.stream_theta and efficiency.block_schedule != "free":
+        raise UserError(
+            f"cost.stream_theta={efficiency.stream_theta:g}: "
+            f"cost.block_schedule={efficiency.block_schedule} has an overlap of its own",
+            remedy="leave cost.stream_theta out, or give cost.block_schedule=free",
+        )
     ranks_per_node = max(1, gpus_per_node // layout.tp)
     rates = tier_rates(gpu, efficiency, gpus_per_node)
     if isinstance(inner, ProfiledCost):  # which has measured the link
         rates = replace(rates, host=inner.profile.copies.host_bytes_per_s)
+    terms = Terms(
+        model=model, gpu=gpu, layout=layout, efficiency=efficiency, gpus_per_node=gpus_per_node
+    )
+    together = gpus_per_node // layout.gpus_per_engine if efficiency.gathered_layers else 1
     return StreamedCost(
         inner,
         residency,
@@ -202,5 +213,12 @@ def _streamed(
         kv_bytes=model.kv_bytes_per_token / layout.tp,
         cpu_bytes_per_s=efficiency.cpu_attention_bytes_per_s / ranks_per_node,
         model_kv_bytes=model.kv_bytes_per_token,
-        theta=efficiency.stream_theta,
+        hidden_bytes=model.num_layers * model.hidden * HIDDEN_BYTES / layout.tp,
+        schedule=BlockSchedule(
+            kind=efficiency.block_schedule,
+            num_layers=model.num_layers,
+            theta=efficiency.stream_theta,
+        ),
+        copies_of_weights=max(1, together),
+        gather_bytes_per_s=PS_PER_S / terms.peer_ps_per_byte(internode=False),
     )

@@ -98,7 +98,8 @@ def capacity(
     """KV pages per rank and per node under `layout`.
 
     `memory_fraction` is the part of the HBM that the engine may use, `b_moe` the most tokens of an
-    engine that routed experts take at a time (0: all). Raises UserError when the
+    engine that routed experts take at a time (0: all). Of a block of several GPU batches
+    (`residency.gpu_batches`) the workspace is that of one. Raises UserError when the
     weights and the workspace leave less than two pages, and when weights that are to be streamed
     fit neither the host nor its disks.
     """
@@ -113,7 +114,11 @@ def capacity(
     for stage, held in zip(stage_models(model, layout.pp), held_by_stage, strict=True):
         weights, streamed = placed(model, layout, residency, held)
         work = workspace_bytes(
-            stage, layout, token_budget=token_budget, max_num_seqs=max_num_seqs, b_moe=b_moe
+            stage,
+            layout,
+            token_budget=ceil(token_budget / residency.gpu_batches),
+            max_num_seqs=ceil(max_num_seqs / residency.gpu_batches),
+            b_moe=b_moe,
         )
         per_token = ceil(stage.kv_bytes_per_token / kv_split(model, layout.tp))
         least = 2 * layout.pp * per_token * page_tokens
@@ -138,7 +143,7 @@ def capacity(
     pages, room, per_token, weights, streamed, work = fullest
     node = gpus_per_node or gpu.gpus_per_node
     held_bytes = max(sum(held.values()) for held in held_by_stage)
-    left = node_room(model, gpu, residency, streamed, held_bytes, node)
+    left = node_room(model, gpu, residency, streamed, held_bytes, node, token_budget)
     _check_host(model, gpu, residency, streamed, left)
     kv_page_bytes = model.kv_bytes_per_token * page_tokens
     host_pages = max(0, left.host // kv_page_bytes)

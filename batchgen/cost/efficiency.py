@@ -12,6 +12,7 @@ from dataclasses import Field, asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+from batchgen.cost.block import SCHEDULES
 from batchgen.errors import UserError
 from batchgen.policy.options import kinds_of, one_of, option, read_option
 
@@ -85,6 +86,14 @@ class Efficiency:
     # shorter, that is not hidden behind the longer: 0 is perfect overlap, 1 none. FlexGen's own
     # cost model adds the two for decodes (its cost_model.py, Apache-2.0).
     stream_theta: float = option(0.0, least=0, most=1)
+    # In which order passes that fetch over the host link copy and compute, one formula for each
+    # (`batchgen.cost.block`): "free" all copies beside all else; "zig-zag" FlexGen's block
+    # schedule; "cgopipe" MoE-Lightning's pipeline of micro-batches; "layer-ahead" ZeRO-Inference's
+    # prefetch; "as-read" kernels that read weights of the host, as vLLM's CPU offload.
+    block_schedule: str = one_of(*SCHEDULES)
+    # Engines of a node that hold the same weights fetch a part of each layer each, over their own
+    # links, and gather it over the links between GPUs (ZeRO-Inference).
+    gathered_layers: bool = False
     # The disks of a node; 0: the catalog's (DeepNVMe: 10, 27, 48 GB/s are read of four Gen4, four
     # Gen5, eight Gen5 drives, and 5, 11, 26 written).
     disk_read_bytes_per_s: float = _rate()
@@ -177,7 +186,7 @@ BESIDE_KERNELS = (
     *("step_s", "prefill_step_s", "switch_s", "decode_beside_prompt", "cpu_attention_bytes_per_s"),
     "attention_theta",
     *("pcie_peer", "nvlink", "network", "host_link", "node_host_bytes_per_s", "host_copies"),
-    "stream_theta",
+    *("stream_theta", "block_schedule", "gathered_layers"),
     *("disk_read_bytes_per_s", "disk_write_bytes_per_s"),
 )
 """Constants that count beside tables of kernels: host work, links, what these do not hold."""

@@ -11,9 +11,12 @@ from batchgen.hardware import GpuSpec
 from batchgen.layout import Layout
 from batchgen.model import DTYPE_BYTES, ModelSpec
 
-WEIGHTS = ("hbm", "spill", "layers", "experts", "disk")
+WEIGHTS = ("hbm", "spill", "layers", "experts", "disk", "moe-layers")
 KV = ("hbm", "host", "disk")
 ATTENTION = ("gpu", "cpu")
+
+HIDDEN_BYTES = 2
+"""Of an element of hidden states."""
 
 # Part of the host memory left to the pool after the weights: the rest is the operating system,
 # page tables and staging buffers. The same of a disk, for its file system.
@@ -27,15 +30,18 @@ most two layers' KV on the GPU, paper section 3.2)."""
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residency:
     """weights: "hbm", all of them; "spill", the routed experts that do not fit stay on the host;
-    "experts", all routed experts do, and two at a time are on the GPU; "layers", all layers do, two
-    at a time on the GPU; "disk", as "layers", with `disk_share` of them on the disks and the rest
-    on the host. What is not on the GPU crosses the host link in every pass, what is on the disks is
-    read from them too: the host has room for two layers of it.
+    "experts", all routed experts do, and two at a time are on the GPU; "moe-layers", the same with
+    those of two layers on the GPU; "layers", all layers do, two at a time on the GPU; "disk", as
+    "layers", with `disk_share` of them on the disks and the rest on the host. Of "layers" and
+    "disk" `resident_share` stays on the GPU. What is not there crosses the host link in every pass,
+    what is on the disks is read from them too: the host has room for two layers of it.
 
     kv "host": the KV of all rows stays on the host; with attention "gpu" it crosses the link in
     every pass, with "cpu" the host computes the attention of decodes. "disk": the same from the
     disks, through buffers of the host. `row_bytes`: device memory that a running row takes beside
-    its KV (0: none), which bounds their number.
+    its KV (0: none), which bounds their number. `gpu_batches`: a pass goes through the layers one
+    by one, over so many GPU batches in each; only one of them has its activations on the GPU, the
+    hidden states of the others wait on the host.
     """
 
     weights: str = "hbm"
@@ -43,6 +49,8 @@ class Residency:
     attention: str = "gpu"
     row_bytes: int = 0
     disk_share: float = 1.0
+    resident_share: float = 0.0
+    gpu_batches: int = 1
 
     def __post_init__(self) -> None:
         if self.attention == "cpu" and self.kv == "hbm":
@@ -53,6 +61,16 @@ class Residency:
             raise UserError(
                 "plan.disk_share divides weights between disk and host",
                 remedy="add --set plan.weights=disk",
+            )
+        if self.resident_share and self.weights not in ("layers", "disk"):
+            raise UserError(
+                "plan.resident_share divides layers between GPU and host",
+                remedy="add --set plan.weights=layers",
+            )
+        if self.gpu_batches > 1 and not self.streams:
+            raise UserError(
+                "plan.gpu_batches divides passes whose weights or KV come from the host",
+                remedy="add --set plan.weights=layers, or leave it out",
             )
 
     @property
@@ -78,11 +96,15 @@ def placed(
     all places but "spill"."""
     total = sum(held.values())
     if residency.weights in ("layers", "disk"):
-        streamed = total - sum(held[name] for name in ("embedding", "lm_head", "final_norm"))
+        layers = total - sum(held[name] for name in ("embedding", "lm_head", "final_norm"))
+        streamed = layers - round(residency.resident_share * layers)
         return total - streamed + ceil(2 * streamed / model.num_layers), streamed
     if residency.weights == "experts":
         expert = model.expert_parameters * DTYPE_BYTES[model.expert_dtype] / layout.expert_tp
         return total - held["experts"] + ceil(2 * expert), held["experts"]
+    if residency.weights == "moe-layers":
+        two = ceil(2 * held["experts"] / max(1, model.moe_layers))
+        return total - held["experts"] + two, held["experts"]
     return total, 0
 
 
@@ -97,10 +119,16 @@ class NodeRoom:
 
 
 def node_room(
-    model: ModelSpec, gpu: GpuSpec, residency: Residency, streamed: int, held: int, gpus: int
+    model: ModelSpec,
+    gpu: GpuSpec,
+    residency: Residency,
+    streamed: int,
+    held: int,
+    gpus: int,
+    token_budget: int,
 ) -> NodeRoom:
     """Of a node with so many GPUs, each of which streams `streamed` of the `held` bytes that are
-    its part of the model.
+    its part of the model, in passes of `token_budget` tokens.
 
     The host keeps one copy of the weights of the node (BatchGen paper, section 5.2), but for those
     on the disks: of these it has two layers for every GPU, and buffers of the KV that passes by.
@@ -111,6 +139,8 @@ def node_room(
         staged = gpus * ceil(2 * residency.disk_share * streamed / model.num_layers)
     if residency.kv == "disk":
         staged += gpus * KV_BUFFER_BYTES
+    if residency.gpu_batches > 1:
+        staged += gpus * token_budget * model.hidden * HIDDEN_BYTES
     host = gpu.host_bytes - (model.weight_bytes - on_disk) - staged
     return NodeRoom(
         host=int(host * HOST_SAFETY),

@@ -57,7 +57,8 @@ def test_every_weight_is_on_the_gpu_or_comes_from_the_host(weights: str) -> None
     ring = resident + streamed - sum(held.values())
     assert ring == 0 if weights in ("hbm", "spill") else ring > 0
     layers = 2 * streamed / MIXTRAL.num_layers
-    two = {"layers": layers, "disk": layers, "experts": 4 * MIXTRAL.expert_parameters}
+    two = {"layers": layers, "moe-layers": layers, "disk": layers}
+    two["experts"] = 4 * MIXTRAL.expert_parameters
     assert ring == pytest.approx(two.get(weights, 0), abs=1)
 
 
