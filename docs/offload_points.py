@@ -19,27 +19,18 @@ OUTPUT = 32
 SHAPES = {"OPT-30B": (7168, 48, 56), "OPT-175B": (12288, 96, 96)}
 """Hidden size, layers, heads (Zhang et al., 2022)."""
 
-HOST = {"weights": "layers", "kv": "host", "attention": "cpu"}
-DISK = {
-    "weights": "disk",
-    "disk_share": "0.5",
-    "kv": "disk",
-    "attention": "cpu",
-    "token_budget": "6144",  # more has no room beside two layers
-}
-T4 = {"cost.host_link": "0.82", "phase.part": "prefill-first"}
-"""12.9 of 15.75 GB/s, from FlexGen's cost model; the disk reads 2 GB/s and writes 1 (its paper).
-All prompts of a block come before its decodes."""
-FLEXGEN = {
-    "cost.cpu_attention_bytes_per_s": "12.3e9",
-    "cost.engine": "0.405",
-    "cost.stream_theta": "1",
-}
+DISK = {"weights": "disk", "disk_share": "0.5", "kv": "disk"}
+MOST_TOKENS = {"OPT-30B": 24576, "OPT-175B": 6144}
+"""Prompt tokens of a GPU batch: 48 rows of 512, as FlexGen has it; 12 of 512 instead of its 32,
+because here more have no room beside two layers. The prompts of a block are one pass."""
+T4 = {"cost.host_link": "0.82"}
+"""12.9 of 15.75 GB/s, from FlexGen's cost model; the disk reads 2 GB/s and writes 1 (its paper)."""
+FLEXGEN = {"cost.cpu_attention_bytes_per_s": "12.3e9", "cost.engine": "0.405"}
 """Constants of FlexGen's cost_model.py (Apache-2.0), which its authors fitted to runs of theirs on
 this machine, perhaps to these points too: attention on the CPU 12.3 GFLOP/s, a FLOP for a byte of
 KV in halves (each is made a float first); products of prompts 21.24 TFLOP/s, of 52.5 that large
-ones reach here; a decode step takes what crosses the link and, after it, the longest of the rest
-(in passes with prompts the two overlap there, and not here)."""
+ones reach here. How its copies overlap is the system's (`cost.block_schedule`)."""
+SYSTEMS = {"FlexGen": "flexgen", "ZeRO-Inference": "zero-inference"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,34 +41,27 @@ class Point:
     model: str
     prompt: int
     rows: int
-    plan: dict[str, str] = field(hash=False)
     tokens_per_s: float
+    plan: dict[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def gpu_batches(self) -> int:
+        """As few as hold the prompts of all rows."""
+        if self.system != "FlexGen":
+            return 1
+        return -(-self.rows * self.prompt // MOST_TOKENS[self.model])
 
 
 # FlexGen (ICML 2023): table 2 and its repository's table of batch sizes for prompts of 512, table
 # 13 for 1,024. Weights on GPU and host, the rest on disk: 20 and 80 % of OPT-30B (here all on the
 # host), 0 and 50 % of OPT-175B; KV on the host, on the disk.
 POINTS = (
-    Point(system="FlexGen", model="OPT-30B", prompt=512, rows=144, plan=HOST, tokens_per_s=7.32),
-    Point(system="FlexGen", model="OPT-30B", prompt=1024, rows=80, plan=HOST, tokens_per_s=3.50),
+    Point(system="FlexGen", model="OPT-30B", prompt=512, rows=144, tokens_per_s=7.32),
+    Point(system="FlexGen", model="OPT-30B", prompt=1024, rows=80, tokens_per_s=3.50),
     Point(system="FlexGen", model="OPT-175B", prompt=512, rows=256, plan=DISK, tokens_per_s=0.69),
     Point(system="FlexGen", model="OPT-175B", prompt=1024, rows=144, plan=DISK, tokens_per_s=0.35),
-    Point(
-        system="ZeRO-Inference",
-        model="OPT-30B",
-        prompt=512,
-        rows=4,
-        plan={"weights": "layers"},
-        tokens_per_s=0.60,
-    ),
-    Point(
-        system="ZeRO-Inference",
-        model="OPT-30B",
-        prompt=1024,
-        rows=2,
-        plan={"weights": "layers"},
-        tokens_per_s=0.29,
-    ),
+    Point(system="ZeRO-Inference", model="OPT-30B", prompt=512, rows=4, tokens_per_s=0.60),
+    Point(system="ZeRO-Inference", model="OPT-30B", prompt=1024, rows=2, tokens_per_s=0.29),
 )
 
 
@@ -107,6 +91,9 @@ def simulated(point: Point, folder: Path, **more: str) -> float:
     row = json.dumps({"prompt_tokens": point.prompt, "output_tokens": OUTPUT})
     trace.write_text(f"{row}\n" * point.rows)
     plan = {f"plan.{name}": value for name, value in point.plan.items()}
+    if point.system == "FlexGen":
+        plan["plan.gpu_batches"] = str(point.gpu_batches)
+        plan["plan.token_budget"] = str(point.rows * point.prompt)
     costs = T4 | (FLEXGEN if point.system == "FlexGen" else {})
     job = SimJob(
         trace=str(trace),
@@ -114,7 +101,7 @@ def simulated(point: Point, folder: Path, **more: str) -> float:
         gpu="t4",
         gpus=1,
         layout="dp1",
-        policy="static",
+        policy=SYSTEMS[point.system],
         overrides=tuple({**plan, "plan.max_num_seqs": str(point.rows), **costs, **more}.items()),
     )
     end_ps = int(simulate(job).rows["end_ps"].max())

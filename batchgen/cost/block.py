@@ -10,7 +10,7 @@ layers and n GPU batches:
     free          max(f, o) + theta min(f, o)        f = W + U,  o = max(G, D, d + r + w, C)
     layer-ahead   the same, theta = 1 / L
     zig-zag       a = max(U + r, D + w, G + C)
-                  prompts     max(W + d, a / n) + (n - 1) / n a
+                  prompts     max(W + d + (U + r) / n, a / n) + (n - 1) / n a
                   decodes     W + U + max(D, d + r, w, G + C)
     cgopipe       max(W + U, D, G, C, d + r + w, (U + D + G + C) / n) + (U + D + G + C) / (L n)
     as-read       max(max(W + U, G - A) + A, D, d + r + w, C)        A: decode attention of the GPU
@@ -108,10 +108,11 @@ def _beside(work: BlockWork, theta: float) -> IntArray:
 
 def _zig_zag(work: BlockWork) -> IntArray:
     computed = work.gpu + work.cpu
-    whole = np.maximum(work.up + work.disk_read, work.down + work.disk_write)
-    whole = np.maximum(whole, computed)
+    up = work.up + work.disk_read
+    whole = np.maximum(np.maximum(up, work.down + work.disk_write), computed)
     step = whole // work.batches
-    prompts = np.maximum(work.weights + work.disk_weights, step) + whole - step
+    first = work.weights + work.disk_weights + up // work.batches
+    prompts = np.maximum(first, step) + whole - step
     rest = np.maximum(np.maximum(work.down, computed), work.disk_weights + work.disk_read)
     decodes = work.weights + work.up + np.maximum(rest, work.disk_write)
     times: IntArray = np.where(work.decoding, decodes, prompts)
