@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batchgen.cost.block import SCHEDULES
 from batchgen.report.metrics import summary
 from batchgen.sim.floors import fresh_tokens
 from batchgen.sim.run import simulate
@@ -71,6 +72,8 @@ def row_of(prompt: int, output: int, arrival: int = 0, prefix: int = -1) -> dict
     arrivals=st.sampled_from(["batch", "trace"]),
     seqs=st.sampled_from([None, "4", "64"]),
     costs=st.sampled_from(["roofline"] * 9 + ["measured"]),
+    schedule=st.sampled_from(SCHEDULES),
+    gpu_batches=st.sampled_from(["1", "2", "5"]),
 )
 def test_no_run_beats_its_bounds(
     tmp_path_factory: pytest.TempPathFactory,
@@ -81,11 +84,14 @@ def test_no_run_beats_its_bounds(
     arrivals: str,
     seqs: str | None,
     costs: str,
+    schedule: str,
+    gpu_batches: str,
 ) -> None:
     rows = [row_of(p, o, at, prefix) for p, o, at, times, prefix in shapes for _ in range(times)]
     given_more = [("plan.memory_fraction", memory)] if MACHINES[machine][0] != "deepseek-r1" else []
     if MACHINES[machine][1] == "a5000":
         given_more = FROM_HOST[: 1 + len(rows) % 3]
+        given_more += [("cost.block_schedule", schedule), ("plan.gpu_batches", gpu_batches)]
     if seqs is not None:
         given_more.append(("plan.max_num_seqs", seqs))
     run = simulated(
