@@ -23,8 +23,9 @@ DISK = {"weights": "disk", "disk_share": "0.5", "kv": "disk"}
 MOST_TOKENS = {"OPT-30B": 24576, "OPT-175B": 6144}
 """Prompt tokens of a GPU batch: 48 rows of 512, as FlexGen has it; 12 of 512 instead of its 32,
 because here more have no room beside two layers. The prompts of a block are one pass."""
-T4 = {"cost.host_link": "0.82"}
-"""12.9 of 15.75 GB/s, from FlexGen's cost model; the disk reads 2 GB/s and writes 1 (its paper)."""
+T4 = {"cost.host_link": "0.879"}
+"""13.84 of 15.75 GB/s: 12.89 in FlexGen's cost model, whose GB are 2^30 bytes. The disk reads
+2 GB/s and writes 1 (its paper)."""
 FLEXGEN = {"cost.cpu_attention_bytes_per_s": "12.3e9", "cost.engine": "0.405"}
 """Constants of FlexGen's cost_model.py (Apache-2.0), which its authors fitted to runs of theirs on
 this machine, perhaps to these points too: attention on the CPU 12.3 GFLOP/s, a FLOP for a byte of

@@ -164,6 +164,9 @@ def barrier_of(ready: Setup, steps: Any) -> dict[str, float]:
     )
 
 
+PLACES = ("plan.weights", "plan.kv", "plan.attention", "plan.gpu_batches", "plan.resident_share")
+
+
 def kind_of_run(job: SimJob, ready: Setup) -> Kind:
     """What decides how far the run may be from a real one."""
     machine = ready.machine
@@ -176,10 +179,8 @@ def kind_of_run(job: SimJob, ready: Setup) -> Kind:
         engine=job.policy,
         model_kind=model.kind,
         changed=_costs_of_its_own(job.policy)
-        or any(
-            key.startswith(("cost.", "plan.weights", "plan.kv", "plan.attention"))
-            for key, _ in job.overrides
-        ),
+        or cost.get("block_schedule", "free") != "free"  # no published time is of such a run
+        or any(key.startswith(("cost.", *PLACES)) for key, _ in job.overrides),
         several_gpus=machine.layout.gpus_per_engine > 1,
         guessed=bool(cost.get("extrapolated")),
     )

@@ -28,7 +28,8 @@ class Kind:
     costs: "roofline", "measured", "profile", "engine profile". cluster: machines with constants of
     their own, "none" without. engine: the policy, which some real engine may bear the name of.
     model_kind: "dense", "moe" or "latent". changed: constants or places on the host are the user's,
-    which nobody measured. guessed: some kernels were not measured on the GPU.
+    or weights come in an order of the system's own, which nobody measured. guessed: some kernels
+    were not measured on the GPU.
     """
 
     costs: str

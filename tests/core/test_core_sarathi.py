@@ -53,7 +53,7 @@ def algorithm_3(rows: tuple[Row, ...], budget: int, seqs: int) -> list[Pass]:
 
 
 def test_the_worked_example() -> None:
-    """Budget 8. Row 1 waits for what row 0's prompt leaves; then decodes take their tokens first."""
+    """Budget 8. Row 1 has what row 0's prompt leaves; then decodes take their tokens first."""
     rows = (
         Row(prompt=10, budget=4, output=3),
         Row(prompt=9, budget=4, output=2),

@@ -19,9 +19,9 @@ def test_points_and_their_table(tmp_path: Path) -> None:
         assert f"| {point.system} | {point.model} {line}{ratio:.2f} |" in page
         ratios.setdefault((point.system, point.model), []).append(ratio)
     # Bound by the disk, by the link, by the CPU and the link after it.
-    assert all(abs(ratio - 1) < 0.3 for ratio in ratios["FlexGen", "OPT-175B"])
-    assert all(1 < ratio < 1.6 for ratio in ratios["ZeRO-Inference", "OPT-30B"])
-    assert all(abs(ratio - 1) < 0.06 for ratio in ratios["FlexGen", "OPT-30B"])
+    assert all(abs(ratio - 1) < 0.25 for ratio in ratios["FlexGen", "OPT-175B"])
+    assert all(1 < ratio < 1.65 for ratio in ratios["ZeRO-Inference", "OPT-30B"])
+    assert all(abs(ratio - 1) < 0.08 for ratio in ratios["FlexGen", "OPT-30B"])
     # Orders within a system, and of a model; the page says which come out otherwise.
     for kind in ("system", "model"):
         for name in {getattr(point, kind) for point in script.POINTS}:
@@ -42,7 +42,7 @@ def test_weights_on_a_slower_disk_are_slower(tmp_path: Path) -> None:
         plan={"weights": "disk"},
         tokens_per_s=0.0,
     )
-    link = 0.82 * 15.75e9
+    link = 0.879 * 15.75e9
     speeds = [
         script.simulated(disk, tmp_path, **{"cost.disk_read_bytes_per_s": f"{rate:g}"})
         for rate in (2 * link, link / 1.43, link / 6)
