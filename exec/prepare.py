@@ -260,8 +260,8 @@ def check_options(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
         )
     if options.residency != Residency():
         raise UserError(
-            "--set plan.weights, plan.kv, plan.attention, plan.disk_share, plan.row_bytes: of the "
-            "simulator only",
+            "--set plan.weights, plan.kv, plan.attention, plan.disk_share, plan.resident_share, "
+            "plan.row_bytes, plan.gpu_batches: of the simulator only",
             remedy="leave them out",
             code="capability",
         )

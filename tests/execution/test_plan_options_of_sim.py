@@ -16,6 +16,8 @@ from batchgen.exec.prepare import check_options
     [
         ("plan.max_context", "100"),
         ("plan.row_bytes", "5"),
+        ("plan.gpu_batches", "2"),
+        ("plan.resident_share", "0.5"),
         ("plan.weights", "spill"),
         ("plan.kv", "host"),
         ("plan.prefill_engines", "1"),
