@@ -157,7 +157,7 @@ def test_a_pass_takes_the_longest_of_gpu_link_and_cpu(places: Residency, theta: 
 
 
 @pytest.mark.parametrize("depth", ["1", "2"])
-@pytest.mark.parametrize("policy", ["flexgen", "batchgen", "vllm"])
+@pytest.mark.parametrize("policy", ["flexgen", "moe-lightning", "batchgen", "vllm"])
 def test_any_split_of_a_step_gives_the_same_times(tmp_path: Path, policy: str, depth: str) -> None:
     rng = random.Random(7)
     path = tmp_path / "x.jsonl"
