@@ -71,11 +71,13 @@ class BlockWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockSchedule:
-    """`kind`: one of SCHEDULES. `theta`: the part of the shorter of copies and the rest that is
-    not hidden behind the longer ("free" alone)."""
+    """`kind`: one of SCHEDULES. `num_batches`: GPU batches of a full block, whose fill is that of
+    all passes, lest a pass of few rows pay more for a token than one of many. `theta`: the part of
+    the shorter of copies and the rest that is not hidden behind the longer ("free" alone)."""
 
     kind: str
     num_layers: int
+    num_batches: int = 1
     theta: float = 0.0
 
     def pass_ps(self, work: BlockWork) -> IntArray:
@@ -83,7 +85,7 @@ class BlockSchedule:
         if self.kind == "zig-zag":
             return _zig_zag(work)
         if self.kind == "cgopipe":
-            return _cgopipe(work, self.num_layers)
+            return _cgopipe(work, self.num_layers * self.num_batches)
         if self.kind == "as-read":
             return _as_read(work)
         theta = 1.0 / self.num_layers if self.kind == "layer-ahead" else self.theta
@@ -119,12 +121,12 @@ def _zig_zag(work: BlockWork) -> IntArray:
     return times
 
 
-def _cgopipe(work: BlockWork, num_layers: int) -> IntArray:
+def _cgopipe(work: BlockWork, steps: int) -> IntArray:
     chain = work.up + work.down + work.gpu + work.cpu
     times = np.maximum(np.maximum(work.weights + work.up, work.down), _disks(work))
     times = np.maximum(np.maximum(times, work.gpu), work.cpu)
     filled: IntArray = np.maximum(times, chain // work.batches)
-    return filled + chain // (num_layers * work.batches)
+    return filled + chain // steps
 
 
 def _as_read(work: BlockWork) -> IntArray:

@@ -196,6 +196,12 @@ def _streamed(
             f"cost.block_schedule={efficiency.block_schedule} has an overlap of its own",
             remedy="leave cost.stream_theta out, or give cost.block_schedule=free",
         )
+    if efficiency.block_schedule == "as-read" and residency.gpu_batches > 1:
+        raise UserError(
+            f"plan.gpu_batches={residency.gpu_batches}: cost.block_schedule=as-read has no block, "
+            "each kernel reads its weights anew",
+            remedy="leave plan.gpu_batches out",
+        )
     ranks_per_node = max(1, gpus_per_node // layout.tp)
     rates = tier_rates(gpu, efficiency, gpus_per_node)
     if isinstance(inner, ProfiledCost):  # which has measured the link
@@ -217,6 +223,7 @@ def _streamed(
         schedule=BlockSchedule(
             kind=efficiency.block_schedule,
             num_layers=model.num_layers,
+            num_batches=residency.gpu_batches,
             theta=efficiency.stream_theta,
         ),
         copies_of_weights=max(1, together),
