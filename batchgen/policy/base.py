@@ -251,6 +251,10 @@ class PlacementPart(Part):
         """Whether passes that took `measured_ps` where `expected_ps` was expected are too slow."""
         return False
 
+    def is_late(self, measured_ps: int, expected_ps: int) -> bool:
+        """Whether a pass speaks for an engine that lags: time and again, for it is no accident."""
+        return False
+
 
 class TailPart(Part):
     """What happens when few rows remain on an engine that steps in lockstep.

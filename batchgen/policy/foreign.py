@@ -33,7 +33,7 @@ def _same(answer: Any) -> Any:
 PLAIN: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("key", "lane", "lease", "rank_victim", "work", "end", "pace"), _whole),
     **dict.fromkeys(
-        ("room", "room_for", "starts_prefill", "gathered", "takes", "is_slow", "copies"), bool
+        ("room", "room_for", "starts_prefill", "gathered", "takes", "is_slow", "is_late", "copies"), bool
     ),
     "place": _slots,
 }

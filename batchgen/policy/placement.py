@@ -98,6 +98,7 @@ class LeastWork(PlacementPart):
         steal: bool = True
         steal_min: int = option(2, least=1, most=MOST_TOKENS)
         slow_factor: float = option(1.5, least=1, most=1_000_000)
+        late_factor: float = option(1.1, least=1, most=1_000_000)
 
     @property
     def steals(self) -> bool:
@@ -149,3 +150,6 @@ class LeastWork(PlacementPart):
 
     def is_slow(self, measured_ps: int, expected_ps: int) -> bool:
         return bool(measured_ps > self.config.slow_factor * expected_ps)
+
+    def is_late(self, measured_ps: int, expected_ps: int) -> bool:
+        return bool(measured_ps > self.config.late_factor * expected_ps)
