@@ -280,7 +280,7 @@ class Hunger:
         cluster = self._cluster
         if engine.id not in cluster.taker_ids or engine.freezing or engine.asks_elsewhere:
             return False
-        return cluster.pace.slowness(engine) < cluster.pace.slowness(donor)
+        return cluster.pace.lateness(engine) < cluster.pace.lateness(donor)
 
     def _may_send_away(self, index: int) -> bool:
         """Whether a slow engine has running rows, and is not just being tried with one."""

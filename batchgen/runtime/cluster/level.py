@@ -115,7 +115,7 @@ def _pass_ps(cluster: ClusterMachine, engine: EngineMachine, rows: int, read: in
     ranks = engine.num_ranks
     each, part = -(-rows // ranks), -(-read // ranks)
     loads: list[RankLoad] = [(each, part, 0, 0, 0, each, 0)] * ranks
-    return cluster.pace.expected_at(engine, loads) * cluster.pace.slowness(engine) // PER_THOUSAND
+    return cluster.pace.expected_at(engine, loads) * cluster.pace.lateness(engine) // PER_THOUSAND
 
 
 def _move_ps(cluster: ClusterMachine, context: int) -> int:

@@ -70,10 +70,10 @@ class Members:
             return Homes(cluster.decoders, lambda one: fits_ever(one, row), loads, loads.decoders)
         slow = frozenset[int]() if source.draining or not source.alive else self.slow
         mixed, pace = source.role == "both", cluster.pace
-        lags, mine = pace.lags(source) and not source.draining, pace.slowness(source)
+        lags, mine = pace.lags(source) and not source.draining, pace.lateness(source)
 
         def suits(one: EngineMachine) -> bool:
-            if lags and pace.slowness(one) >= mine:
+            if lags and pace.lateness(one) >= mine:
                 return False
             return _takes(one, source, slow) and fits_ever(one, row)
 
