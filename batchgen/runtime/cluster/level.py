@@ -58,7 +58,7 @@ def _left(engine: EngineMachine) -> int:
 def rows_to_give(
     cluster: ClusterMachine, donor: EngineMachine, takers: Sequence[EngineMachine]
 ) -> int:
-    """Running rows of the donor that gain, on equal parts of them, with these engines."""
+    """How many running rows of the donor gain if these engines take equal parts of them."""
     before = cluster.pace.seen.get(donor.id)
     if before is None or not before.rows or not takers:
         return 0
@@ -67,12 +67,13 @@ def rows_to_give(
     most = min(before.rows, room)
     others = [_rows(cluster, one) for one in takers]
     rows, context = sum(others) // len(takers), _context(cluster, takers, before.context)
+    latest = max(takers, key=cluster.pace.lateness)
 
     def gains(moved: int) -> bool:
         """Whether the last of so many does."""
         more = -(-moved // len(takers))
         read = rows * context + more * before.context
-        there_ps = _pass_ps(cluster, takers[0], rows + more, read)
+        there_ps = _pass_ps(cluster, latest, rows + more, read)
         kept = before.rows - moved + 1
         here_ps = _pass_ps(cluster, donor, kept, kept * before.context)
         return before.left * (here_ps - there_ps) > moved * cost_ps
@@ -119,7 +120,7 @@ def _pass_ps(cluster: ClusterMachine, engine: EngineMachine, rows: int, read: in
 
 
 def _move_ps(cluster: ClusterMachine, context: int) -> int:
-    """What it takes to bring a row of that context to another engine."""
+    """What it takes to bring a row of that context to another engine, of another node."""
     advisor = cluster.advisor
     assert advisor is not None
     if not cluster.policy.moves:
