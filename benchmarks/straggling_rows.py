@@ -117,4 +117,11 @@ def table(seeds: int, engines: int, policy: str, tell: Callable[[str], None]) ->
             f"{worst.with_s / worst.healthy_s:8.3f} {without:8.3f}  {need} of {len(some)}"
             f"{'' if worst.holds else '  MISSED'}"
         )
-    return all(case.holds for some in found.values() for case in some)
+    every = [case for some in found.values() for case in some]
+    worst_ratio = max(case.with_s / case.healthy_s for case in every)
+    tell(
+        f"{sum(case.needs_stealing for case in every)} of {len(every)} bars are missed without "
+        f"stealing, {sum(not case.holds for case in every)} with it; there the worst is "
+        f"{worst_ratio:.3f} times as long as healthy"
+    )
+    return all(case.holds for case in every)

@@ -138,8 +138,8 @@ class Pace:
 
     def lateness(self, engine: EngineMachine) -> int:
         """The same, also of an engine that lags. It is for running rows: what waits at an engine
-        that lags counts as anywhere, for weighing it by lateness cost up to 3 % (123.0 s for 119.0,
-        the 4,000 rows of docs/stragglers.md beside a GPU of 1.45)."""
+        that lags counts as anywhere, for others take that as soon as they have nothing, and took
+        too much when it was weighed."""
         return self._lags[engine.id].lateness if self.lags(engine) else self.slowness(engine)
 
     def lags(self, engine: EngineMachine) -> bool:
