@@ -252,7 +252,8 @@ class PlacementPart(Part):
         return False
 
     def is_late(self, measured_ps: int, expected_ps: int) -> bool:
-        """Whether a pass speaks for an engine that lags: time and again, for it is no accident."""
+        """Whether a pass that took longer than expected counts as late. An engine for which that is
+        so time and again lags, and gives running rows that gain."""
         return False
 
 

@@ -56,6 +56,10 @@ def test_what_is_always_late_is_found_and_measured(seed: int) -> None:
 # -- how many gain --------------------------------------------------------------------------------
 
 
+def composition(rows: int, context: int, left: int, free: int) -> Composition:
+    return Composition([(rows, rows * context, 0, 0, 0, rows, 0)], left, free)
+
+
 def lagging(rng: random.Random) -> tuple[ClusterMachine, int]:
     """A cluster whose engine 0 lags, all running, and how many of the others are hungry."""
     engines = rng.randint(2, 6)
@@ -68,7 +72,7 @@ def lagging(rng: random.Random) -> tuple[ClusterMachine, int]:
     for engine in cluster.engines:
         engine.settled = rng.choice((0, rng.randint(1, 60)))
         context = rng.randint(1, 400)
-        cluster.pace.seen[engine.id] = Composition(
+        cluster.pace.seen[engine.id] = composition(
             engine.settled, context, rng.choice((1, 30, 3000)), rng.randint(0, case.hbm_pages)
         )
     return cluster, rng.randint(1, engines - 1)
@@ -104,8 +108,8 @@ def test_the_last_row_that_moves_gains_and_one_more_would_not(seed: int) -> None
 def test_rows_that_nobody_has_room_for_stay() -> None:
     cluster, _ = lagging(random.Random(1))
     cluster.engines[1].settled = 5
-    cluster.pace.seen[0] = Composition(50, 100, 3000, 0)
-    cluster.pace.seen[1] = Composition(5, 100, 3000, 0)
+    cluster.pace.seen[0] = composition(50, 100, 3000, 0)
+    cluster.pace.seen[1] = composition(5, 100, 3000, 0)
     assert rows_to_give(cluster, cluster.engines[0], cluster.engines[1:2]) == 0
 
 

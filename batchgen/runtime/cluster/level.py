@@ -22,23 +22,32 @@ PER_THOUSAND = 1000
 
 
 class Composition:
-    """A timed pass: rows that decoded, the KV tokens that each of them read and the output tokens
-    that are expected of each still, on average, and pages that were free."""
+    """A timed pass. loads: what it held, one per rank; left: the output tokens that are expected of
+    each of its rows still, on average; free: pages that were free."""
 
-    __slots__ = ("context", "free", "left", "rows")
+    __slots__ = ("free", "left", "loads")
 
-    def __init__(self, rows: int, context: int, left: int, free: int) -> None:
-        self.rows, self.context, self.left, self.free = rows, context, left, free
+    def __init__(self, loads: Sequence[RankLoad], left: int, free: int) -> None:
+        self.loads, self.left, self.free = loads, left, free
+
+    @property
+    def rows(self) -> int:
+        """Rows that decoded."""
+        return sum([load[0] for load in self.loads])
+
+    @property
+    def context(self) -> int:
+        """KV tokens that each of them read, on average."""
+        return sum([load[1] for load in self.loads]) // max(self.rows, 1)
 
 
 def seen(engine: EngineMachine, loads: Sequence[RankLoad], *, rows: bool) -> Composition:
-    """What the pass with these loads holds, one per rank; rows: look at each of them, to say what
-    is left of it."""
-    decodes = sum(load[0] for load in loads)
-    context = sum(load[1] for load in loads)
-    left = _left(engine) if rows and decodes else 0
-    free = sum(rank.size - rank.used for rank in engine.ranks)
-    return Composition(decodes, context // max(decodes, 1), left, free)
+    """The pass with these loads, which the engine launches now; rows: look at each of them, to say
+    what is left of it. (Every engine that is watched asks this: it only keeps what there is.)"""
+    free = 0
+    for rank in engine.ranks:
+        free += rank.size - rank.used
+    return Composition(loads, _left(engine) if rows else 0, free)
 
 
 def _left(engine: EngineMachine) -> int:
@@ -62,20 +71,18 @@ def rows_to_give(
     before = cluster.pace.seen.get(donor.id)
     if before is None or not before.rows or not takers:
         return 0
-    cost_ps = _move_ps(cluster, before.context)
-    room = sum(_room(cluster, one, before.context) for one in takers)
-    most = min(before.rows, room)
-    others = [_rows(cluster, one) for one in takers]
-    rows, context = sum(others) // len(takers), _context(cluster, takers, before.context)
+    mine, each = before.rows, before.context
+    cost_ps = _move_ps(cluster, each)
+    most = min(mine, sum(_room(cluster, one, each) for one in takers))
+    rows = sum(_rows(cluster, one) for one in takers) // len(takers)
+    context = _context(cluster, takers, each)
     latest = max(takers, key=cluster.pace.lateness)
 
     def gains(moved: int) -> bool:
         """Whether the last of so many does."""
-        more = -(-moved // len(takers))
-        read = rows * context + more * before.context
-        there_ps = _pass_ps(cluster, latest, rows + more, read)
-        kept = before.rows - moved + 1
-        here_ps = _pass_ps(cluster, donor, kept, kept * before.context)
+        more, kept = -(-moved // len(takers)), mine - moved + 1
+        there_ps = _pass_ps(cluster, latest, rows + more, rows * context + more * each)
+        here_ps = _pass_ps(cluster, donor, kept, kept * each)
         return before.left * (here_ps - there_ps) > moved * cost_ps
 
     least = 0

@@ -108,8 +108,8 @@ class Pace:
 
     def _weigh(self, engine: EngineMachine, duration_ps: int, expected_ps: int) -> None:
         """A timed pass of an engine that is not slow: whether it lags, and by how much."""
-        is_late = self._cluster.policy.placement.is_late(duration_ps, expected_ps)
-        lag = self._lags.get(engine.id)
+        lag, placement = self._lags.get(engine.id), self._cluster.policy.placement
+        is_late = duration_ps > expected_ps and placement.is_late(duration_ps, expected_ps)
         if lag is None:
             if not is_late:
                 return
