@@ -2,6 +2,7 @@
 row was lost or it took too long.
 
     python benchmarks/month.py [--rows 1000000] [--gpus 1024] [--days 30] [--policy batchgen]
+        [--output benchmarks/results/month-DATE.json]
 
 The failures are real: 27 hours of 64 GPUs (traces/devices/gcp-a100-spot.jsonl), repeated over the
 days, once for every 64 GPUs, each time from another hour on. Rows come over the whole time, as
@@ -11,15 +12,17 @@ many as a reasoning model could serve; time is that of this process, with the fu
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import machine
 from msgspec import structs
 
+import batchgen
 from batchgen.sim.run import simulate
 from batchgen.simjob import SimJob
 from batchgen.trace.devices.events import DeviceTrace, Trouble
@@ -84,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layout", default="tp8")
     parser.add_argument("--boundary", type=int, default=8192)
     parser.add_argument("--log", default="full", choices=("off", "steps", "full"))
+    parser.add_argument("--output", type=Path, help="JSON file to write, printed as well")
     given = parser.parse_args(arguments)
+    load_before = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
         devices, rows = Path(folder) / "month.jsonl", Path(folder) / "rows.jsonl.gz"
         troubles = month(given.gpus, given.days)
@@ -109,25 +114,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lost = sum(one.kind == "lost" for one in troubles.troubles)
     bad = sum(reason not in ("stop", "length") for reason in record.row_reasons)
     whole = bool((record.rows["output_tokens"] == trace.output_tokens).all())
-    print(
-        json.dumps(
-            {
-                "rows": len(trace),
-                "gpus": given.gpus,
-                "days": round(float(record.rows["end_ps"].max()) / 1e12 / DAY_S, 2),
-                "gpu_losses": lost,
-                "rows_not_ended_well": bad,
-                "all_tokens_there": whole,
-                "rows_moved": int((record.rows["migrations"] > 0).sum()),
-                "recomputed_tokens": int(record.rows["recomputed_tokens"].sum()),
-                "output_tokens": int(record.rows["output_tokens"].sum()),
-                "steps": len(record.steps["engine"]),
-                "log_bytes": sum(map(len, record.decisions or ())),
-                "process_s": round(took_s, 1),
-            },
-            indent=2,
-        )
-    )
+    result = {
+        "schema": 1,
+        "benchmark": "benchmarks/month.py",
+        **machine.commit(),
+        "machine": machine.describe(),
+        "form": "compiled" if batchgen.is_compiled() else "python",
+        "load_average": {"before": load_before, "after": os.getloadavg()},
+        "policy": given.policy,
+        "boundary_passes": given.boundary,
+        "log": given.log,
+        "rows": len(trace),
+        "gpus": given.gpus,
+        "days": round(float(record.rows["end_ps"].max()) / 1e12 / DAY_S, 2),
+        "gpu_losses": lost,
+        "rows_not_ended_well": bad,
+        "all_tokens_there": whole,
+        "rows_moved": int((record.rows["migrations"] > 0).sum()),
+        "recomputed_tokens": int(record.rows["recomputed_tokens"].sum()),
+        "output_tokens": int(record.rows["output_tokens"].sum()),
+        "steps": len(record.steps["engine"]),
+        "log_bytes": sum(map(len, record.decisions or ())),
+        "process_s": round(took_s, 1),
+        "most_process_s": MOST_S,
+    }
+    machine.publish(result, given.output)
     return 0 if not bad and whole and took_s <= MOST_S else 1
 
 

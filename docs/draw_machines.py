@@ -58,7 +58,7 @@ CLUSTER_PARTS = (
     ("hunger", "idle engines are fed by others"),
     ("transfers, homes", "rows with KV move, in five phases"),
     ("members", "lost, noticed, slow engines"),
-    ("pace", "slowness, inferred and healed"),
+    ("pace, lag, level", "slowness, inferred and healed"),
     ("tail", "another layout for few rows"),
     ("obey", "what bodies ask for, timers"),
     ("orders", "rows to end or sleep, wherever"),

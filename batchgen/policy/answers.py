@@ -18,7 +18,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "batching": ("pace",),
     "phase": ("starts_prefill", "gathered", "takes"),
     "memory": ("boundaries_ahead", "rank_victim"),
-    "placement": ("steals", "steal_min", "work", "place", "choose", "is_slow"),
+    "placement": ("steals", "steal_min", "work", "place", "choose", "is_slow", "is_late"),
     "tail": ("layout",),
     "predictor": ("new_state", "on_arrival", "on_completion"),
     "recovery": ("copies",),

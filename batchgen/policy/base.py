@@ -251,6 +251,11 @@ class PlacementPart(Part):
         """Whether passes that took `measured_ps` where `expected_ps` was expected are too slow."""
         return False
 
+    def is_late(self, measured_ps: int, expected_ps: int) -> bool:
+        """Whether a pass that took longer than expected counts as late. An engine for which that is
+        so time and again lags, and gives running rows that gain."""
+        return False
+
 
 class TailPart(Part):
     """What happens when few rows remain on an engine that steps in lockstep.

@@ -32,9 +32,8 @@ def _same(answer: Any) -> Any:
 
 PLAIN: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("key", "lane", "lease", "rank_victim", "work", "end", "pace"), _whole),
-    **dict.fromkeys(
-        ("room", "room_for", "starts_prefill", "gathered", "takes", "is_slow", "copies"), bool
-    ),
+    **dict.fromkeys(("room", "room_for", "starts_prefill", "gathered", "takes", "copies"), bool),
+    **dict.fromkeys(("is_slow", "is_late"), bool),
     "place": _slots,
 }
 """What answers become; others stay as they are."""

@@ -83,7 +83,8 @@ class LeastWork(PlacementPart):
     engine where they take longest, when those are at least `steal_min`, as long as that evens out
     what both have, waiting and running, at their speeds; when nobody waits, rows with KV that ask
     for pages, then rows on hosts; when there are none, running rows of an engine whose passes take
-    more than `slow_factor` times what the cost model expects.
+    more than `slow_factor` times what the cost model expects, or of one whose passes take more than
+    `late_factor` times that time and again, those that gain.
 
     whole_groups: rows of one group that come together go to one engine, the group with the most
     work first, and there to one rank after the other; stealing may part them.
@@ -98,6 +99,7 @@ class LeastWork(PlacementPart):
         steal: bool = True
         steal_min: int = option(2, least=1, most=MOST_TOKENS)
         slow_factor: float = option(1.5, least=1, most=1_000_000)
+        late_factor: float = option(1.05, least=1, most=1_000_000)
 
     @property
     def steals(self) -> bool:
@@ -149,3 +151,6 @@ class LeastWork(PlacementPart):
 
     def is_slow(self, measured_ps: int, expected_ps: int) -> bool:
         return bool(measured_ps > self.config.slow_factor * expected_ps)
+
+    def is_late(self, measured_ps: int, expected_ps: int) -> bool:
+        return bool(measured_ps > self.config.late_factor * expected_ps)

@@ -18,6 +18,7 @@ from batchgen.trace.devices.events import Trouble
 from batchgen.units import to_ps
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
 def _module() -> ModuleType:

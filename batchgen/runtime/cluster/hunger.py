@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from batchgen.actions import Place
+from batchgen.runtime.cluster.level import rows_to_give
 from batchgen.runtime.engine.copies import give_ready
 from batchgen.runtime.engine.lane import offer, reclaim
 
@@ -147,7 +148,10 @@ class Hunger:
         """Whether rows with KV would go to whoever asks."""
         if self._ready.top()[1] >= self._least:
             return True
-        return any(self._may_send_away(index) for index in self._cluster.members.slow)
+        cluster = self._cluster
+        return any(
+            self._may_send_away(index) for index in (*cluster.members.slow, *cluster.pace.lagging)
+        )
 
     def _feed(self, engine: EngineMachine) -> bool:
         cluster = self._cluster
@@ -242,6 +246,9 @@ class Hunger:
         cluster = self._cluster
         if engine.id in cluster.members.slow:
             return
+        for index in sorted(cluster.pace.lagging):
+            if self._level(cluster.engines[index], engine):
+                return
         for index in sorted(cluster.members.slow):
             if index != engine.id and self._may_send_away(index):
                 hungry = sum(one in cluster.taker_ids for one in self._hungry)
@@ -249,6 +256,31 @@ class Hunger:
                 cluster.engines[index].send_away(max(1, min(hungry, takers)), takers)
                 cluster.agenda[index] = None
                 return
+
+    def _level(self, donor: EngineMachine, engine: EngineMachine) -> bool:
+        """Running rows of an engine that lags come to those hungry ones that are faster, as many as
+        gain by it; once after each of its timed passes. Whether any do."""
+        cluster, pace = self._cluster, self._cluster.pace
+        if engine.role != "both" or donor.role != "both" or not self._may_send_away(donor.id):
+            return False
+        hungry = [cluster.engines[index] for index in self._hungry]
+        takers = [one for one in hungry if self._outruns(one, donor)]
+        if engine not in takers:
+            return False
+        count = rows_to_give(cluster, donor, takers)
+        del pace.lagging[donor.id]  # until it is timed again
+        if not count:
+            return False
+        donor.send_away(count, pace.seen[donor.id].rows)
+        cluster.agenda[donor.id] = None
+        return True
+
+    def _outruns(self, engine: EngineMachine, donor: EngineMachine) -> bool:
+        """Whether rows of the donor may gain at the engine."""
+        cluster = self._cluster
+        if engine.id not in cluster.taker_ids or engine.freezing or engine.asks_elsewhere:
+            return False
+        return cluster.pace.lateness(engine) < cluster.pace.lateness(donor)
 
     def _may_send_away(self, index: int) -> bool:
         """Whether a slow engine has running rows, and is not just being tried with one."""

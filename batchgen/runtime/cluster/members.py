@@ -63,16 +63,23 @@ class Members:
 
     def homes(self, source: EngineMachine, row: int) -> Homes:
         """Where a row with KV of an engine may go, be there any place or none. What runs on a slow
-        engine goes to a fast one, or stays."""
+        engine goes to a fast one, or stays; what runs on one that lags, to one that is faster."""
         cluster = self._cluster
         loads = cluster.loads
         if source.role == "prefill":
             return Homes(cluster.decoders, lambda one: fits_ever(one, row), loads, loads.decoders)
         slow = frozenset[int]() if source.draining or not source.alive else self.slow
-        mixed = source.role == "both"
+        mixed, pace = source.role == "both", cluster.pace
+        lags, mine = pace.lags(source) and not source.draining, pace.lateness(source)
+
+        def suits(one: EngineMachine) -> bool:
+            if lags and pace.lateness(one) >= mine:
+                return False
+            return _takes(one, source, slow) and fits_ever(one, row)
+
         return Homes(
             cluster.takers if mixed else cluster.decoders,
-            lambda one: _takes(one, source, slow) and fits_ever(one, row),
+            suits,
             loads,
             loads.takers if mixed else loads.decoders,
         )

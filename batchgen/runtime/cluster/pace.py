@@ -1,8 +1,10 @@
 """Slowness, inferred: now and then one pass of an engine is timed by itself and held against what
 the cost model expects of exactly its composition. One late pass is an accident; when the next ones
-are late too, the engine is slow.
+are far too late too, the engine is slow: it gets no new rows, and others take what it has. When
+they are late by less, time and again, it lags: it keeps its place, at its speed
+(`batchgen.runtime.cluster.level`).
 
-Slowness is no event, and it heals: a slow engine that works is timed again, and one that has
+Slowness is no event, and it heals: an engine that works is timed again, and a slow one that has
 nothing to do is tried with a row after a while, later and later: one that waits elsewhere, or where
 none does the next that comes.
 """
@@ -12,6 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchgen import actions as act
+from batchgen.runtime.cluster.lag import AS_EXPECTED, LATE_ON_BALANCE, Lag
+from batchgen.runtime.cluster.level import Composition, seen
 
 if TYPE_CHECKING:
     from batchgen.runtime.advisor import RankLoad
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
 FIRST_WAIT = 256
 """Passes (of the slow kind) after which an idle slow engine is tried again; then twice as many."""
 LONGEST_WAIT = 1 << 16
-AS_EXPECTED = 1000
+BETWEEN = 4
+"""Passes from one that is timed to the next while it is open whether an engine lags: accidents last
+a few passes."""
 LATE_IN_A_ROW = 3
 """Timed passes, one right after the other, that must all be late: where healthy passes are late by
 accident now and then, an engine is taken for slow with the third power of that chance."""
@@ -41,12 +47,21 @@ class Pace:
         self._late: dict[
             int, list[int]
         ] = {}  # engine not known as slow -> its passes late in a row
-        self.timed = self.alarms = 0  # passes timed, engines taken for slow
+        self._lags: dict[int, Lag] = {}  # engine with late passes that is not slow
+        self.lagging: dict[int, None] = {}  # engines that lag, and may give running rows
+        self.seen: dict[int, Composition] = {}  # engine -> what its newest timed pass held
+        self.timed = self.alarms = 0  # passes timed, engines taken for slow or found to lag
         self._tries: set[int] = set()  # slow engines that have got a row to show their pace
         self._due: dict[int, None] = {}  # slow engines that get one as soon as there is one
         self._pending: set[int] = set()  # engines whose timer is set
 
     def expected_ps(self, engine: EngineMachine, loads: list[RankLoad]) -> int:
+        """Of the pass that is timed, which the engine launches now."""
+        self.seen[engine.id] = seen(engine, loads, rows=engine.id in self._lags)
+        return self.expected_at(engine, loads)
+
+    def expected_at(self, engine: EngineMachine, loads: list[RankLoad]) -> int:
+        """A pass of these loads on the engine, were it healthy, in ps."""
         advisor = self._cluster.advisor
         assert advisor is not None
         return advisor.expected_ps(engine.id, engine.layout, loads)
@@ -63,6 +78,8 @@ class Pace:
             return  # more than that pass, or nothing of it
         cluster = self._cluster
         self.timed += 1
+        if engine.id not in cluster.members.slow:
+            self._weigh(engine, duration_ps, expected_ps)
         if cluster.policy.placement.is_slow(duration_ps, expected_ps):
             slowness = max(AS_EXPECTED, duration_ps * AS_EXPECTED // expected_ps)
             if engine.id not in cluster.members.slow:
@@ -73,6 +90,8 @@ class Pace:
                     return
                 slowness = sorted(self._late.pop(engine.id))[LATE_IN_A_ROW // 2]
                 self.alarms += 1
+                self._lags.pop(engine.id, None)
+                self.lagging.pop(engine.id, None)
             self._pass_ps[engine.id] = duration_ps
             self._slowness[engine.id] = slowness
             cluster.hunger.slower(engine)
@@ -81,13 +100,52 @@ class Pace:
                 cluster.members.mark_slow(engine)
                 self._waits.setdefault(engine.id, FIRST_WAIT)
                 self._try_later(engine)
-        else:
+        elif engine.id in cluster.members.slow:
             self.forget(engine)
             cluster.members.heal(engine)
+        else:
+            self._late.pop(engine.id, None)
+
+    def _weigh(self, engine: EngineMachine, duration_ps: int, expected_ps: int) -> None:
+        """A timed pass of an engine that is not slow: whether it lags, and by how much."""
+        lag, placement = self._lags.get(engine.id), self._cluster.policy.placement
+        is_late = duration_ps > expected_ps and placement.is_late(duration_ps, expected_ps)
+        if lag is None:
+            if not is_late:
+                return
+            lag = self._lags[engine.id] = Lag()
+        knew = lag.found
+        lag.tell(is_late, duration_ps * AS_EXPECTED // expected_ps)
+        if lag.balance <= 0:
+            self._in_time(engine)
+            return
+        if lag.balance < LATE_ON_BALANCE:
+            engine.time_pass(engine.q + BETWEEN)
+        if lag.found:
+            self.alarms += not knew
+            self.lagging[engine.id] = None
+            self._cluster.hunger.later = True  # whoever is free may take of what runs here
+
+    def _in_time(self, engine: EngineMachine) -> None:
+        """The engine does not lag, or not any more."""
+        del self._lags[engine.id]
+        self.lagging.pop(engine.id, None)
 
     def slowness(self, engine: EngineMachine) -> int:
-        """How long its passes take, in thousandths of what they should."""
+        """How long the passes of a slow engine take, in thousandths of what they should; of others
+        as they should."""
         return self._slowness.get(engine.id, AS_EXPECTED)
+
+    def lateness(self, engine: EngineMachine) -> int:
+        """The same, also of an engine that lags. It is for running rows: what waits at an engine
+        that lags counts as anywhere, for others take that as soon as they have nothing, and took
+        too much when it was weighed."""
+        return self._lags[engine.id].lateness if self.lags(engine) else self.slowness(engine)
+
+    def lags(self, engine: EngineMachine) -> bool:
+        """Whether an engine that is not slow takes longer than it should."""
+        lag = self._lags.get(engine.id)
+        return lag is not None and lag.found
 
     def tries(self, engine: EngineMachine) -> bool:
         """Whether a slow engine is just being tried again: its row stays with it."""
@@ -96,6 +154,9 @@ class Pace:
     def forget(self, engine: EngineMachine) -> None:
         self._waits.pop(engine.id, None)
         self._slowness.pop(engine.id, None)
+        self._lags.pop(engine.id, None)
+        self.lagging.pop(engine.id, None)
+        self.seen.pop(engine.id, None)
         self._late.pop(engine.id, None)
         self._tries.discard(engine.id)
         self._due.pop(engine.id, None)
