@@ -4,14 +4,16 @@ A template is a program from the checkpoint: a short one can ask for any time an
 system ends this process when it does, and `exec.templates` starts another.
 
 Requests are lines of JSON: first `{"source", "variables", "now", "cpu_s"}`, then lists of
-conversations. Each conversation has one reply, and so has the first line: a byte `TEXT` or `ERROR`,
-the length of what follows in 4 bytes, little endian, and that in UTF-8. Replies of a line may come
-late, but all are sent before the next line is read: what a process has kept to itself when it is
-ended is lost, and only a line with one conversation says which one it was.
+conversations. Each conversation has one reply, and so has the first line: a text, or an error as a
+list of one text. Replies come several in a message: its length in 4 bytes, little endian, and a
+list of them as msgpack. Those of a line may come late, but all are sent before the next line is
+read: what a process has kept to itself when it is ended is lost, and only a line with one
+conversation says which one it was, and has all of its `cpu_s` for it.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -23,17 +25,22 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 import jinja2
+import msgspec
 
 from batchgen.exec.template_jinja import template_of
 from batchgen.oneline import name_of, one_line
 
-TEXT, ERROR = b"t", b"e"
-HEADER_BYTES = 5
+HEADER_BYTES = 4
 MEMORY_BYTES = 1 << 30  # address space of the process, Python included
 MAX_TEXT_BYTES = 32 << 20  # twice the longest line of an input
 MEMORY_EXIT = 3
 LATEST_S = 0.1  # that a reply may wait for others
+MOST_WAITING = 1 << 20  # characters of replies that wait
 MOST_ERROR = 300  # characters of a template's error
+
+Reply = str | list[str]
+"""A text, or an error in a list."""
+TOO_LONG: Reply = [f"makes a text of more than {MAX_TEXT_BYTES >> 20} MiB"]
 
 
 def main() -> None:
@@ -51,25 +58,52 @@ def main() -> None:
         except MemoryError:
             raise
         except Exception as error:
-            _reply(replies, ERROR, _text_of(error))
-            replies.flush()
+            _send(replies, [[_text_of(error)]])
             return
-        _reply(replies, TEXT, b"")
-        replies.flush()
+        _send(replies, [""])
+        gc.freeze()  # what is there stays, and need not be looked through again and again
         variables = {**template.globals, **job["variables"], "add_generation_prompt": True}
         for line in requests:
-            sent_s = time.monotonic()
-            for messages in json.loads(line):
-                # No handler: the signal ends us, in C code too.
-                signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
-                _reply(replies, *_render(template, variables, messages))
-                if time.monotonic() - sent_s > LATEST_S:
-                    replies.flush()
-                    sent_s = time.monotonic()
-            signal.setitimer(signal.ITIMER_PROF, 0.0)
-            replies.flush()
+            _serve(replies, template, variables, _conversations(line), job["cpu_s"])
     except MemoryError:
         os._exit(MEMORY_EXIT)
+
+
+def _conversations(line: bytes) -> list[list[dict[str, Any]]]:
+    try:
+        found: list[list[dict[str, Any]]] = msgspec.json.decode(line)
+    except msgspec.DecodeError:  # half of a surrogate pair, which only Python reads
+        found = json.loads(line)
+    return found
+
+
+def _serve(
+    replies: BinaryIO,
+    template: jinja2.Template,
+    variables: dict[str, Any],
+    conversations: list[list[dict[str, Any]]],
+    cpu_s: float,
+) -> None:
+    """Render a request. Of several conversations one may have `LATEST_S` less than `cpu_s`: if that
+    was not enough it comes again, alone."""
+    waiting: list[Reply] = []
+    num_characters = 0
+    sent_s = armed_s = time.monotonic()
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)  # no handler: the signal ends us, in C code too
+    for messages in conversations:
+        reply = _render(template, variables, messages)
+        waiting.append(reply)
+        num_characters += len(reply)
+        now_s = time.monotonic()
+        if now_s - sent_s > LATEST_S or num_characters > MOST_WAITING:
+            _send(replies, waiting)
+            waiting, num_characters, sent_s = [], 0, now_s
+        if now_s - armed_s > LATEST_S:
+            signal.setitimer(signal.ITIMER_PROF, cpu_s)
+            armed_s = now_s
+    signal.setitimer(signal.ITIMER_PROF, 0.0)
+    if waiting:
+        _send(replies, waiting)
 
 
 def _limit(what: int, most: int) -> None:
@@ -80,28 +114,33 @@ def _limit(what: int, most: int) -> None:
 
 def _render(
     template: jinja2.Template, variables: dict[str, Any], messages: list[dict[str, Any]]
-) -> tuple[bytes, bytes]:
-    pieces: list[bytes] = []
-    num_bytes = 0
+) -> Reply:
+    pieces: list[str] = []
+    num_characters = 0
     try:
         # As `generate`, with less around it: `variables` have Jinja's own names already.
         context = template.new_context(variables | {"messages": messages}, shared=True)
-        for text in template.root_render_func(context):
-            piece = text.encode()
-            num_bytes += len(piece)
-            if num_bytes > MAX_TEXT_BYTES:
-                return ERROR, b"makes a text of more than %d MiB" % (MAX_TEXT_BYTES >> 20)
+        for piece in template.root_render_func(context):
+            num_characters += len(piece)
+            if num_characters > MAX_TEXT_BYTES:
+                return TOO_LONG
             pieces.append(piece)
+        text = "".join(pieces)
+        if len(text.encode()) > MAX_TEXT_BYTES:  # which half of a surrogate pair has not
+            return TOO_LONG
     except MemoryError:
         raise
     except Exception as error:  # the template is a foreign program and may raise anything
-        return ERROR, _text_of(error)
-    return TEXT, b"".join(pieces)
+        return [_text_of(error)]
+    return text
 
 
-def _text_of(error: Exception) -> bytes:
-    return (one_line(error, MOST_ERROR) or name_of(error)).encode()
+def _text_of(error: Exception) -> str:
+    return one_line(error, MOST_ERROR) or name_of(error)
 
 
-def _reply(replies: BinaryIO, kind: bytes, data: bytes) -> None:
-    replies.write(kind + len(data).to_bytes(HEADER_BYTES - 1, "little") + data)
+def _send(replies: BinaryIO, some: list[Reply]) -> None:
+    data = msgspec.msgpack.encode(some)
+    replies.write(len(data).to_bytes(HEADER_BYTES, "little"))
+    replies.write(data)
+    replies.flush()

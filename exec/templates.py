@@ -14,10 +14,13 @@ import subprocess
 import sys
 import time
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
 
 from batchgen.errors import UserError
 from batchgen.exec.template_jinja import environment
@@ -25,7 +28,7 @@ from batchgen.exec.template_worker import (
     HEADER_BYTES,
     MEMORY_BYTES,
     MEMORY_EXIT,
-    TEXT,
+    Reply,
 )
 
 CPU_S = 2.0  # a template of a real checkpoint takes less than a millisecond for a usual prompt
@@ -38,6 +41,7 @@ START = (
 
 
 PIECE_BYTES = 1 << 20
+_REPLIES = msgspec.msgpack.Decoder(list[Reply])
 
 
 class Cancelled(Exception):
@@ -83,7 +87,8 @@ class ChatTemplate:
         self._end: Any = None
         self._broken = ""  # why no conversation can be rendered
         self._is_cancelled = False
-        self._read_ahead = bytearray()  # of replies
+        self._read_ahead = bytearray()  # of messages
+        self._replies: deque[Reply] = deque()  # of a message
 
     def render(self, conversations: Sequence[list[dict[str, Any]]]) -> list[str | TemplateError]:
         """The text of each conversation, or what is wrong with it. Raises Cancelled."""
@@ -103,7 +108,7 @@ class ChatTemplate:
         if len(conversations) < 2:
             return texts
         try:
-            request = json.dumps(list(conversations)).encode()
+            request = _packed(conversations)
         except RecursionError:
             return texts
         if not self._is_ready():
@@ -119,7 +124,7 @@ class ChatTemplate:
     def _rendered(self, messages: list[dict[str, Any]]) -> str | TemplateError:
         """The text of one conversation."""
         try:
-            request = json.dumps([messages]).encode()
+            request = _packed([messages])
         except RecursionError:
             return TemplateError("the messages are nested too deep")
         if not self._is_ready():
@@ -170,6 +175,7 @@ class ChatTemplate:
             ) from None
         self._end = weakref.finalize(self, _end, self._process)
         self._read_ahead = bytearray()
+        self._replies.clear()
         self._send(json.dumps(self._job).encode())
         answer = self._receive()
         if isinstance(answer, TemplateError):
@@ -185,15 +191,23 @@ class ChatTemplate:
 
     def _receive(self) -> str | TemplateError:
         """The next reply. If none comes, why; then the process is over."""
+        if not self._replies and not self._next_message():
+            return TemplateError(f"chat template: {self._why_it_ended()}")
+        reply = self._replies.popleft()
+        return reply if isinstance(reply, str) else TemplateError(f"chat template: {reply[0]}")
+
+    def _next_message(self) -> bool:
+        """Take the replies of the next one. False if the process ends or hangs before."""
         held, size = self._read_ahead, HEADER_BYTES
         if len(held) < size and not self._fill(size):
-            return TemplateError(f"chat template: {self._why_it_ended()}")
-        size += int.from_bytes(held[1:size], "little")
+            return False
+        size += int.from_bytes(held[:size], "little")
         if len(held) < size and not self._fill(size):
-            return TemplateError(f"chat template: {self._why_it_ended()}")
-        is_text, text = held.startswith(TEXT), held[HEADER_BYTES:size].decode()
+            return False
+        with memoryview(held) as view:
+            self._replies.extend(_REPLIES.decode(view[HEADER_BYTES:size]))
         del held[:size]
-        return text if is_text else TemplateError(f"chat template: {text}")
+        return True
 
     def _fill(self, num_bytes: int) -> bool:
         """Read ahead until so many bytes are there. False if the process ends or hangs before."""
@@ -224,6 +238,14 @@ class ChatTemplate:
         if code == MEMORY_EXIT:
             return f"needs more than {MEMORY_BYTES >> 20} MiB of memory"
         return f"ended its process with {code}"
+
+
+def _packed(conversations: Sequence[list[dict[str, Any]]]) -> bytes:
+    """A request. Raises RecursionError."""
+    try:
+        return msgspec.json.encode(conversations)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(list(conversations)).encode()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
