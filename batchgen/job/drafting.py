@@ -7,7 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 from batchgen.job.fields import IDS, IGNORED, KNOWN, URLS, USED, check_supported
+from batchgen.job.inputs import Raw, value_of
 from batchgen.job.jsonl import BadLine
+from batchgen.job.plain import plain_chat
 from batchgen.job.prompts import RowError, messages_of
 from batchgen.job.responses import chat_of_response
 from batchgen.job.row import RowLimits
@@ -33,19 +35,40 @@ class Draft:
     kind: str
     prompt: object
 
-    def __init__(
-        self, line: int, value: dict[str, Any] | BadLine, shape: Shape | None, limits: RowLimits
-    ) -> None:
-        self.custom_id: str | None = None
+    def __init__(self, custom_id: str | None = None) -> None:
+        self.custom_id = custom_id
         self.error: RowError | None = None
         self.unknown: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(line: int, raw: Raw, form: str, shape: Shape | None, limits: RowLimits) -> Draft:
+        """Of a row as it lies in a file of that form."""
+        if form == "jsonl" and isinstance(raw, bytes) and (plain := plain_chat(raw)) is not None:
+            draft = Draft(plain[0])
+            draft.kind, body = "chat", plain[1]
+            draft.body, draft.prompt = body, body["messages"]
+            if limits.models is not None:
+                try:
+                    _check_model(body.get("model"), limits)
+                except RowError as error:
+                    draft.error = error
+            return draft
+        return Draft.of_value(line, value_of(raw, form), shape, limits)
+
+    @staticmethod
+    def of_value(
+        line: int, value: dict[str, Any] | BadLine, shape: Shape | None, limits: RowLimits
+    ) -> Draft:
+        """Of any row."""
+        draft = Draft()
         try:
             if isinstance(value, BadLine):
                 raise RowError(value.code, value.message)
-            self.custom_id = _custom_id(value, line)
-            self._read(value, shape, limits)
+            draft.custom_id = _custom_id(value, line)
+            draft._read(value, shape, limits)
         except RowError as error:
-            self.error = error
+            draft.error = error
+        return draft
 
     def _read(self, value: dict[str, Any], shape: Shape | None, limits: RowLimits) -> None:
         """Kind, body and prompt of a row in any form."""

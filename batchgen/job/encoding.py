@@ -13,7 +13,7 @@ import numpy as np
 
 from batchgen.job.columns import Columns
 from batchgen.job.drafting import Draft
-from batchgen.job.inputs import Raw, value_of
+from batchgen.job.inputs import Raw
 from batchgen.job.options import Generation, generation_of, options_key, seed_of
 from batchgen.job.prompts import PromptEncoder, RowError, token_ids
 from batchgen.job.row import JobRow, RowLimits
@@ -83,7 +83,7 @@ class Maker:
         nameless: list[int] = []
         states = chunk.states or bytes(len(chunk))
         for place, (line, item) in enumerate(zip(chunk.lines, chunk.items, strict=True)):
-            draft = Draft(line, value_of(item, self.form), self.shape, self.limits)
+            draft = Draft.of(line, item, self.form, self.shape, self.limits)
             custom_id, error = draft.custom_id, draft.error
             if custom_id is None:
                 nameless.append(place)

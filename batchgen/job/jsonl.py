@@ -1,7 +1,8 @@
 """Lines and JSON read defensively: bytes split on newline only, one bad line hurts no other.
 
 Knows nothing of batch rows. Each hazard that the standard parser lets through (NaN, duplicate keys,
-lone surrogates, endless lines) becomes a `BadLine` with a stable code.
+lone surrogates, endless lines) becomes a `BadLine` with a stable code. Most lines are read by msgspec,
+which is five times as fast and lets fewer through; where it could differ the exact reading is asked.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+import msgspec
+
 from batchgen.errors import UserError
 
 MAX_LINE_BYTES = 16 << 20
@@ -21,6 +24,8 @@ WAITING_BYTES = 1 << 16
 MOST_NESTING = 500
 """Objects and lists one in the other."""
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, or of two
+BACKSLASH = ord("\\")
+COLON = b"\\u003"  # how an escape of a colon begins
 BOM = b"\xef\xbb\xbf"
 
 
@@ -105,6 +110,34 @@ def bounded_lines(
 
 def parse_object(line: bytes) -> dict[str, Any] | BadLine:
     """One JSON object in strict reading, or what is wrong with it."""
+    value = read_at_once(line, _ANY)
+    return value if isinstance(value, dict) else exactly(line)
+
+
+def read_at_once(line: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """What a decoder makes of a line, where that is all of the line and as it is read exactly; else
+    None.
+
+    msgspec refuses what `exactly` does, but for keys that come twice, of which the last one stays,
+    and for deep nesting. A decoder of a type also leaves out keys that the type does not have.
+    Whatever was left out shows in the number of colons: outside of strings each member of an object
+    has one, and those in strings are written as they are unless as an escape, which is not tried.
+    """
+    try:
+        value = decoder.decode(line)
+        again = msgspec.json.encode(value)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    if line.count(b":") != again.count(b":") or (BACKSLASH in line and COLON in line):
+        return None
+    # How deep msgspec can read depends on who asks, as with Python.
+    if len(line) > 2 * MOST_NESTING and _is_deep(line, value):
+        return None
+    return value
+
+
+def exactly(line: bytes) -> dict[str, Any] | BadLine:
+    """As `parse_object`, by Python's own parser alone."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -182,4 +215,5 @@ _DECODER = json.JSONDecoder(
     object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
 )
 """Made once: that takes as long as a short line."""
+_ANY = msgspec.json.Decoder()
 _SCAN: Any = _DECODER.scan_once  # type: ignore[attr-defined]
