@@ -119,7 +119,10 @@ def _render(
     num_characters = 0
     try:
         # As `generate`, with less around it: `variables` have Jinja's own names already.
-        context = template.new_context(variables | {"messages": messages}, shared=True)
+        made = template.environment
+        context = made.context_class(
+            made, variables | {"messages": messages}, template.name, template.blocks
+        )
         for piece in template.root_render_func(context):
             num_characters += len(piece)
             if num_characters > MAX_TEXT_BYTES:

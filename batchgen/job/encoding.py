@@ -7,9 +7,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from batchgen.job.columns import Columns
 from batchgen.job.drafting import Draft
@@ -24,7 +26,7 @@ OURS, ANSWERED, OTHERS = range(3)
 ID_BYTES = 16
 MOST_OPTIONS = 1000
 MOST_INTEGER = 2**63 - 1  # that all readers of JSON have
-NONE: tuple[tuple[Any, ...], ...] = ((),) * 6
+NONE: tuple[tuple[Any, ...], ...] = ((),) * 4
 
 
 Bad = tuple[int, str | None, str, str, dict[str, int]]
@@ -97,10 +99,15 @@ class Maker:
                 bad.append((place, custom_id, error.code, error.message, error.numbers))
             else:
                 ours.append((place, draft))
+        found = self._ids([one for _, one in ours])
+        # Of all prompts at once: most chunks have no token that the model does not know.
+        tokens = _joined([one for one in found if isinstance(one, list)])
+        vocab_size = self.encoder.vocab_size
+        is_known = not len(tokens) or int(tokens.max()) < vocab_size
         rows = _Rows(self, chunk)
-        for (place, draft), ids in zip(ours, self._ids([one for _, one in ours]), strict=True):
+        for (place, draft), ids in zip(ours, found, strict=True):
             try:
-                rows.add(place, draft, _known(draft, ids, self.encoder.vocab_size))
+                rows.add(place, draft, _prompt(draft, ids, vocab_size, is_known))
             except RowError as error:
                 bad.append((place, draft.custom_id, error.code, error.message, error.numbers))
         bad.sort(key=lambda row: row[0])
@@ -109,8 +116,8 @@ class Maker:
             nameless=nameless,
             unknown=unknown,
             bad=bad,
-            good=rows.columns(),
-            places=[row[0] for row in rows.rows],
+            good=rows.columns(tokens if rows.prompts == found else _joined(rows.prompts)),
+            places=rows.places,
         )
 
     def _ids(self, drafts: Sequence[Draft]) -> list[list[int] | ValueError | None]:
@@ -131,8 +138,16 @@ class Maker:
         return ids
 
 
-def _known(draft: Draft, ids: list[int] | ValueError | None, vocab_size: int) -> list[int]:
-    """Ids that the model has, at least one. Raises RowError."""
+def _joined(prompts: Sequence[list[int]]) -> npt.NDArray[np.int64]:
+    """Their tokens one behind the other."""
+    number = sum(map(len, prompts))
+    return np.fromiter(chain.from_iterable(prompts), dtype=np.int64, count=number)
+
+
+def _prompt(
+    draft: Draft, ids: list[int] | ValueError | None, vocab_size: int, is_known: bool
+) -> list[int]:
+    """Ids that the model has, at least one; is_known: those of the encoder are. Raises RowError."""
     if ids is None:
         ids = token_ids(draft.prompt, vocab_size)
     elif isinstance(ids, ValueError):
@@ -140,8 +155,7 @@ def _known(draft: Draft, ids: list[int] | ValueError | None, vocab_size: int) ->
         raise RowError(code, f"{ids!s:.200}")
     if not ids:
         raise RowError("empty_prompt", "the prompt has no tokens")
-    top = max(ids)
-    if top >= vocab_size:
+    if not is_known and (top := max(ids)) >= vocab_size:
         raise RowError(
             "token_out_of_vocabulary",
             f"the prompt encodes to token {top}, the model knows those below {vocab_size}",
@@ -155,10 +169,11 @@ class _Rows:
 
     maker: Maker
     chunk: Chunk
-    rows: list[tuple[int, bytes, int, int, int, int]] = field(default_factory=list)
+    rows: list[tuple[bytes, int, int, int]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    prompts: list[list[int]] = field(default_factory=list)
     commons: list[JobRow] = field(default_factory=list)
     number_of: dict[Any, int] = field(default_factory=dict)
-    tokens: list[int] = field(default_factory=list)
 
     def add(self, place: int, draft: Draft, ids: list[int]) -> None:
         """A row with its prompt. Raises RowError, and then nothing has changed."""
@@ -185,25 +200,26 @@ class _Rows:
         if number is None:
             number = self.number_of[whole] = len(self.commons)
             self.commons.append(_common(draft, options, sign))
-        self.rows.append((place, draft.custom_id.encode(), most, abs(seed), number, len(ids)))
-        self.tokens += ids
+        self.rows.append((draft.custom_id.encode(), most, abs(seed), number))
+        self.places.append(place)
+        self.prompts.append(ids)
 
-    def columns(self) -> Columns:
-        places, ids, most, seeds, common, sizes = (
-            zip(*self.rows, strict=True) if self.rows else NONE
-        )
-        at = np.array(places, dtype=np.int64)
+    def columns(self, tokens: npt.NDArray[np.int64]) -> Columns:
+        """`tokens`: `_joined` prompts of the rows."""
+        ids, most, seeds, common = zip(*self.rows, strict=True) if self.rows else NONE
+        at = np.array(self.places, dtype=np.int64)
+        sizes = np.array(list(map(len, self.prompts)), dtype=np.int64)
         return Columns(
             index=at + self.chunk.first,
             line=np.array(self.chunk.lines, dtype=np.int64)[at],
             ids=b"".join(ids),
-            id_ends=np.cumsum([len(one) for one in ids], dtype=np.int64),
+            id_ends=np.cumsum(list(map(len, ids)), dtype=np.int64),
             max_output=np.array(most, dtype=np.int64),
             seeds=np.array(seeds, dtype=np.uint64),
             common=np.array(common, dtype=np.int32),
             commons=self.commons,
-            tokens=np.array(self.tokens, dtype=np.int32),
-            num_tokens=np.array(sizes, dtype=np.int64),
+            tokens=tokens.astype(np.int32),
+            num_tokens=sizes,
         )
 
 
@@ -229,15 +245,12 @@ def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> 
     given = body.get("max_completion_tokens")
     name = "max_tokens" if given is None else "max_completion_tokens"
     given = body.get(name)
-    numbers = {"limit": limits.max_context, "prompt_tokens": prompt_tokens}
-    if type(given) is int and 0 < given <= MOST_INTEGER:
-        numbers["max_tokens"] = given
     if room < 1:
         raise RowError(
             "context_length_exceeded",
             f"the prompt has {prompt_tokens} tokens and leaves no room in a context of "
             f"{limits.max_context}",
-            **numbers,
+            **_numbers(given, prompt_tokens, limits),
         )
     if given is None:
         return room if limits.default_max_output is None else min(room, limits.default_max_output)
@@ -248,6 +261,13 @@ def _max_output(body: dict[str, Any], prompt_tokens: int, limits: RowLimits) -> 
             "context_length_exceeded",
             f"{prompt_tokens} prompt tokens and {name} {shown(given)} exceed a context of "
             f"{limits.max_context}",
-            **numbers,
+            **_numbers(given, prompt_tokens, limits),
         )
     return given
+
+
+def _numbers(max_tokens: object, prompt_tokens: int, limits: RowLimits) -> dict[str, int]:
+    numbers = {"limit": limits.max_context, "prompt_tokens": prompt_tokens}
+    if type(max_tokens) is int and 0 < max_tokens <= MOST_INTEGER:
+        numbers["max_tokens"] = max_tokens
+    return numbers
