@@ -1,14 +1,8 @@
 """The process of a chat template: renders conversations that come on stdin, under limits.
 
 A template is a program from the checkpoint: a short one can ask for any time and any memory. The
-system ends this process when it does, and `exec.templates` starts another.
-
-Requests are lines of JSON: first `{"source", "variables", "now", "cpu_s"}`, then lists of
-conversations. Each conversation has one reply, and so has the first line: a text, or an error as a
-list of one text. Replies come several in a message: its length in 4 bytes, little endian, and a
-list of them as msgpack. Those of a line may come late, but all are sent before the next line is
-read: what a process has kept to itself when it is ended is lost, and only a line with one
-conversation says which one it was, and has all of its `cpu_s` for it.
+system ends this process when it does, and `exec.templates` starts another. What
+comes and goes is in `exec.template_wire`.
 """
 
 from __future__ import annotations
@@ -25,22 +19,21 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 import jinja2
-import msgspec
 
 from batchgen.exec.template_jinja import template_of
+from batchgen.exec.template_wire import (
+    MAX_TEXT_BYTES,
+    MEMORY_BYTES,
+    MEMORY_EXIT,
+    Refusal,
+    pack_replies,
+)
 from batchgen.oneline import name_of, one_line
 
-HEADER_BYTES = 4
-MEMORY_BYTES = 1 << 30  # address space of the process, Python included
-MAX_TEXT_BYTES = 32 << 20  # twice the longest line of an input
-MEMORY_EXIT = 3
 LATEST_S = 0.1  # that a reply may wait for others
 MOST_WAITING = 1 << 20  # characters of replies that wait
 MOST_ERROR = 300  # characters of a template's error
-
-Reply = str | list[str]
-"""A text, or an error in a list."""
-TOO_LONG: Reply = [f"makes a text of more than {MAX_TEXT_BYTES >> 20} MiB"]
+TOO_LONG = Refusal(f"makes a text of more than {MAX_TEXT_BYTES >> 20} MiB")
 
 
 def main() -> None:
@@ -58,23 +51,15 @@ def main() -> None:
         except MemoryError:
             raise
         except Exception as error:
-            _send(replies, [[_text_of(error)]])
+            _send(replies, [_refusal(error)])
             return
         _send(replies, [""])
         gc.freeze()  # what is there stays, and need not be looked through again and again
         variables = {**template.globals, **job["variables"], "add_generation_prompt": True}
         for line in requests:
-            _serve(replies, template, variables, _conversations(line), job["cpu_s"])
+            _serve(replies, template, variables, json.loads(line), job["cpu_s"])
     except MemoryError:
         os._exit(MEMORY_EXIT)
-
-
-def _conversations(line: bytes) -> list[list[dict[str, Any]]]:
-    try:
-        found: list[list[dict[str, Any]]] = msgspec.json.decode(line)
-    except msgspec.DecodeError:  # half of a surrogate pair, which only Python reads
-        found = json.loads(line)
-    return found
 
 
 def _serve(
@@ -86,7 +71,7 @@ def _serve(
 ) -> None:
     """Render a request. Of several conversations one may have `LATEST_S` less than `cpu_s`: if that
     was not enough it comes again, alone."""
-    waiting: list[Reply] = []
+    waiting: list[str] = []
     num_characters = 0
     sent_s = armed_s = time.monotonic()
     signal.setitimer(signal.ITIMER_PROF, cpu_s)  # no handler: the signal ends us, in C code too
@@ -114,7 +99,7 @@ def _limit(what: int, most: int) -> None:
 
 def _render(
     template: jinja2.Template, variables: dict[str, Any], messages: list[dict[str, Any]]
-) -> Reply:
+) -> str:
     pieces: list[str] = []
     num_characters = 0
     try:
@@ -134,16 +119,14 @@ def _render(
     except MemoryError:
         raise
     except Exception as error:  # the template is a foreign program and may raise anything
-        return [_text_of(error)]
+        return _refusal(error)
     return text
 
 
-def _text_of(error: Exception) -> str:
-    return one_line(error, MOST_ERROR) or name_of(error)
+def _refusal(error: Exception) -> Refusal:
+    return Refusal(one_line(error, MOST_ERROR) or name_of(error))
 
 
-def _send(replies: BinaryIO, some: list[Reply]) -> None:
-    data = msgspec.msgpack.encode(some)
-    replies.write(len(data).to_bytes(HEADER_BYTES, "little"))
-    replies.write(data)
+def _send(replies: BinaryIO, some: list[str]) -> None:
+    replies.write(pack_replies(some))
     replies.flush()

@@ -23,12 +23,12 @@ from typing import Any
 import msgspec
 
 from batchgen.errors import UserError
-from batchgen.exec.template_jinja import environment
-from batchgen.exec.template_worker import (
+from batchgen.exec.template_wire import (
     HEADER_BYTES,
     MEMORY_BYTES,
     MEMORY_EXIT,
-    Reply,
+    Refusal,
+    unpack_replies,
 )
 
 CPU_S = 2.0  # a template of a real checkpoint takes less than a millisecond for a usual prompt
@@ -41,7 +41,6 @@ START = (
 
 
 PIECE_BYTES = 1 << 20
-_REPLIES = msgspec.msgpack.Decoder(list[Reply])
 
 
 class Cancelled(Exception):
@@ -65,17 +64,21 @@ def time_of_job() -> datetime:
 class ChatTemplate:
     """One template with the variables that all conversations share.
 
-    `cpu_s`: processor time for one conversation. Raises ValueError for a text that is no template;
-    it is not run before `render`.
+    `cpu_s`: processor time for one conversation. Raises ValueError for a text that is no template,
+    unless it is known to be one (is_checked); it is not run before `render`.
     """
 
     def __init__(
-        self, source: str, variables: Mapping[str, str], now: datetime, *, cpu_s: float = CPU_S
+        self,
+        source: str,
+        variables: Mapping[str, str],
+        now: datetime,
+        *,
+        cpu_s: float = CPU_S,
+        is_checked: bool = False,
     ) -> None:
-        try:
-            environment(now).parse(source)  # reads it; compiling it would run parts of it
-        except Exception as error:
-            raise ValueError(str(error) or type(error).__name__) from None
+        if not is_checked:
+            _check(source, now)
         self._cpu_s = cpu_s
         self._job = {
             "source": source,
@@ -88,7 +91,7 @@ class ChatTemplate:
         self._broken = ""  # why no conversation can be rendered
         self._is_cancelled = False
         self._read_ahead = bytearray()  # of messages
-        self._replies: deque[Reply] = deque()  # of a message
+        self._replies: deque[str] = deque()  # of a message
 
     def render(self, conversations: Sequence[list[dict[str, Any]]]) -> list[str | TemplateError]:
         """The text of each conversation, or what is wrong with it. Raises Cancelled."""
@@ -194,7 +197,7 @@ class ChatTemplate:
         if not self._replies and not self._next_message():
             return TemplateError(f"chat template: {self._why_it_ended()}")
         reply = self._replies.popleft()
-        return reply if isinstance(reply, str) else TemplateError(f"chat template: {reply[0]}")
+        return TemplateError(f"chat template: {reply}") if isinstance(reply, Refusal) else reply
 
     def _next_message(self) -> bool:
         """Take the replies of the next one. False if the process ends or hangs before."""
@@ -204,8 +207,7 @@ class ChatTemplate:
         size += int.from_bytes(held[:size], "little")
         if len(held) < size and not self._fill(size):
             return False
-        with memoryview(held) as view:
-            self._replies.extend(_REPLIES.decode(view[HEADER_BYTES:size]))
+        self._replies.extend(unpack_replies(bytes(held[HEADER_BYTES:size])))
         del held[:size]
         return True
 
@@ -238,6 +240,17 @@ class ChatTemplate:
         if code == MEMORY_EXIT:
             return f"needs more than {MEMORY_BYTES >> 20} MiB of memory"
         return f"ended its process with {code}"
+
+
+def _check(source: str, now: datetime) -> None:
+    """Raises ValueError."""
+    # Not before it is needed: a process that is told that it is a template starts sooner.
+    from batchgen.exec.template_jinja import environment
+
+    try:
+        environment(now).parse(source)  # reads it; compiling it would run parts of it
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def _packed(conversations: Sequence[list[dict[str, Any]]]) -> bytes:

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import tokenizers
 
 from batchgen.errors import DataError, UserError
-from batchgen.exec.config import load_config, read_json_object
 from batchgen.exec.template_pool import TemplatePool
 from batchgen.exec.templates import TemplateError, time_of_job
 from batchgen.exec.token_bytes import TokenBytes
+from batchgen.fields import read_json_object
 from batchgen.oneline import one_line
 from batchgen.paths import has_file
 
@@ -31,8 +31,8 @@ class Tokenizer:
 
     `eos_token_ids` are the ids that end an answer. `has_chat_template` says whether messages work;
     `now` is what a template takes for the time, the same for all conversations. facts: size of the
-    vocabulary and those ids, where they are known; else they are read with the model's config,
-    which loads torch.
+    vocabulary and those ids, where the folder has been read before and nothing is to be checked;
+    else they are read with the model's config.
     """
 
     def __init__(
@@ -56,7 +56,10 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._token_bytes = TokenBytes(self._tokenizer)
+        is_read = facts is not None
         if facts is None:
+            from batchgen.exec.config import load_config  # more than other processes need
+
             config = load_config(directory)
             facts = config.vocab_size, frozenset(config.eos_token_ids)
         self.vocab_size, self.eos_token_ids = facts
@@ -70,7 +73,7 @@ class Tokenizer:
                 for name in ("bos_token", "eos_token", "pad_token")
             }
             try:
-                self._templates = TemplatePool(source, specials, self.now)
+                self._templates = TemplatePool(source, specials, self.now, is_checked=is_read)
             except ValueError as error:
                 raise DataError(
                     f"is not a valid template ({error!s:.80})",

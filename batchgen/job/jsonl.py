@@ -1,8 +1,9 @@
 """Lines and JSON read defensively: bytes split on newline only, one bad line hurts no other.
 
 Knows nothing of batch rows. Each hazard that the standard parser lets through (NaN, duplicate keys,
-lone surrogates, endless lines) becomes a `BadLine` with a stable code. Most lines are read by msgspec,
-which is five times as fast and lets fewer through; where it could differ the exact reading is asked.
+lone surrogates, endless lines) becomes a `BadLine` with a stable code. Most lines are read by
+msgspec, which is several times as fast; where it refuses, or could differ, the standard parser is
+asked.
 """
 
 from __future__ import annotations

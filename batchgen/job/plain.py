@@ -1,5 +1,5 @@
-"""The usual chat of OpenAI's batches, read and checked at once: a type that msgspec decodes. Every other
-line is left to `job.drafting`, which also says what is wrong with one.
+"""The usual chat of OpenAI's batches, read and checked at once: a type that msgspec decodes. Every
+other line is left to `job.drafting`, which also says what is wrong with one.
 """
 
 from __future__ import annotations
