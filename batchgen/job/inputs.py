@@ -111,6 +111,20 @@ def value_of(raw: Raw, form: str) -> dict[str, Any] | BadLine:
     return {"prompt": text} if isinstance(text, str) else text
 
 
+def column_names(path: Path, form: str) -> list[str] | None:
+    """The columns that every row of a file has, None where each row has its own. Raises UserError
+    as `read_raw`."""
+    if form == "csv":
+        with _lines_of(path, MAX_LINE_BYTES, InputDigest()) as lines:
+            source = _Texts(lines)
+            return _header(path, _csv_reader(path, source), source)
+    if form == "parquet":
+        with _parquet_file(path) as file:
+            names: list[str] = file.schema_arrow.names
+            return names
+    return None
+
+
 def filled_lines(path: Path) -> Iterator[tuple[int, bytes | BadLine]]:
     """(number from 1, bytes) of the lines of JSON or text that are rows: all that are not blank.
     Raises UserError as `read_input`."""
@@ -248,8 +262,7 @@ def _csv(path: Path, lines: Lines, most: int, typed: Collection[str]) -> Iterato
     opened is lost: those after it are read anew, as rows."""
     source = _Texts(lines)
     csv.field_size_limit(most)
-    delimiter = "\t" if ".tsv" in (one.lower() for one in path.suffixes) else ","
-    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    reader = _csv_reader(path, source)
     header = _header(path, reader, source)
     while True:
         source.next_row()
@@ -275,6 +288,11 @@ def _csv(path: Path, lines: Lines, most: int, typed: Collection[str]) -> Iterato
             yield source.number, BadLine(code="invalid_csv", message=message)
         elif fields:
             yield source.number, _row(dict(zip(header, fields, strict=True)), typed)
+
+
+def _csv_reader(path: Path, source: _Texts) -> Iterator[list[str]]:
+    delimiter = "\t" if ".tsv" in (one.lower() for one in path.suffixes) else ","
+    return csv.reader(source, delimiter=delimiter, strict=True)
 
 
 def _header(path: Path, reader: Iterator[list[str]], source: _Texts) -> list[str]:
@@ -313,16 +331,24 @@ def _row(row: dict[str, str], typed: Collection[str]) -> dict[str, Any]:
 
 
 def _parquet(path: Path, digest: InputDigest) -> Iterator[Item]:
+    number = 0
+    with _parquet_file(path) as file:
+        for batch in file.iter_batches(PARQUET_ROWS):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, _plain_row(row)
+    digest.is_whole_file(*file_digest(path))
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
+    """The file, open; what is wrong with it, also while it is read, is a UserError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with path.open("rb") as file:
-            number = 0
-            for batch in pq.ParquetFile(file).iter_batches(PARQUET_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, _plain_row(row)
+            yield pq.ParquetFile(file)
     except OSError as error:
         if error.errno is None:  # pyarrow's own errors are of this kind too
             raise UserError(
@@ -331,7 +357,6 @@ def _parquet(path: Path, digest: InputDigest) -> Iterator[Item]:
         raise unreadable(path, error) from None
     except (pa.ArrowException, ValueError) as error:
         raise UserError(f"{path} is no Parquet file ({error!s:.80})", remedy="check it") from None
-    digest.is_whole_file(*file_digest(path))
 
 
 def _plain_row(row: dict[str, Any]) -> dict[str, Any] | BadLine:

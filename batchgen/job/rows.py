@@ -23,7 +23,7 @@ from batchgen.job.columns import Columns
 from batchgen.job.crew import Crew
 from batchgen.job.encoding import ANSWERED, ID_BYTES, OTHERS, OURS, Bad, Chunk, Encoded, Maker
 from batchgen.job.fields import TYPED
-from batchgen.job.inputs import Raw, read_raw, value_of
+from batchgen.job.inputs import Raw, column_names, read_raw, value_of
 from batchgen.job.jsonl import InputDigest
 from batchgen.job.prompts import PromptEncoder
 from batchgen.job.row import Answered, BadRow, JobRow, RowLimits, TokenIds
@@ -148,8 +148,11 @@ def read_chunks(
 
     threads: rows are made in so many, ahead of those that are taken; with two and more, rows behind
     the first `here_rows` are made in as many processes. The rows are the same. Close the iterator
-    when it is left: that ends the processes.
+    when it is left: that ends the processes. Raises UserError for a file that cannot be read, or
+    that has not the columns of `shape`.
     """
+    if shape is not None:
+        shape.check(path, column_names(path, form))
     digest = InputDigest() if digest is None else digest
     maker = Maker(encoder=encoder, limits=limits, form=form, shape=shape)
     chunks = _chunks(path, limits, limit, digest, form, answered, shard)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from batchgen.errors import UserError
@@ -26,6 +27,16 @@ class Shape:
         """Columns that the template names, each once."""
         names = (match[1] for match in PLACE.finditer(self.template))
         return list(dict.fromkeys(name for name in names if name is not None))
+
+    def check(self, path: Path, known: Sequence[str] | None) -> None:
+        """Raises UserError where a file with these columns (None: each row has its own) has not
+        those of the template."""
+        missing = [] if known is None else [name for name in self.columns() if name not in known]
+        if missing:
+            raise UserError(
+                f"{path} has no column '{missing[0]:.60}'",
+                remedy=f"its columns are {', '.join(known or ())}",
+            )
 
     def body(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with a prompt in the place of its columns. Raises RowError if one is missing."""

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchgen.errors import UserError
+from batchgen.job.checking import check_rows
 from batchgen.job.fields import TYPED
 from batchgen.job.inputs import form_of, read_input
 from batchgen.job.jsonl import BadLine, InputDigest
@@ -302,3 +303,26 @@ def test_a_row_that_never_ends_is_looked_for_no_further_than_a_line_may_be(tmp_p
     assert len(found) == 1001
     assert isinstance(found[0][1], BadLine)
     assert "field larger than field limit (100), on line 27" in found[0][1].message
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl"])
+def test_a_column_that_no_row_has_is_no_error_of_rows(form: str, tmp_path: Path) -> None:
+    """Unless each row has fields of its own."""
+    rows = [{"question": f"what is {number}", "answer": "4"} for number in range(3)]
+    path = tmp_path / f"a.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif form == "csv":
+        path.write_text(
+            "question,answer\n" + "".join(",".join(row.values()) + "\n" for row in rows)
+        )
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert not check_rows(path, shape=Shape(template="{question}: {answer}")).bad.counts
+    other = Shape(template="{question}: {title}")
+    if form == "jsonl":
+        assert check_rows(path, shape=other).bad.counts.total() == len(rows)
+        return
+    with pytest.raises(UserError, match=r"a\.[a-z]+ has no column 'title'") as caught:
+        check_rows(path, shape=other)
+    assert caught.value.remedy == "its columns are question, answer"
