@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from batchgen.errors import Unfinished, UserError
+from batchgen.option_names import named_as_options
 from batchgen.paths import aside
 
 if TYPE_CHECKING:
@@ -280,7 +281,19 @@ def _execute(
 def _job(
     model: str | Path, rows: Rows, output: str | Path | None, options: BatchOptions
 ) -> Iterator[ExecJob]:
-    """The job over files: objects are written to a temporary one."""
+    """The job over files; its errors, and those while it runs, name options of Python."""
+    with (
+        named_as_options(BatchOptions.__annotations__),
+        _over_files(model, rows, output, options) as job,
+    ):
+        yield job
+
+
+@contextmanager
+def _over_files(
+    model: str | Path, rows: Rows, output: str | Path | None, options: BatchOptions
+) -> Iterator[ExecJob]:
+    """Objects are written to a temporary file."""
     try:
         from batchgen.exec.devices import usual_dtype
         from batchgen.exec.job import ExecJob
