@@ -1,4 +1,4 @@
-"""Errors in the words of Python: flags of the command line that are options there, and no others."""
+"""Errors in the words of Python: flags that are options there, and no others."""
 
 from __future__ import annotations
 
