@@ -121,7 +121,8 @@ def build_plan(
     block = options.gpu_batches * (preset.token_budget or machine["token_budget"])
     token_budget = options.token_budget or min(block, MOST_SIZE)
     if options.engine_token_budget is not None and options.token_budget is None:
-        token_budget = max(1, options.engine_token_budget // layout.attention_dp)
+        of_engine = options.gpu_batches * options.engine_token_budget
+        token_budget = max(1, min(of_engine // layout.attention_dp, MOST_SIZE))
     seats = options.gpu_batches * (preset.max_num_seqs or machine["max_num_seqs"])
     max_num_seqs = options.max_num_seqs or min(seats, MOST_SIZE)
     sizes = capacity(

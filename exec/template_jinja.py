@@ -36,6 +36,9 @@ def environment(now: datetime) -> jinja2.Environment:
         extensions=["jinja2.ext.loopcontrols", GenerationBlock],
     )
     made.filters["tojson"] = _to_json
+    for name in ("random", "lipsum"):  # other tokens each time
+        made.filters.pop(name, None)
+        made.globals.pop(name, None)
     made.globals["raise_exception"] = _raise_exception
     made.globals["strftime_now"] = now.strftime
     return made

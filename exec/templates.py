@@ -89,6 +89,7 @@ class ChatTemplate:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
         self._broken = ""  # why no conversation can be rendered
+        self._ended_with = 0  # exit code of a process that has ended before it should
         self._is_cancelled = False
         self._read_ahead = bytearray()  # of messages
         self._replies: deque[str] = deque()  # of a message
@@ -161,7 +162,23 @@ class ChatTemplate:
             process.kill()
 
     def _start(self) -> None:
-        """A process that has compiled the template; `_broken` if it could not."""
+        """A process that has compiled the template; `_broken` if it could not. One that is killed
+        meanwhile, as where memory is short, is no fault of the template's: once more."""
+        for _ in range(2):
+            answer = self._begin()
+            if self._is_cancelled:
+                self.close()
+                raise Cancelled
+            if not isinstance(answer, TemplateError):
+                return
+            self.close()
+            if self._ended_with != -signal.SIGKILL:
+                break
+        self._broken = str(answer)
+
+    def _begin(self) -> str | TemplateError:
+        """What a new process says of the template."""
+        self._ended_with = 0
         path = json.dumps([os.path.abspath(folder) for folder in sys.path])
         try:
             self._process = subprocess.Popen(
@@ -180,10 +197,7 @@ class ChatTemplate:
         self._read_ahead = bytearray()
         self._replies.clear()
         self._send(json.dumps(self._job).encode())
-        answer = self._receive()
-        if isinstance(answer, TemplateError):
-            self._broken = str(answer)
-            self.close()
+        return self._receive()
 
     def _send(self, request: bytes) -> None:
         assert self._process is not None
@@ -234,6 +248,7 @@ class ChatTemplate:
             code = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
             code = -signal.SIGPROF  # it hangs
+        self._ended_with = code
         self.close()
         if code == -signal.SIGPROF:
             return f"needs more than {self._cpu_s:g} s for one conversation"

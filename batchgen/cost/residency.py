@@ -103,6 +103,11 @@ def placed(
         expert = model.expert_parameters * DTYPE_BYTES[model.expert_dtype] / layout.expert_tp
         return total - held["experts"] + ceil(2 * expert), held["experts"]
     if residency.weights == "moe-layers":
+        if not model.moe_layers:
+            raise UserError(
+                f"plan.weights=moe-layers: {model.name} has no routed experts",
+                remedy="give plan.weights=layers",
+            )
         two = ceil(2 * held["experts"] / max(1, model.moe_layers))
         return total - held["experts"] + two, held["experts"]
     return total, 0

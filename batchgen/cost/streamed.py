@@ -208,10 +208,13 @@ class StreamedCost:
         return parts
 
     def flops(self, load: PassLoad) -> FloatArray:
-        return self.inner.flops(load)
+        return self.inner.flops(self._computed(load))
 
     def hbm_bytes(self, load: PassLoad) -> FloatArray:
-        return self.inner.hbm_bytes(load)
+        """Each GPU batch reads the weights anew; KV that the CPU reads is not there."""
+        each = self.inner.hbm_bytes(gpu_batches(self._computed(load), self._batches))
+        total: FloatArray = each.reshape(self._batches, load.num_passes).sum(axis=0)
+        return total
 
     def describe(self) -> dict[str, Any]:
         residency = self.residency

@@ -56,6 +56,7 @@ def test_any_number_runs_or_is_one_line(
     trace = tmp_path / "t.jsonl"
     trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = ["sim", "--trace", str(trace), "--model", "llama-3.1-8b", "--gpus", "2", "--json"]
+    args += ["--layout", "dp2"]
     args += ["--set", f"{slot}.part={part}"] if part else []
     args += ["--oracle"] if part and "lengths" in part_class(slot, part).needs else []
     least, most = field.metadata["least"], field.metadata["most"]

@@ -158,6 +158,33 @@ def test_a_text_that_is_no_template(source: str, message: str) -> None:
         make(source)
 
 
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_process_killed_while_it_starts_is_started_again(
+    kills: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: what is killed time and again is refused by its conversations."""
+    send, left = ChatTemplate._send, [None] * kills
+
+    def killed(self: ChatTemplate, request: bytes) -> None:
+        if left:
+            left.pop()
+            assert self._process is not None
+            self._process.kill()
+        else:
+            send(self, request)
+
+    monkeypatch.setattr(ChatTemplate, "_send", killed)
+    (text,) = make("{{ messages[0].content }}").render([chat("hi")])
+    assert text == "hi" if kills == 1 else "ended its process with -9" in str(text)
+
+
+@pytest.mark.parametrize("source", ["{{ [1, 2] | random }}", "{{ lipsum() }}"])
+def test_nothing_that_draws(source: str) -> None:
+    """The same conversation is the same tokens."""
+    with pytest.raises((TemplateError, ValueError), match="random|lipsum"):
+        one(source)
+
+
 def test_json_is_for_models_and_not_for_html() -> None:
     value = {"b": "<é'&\">", "a": [1, None, True]}
     messages = [{"role": "tool", "content": "", "data": value}]

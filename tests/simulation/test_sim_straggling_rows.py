@@ -31,6 +31,16 @@ def test_an_engine_late_by_less_than_the_factor_changes_nothing() -> None:
     assert late.bct_s <= 1.04 * healthy.bct_s
 
 
+@pytest.mark.parametrize("policy", ["batchgen", "vllm"])
+def test_engines_that_are_all_late_by_as_much_gain_nothing(policy: str) -> None:
+    """As when the cost model is wrong for all alike: none is faster than another."""
+    always: tuple[tuple[str, str], ...] = (("placement.part", "least-work"),)
+    load = Load(engines=4, rows=1000, seed=3, policy=policy, overrides=always)
+    never = replace(load, overrides=(*always, ("placement.late_factor", "1000000")))
+    troubles = [slow(0.0, engine, 1.3) for engine in range(4)]
+    assert run(load, troubles, watch=False).bct_s <= 1.002 * run(never, troubles, watch=False).bct_s
+
+
 def holds(seed: int) -> None:
     """One engine slow by 1.15 to 4 times from some time on, for good or until it heals: 1.05 times
     the work over the capacity that is left, and the longest row. All rows run at once, or hardly

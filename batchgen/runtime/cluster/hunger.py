@@ -263,6 +263,8 @@ class Hunger:
         cluster, pace = self._cluster, self._cluster.pace
         if engine.role != "both" or donor.role != "both" or not self._may_send_away(donor.id):
             return False
+        if not cluster.policy.moves:
+            return False
         hungry = [cluster.engines[index] for index in self._hungry]
         takers = [one for one in hungry if self._outruns(one, donor)]
         if engine not in takers:

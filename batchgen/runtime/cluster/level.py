@@ -112,7 +112,8 @@ def _room(cluster: ClusterMachine, engine: EngineMachine, context: int) -> int:
 
 def _context(cluster: ClusterMachine, engines: Sequence[EngineMachine], other: int) -> int:
     """KV tokens of a row at these engines, on average; of nobody's rows: the other number."""
-    known = [cluster.pace.seen[one.id] for one in engines if one.id in cluster.pace.seen]
+    seen = cluster.pace.seen
+    known = [seen[one.id] for one in engines if one.settled and one.id in seen]
     rows = sum(one.rows for one in known)
     return sum(one.rows * one.context for one in known) // rows if rows else other
 
@@ -127,9 +128,6 @@ def _pass_ps(cluster: ClusterMachine, engine: EngineMachine, rows: int, read: in
 
 
 def _move_ps(cluster: ClusterMachine, context: int) -> int:
-    """What it takes to bring a row of that context to another engine, of another node."""
-    advisor = cluster.advisor
-    assert advisor is not None
-    if not cluster.policy.moves:
-        return advisor.recompute_ps(context)
-    return advisor.copy_ps(context, "inter")
+    """What it takes to copy a row of that context to another engine, of another node."""
+    assert cluster.advisor is not None
+    return cluster.advisor.copy_ps(context, "inter")

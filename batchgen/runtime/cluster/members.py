@@ -61,6 +61,11 @@ class Members:
         cluster.loads.takers.admit(cluster.takers)
         cluster.loads.decoders.admit(cluster.decoders)
 
+    def gives_some(self, source: EngineMachine) -> bool:
+        """Whether those rows leave an engine, as it lags, that gain by it with their copies. None
+        is prefilled again: nothing would keep it from coming back."""
+        return self._cluster.pace.lags(source) and not source.draining
+
     def homes(self, source: EngineMachine, row: int) -> Homes:
         """Where a row with KV of an engine may go, be there any place or none. What runs on a slow
         engine goes to a fast one, or stays; what runs on one that lags, to one that is faster."""
@@ -70,10 +75,10 @@ class Members:
             return Homes(cluster.decoders, lambda one: fits_ever(one, row), loads, loads.decoders)
         slow = frozenset[int]() if source.draining or not source.alive else self.slow
         mixed, pace = source.role == "both", cluster.pace
-        lags, mine = pace.lags(source) and not source.draining, pace.lateness(source)
+        gives, mine = self.gives_some(source), pace.lateness(source)
 
         def suits(one: EngineMachine) -> bool:
-            if lags and pace.lateness(one) >= mine:
+            if gives and pace.lateness(one) >= mine:
                 return False
             return _takes(one, source, slow) and fits_ever(one, row)
 

@@ -26,8 +26,8 @@ FIRST_WAIT = 256
 """Passes (of the slow kind) after which an idle slow engine is tried again; then twice as many."""
 LONGEST_WAIT = 1 << 16
 BETWEEN = 4
-"""Passes from one that is timed to the next while it is open whether an engine lags: accidents last
-a few passes."""
+"""Passes between two that are timed while it is open whether an engine lags: accidents last a few
+passes."""
 LATE_IN_A_ROW = 3
 """Timed passes, one right after the other, that must all be late: where healthy passes are late by
 accident now and then, an engine is taken for slow with the third power of that chance."""
@@ -137,10 +137,12 @@ class Pace:
         return self._slowness.get(engine.id, AS_EXPECTED)
 
     def lateness(self, engine: EngineMachine) -> int:
-        """The same, also of an engine that lags. It is for running rows: what waits at an engine
-        that lags counts as anywhere, for others take that as soon as they have nothing, and took
-        too much when it was weighed."""
-        return self._lags[engine.id].lateness if self.lags(engine) else self.slowness(engine)
+        """The same, also of an engine that lags, or may: where all are late by as much, since the
+        cost model is wrong, none must count as faster because it was found later. It is for running
+        rows: what waits at an engine that lags counts as anywhere, for others take that as soon as
+        they have nothing, and took too much when it was weighed."""
+        lag = self._lags.get(engine.id)
+        return self.slowness(engine) if lag is None else lag.lateness
 
     def lags(self, engine: EngineMachine) -> bool:
         """Whether an engine that is not slow takes longer than it should."""

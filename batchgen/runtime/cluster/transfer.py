@@ -98,6 +98,7 @@ class Transfers:
         cluster = self._cluster
         for row in rows:
             homes = cluster.members.homes(source, row)
+            gives = cluster.members.gives_some(source)
             if not homes:
                 self._nobody(source, row)
             elif not cluster.policy.moves and source.role != "prefill":
@@ -106,7 +107,7 @@ class Transfers:
                 if source.role == "both":
                     homes = cluster.hunger.among(homes)
                 target = cluster.policy.placement.choose(cluster, row, homes)
-                if self._is_copied(source, row, target):
+                if gives or self._is_copied(source, row, target):
                     self.ask(source, [row], target)
                 else:
                     self._recompute_elsewhere(source, row)

@@ -138,7 +138,6 @@ def _cannot_wait(engine: EngineMachine) -> bool:
 def _ask(engine: EngineMachine, turn: bool, out: list[act.Action]) -> bool:
     """Everything that a boundary asks; returns whether somebody gave way."""
     phases, ranks, policy = engine.phases, engine.ranks, engine.policy
-    engine.had = engine.settled + engine.num_waiting
     for rank in ranks:
         rank.gave = False
         if rank.debt:

@@ -346,10 +346,14 @@ def freeze(engine: EngineMachine) -> None:
     go, half a prompt is begun again elsewhere."""
     engine.freezing = False
     part, of = (1, 1) if engine.draining else engine.freezing_share
+    seen = gone = 0  # rounded up once, not by each rank
     for rank in engine.ranks:
         for row in list(rank.prefilling) if engine.draining else ():
             recompute(engine, rank, row)
-        for row in list(rank.running)[: -(-len(rank.running) * part // of)]:
+        seen += len(rank.running)
+        leaving = -(-seen * part // of) - gone
+        gone += leaving
+        for row in list(rank.running)[:leaving]:
             engine.leave(rank, row)
             rank.held[row] = None
             engine.table.v_status[row] = DOUBT

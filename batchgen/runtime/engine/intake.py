@@ -90,12 +90,13 @@ def hunger(engine: EngineMachine) -> bool:
     """Tell the cluster that nothing waits here; True when rows came at once. It is told once, and
     again at every boundary and when nothing is left: rows were refused while there was enough.
 
-    `settled` must not depend on the length of steps, so it is written at no other times, and
-    whenever a row waits (which ends steps at every finish).
+    `settled` and `had` must not depend on the length of steps: they are written at no other times,
+    and whenever a row waits (which ends steps at every finish).
     """
     if not engine.policy.steals or engine.role == "decode":
         return False
     if any(rank.waiting for rank in engine.ranks):
+        engine.had = engine.settled + engine.num_waiting
         engine.settled = engine.num_begun
         return False
     resident = engine.num_begun
@@ -103,6 +104,7 @@ def hunger(engine: EngineMachine) -> bool:
         again_q = engine.turn_q if engine.phases else engine.look_q
         if engine.prefill or engine.q < again_q:
             return False
+    engine.had = engine.settled + engine.num_waiting
     engine.settled = resident
     engine.told = True
     return engine.up.hunger.hungry(engine)
