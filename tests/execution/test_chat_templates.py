@@ -181,7 +181,7 @@ def test_a_process_killed_while_it_starts_is_started_again(
 @pytest.mark.parametrize("source", ["{{ [1, 2] | random }}", "{{ lipsum() }}"])
 def test_nothing_that_draws(source: str) -> None:
     """The same conversation is the same tokens."""
-    with pytest.raises((TemplateError, ValueError), match="random|lipsum"):
+    with pytest.raises((TemplateError, ValueError), match=r"random|lipsum"):
         one(source)
 
 
