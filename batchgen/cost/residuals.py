@@ -92,7 +92,7 @@ def find(kind: Kind, rows: Sequence[Mapping[str, Any]] | None = None) -> Residua
 
 def _benchmarked(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> Residual:
     if kind.changed:
-        return Residual(what="none measured of this kind of run (constants or places were changed)")
+        return Residual(what="none measured of this kind of run (its constants, places, copies)")
     for source in SOURCES:
         found = [row for row in rows if row["source"] == source and _applies(row, kind)]
         if found:

@@ -151,10 +151,11 @@ def zero_inference(model: Any, rows: int, **options: Any) -> tuple[float, int]:
     return rows / (cost.pass_one_ps(rows, rows * 10, samples=rows) / 1e12), sizes.hbm_tokens // 14
 
 
-def test_zero_inference_full_offload(tmp_path: Path) -> None:
-    """OPT-30B on one V100: 43 tokens a second from the host and 30 from NVMe. Every pass takes the
-    whole of the weights over the link, so 43 of them a second are 184 rows, which have room; from
-    disks that read 30 / 43 as fast as the link they make 30. The batch was not published."""
+def test_zero_inference_passes_take_what_the_weights_take(tmp_path: Path) -> None:
+    """OPT-30B on one V100, 43 tokens a second from the host and 30 from NVMe. Neither its batch nor
+    its disks were published, so that the rows (184) and the rate of the disks are those that 43 and
+    30 need: what is seen here is that they have room, and that every pass takes the whole of the
+    weights over the link, or from the disks, and nothing else."""
     script = load_script()
     model = load_model(script.write_model("OPT-30B", tmp_path))
     link = 0.879 * 15.75e9

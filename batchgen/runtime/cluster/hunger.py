@@ -2,9 +2,9 @@
 and stays known until rows come.
 
 Four ways to feed, cheapest first: rows that wait elsewhere (nothing to move), rows with KV that ask
-for pages elsewhere (they ask here), rows on other hosts (a copy), running rows of a slow engine
-(frozen, then copied). Donors live in lazy heaps, so that no
-question costs a scan over engines.
+for pages elsewhere (they ask here), rows on other hosts (a copy), running rows of an engine that is
+slow, or that lags (frozen, then copied). Donors live in lazy heaps, so that no question costs a
+scan over engines.
 """
 
 from __future__ import annotations
