@@ -82,12 +82,24 @@ class Floor:
             for rows in _edges(seats)[:-1]
             for read in at
         )
+        self.pair = self._pair_ps(cost)
+
+    def _pair_ps(self, cost: CostModel) -> float:
+        """The least rate per pair of prompts of any size. What crosses a host link grows with the
+        tokens of a prompt, and may hide the pairs of a long one while it hides none of a short."""
         far = NEAR if cost.detailed else PROBE
         once, twice = (cost.pass_one_ps(0, 0, 1, pairs) for pairs in (far, 2 * far))
-        self.pair = (twice - once) / far
-        if cost.detailed:
-            more = cost.pass_one_ps(0, 0, 1, 1) - cost.pass_one_ps(0, 0, 1, 0)
-            self.pair = min(self.pair, float(more))
+        least = (twice - once) / far
+        if not cost.detailed:
+            return least
+        sizes = np.append(self.chunks[:-1], self.token_budget) if cost.streams else np.ones(1)
+        pairs = np.array([0, 1, NEAR])
+        load = PassLoad.zeros(cost.num_ranks, len(sizes) * len(pairs))
+        load.chunk_tokens[:] = np.repeat(sizes, len(pairs))
+        load.chunk_pairs[:] = np.tile(pairs, len(sizes))
+        times = cost.pass_ps(load).reshape(len(sizes), len(pairs))
+        more = (times[:, 1:] - times[:, :1]) / pairs[1:]
+        return min(least, float(more.min()))
 
     def _tokens_ps(self, cost: CostModel, tokens: IntArray) -> IntArray:
         """The least times of passes of so many tokens: only decodes, only prompts, or more than all

@@ -135,7 +135,7 @@ class StreamedCost:
         if self._batches == 1:
             return self.inner.pass_ps(load, detail)
         times = self.inner.pass_ps(gpu_batches(load, self._batches))
-        total: IntArray = times.reshape(self._batches, load.num_passes).sum(axis=0)
+        total: IntArray = times.reshape(-1, load.num_passes).sum(axis=0)
         return total
 
     def pass_ps(self, load: PassLoad, detail: PassDetail | None = None) -> IntArray:
@@ -198,10 +198,7 @@ class StreamedCost:
     def breakdown(self, load: PassLoad) -> dict[str, IntArray]:
         busy = (load.decodes + load.chunk_tokens).any(axis=0)
         each = self.inner.breakdown(gpu_batches(self._computed(load), self._batches))
-        parts = {
-            name: time.reshape(self._batches, load.num_passes).sum(axis=0)
-            for name, time in each.items()
-        }
+        parts = {name: time.reshape(-1, load.num_passes).sum(axis=0) for name, time in each.items()}
         parts["host_link"] = np.maximum(*self.streams_ps(load))
         parts["disk"] = np.where(busy, self._disk_ps + sum(self._kv_on_disks_ps(load)), 0)
         parts["attention_cpu"] = self._attention_ps(load)
@@ -213,7 +210,7 @@ class StreamedCost:
     def hbm_bytes(self, load: PassLoad) -> FloatArray:
         """Each GPU batch reads the weights anew; KV that the CPU reads is not there."""
         each = self.inner.hbm_bytes(gpu_batches(self._computed(load), self._batches))
-        total: FloatArray = each.reshape(self._batches, load.num_passes).sum(axis=0)
+        total: FloatArray = each.reshape(-1, load.num_passes).sum(axis=0)
         return total
 
     def describe(self) -> dict[str, Any]:
@@ -225,8 +222,9 @@ class StreamedCost:
 
 def gpu_batches(load: PassLoad, batches: int) -> PassLoad:
     """Every pass cut into so many GPU batches, as passes [batches * num_passes], the first batch of
-    each pass first. Rows and prompt tokens are spread evenly; where there are fewer than batches,
-    the first batches have one each. All sums are those of the pass."""
+    each pass first; no more batches than some pass fills. Rows and prompt tokens are spread evenly;
+    where there are fewer than batches, the first batches have one each. All sums are those of the
+    pass."""
     decode_parts = np.clip(load.decodes, 1, batches)
     chunk_parts = np.clip(load.chunk_tokens, 1, batches)
     both = np.maximum(decode_parts, chunk_parts)
@@ -239,17 +237,17 @@ def gpu_batches(load: PassLoad, batches: int) -> PassLoad:
         "samples": both,
         "checkpoint": both,
     }
-    columns = {
-        name: np.concatenate([_share(getattr(load, name), part, k) for k in range(batches)], axis=1)
-        for name, part in parts.items()
-    }
+    count = int(both.max(initial=1))  # the batches behind are empty
+    columns = {name: _shares(getattr(load, name), part, count) for name, part in parts.items()}
     return PassLoad(**columns)
 
 
-def _share(total: IntArray, parts: IntArray, k: int) -> IntArray:
-    """Share k of so many equal ones; nothing from `parts` on."""
-    share = total * (k + 1) // parts - total * k // parts
-    return np.where(k < parts, share, 0)
+def _shares(total: IntArray, parts: IntArray, count: int) -> IntArray:
+    """Of each entry [num_ranks, num_passes] its equal `parts`, and nothing behind them, up to
+    `count`: [num_ranks, count * num_passes]."""
+    k = np.arange(count)[:, None, None]
+    shares = np.where(k < parts, total * (k + 1) // parts - total * k // parts, 0)
+    return np.moveaxis(shares, 0, 1).reshape(total.shape[0], -1)
 
 
 def _ps(tokens: IntArray, each: float) -> IntArray:
