@@ -240,6 +240,21 @@ def check_job(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     return check_options(job)
 
 
+def _simulated_only(job: ExecJob, preset: Preset) -> UserError:
+    """Places on the host that an executor does not know: the system's own, or the user's."""
+    own = plan_options({}, preset.plan).residency != Residency()
+    if own:
+        what = f"{job.policy} streams weights from the host or its disks"
+        remedy = "choose another policy; `batchgen sim` runs this one"
+    else:
+        what = (
+            "--set plan.weights, plan.kv, plan.attention, plan.disk_share, plan.resident_share, "
+            "plan.row_bytes, plan.gpu_batches"
+        )
+        remedy = "leave them out"
+    return UserError(f"{what}: of the simulator only", remedy=remedy, code="capability")
+
+
 def check_options(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
     """The same without the input."""
     check_device(job.device)
@@ -259,12 +274,7 @@ def check_options(job: ExecJob) -> tuple[Preset, dict[str, str], PlanOptions]:
             code="capability",
         )
     if options.residency != Residency():
-        raise UserError(
-            "--set plan.weights, plan.kv, plan.attention, plan.disk_share, plan.resident_share, "
-            "plan.row_bytes, plan.gpu_batches: of the simulator only",
-            remedy="leave them out",
-            code="capability",
-        )
+        raise _simulated_only(job, preset)
     if options.max_context is not None:
         raise UserError(
             "--set plan.max_context: exec keeps to the context of the checkpoint",

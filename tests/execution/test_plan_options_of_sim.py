@@ -28,3 +28,14 @@ def test_it_is_refused_by_name(name: str, value: str) -> None:
     job = ExecJob(model=Path("m"), input=Path("i"), output=Path("o"), overrides=((name, value),))
     with pytest.raises(UserError, match=name):
         check_options(job)
+
+
+@pytest.mark.parametrize(
+    "policy", ["flexgen", "moe-lightning", "zero-inference", "vllm-cpu-offload"]
+)
+def test_a_system_that_streams_weights_is_refused_by_its_own_name(policy: str) -> None:
+    """The user has set nothing."""
+    job = ExecJob(model=Path("m"), input=Path("i"), output=Path("o"), policy=policy)
+    with pytest.raises(UserError, match=f"^{policy} streams weights") as caught:
+        check_options(job)
+    assert "--set" not in str(caught.value)
