@@ -74,6 +74,13 @@ _COLUMNS: tuple[tuple[str, str, Any, int], ...] = (
 COLUMNS = tuple(name for name, _, _, _ in _COLUMNS)
 
 
+def residual_tokens(left: int, produced: int, predicted: int) -> int:
+    """Output that is expected of a row still: what is left of its prediction, or as much as it has
+    produced once that is passed (mean residual life of a heavy tail), and no more than may be left
+    of its budget. predicted 0: nobody predicts."""
+    return min(left, predicted - produced if produced < predicted else produced)
+
+
 class Table:
     """Columns of `num_rows` rows. `table.NAME` is the NumPy column, `table.v_NAME` an `array` over
     the same memory.

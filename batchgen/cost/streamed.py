@@ -17,7 +17,7 @@ GPUs of a node share its CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,6 @@ class StreamedCost:
             "cpu_bytes_per_s": cpu_bytes_per_s if self._on_cpu else None,
             "stream_theta": schedule.theta,
             "block_schedule": schedule.kind,
-            "gpu_batches": residency.gpu_batches,
             "copies_of_weights": copies_of_weights,
         }
 
@@ -214,10 +213,7 @@ class StreamedCost:
         return total
 
     def describe(self) -> dict[str, Any]:
-        residency = self.residency
-        names = ("weights", "kv", "attention", "disk_share")
-        where = {name: getattr(residency, name) for name in names}
-        return {**self.inner.describe(), "residency": where, **self._rates}
+        return {**self.inner.describe(), "residency": asdict(self.residency), **self._rates}
 
 
 def gpu_batches(load: PassLoad, batches: int) -> PassLoad:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.policy.base import Part, PlacementPart
 from batchgen.policy.options import MOST_TOKENS, option
+from batchgen.sequence import residual_tokens
 
 if TYPE_CHECKING:
     from batchgen.runtime.cluster.homes import Homes
@@ -24,13 +25,13 @@ Slot = tuple[int, int]
 
 
 def remaining_tokens(table: Table, row: int) -> int:
-    """Output that is expected of a row still: what is left of its prediction, or as much as it has
-    produced once that is passed (mean residual life of a heavy tail); without one its budget."""
+    """Output that is expected of a row still; without a prediction its budget: placement weighs
+    rows that have produced nothing yet, too."""
     produced = table.v_produced[row]
     left, predicted = table.v_budget[row] - produced, table.v_predicted[row]
     if not predicted:
         return left
-    return min(left, predicted - produced if produced < predicted else produced)
+    return residual_tokens(left, produced, predicted)
 
 
 class RoundRobin(PlacementPart):

@@ -121,21 +121,21 @@ def test_rows_that_nobody_has_room_for_stay() -> None:
 
 LONG = tuple(Row(prompt=5, budget=2000, output=2000) for _ in range(8))
 BY_A_THIRD = 2  # the factor of this trouble's number, about (1.3)
+LAGS = Case(
+    preset="batchgen",
+    rows=tuple(replace(row, output=30) if index % 2 else row for index, row in enumerate(LONG)),
+    engines=2,
+    hbm_pages=6000,
+    troubles=(("slow", 100_000, 0, BY_A_THIRD),),
+)
+"""Every second row ends early, so that one engine is hungry while the other lags."""
 
 
 def test_running_rows_leave_an_engine_that_lags() -> None:
     """None waits, and the engine is not slow: those rows move that gain by it. All end sooner."""
-    early = tuple(replace(row, output=30) if index % 2 else row for index, row in enumerate(LONG))
-    case = Case(
-        preset="batchgen",
-        rows=early,
-        engines=2,
-        hbm_pages=6000,
-        troubles=(("slow", 100_000, 0, BY_A_THIRD),),
-    )
     slow: list[int] = []
-    moved = run(case, checker=lambda rt, _: slow.append(len(rt.cluster.members.slow)))
-    kept = run(replace(case, overrides={"placement.late_factor": "2"}))
+    moved = run(LAGS, checker=lambda rt, _: slow.append(len(rt.cluster.members.slow)))
+    kept = run(replace(LAGS, overrides={"placement.late_factor": "2"}))
     assert not max(slow)
     assert sum(moved.table.migrations) >= 1
     assert max(moved.times()[1]) < 0.9 * max(kept.times()[1])
@@ -279,15 +279,7 @@ def test_where_all_are_late_by_as_much_none_gives_rows(preset: str) -> None:
 
 def test_rows_that_would_be_prefilled_again_stay() -> None:
     """Nothing would keep them from coming back to the engine that they left."""
-    early = tuple(replace(row, output=30) if index % 2 else row for index, row in enumerate(LONG))
-    case = Case(
-        preset="batchgen",
-        rows=early,
-        engines=2,
-        hbm_pages=6000,
-        troubles=(("slow", 100_000, 0, BY_A_THIRD),),
-        overrides={"recovery.part": "recompute"},
-    )
+    case = replace(LAGS, overrides={"recovery.part": "recompute"})
     found = run(case)
     assert not sum(found.table.recomputed)
     never = run(replace(case, overrides={**case.overrides, "placement.late_factor": "2"}))

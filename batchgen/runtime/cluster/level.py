@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from batchgen.runtime.advisor import RankLoad
+from batchgen.sequence import residual_tokens
 
 if TYPE_CHECKING:
     from batchgen.runtime.cluster.machine import ClusterMachine
@@ -51,15 +52,14 @@ def seen(engine: EngineMachine, loads: Sequence[RankLoad], *, rows: bool) -> Com
 
 
 def _left(engine: EngineMachine) -> int:
-    """Output tokens that are expected of a running row still, on average: what is left of its
-    prediction, or as much as it has produced once that is passed or where there is none (mean
-    residual life of a heavy tail)."""
+    """Output tokens that are expected of a running row still, on average; where nobody predicts as
+    many as it has produced."""
     table, total, count = engine.table, 0, 0
     for rank in engine.ranks:
         for row in rank.running:
             produced = table.v_offset[row] + rank.k - table.v_prompt[row] + 1
             left, predicted = table.v_budget[row] - produced, table.v_predicted[row]
-            total += min(left, predicted - produced if produced < predicted else produced)
+            total += residual_tokens(left, produced, predicted)
             count += 1
     return total // max(count, 1)
 
